@@ -1,0 +1,178 @@
+//! The seam between the swap engine and whatever moves the bytes.
+//!
+//! A transfer owns its memory from submission to completion: the lease travels into the device with
+//! it and comes back with the completion, so nothing in flight can be freed or reused. A device never
+//! blocks the submitter and never drops a transfer; a dead device completes everything with an error.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::error::{Errno, Result};
+use crate::pool::{ReadLease, WriteLease};
+
+/// What a transfer does, with the memory it needs.
+#[derive(Debug)]
+pub enum Action {
+    /// Swap folder to memory: fill the leased bytes from `offset` on.
+    Read(WriteLease),
+    /// Memory to swap folder: store the leased bytes from `offset` on.
+    Write(ReadLease),
+    /// Put everything written to the file before on stable storage: fdatasync, or fsync.
+    Sync {
+        /// Leave out attributes that are not needed to read the data back.
+        data_only: bool,
+    },
+}
+
+/// One operation on one backing file. Offset, length and memory of reads and writes are multiples of
+/// the device's [`Geometry::alignment`].
+#[derive(Debug)]
+pub struct Transfer {
+    /// Chosen by the submitter, handed back untouched.
+    pub token: u64,
+    /// What to do.
+    pub action: Action,
+    /// The file it is done to.
+    pub file: Arc<dyn BackingFile>,
+    /// Byte offset in the file.
+    pub offset: u64,
+}
+
+/// A finished [`Transfer`].
+#[derive(Debug)]
+pub struct Completion {
+    /// The transfer, its leases with it.
+    pub transfer: Transfer,
+    /// Bytes moved (0 for a sync). Fewer than asked is a short transfer; the engine decides what it means.
+    pub result: Result<usize>,
+}
+
+/// Receives completions. Called on a device thread, which it must not block for long.
+pub trait CompletionSink: Send + Sync {
+    /// Takes finished transfers, in no particular order.
+    fn complete(&self, done: &mut Vec<Completion>);
+}
+
+/// Fixed properties of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Bytes; offset and length of every transfer are multiples of it. A power of two, at least 512.
+    pub alignment: usize,
+    /// Whether transfers bypass the page cache.
+    pub direct: bool,
+}
+
+/// Counters of a device since its start, for `stats.json` and for tests of the aio settings.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct DeviceStats {
+    /// `io_uring` or `threads` (or what a test device calls itself).
+    pub engine: &'static str,
+    /// Calls that submitted at least one transfer to the kernel.
+    pub submit_calls: u64,
+    /// Transfers handed to the kernel.
+    pub submitted: u64,
+    /// Most transfers handed over by one call.
+    pub batch_max: u64,
+    /// Most transfers under way at once, on one thread.
+    pub inflight_max: u64,
+    /// Completions taken, errors included.
+    pub completed: u64,
+    /// Completions that carried an error.
+    pub failed: u64,
+    /// Completed reads and their bytes.
+    pub reads: u64,
+    /// See `reads`.
+    pub read_bytes: u64,
+    /// Completed writes and their bytes.
+    pub writes: u64,
+    /// See `writes`.
+    pub written_bytes: u64,
+    /// Completed syncs.
+    pub syncs: u64,
+    /// Whether the pool's memory is registered with the ring.
+    pub registered_buffers: bool,
+    /// Whether backing files are registered with the ring.
+    pub registered_files: bool,
+}
+
+/// Moves bytes. See the module documentation for its duties.
+pub trait Device: Send + Sync + Debug {
+    /// Alignment and kind.
+    fn geometry(&self) -> Geometry;
+
+    /// Names the receiver of all completions. Called once, before the first submission.
+    fn connect(&self, sink: Arc<dyn CompletionSink>);
+
+    /// Takes every transfer out of `batch` and queues it. Never blocks on the device. May be called
+    /// from any thread, also from inside [`CompletionSink::complete`].
+    fn submit(&self, batch: &mut Vec<Transfer>);
+
+    /// Counters since the start.
+    fn stats(&self) -> DeviceStats;
+
+    /// Waits until everything queued has completed, then ends the device's threads. Later submissions
+    /// complete with ENODEV. Idempotent. Must not be called from a device thread.
+    fn shutdown(&self);
+}
+
+/// What [`BackingFile::status`] reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileStatus {
+    /// Length in bytes.
+    pub size: u64,
+    /// Allocated bytes (512 × st_blocks).
+    pub allocated: u64,
+    /// Time of last modification.
+    pub modified: SystemTime,
+    /// Hard links left.
+    pub links: u64,
+}
+
+/// One file of the swap folder, open for transfers. All calls here are synchronous metadata calls that
+/// may take the filesystem's locks; the engine makes them outside its own.
+pub trait BackingFile: Send + Sync + Debug {
+    /// Tells files apart within the process, for registration tables. Never reused.
+    fn id(&self) -> u64;
+
+    /// The open descriptor; `None` for files that live in memory.
+    fn descriptor(&self) -> Option<std::os::fd::RawFd>;
+
+    /// Itself, for devices that only know one kind of file.
+    fn as_any(&self) -> &dyn std::any::Any;
+
+    /// Whether writes are possible with this descriptor.
+    fn writable(&self) -> bool;
+
+    /// Size, allocation, times.
+    fn status(&self) -> Result<FileStatus>;
+
+    /// Guarantees space for `[offset, offset + length)` without changing the size. Where the
+    /// filesystem cannot (EOPNOTSUPP) it succeeds without a guarantee.
+    fn reserve(&self, offset: u64, length: u64) -> Result<()>;
+
+    /// Sets the length; gives back space beyond it.
+    fn set_len(&self, size: u64) -> Result<()>;
+
+    /// Sets the time of last modification.
+    fn set_modified(&self, time: SystemTime) -> Result<()>;
+
+    /// fallocate(2) with the caller's mode, on the exact byte range.
+    fn allocate(&self, mode: i32, offset: u64, length: u64) -> Result<()>;
+
+    /// The first offset at or after `offset` that holds data (`hole` false) or lies in a hole (`hole`
+    /// true), as lseek(2) SEEK_DATA and SEEK_HOLE. ENXIO beyond the end or when there is none.
+    fn seek(&self, offset: u64, hole: bool) -> Result<u64>;
+
+    /// fdatasync (`data_only`) or fsync, waiting for it.
+    fn sync(&self, data_only: bool) -> Result<()>;
+}
+
+/// Builds the completion of a transfer that never reached a device.
+#[must_use]
+pub fn refused(transfer: Transfer, errno: Errno) -> Completion {
+    Completion {
+        transfer,
+        result: Err(errno),
+    }
+}

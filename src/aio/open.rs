@@ -1,0 +1,53 @@
+//! The choice of engine.
+
+use std::io;
+use std::sync::Arc;
+
+use super::device::{Device, Geometry};
+use super::settings::{AioSettings, Engine};
+use super::threads::ThreadDevice;
+use super::uring::UringDevice;
+use crate::pool::Arena;
+
+/// Starts the device that `settings` ask for, with `arena`'s memory registered where the kernel
+/// allows it. `alignment` (bytes) and `direct` are what the swap folder's probe found.
+///
+/// With [`Engine::Auto`] the second value tells why it is not io_uring, for the daemon's warning.
+///
+/// # Errors
+///
+/// EINVAL for settings out of range; with [`Engine::IoUring`] the kernel's refusal (EPERM or ENOSYS where
+/// io_uring is switched off); those of creating threads.
+pub fn open_device(
+    settings: &AioSettings,
+    arena: &Arc<Arena>,
+    alignment: usize,
+    direct: bool,
+) -> io::Result<(Arc<dyn Device>, Option<String>)> {
+    let geometry = Geometry { alignment, direct };
+    if settings.engine == Engine::Threads {
+        return Ok((ThreadDevice::new(settings, geometry)?, None));
+    }
+    match UringDevice::new(settings, Some(Arc::clone(arena)), geometry) {
+        Ok(device) => Ok((device, None)),
+        Err(error) if settings.engine == Engine::Auto && settings.valid() => {
+            let why = refusal(&error);
+            Ok((ThreadDevice::new(settings, geometry)?, Some(why)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn refusal(error: &io::Error) -> String {
+    let switch = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
+    match switch.as_deref().map(str::trim) {
+        Ok(value @ ("1" | "2")) => format!("{error} (sysctl kernel.io_uring_disabled is {value})"),
+        _ => match error.raw_os_error() {
+            Some(libc::EPERM | libc::ENOSYS) => {
+                format!("{error} (a seccomp filter, as in containers, or a kernel without it)")
+            }
+            Some(libc::ENOMEM) => format!("{error} (RLIMIT_MEMLOCK may be too low)"),
+            _ => error.to_string(),
+        },
+    }
+}

@@ -1,0 +1,168 @@
+//! The way from submitters to one ring's thread: a queue under a small mutex, and a wake.
+//!
+//! The thread says under the mutex that it goes to sleep, and only when it has nothing to take; a
+//! submitter that finds it asleep, under the same mutex, wakes it. So no wake is lost, and a busy
+//! ring costs its submitters no system call. The mutex is of the lowest level: nothing else is locked,
+//! waited for or called back while it is held.
+
+use std::io;
+
+use parking_lot::Mutex;
+
+use super::super::counters::Counters;
+use super::super::device::Transfer;
+use super::super::file::Registrar;
+use super::super::waiting::Waiting;
+use super::wake::Wake;
+
+/// Waiting transfers of a kind before the queue has to grow.
+const WAITING_CAPACITY: usize = 1024;
+
+#[derive(Debug)]
+pub(super) struct Lane {
+    queue: Mutex<Queue>,
+    pub(super) wake: Wake,
+    pub(super) counters: Counters,
+    /// Makes the ring's next system call fail for good.
+    #[cfg(test)]
+    pub(super) broken: std::sync::atomic::AtomicBool,
+}
+
+#[derive(Debug)]
+struct Queue {
+    waiting: Waiting,
+    /// Ids of dropped files.
+    forgotten: Vec<u64>,
+    /// Submitted after shutdown began; the thread answers them.
+    refused: Vec<Transfer>,
+    phase: Phase,
+    asleep: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// Shutdown began; the thread finishes what waits.
+    Draining,
+    /// The thread is gone or about to go.
+    Closed,
+}
+
+/// What the thread takes out of its lane at once. Kept and reused.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    pub(super) transfers: Vec<Transfer>,
+    pub(super) forgotten: Vec<u64>,
+    pub(super) refused: Vec<Transfer>,
+}
+
+impl Inbox {
+    pub(super) fn with_capacity(capacity: usize) -> Self {
+        Self {
+            transfers: Vec::with_capacity(capacity),
+            forgotten: Vec::with_capacity(capacity),
+            refused: Vec::new(),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.transfers.is_empty() && self.forgotten.is_empty() && self.refused.is_empty()
+    }
+}
+
+impl Lane {
+    pub(super) fn new() -> io::Result<Self> {
+        let queue = Queue {
+            waiting: Waiting::with_capacity(WAITING_CAPACITY),
+            forgotten: Vec::with_capacity(WAITING_CAPACITY),
+            refused: Vec::new(),
+            phase: Phase::Open,
+            asleep: false,
+        };
+        Ok(Self {
+            queue: Mutex::new(queue),
+            wake: Wake::new()?,
+            counters: Counters::default(),
+            #[cfg(test)]
+            broken: std::sync::atomic::AtomicBool::new(false),
+        })
+    }
+
+    /// Queues a transfer; the submitter calls [`rouse`](Self::rouse) after the last one. Gives it
+    /// back when no thread is there to answer it.
+    pub(super) fn push(&self, transfer: Transfer) -> Result<(), Transfer> {
+        let mut queue = self.queue.lock();
+        match queue.phase {
+            Phase::Open => queue.waiting.push(transfer),
+            Phase::Draining => queue.refused.push(transfer),
+            Phase::Closed => return Err(transfer),
+        }
+        Ok(())
+    }
+
+    /// Wakes the thread if it sleeps.
+    pub(super) fn rouse(&self) {
+        let asleep = std::mem::replace(&mut self.queue.lock().asleep, false);
+        if asleep {
+            self.wake.ring();
+        }
+    }
+
+    /// Begins the shutdown.
+    pub(super) fn drain(&self) {
+        {
+            let mut queue = self.queue.lock();
+            if queue.phase == Phase::Open {
+                queue.phase = Phase::Draining;
+            }
+        }
+        self.rouse();
+    }
+
+    /// For the thread: moves what it should do now into `inbox`, at most `room` transfers of it.
+    /// `sleeps` tells, from the number of transfers taken, whether the thread will next wait and
+    /// wants to be woken by whatever comes in. Returns whether shutdown began and nothing waits.
+    pub(super) fn take(
+        &self,
+        room: usize,
+        sleeps: impl FnOnce(usize) -> bool,
+        inbox: &mut Inbox,
+    ) -> bool {
+        assert!(inbox.is_empty(), "the inbox was emptied");
+        let mut queue = self.queue.lock();
+        std::mem::swap(&mut queue.forgotten, &mut inbox.forgotten);
+        std::mem::swap(&mut queue.refused, &mut inbox.refused);
+        while inbox.transfers.len() < room
+            && let Some(transfer) = queue.waiting.pop()
+        {
+            inbox.transfers.push(transfer);
+        }
+        queue.asleep = sleeps(inbox.transfers.len());
+        queue.phase == Phase::Draining && queue.waiting.is_empty()
+    }
+
+    /// For the thread, with nothing in flight: ends the lane if shutdown began and nothing came in
+    /// since. From then on `push` gives transfers back.
+    pub(super) fn close(&self) -> bool {
+        let mut queue = self.queue.lock();
+        let idle =
+            queue.waiting.is_empty() && queue.refused.is_empty() && queue.forgotten.is_empty();
+        if queue.phase == Phase::Draining && idle {
+            queue.phase = Phase::Closed;
+        }
+        queue.phase == Phase::Closed
+    }
+}
+
+impl Registrar for Lane {
+    fn forget(&self, id: u64) {
+        {
+            let mut queue = self.queue.lock();
+            if queue.phase == Phase::Closed {
+                return;
+            }
+            queue.forgotten.push(id);
+        }
+        self.rouse();
+    }
+}

@@ -1,0 +1,468 @@
+//! One ring and its thread: takes transfers from the lane, submits, reaps, delivers.
+//!
+//! A transfer is in the table before its entry is published and until its completion is reaped, so the
+//! memory and the descriptor that the kernel uses stay valid whatever happens in between. When the
+//! ring breaks, everything that the kernel has not seen is answered with EIO, and what it has seen stays
+//! in the table (see [`Table`]'s drop).
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use io_uring::{IoUring, opcode, squeue, types};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+
+use super::super::device::{Action, Completion, CompletionSink, Transfer, refused};
+use super::super::file::disk_file;
+use super::super::settings::AioSettings;
+use super::files::FileTable;
+use super::lane::{Inbox, Lane};
+use super::setup::{NewRing, slice_index};
+use super::table::Table;
+use crate::error::{Errno, Result, errno_of};
+use crate::pool::Arena;
+
+/// `user_data` of the poll of the lane's wake.
+const WAKE: u64 = u64::MAX;
+
+/// The wake's mark in `staged`, where transfers are slot indices.
+const WAKE_STAGED: u32 = u32::MAX;
+
+/// Times that io_uring_enter is tried again, 1 ms apart, when the kernel is short of memory.
+const SHORTAGES_MAX: u32 = 5000;
+
+/// How long a broken ring's completions are still waited for.
+const BURIAL_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 10_000 });
+
+/// How often a broken ring is looked at while it has transfers in flight, in milliseconds.
+const BURIAL_TICK_MS: u16 = 100;
+
+pub(super) struct Ring {
+    // First: the ring is closed before the arena whose memory it knows may be unmapped.
+    ring: IoUring,
+    arena: Option<Arc<Arena>>,
+    disabled: bool,
+    files: FileTable,
+    table: Table,
+    lane: Arc<Lane>,
+    sink: Arc<OnceLock<Arc<dyn CompletionSink>>>,
+    single_submit: bool,
+    overlap_events: bool,
+    /// Entries published and not yet consumed by the kernel, in order.
+    staged: VecDeque<u32>,
+    /// How many of `staged`, from the front, the counters already show as submitted.
+    counted: usize,
+    /// Whether a poll of the wake is published or in flight.
+    polling: bool,
+    inbox: Inbox,
+    reaped: Vec<(u64, i32)>,
+    done: Vec<Completion>,
+}
+
+impl Ring {
+    pub(super) fn new(
+        new: NewRing,
+        settings: &AioSettings,
+        lane: Arc<Lane>,
+        sink: Arc<OnceLock<Arc<dyn CompletionSink>>>,
+    ) -> Self {
+        let depth = settings.queue_depth as usize;
+        Self {
+            ring: new.ring,
+            arena: new.arena,
+            disabled: new.disabled,
+            files: FileTable::new(new.files),
+            table: Table::new(settings.queue_depth),
+            lane,
+            sink,
+            single_submit: settings.single_submit,
+            overlap_events: settings.overlap_events,
+            staged: VecDeque::with_capacity(depth + 1),
+            counted: 0,
+            polling: false,
+            inbox: Inbox::with_capacity(depth),
+            reaped: Vec::with_capacity(depth + 1),
+            done: Vec::with_capacity(2 * depth),
+        }
+    }
+
+    /// The thread: returns when the lane is closed.
+    pub(super) fn run(mut self) {
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.work()));
+        match outcome {
+            Ok(Ok(())) => self.unregister(),
+            Ok(Err(errno)) => {
+                log::error!("io_uring failed for good, its transfers fail with EIO: {errno}");
+                self.bury();
+            }
+            Err(_) => {
+                log::error!("an aio thread panicked, its transfers fail with EIO");
+                self.bury();
+            }
+        }
+    }
+
+    fn work(&mut self) -> Result<()> {
+        if self.disabled {
+            self.ring
+                .submitter()
+                .register_enable_rings()
+                .map_err(|error| errno_of(&error))?;
+        }
+        loop {
+            let drained = self.take()?;
+            if !self.done.is_empty() {
+                // The device works on while the sink does.
+                if !self.staged.is_empty() {
+                    self.enter(0)?;
+                }
+                self.deliver();
+                continue;
+            }
+            if drained && self.table.len() == 0 {
+                if self.lane.close() {
+                    return Ok(());
+                }
+                continue;
+            }
+            self.poll_wake();
+            let wanted = if self.overlap_events {
+                1
+            } else {
+                self.table.len().max(1)
+            };
+            self.enter(wanted)?;
+            self.reap();
+        }
+    }
+
+    /// Transfers that may be taken now.
+    fn room(&self) -> usize {
+        if self.overlap_events || self.table.len() == 0 {
+            self.table.room()
+        } else {
+            0
+        }
+    }
+
+    /// Takes from the lane and publishes entries; one system call each with `single_submit`.
+    /// Returns whether shutdown began and nothing waits.
+    fn take(&mut self) -> Result<bool> {
+        // Awake while there are completions to deliver, and while only a completion can make room:
+        // a full queue, or a batch under way.
+        let (room, deliver_next) = (self.room(), !self.done.is_empty());
+        let sleeps = |taken| match self.overlap_events {
+            true => !deliver_next && taken < room,
+            false => !deliver_next && taken == 0 && room > 0,
+        };
+        let drained = self.lane.take(room, sleeps, &mut self.inbox);
+        self.answer_inbox(Errno::ENODEV);
+        // Each transfer moves into the table or to `done` before anything can fail; what is still in
+        // the inbox then is answered by `bury`.
+        self.inbox.transfers.reverse();
+        while let Some(transfer) = self.inbox.transfers.pop() {
+            self.accept(transfer);
+            if self.single_submit && !self.staged.is_empty() {
+                self.enter(0)?;
+            }
+        }
+        Ok(drained)
+    }
+
+    /// Gives up dropped files, refuses what came too late.
+    fn answer_inbox(&mut self, errno: Errno) {
+        for id in self.inbox.forgotten.drain(..) {
+            self.files.forget(&self.ring.submitter(), id);
+        }
+        let late = self.inbox.refused.drain(..);
+        self.done
+            .extend(late.map(|transfer| refused(transfer, errno)));
+    }
+
+    fn accept(&mut self, transfer: Transfer) {
+        if transfer.file.descriptor().is_none() {
+            self.done.push(refused(transfer, Errno::EBADF));
+            return;
+        }
+        let registered = disk_file(&transfer.file)
+            .and_then(|file| self.files.acquire(&self.ring.submitter(), &self.lane, file));
+        let index = self.table.insert(transfer, registered);
+        self.stage(index);
+    }
+
+    /// Publishes the entry of a slot.
+    fn stage(&mut self, index: u32) {
+        let entry = self.entry(index).user_data(index.into());
+        // SAFETY: push needs the entry's memory and descriptor to stay valid until its completion.
+        // Both are owned by the table's slot (lease and file), which is emptied only when the
+        // completion is reaped, or when the kernel has not consumed the entry and never will
+        // (`bury`), and which leaks what it holds otherwise. A registered file's entry is not
+        // replaced while a slot uses it (`FileTable::evict`), registered memory is kept by `arena`.
+        unsafe { self.ring.submission().push(&entry) }
+            .expect("the ring has an entry for each slot and the wake");
+        self.staged.push_back(index);
+    }
+
+    fn entry(&self, index: u32) -> squeue::Entry {
+        let slot = self.table.get(index);
+        let transfer = &slot.transfer;
+        let (number, flags) = match slot.registered {
+            Some(place) => (place.cast_signed(), squeue::Flags::FIXED_FILE),
+            None => (
+                transfer.file.descriptor().expect("checked by accept"),
+                squeue::Flags::empty(),
+            ),
+        };
+        let file = types::Fd(number);
+        let offset = transfer.offset;
+        let entry = match &transfer.action {
+            Action::Read(lease) => {
+                let (address, length) = (lease.address(), entry_length(lease.len()));
+                match self.buffer(lease.offset(), lease.len(), |arena| lease.is_of(arena)) {
+                    Some(buffer) => opcode::ReadFixed::new(file, address, length, buffer)
+                        .offset(offset)
+                        .build(),
+                    None => opcode::Read::new(file, address, length)
+                        .offset(offset)
+                        .build(),
+                }
+            }
+            Action::Write(lease) => {
+                let (address, length) = (lease.address(), entry_length(lease.len()));
+                match self.buffer(lease.offset(), lease.len(), |arena| lease.is_of(arena)) {
+                    Some(buffer) => opcode::WriteFixed::new(file, address, length, buffer)
+                        .offset(offset)
+                        .build(),
+                    None => opcode::Write::new(file, address, length)
+                        .offset(offset)
+                        .build(),
+                }
+            }
+            Action::Sync { .. } => opcode::Fsync::new(file)
+                .flags(types::FsyncFlags::DATASYNC)
+                .build(),
+        };
+        entry.flags(flags)
+    }
+
+    /// The registered buffer of a lease, if its arena is the registered one.
+    fn buffer(
+        &self,
+        offset: usize,
+        length: usize,
+        is_of: impl FnOnce(&Arc<Arena>) -> bool,
+    ) -> Option<u16> {
+        let arena = self.arena.as_ref()?;
+        if is_of(arena) {
+            slice_index(offset, length)
+        } else {
+            None
+        }
+    }
+
+    fn poll_wake(&mut self) {
+        if self.polling {
+            return;
+        }
+        let events = PollFlags::POLLIN.bits().cast_unsigned().into();
+        let file = types::Fd(self.lane.wake.raw());
+        let entry = opcode::PollAdd::new(file, events).build().user_data(WAKE);
+        // SAFETY: push needs valid arguments until completion; a poll has no memory, and the
+        // descriptor belongs to `self.lane`, which outlives `self.ring`'s use of it.
+        unsafe { self.ring.submission().push(&entry) }
+            .expect("the ring has an entry for each slot and the wake");
+        self.staged.push_back(WAKE_STAGED);
+        self.polling = true;
+    }
+
+    /// Submits what is staged and waits for `wanted` completions. An error is for good.
+    fn enter(&mut self, wanted: usize) -> Result<()> {
+        self.count_staged();
+        let mut shortages = 0;
+        loop {
+            let result = self.system_call(wanted);
+            self.drop_consumed();
+            match result {
+                Ok(()) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN | Errno::EBUSY | Errno::ENOMEM) if shortages < SHORTAGES_MAX => {
+                    shortages += 1;
+                    if wanted > 0 && !self.ring.completion().is_empty() {
+                        return Ok(());
+                    }
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
+    fn system_call(&self, wanted: usize) -> Result<()> {
+        #[cfg(test)]
+        if self.lane.broken.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(Errno::EBADF);
+        }
+        self.ring
+            .submit_and_wait(wanted)
+            .map(drop)
+            .map_err(|error| errno_of(&error))
+    }
+
+    /// Shows what the next call submits in the counters, before it blocks.
+    fn count_staged(&mut self) {
+        let new = self.staged.iter().skip(self.counted);
+        let transfers = new.filter(|index| **index != WAKE_STAGED).count();
+        self.lane
+            .counters
+            .submitted(transfers as u64, self.table.len() as u64);
+        self.counted = self.staged.len();
+    }
+
+    /// Takes out of `staged` what the kernel has consumed, all but always everything.
+    fn drop_consumed(&mut self) {
+        let left = self.ring.submission().len();
+        let consumed = self
+            .staged
+            .len()
+            .checked_sub(left)
+            .expect("staged has every entry");
+        self.staged.drain(..consumed);
+        self.counted = left;
+    }
+
+    /// Moves finished transfers from the table to `done`.
+    fn reap(&mut self) {
+        let mut reaped = std::mem::take(&mut self.reaped);
+        reaped.extend(
+            self.ring
+                .completion()
+                .map(|entry| (entry.user_data(), entry.result())),
+        );
+        for (user_data, result) in reaped.drain(..) {
+            if user_data == WAKE {
+                self.polling = false;
+                self.lane.wake.drain();
+                continue;
+            }
+            let index = u32::try_from(user_data).expect("user_data is a slot");
+            if self.table.retry(index, result) {
+                self.stage(index);
+            } else {
+                self.finish(index, result);
+            }
+        }
+        self.reaped = reaped;
+    }
+
+    fn finish(&mut self, index: u32, result: i32) {
+        let slot = self.table.remove(index);
+        if let Some(registered) = slot.registered {
+            self.files.release(registered);
+        }
+        let result = usize::try_from(result).map_err(|_| Errno::from_raw(-result));
+        self.done.push(Completion {
+            transfer: slot.transfer,
+            result,
+        });
+    }
+
+    fn deliver(&mut self) {
+        self.done
+            .iter()
+            .for_each(|completion| self.lane.counters.completed(completion));
+        let sink = self
+            .sink
+            .get()
+            .expect("connect comes before the first submission");
+        sink.complete(&mut self.done);
+        debug_assert!(self.done.is_empty(), "a sink takes all completions");
+        self.done.clear();
+    }
+
+    /// Gives up files and memory now; closing the ring would do so some time later.
+    fn unregister(&self) {
+        assert_eq!(
+            self.table.len(),
+            0,
+            "nothing is in flight when a lane closes"
+        );
+        let submitter = self.ring.submitter();
+        if self.files.size() > 0
+            && let Err(error) = submitter.unregister_files()
+        {
+            log::warn!("io_uring: unregistering files: {error}");
+        }
+        if self.arena.is_some()
+            && let Err(error) = submitter.unregister_buffers()
+        {
+            log::warn!("io_uring: unregistering the pool: {error}");
+        }
+    }
+
+    /// After the ring broke: answers with EIO until the lane is closed.
+    fn bury(&mut self) {
+        // These entries are published, but nobody calls io_uring_enter any more and there is no
+        // kernel thread that polls the queue, so the kernel never consumes them.
+        while let Some(index) = self.staged.pop_front() {
+            if index != WAKE_STAGED {
+                self.finish(index, -libc::EIO);
+            }
+        }
+        let end = Instant::now() + BURIAL_PATIENCE;
+        loop {
+            self.answer_inbox(Errno::EIO);
+            let transfers = self.inbox.transfers.drain(..);
+            self.done
+                .extend(transfers.map(|transfer| refused(transfer, Errno::EIO)));
+            self.reap_buried();
+            if !self.done.is_empty() {
+                self.deliver();
+            }
+            let patient = self.table.len() > 0 && Instant::now() < end;
+            let drained = self.lane.take(usize::MAX, |_| true, &mut self.inbox);
+            if drained && self.inbox.is_empty() && !patient && self.lane.close() {
+                return;
+            }
+            if self.inbox.is_empty() && (patient || !drained) {
+                self.wait_buried(patient);
+            }
+        }
+    }
+
+    /// What finished although the ring is broken.
+    fn reap_buried(&mut self) {
+        let mut reaped = std::mem::take(&mut self.reaped);
+        reaped.extend(
+            self.ring
+                .completion()
+                .map(|entry| (entry.user_data(), entry.result())),
+        );
+        for (user_data, result) in reaped.drain(..) {
+            if user_data != WAKE {
+                self.finish(
+                    u32::try_from(user_data).expect("user_data is a slot"),
+                    result,
+                );
+            }
+        }
+        self.reaped = reaped;
+    }
+
+    fn wait_buried(&self, patient: bool) {
+        let timeout = if patient {
+            PollTimeout::from(BURIAL_TICK_MS)
+        } else {
+            PollTimeout::NONE
+        };
+        let mut polled = [PollFd::new(self.lane.wake.as_fd(), PollFlags::POLLIN)];
+        // EINTR is as good as a wake.
+        let _ = nix::poll::poll(&mut polled, timeout);
+        self.lane.wake.drain();
+    }
+}
+
+fn entry_length(length: usize) -> u32 {
+    u32::try_from(length).expect("submit checked the length")
+}

@@ -1,0 +1,285 @@
+//! The namespace: which names exist, which inode each means, and everything stat(2) tells about it.
+//!
+//! All of it is the swap folder's own. A [`Tree`] gives the folder's inodes numbers that stay the
+//! same across rename and hard links, and reaches them through O_PATH descriptors, one name at a
+//! time, never through a path: no symlink, mount or rename by someone else can lead out of the
+//! folder. Bytes are not its business: [`Tree::open_file`] and [`Tree::create`] hand out
+//! descriptors for them.
+//!
+//! # Descriptors
+//!
+//! At most `descriptors_max` inodes keep theirs, the ones used last. The others are opened again on
+//! use: by file handle where the kernel allows it, else by the name they were last seen under. An
+//! inode that could not be opened again (the root, one without a name) is pinned: its descriptor
+//! stays.
+//!
+//! # Locks
+//!
+//! 1. [`Directory`]'s position, held while its entries are handed out;
+//! 2. the stripes of [`Tree`]'s `moves`, in ascending order: held from finding a name to entering
+//!    what it is, and around what takes a name away;
+//! 3. the walks of `moves`, held while a node is sought by its names, and around what changes them;
+//! 4. [`Tree`]'s node table, held for lookups in memory only: no system call is made and no
+//!    descriptor closed (closing the last one of a deleted file frees its blocks) under it.
+//!
+//! In this order. The table's lock is never held while another is taken.
+
+mod change;
+mod create;
+mod directory;
+mod moves;
+mod reach;
+mod remove;
+mod table;
+#[cfg(test)]
+mod tests;
+mod types;
+mod xattr;
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+
+use crate::error::{Errno, Result};
+use crate::sys::{self, errno};
+use moves::Moves;
+use reach::Found;
+use table::{Hint, Table};
+
+pub use create::Created;
+pub use directory::{Directory, Listed};
+pub use remove::{Gone, RenameKind};
+pub use types::{Access, Attributes, Caller, Entry, FileKey, FileKind, Space, TimeChange};
+pub use xattr::XattrMode;
+
+/// The node id of the swap folder itself.
+pub const ROOT_ID: u64 = 1;
+
+/// The name in the root that is not part of the presented tree: swapfs keeps its own state there.
+pub const PRIVATE_NAME: &str = ".swapfs";
+
+/// The longest name, in bytes (NAME_MAX).
+const NAME_BYTES_MAX: usize = 255;
+
+/// What [`Tree::new`] lets one choose.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How many inodes may keep a descriptor open while nobody uses them.
+    pub descriptors_max: usize,
+    /// Inodes are opened again by file handle where the kernel allows it. Off: by name only.
+    pub handles: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            descriptors_max: 4000,
+            handles: true,
+        }
+    }
+}
+
+/// The swap folder as a tree of numbered inodes.
+///
+/// Every call may be made from any thread at any time. Ids come from [`Tree::lookup`] and the
+/// creating calls, each of which counts one lookup, and stay known until [`Tree::forget`] has taken
+/// as many back. An id that is not known, or whose inode is gone from the swap folder, fails with
+/// ESTALE in every call.
+#[derive(Debug)]
+pub struct Tree {
+    /// Not an O_PATH descriptor: open_by_handle_at and fsync refuse those.
+    mount: OwnedFd,
+    root_dev: u64,
+    root_ino: u64,
+    /// The filesystem gives file handles: they tell a reused inode number from the old one.
+    has_handles: bool,
+    /// Handles can be opened again: the filesystem and this process's capabilities allow it.
+    opens_handles: bool,
+    /// The user and group this process creates files for by itself, when it may create them for
+    /// others too.
+    switches_owner_from: Option<(u32, u32)>,
+    /// Locks 2 and 3 of the module's order.
+    moves: Moves,
+    /// Lock 4 of the module's order.
+    table: Mutex<Table>,
+}
+
+impl Tree {
+    /// The tree below `root`, a descriptor of the swap folder (O_PATH or not). The process's umask
+    /// must be 0 while the tree is in use: modes are complete when they get here.
+    ///
+    /// # Errors
+    /// ENOTDIR when `root` is no directory, else what opening or examining it fails with.
+    pub fn new(root: OwnedFd, options: Options) -> Result<Self> {
+        let directory = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = |flags| rustix::fs::openat(&root, c".", directory | flags, Mode::empty());
+        let mount = open(OFlags::RDONLY).map_err(errno)?;
+        let path = open(OFlags::PATH).map_err(errno)?;
+        let status = reach::status_of(&path)?;
+        let handle = sys::name_to_handle_at(&path).ok();
+        let opens_handles = options.handles
+            && handle
+                .as_ref()
+                .is_some_and(|handle| sys::open_by_handle_at(&mount, handle, OFlags::PATH).is_ok());
+        let root_dev = reach::device_of(&status);
+        let tree = Self {
+            mount,
+            root_dev,
+            root_ino: status.stx_ino,
+            has_handles: handle.is_some(),
+            opens_handles,
+            switches_owner_from: own_owner(),
+            moves: Moves::new(!opens_handles),
+            table: Mutex::new(Table::new(options.descriptors_max)),
+        };
+        let found = tree.examine(path)?;
+        tree.table
+            .lock()
+            .install_root(Arc::new(found.node), Arc::new(found.descriptor));
+        Ok(tree)
+    }
+
+    /// Finds `name` in the directory `parent` and counts one lookup of what it is.
+    ///
+    /// # Errors
+    /// ENOENT; EINVAL for "", ".", ".." and names with a slash; ENAMETOOLONG; EXDEV for a
+    /// filesystem mounted inside the swap folder; ENOTDIR.
+    pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Entry> {
+        self.check_existing(parent, name)?;
+        let directory = self.descriptor(parent)?;
+        let _naming = self.moves.naming(parent);
+        let found = self.find(directory.as_fd(), name)?;
+        Ok(self.adopt(found, Hint::new(parent, name)))
+    }
+
+    /// Takes `count` lookups of `id` back. With the last one the id becomes unknown, and its
+    /// inode's identity is returned. The root stays.
+    pub fn forget(&self, id: u64, count: u64) -> Option<FileKey> {
+        // Bound to a name, so that what it closes is closed after the lock is gone.
+        let forgotten = self.table.lock().forget(id, count);
+        forgotten.map(|forgotten| forgotten.node.key)
+    }
+
+    /// What stat(2) tells about `id`, from the swap folder.
+    ///
+    /// # Errors
+    /// ESTALE.
+    pub fn attributes(&self, id: u64) -> Result<Attributes> {
+        self.attributes_of(self.descriptor(id)?.as_fd())
+    }
+
+    /// What fstat(2) tells about an open file of this tree.
+    ///
+    /// # Errors
+    /// What statx(2) fails with.
+    pub fn attributes_of(&self, descriptor: impl AsFd) -> Result<Attributes> {
+        let status = reach::status_of(descriptor)?;
+        Ok(Attributes::new(&status, self.id_of(status.stx_ino)))
+    }
+
+    /// The identity of `id`'s inode in the swap folder.
+    ///
+    /// # Errors
+    /// ESTALE.
+    pub fn key(&self, id: u64) -> Result<FileKey> {
+        self.table
+            .lock()
+            .node(id)
+            .map(|node| node.key)
+            .ok_or(Errno::ESTALE)
+    }
+
+    /// The id under which the inode with this identity is known now.
+    #[must_use]
+    pub fn id_of_key(&self, key: &FileKey) -> Option<u64> {
+        let id = self.id_of(key.ino);
+        self.table
+            .lock()
+            .node(id)
+            .filter(|node| node.key == *key)
+            .map(|_| id)
+    }
+
+    /// How many inodes are known now, the root included.
+    #[must_use]
+    pub fn known_count(&self) -> usize {
+        self.table.lock().len()
+    }
+
+    /// The room in the swap folder's filesystem.
+    ///
+    /// # Errors
+    /// What fstatvfs(3) fails with.
+    pub fn space(&self) -> Result<Space> {
+        rustix::fs::fstatvfs(&self.mount)
+            .map(|status| Space::new(&status))
+            .map_err(errno)
+    }
+
+    /// Waits until everything the swap folder's filesystem holds in memory is on stable storage
+    /// (syncfs(2)).
+    ///
+    /// # Errors
+    /// EIO and its like, when some of it could not be written.
+    pub fn synchronize(&self) -> Result<()> {
+        rustix::fs::syncfs(&self.mount).map_err(errno)
+    }
+
+    fn id_of(&self, ino: u64) -> u64 {
+        id_of(self.root_ino, ino)
+    }
+
+    /// Enters what a lookup found into the table; its lookup count grows by one.
+    fn adopt(&self, found: Found, hint: Hint) -> Entry {
+        let Found {
+            node,
+            descriptor,
+            status,
+        } = found;
+        let id = node.id;
+        let generation = node.key.generation;
+        let attributes = Attributes::new(&status, id);
+        // Bound to a name, so that what it closes is closed after the lock is gone.
+        let _displaced =
+            self.table
+                .lock()
+                .adopt(node, Arc::new(descriptor), hint, status.stx_nlink);
+        Entry {
+            id,
+            generation,
+            attributes,
+        }
+    }
+}
+
+/// The node id that goes with an inode number: the same, but the root's is always 1.
+fn id_of(root_ino: u64, ino: u64) -> u64 {
+    match ino {
+        ino if ino == root_ino => ROOT_ID,
+        ROOT_ID => root_ino,
+        ino => ino,
+    }
+}
+
+/// This process's user and group, if it is root's and so may act as others.
+fn own_owner() -> Option<(u32, u32)> {
+    let uid = rustix::process::geteuid();
+    uid.is_root()
+        .then(|| (uid.as_raw(), rustix::process::getegid().as_raw()))
+}
+
+/// The magic link that stands for an open descriptor: calls that want a path, or a descriptor that
+/// is not an O_PATH one, reach the very same inode through it.
+fn link_of(descriptor: impl AsFd) -> String {
+    use std::os::fd::AsRawFd;
+    format!("/proc/self/fd/{}", descriptor.as_fd().as_raw_fd())
+}
+
+/// What statx(2) is asked for: everything that stat(2) tells.
+const STATUS_MASK: StatxFlags = StatxFlags::BASIC_STATS;
+
+/// With an empty path: the descriptor itself.
+const ITSELF: AtFlags = AtFlags::EMPTY_PATH;

@@ -1,0 +1,234 @@
+//! Making names: in the caller's name, with the caller's mode.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+
+use super::reach::status_of;
+use super::table::Hint;
+use super::types::{Access, Caller, Entry, FileKind};
+use super::{Tree, link_of};
+use crate::error::{Errno, Result};
+use crate::sys::{self, ActingAs, errno};
+
+/// Set-group-id.
+const SET_GROUP_ID: u32 = 0o2000;
+
+/// How often a name may vanish between "it exists" and opening it, before the caller has to try
+/// again.
+const CREATE_ATTEMPTS_MAX: u32 = 16;
+
+/// What [`Tree::create`] made or found.
+#[derive(Debug)]
+pub struct Created {
+    /// Looked up once.
+    pub entry: Entry,
+    /// Open for reading and writing.
+    pub descriptor: OwnedFd,
+    /// The file did not exist before.
+    pub is_new: bool,
+}
+
+impl Tree {
+    /// Creates the file `name` in `parent` and opens it for reading and writing, whatever `mode`
+    /// allows; with O_DIRECT if `direct`. A file that exists is opened instead unless `exclusive`;
+    /// it is not truncated.
+    ///
+    /// # Errors
+    /// EEXIST when `exclusive`; EISDIR, ELOOP or ENXIO when the name exists and is no regular file;
+    /// EINVAL when `direct` and the filesystem has no O_DIRECT (a new file then stays); EPERM for
+    /// the root's private name; ENOSPC, EDQUOT, EROFS and the like from the swap folder.
+    pub fn create(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        caller: &Caller,
+        mode: u32,
+        exclusive: bool,
+        direct: bool,
+    ) -> Result<Created> {
+        self.check_new(parent, name)?;
+        let directory = self.descriptor(parent)?;
+        for _ in 0..CREATE_ATTEMPTS_MAX {
+            {
+                let _naming = self.moves.naming(parent);
+                match self.create_new(directory.as_fd(), name, caller, mode) {
+                    Ok(file) => return self.created(file, Hint::new(parent, name), direct),
+                    Err(Errno::EEXIST) if !exclusive => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            match self.open_existing(parent, name, direct) {
+                Err(Errno::ENOENT | Errno::ESTALE) => {}
+                outcome => return outcome,
+            }
+        }
+        Err(Errno::EAGAIN)
+    }
+
+    /// Makes the directory `name` in `parent`.
+    ///
+    /// # Errors
+    /// EEXIST; EPERM for the root's private name; else the swap folder's own.
+    pub fn mkdir(&self, parent: u64, name: &OsStr, caller: &Caller, mode: u32) -> Result<Entry> {
+        self.make(parent, name, |directory| {
+            let mode = creation_mode(directory, caller, mode, FileKind::Directory)?;
+            let _acting = self.act_as(caller)?;
+            rustix::fs::mkdirat(directory, name, mode).map_err(errno)
+        })
+    }
+
+    /// Makes an empty file, pipe, socket or device `name` in `parent`; `rdev` as in
+    /// [`Attributes`](super::Attributes).
+    ///
+    /// # Errors
+    /// EEXIST; EINVAL for a directory or symlink; EPERM for the root's private name; else the swap
+    /// folder's own.
+    pub fn mknod(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        caller: &Caller,
+        kind: FileKind,
+        mode: u32,
+        rdev: u32,
+    ) -> Result<Entry> {
+        if matches!(kind, FileKind::Directory | FileKind::Symlink) {
+            return Err(Errno::EINVAL);
+        }
+        self.make(parent, name, |directory| {
+            let mode = creation_mode(directory, caller, mode, kind)?;
+            let _acting = self.act_as(caller)?;
+            rustix::fs::mknodat(directory, name, kind.to_type(), mode, u64::from(rdev))
+                .map_err(errno)
+        })
+    }
+
+    /// Makes the symbolic link `name` in `parent`, leading to `target`.
+    ///
+    /// # Errors
+    /// EEXIST; ENAMETOOLONG; ENOENT for an empty target; EPERM for the root's private name; else
+    /// the swap folder's own.
+    pub fn symlink(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        caller: &Caller,
+        target: &OsStr,
+    ) -> Result<Entry> {
+        self.make(parent, name, |directory| {
+            let _acting = self.act_as(caller)?;
+            rustix::fs::symlinkat(target, directory, name).map_err(errno)
+        })
+    }
+
+    /// Gives `id`'s inode one name more.
+    ///
+    /// # Errors
+    /// EEXIST; EPERM for a directory and for the root's private name; EMLINK; ENOENT when the inode
+    /// has no name left; ESTALE.
+    pub fn link(&self, id: u64, parent: u64, name: &OsStr) -> Result<Entry> {
+        let descriptor = self.descriptor(id)?;
+        self.make(parent, name, |directory| {
+            let link = link_of(&descriptor);
+            rustix::fs::linkat(CWD, link, directory, name, AtFlags::SYMLINK_FOLLOW).map_err(errno)
+        })
+    }
+
+    /// Makes `name` in `parent` by calling `make`, and looks it up.
+    fn make(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        make: impl FnOnce(BorrowedFd<'_>) -> Result<()>,
+    ) -> Result<Entry> {
+        self.check_new(parent, name)?;
+        let directory = self.descriptor(parent)?;
+        let _naming = self.moves.naming(parent);
+        make(directory.as_fd())?;
+        let found = self.find(directory.as_fd(), name)?;
+        Ok(self.adopt(found, Hint::new(parent, name)))
+    }
+
+    fn create_new(
+        &self,
+        directory: BorrowedFd<'_>,
+        name: &OsStr,
+        caller: &Caller,
+        mode: u32,
+    ) -> Result<OwnedFd> {
+        let mode = creation_mode(directory, caller, mode, FileKind::Regular)?;
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let _acting = self.act_as(caller)?;
+        rustix::fs::openat(directory, name, flags, mode).map_err(errno)
+    }
+
+    /// Enters a file just created. Its name may mean another one by now, so the descriptor tells
+    /// which it is.
+    fn created(&self, descriptor: OwnedFd, hint: Hint, direct: bool) -> Result<Created> {
+        if direct {
+            rustix::fs::fcntl_setfl(&descriptor, OFlags::DIRECT).map_err(errno)?;
+        }
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let place = rustix::fs::openat(CWD, link_of(&descriptor), flags, Mode::empty());
+        let entry = self.adopt(self.examine(place.map_err(errno)?)?, hint);
+        Ok(Created {
+            entry,
+            descriptor,
+            is_new: true,
+        })
+    }
+
+    fn open_existing(&self, parent: u64, name: &OsStr, direct: bool) -> Result<Created> {
+        let entry = self.lookup(parent, name)?;
+        match self.open_file(entry.id, Access::ReadWrite, direct) {
+            Ok(descriptor) => Ok(Created {
+                entry,
+                descriptor,
+                is_new: false,
+            }),
+            Err(error) => {
+                self.forget(entry.id, 1);
+                Err(error)
+            }
+        }
+    }
+
+    /// Until the result is dropped, this thread creates for `caller`.
+    fn act_as(&self, caller: &Caller) -> Result<Option<ActingAs>> {
+        let Some((uid, gid)) = self.switches_owner_from else {
+            return Ok(None);
+        };
+        if (uid, gid) == (caller.uid, caller.gid) {
+            return Ok(None);
+        }
+        sys::act_as(caller.uid, caller.gid).map(Some)
+    }
+}
+
+/// The mode for the call that creates something in `directory`.
+fn creation_mode(
+    directory: BorrowedFd<'_>,
+    caller: &Caller,
+    mode: u32,
+    kind: FileKind,
+) -> Result<Mode> {
+    let mut mode = mode & 0o7777;
+    // With a default ACL the filesystem computes the mode from it, and the umask has no say
+    // (acl(5)).
+    let link = link_of(directory);
+    if rustix::fs::getxattr_query(link, c"system.posix_acl_default").is_err() {
+        mode &= !caller.umask;
+    }
+    // The daemon may make set-group-id files of groups its caller is not in; the caller may not.
+    if mode & SET_GROUP_ID != 0 && kind != FileKind::Directory && caller.uid != 0 {
+        let status = status_of(directory)?;
+        let inherits_group = u32::from(status.stx_mode) & SET_GROUP_ID != 0;
+        if inherits_group && status.stx_gid != caller.gid {
+            mode &= !SET_GROUP_ID;
+        }
+    }
+    Ok(Mode::from_raw_mode(mode))
+}

@@ -1,0 +1,13 @@
+//! The FUSE transport: decodes requests, calls the [`crate::volume::Volume`], replies.
+//!
+//! Only here is fuser known. Nothing in this layer decides anything about swapping; replies that have to
+//! wait travel into the engine as closures and are sent from its threads.
+
+mod adapter;
+mod attr;
+mod control;
+mod data;
+pub mod mount;
+mod session;
+
+pub use session::{Serving, serve};

@@ -1,0 +1,762 @@
+//! fuser's trait, request by request.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, Generation, INodeNo, IoctlFlags,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
+};
+use parking_lot::Mutex;
+
+use super::attr::{TTL, errno, file_attr, file_type, time_change};
+use super::{control, data, session};
+use crate::error::{Errno, Result};
+use crate::fs::{Caller, Directory, Entry, FileKind, ROOT_ID, RenameKind, XattrMode};
+use crate::volume::{Changes, RequestCounts, Volume, XattrAnswer, outcome};
+
+/// What an open handle that is no partition's stands for.
+#[derive(Debug, Clone)]
+enum Opened {
+    Directory(Arc<Directory>),
+    Control(Arc<str>),
+}
+
+/// The filesystem as fuser calls it.
+#[derive(Debug)]
+pub(super) struct Adapter {
+    volume: Arc<Volume>,
+    opened: Mutex<HashMap<u64, Opened>>,
+    next_handle: AtomicU64,
+}
+
+fn caller(req: &Request, umask: u32) -> Caller {
+    Caller {
+        uid: req.uid(),
+        gid: req.gid(),
+        umask,
+    }
+}
+
+fn answer_entry(result: Result<Entry>, reply: ReplyEntry) {
+    match result {
+        Ok(entry) => {
+            reply.entry(
+                &TTL,
+                &file_attr(&entry.attributes),
+                Generation(entry.generation),
+            );
+        }
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+fn answer_empty(result: Result<()>, reply: ReplyEmpty) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+/// Answers with a value, its length (`size` 0), or ERANGE.
+fn answer_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
+    if size == 0 {
+        reply.size(value.len() as u32);
+    } else if value.len() > size as usize {
+        reply.error(errno(Errno::ERANGE));
+    } else {
+        reply.data(value);
+    }
+}
+
+impl Adapter {
+    pub(super) fn new(volume: Arc<Volume>) -> Adapter {
+        Adapter {
+            volume,
+            opened: Mutex::new(HashMap::new()),
+            next_handle: AtomicU64::new(1),
+        }
+    }
+
+    fn count(&self) {
+        RequestCounts::count(&self.volume.requests.all);
+    }
+
+    fn keep(&self, opened: Opened) -> u64 {
+        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        self.opened.lock().insert(handle, opened);
+        handle
+    }
+
+    fn directory(&self, fh: FileHandle) -> Result<Arc<Directory>> {
+        match self.opened.lock().get(&fh.0) {
+            Some(Opened::Directory(directory)) => Ok(directory.clone()),
+            _ => Err(Errno::EBADF),
+        }
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        session::negotiate(config);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.count();
+        if control::is_ours(parent, name) {
+            return control::lookup(&self.volume, parent, name, reply);
+        }
+        answer_entry(self.volume.lookup(parent.0, name), reply);
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        if control::node(ino).is_none() {
+            self.volume.tree.forget(ino.0, nlookup);
+        }
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.count();
+        if let Some(node) = control::node(ino) {
+            return control::getattr(&self.volume, node, reply);
+        }
+        match self.volume.attributes(ino.0) {
+            Ok(attributes) => reply.attr(&TTL, &file_attr(&attributes)),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        self.count();
+        if control::node(ino).is_some() {
+            return reply.error(errno(Errno::EPERM));
+        }
+        let changes = Changes {
+            mode,
+            uid,
+            gid,
+            size,
+            atime: atime.map(time_change),
+            mtime: mtime.map(time_change),
+        };
+        let answer = Box::new(move |result: Result<crate::fs::Attributes>| match result {
+            Ok(attributes) => reply.attr(&TTL, &file_attr(&attributes)),
+            Err(error) => reply.error(errno(error)),
+        });
+        let privileged = req.uid() == 0;
+        self.volume
+            .change(ino.0, fh.map(|fh| fh.0), changes, privileged, answer);
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        self.count();
+        match self.volume.tree.readlink(ino.0) {
+            Ok(target) => reply.data(target.as_encoded_bytes()),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        self.count();
+        if control::is_ours(parent, name) {
+            return reply.error(errno(Errno::EPERM));
+        }
+        let Some(kind) = FileKind::of_mode(mode) else {
+            return reply.error(errno(Errno::EINVAL));
+        };
+        let caller = caller(req, umask);
+        let made = self
+            .volume
+            .tree
+            .mknod(parent.0, name, &caller, kind, mode & 0o7777, rdev);
+        answer_entry(made, reply);
+    }
+
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        self.count();
+        if control::is_ours(parent, name) {
+            return reply.error(errno(Errno::EPERM));
+        }
+        let made = self
+            .volume
+            .tree
+            .mkdir(parent.0, name, &caller(req, umask), mode & 0o7777);
+        answer_entry(made, reply);
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.count();
+        if control::is_ours(parent, name) {
+            return reply.error(errno(Errno::EPERM));
+        }
+        answer_empty(self.volume.unlink(parent.0, name), reply);
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.count();
+        if control::is_ours(parent, name) {
+            return reply.error(errno(Errno::EPERM));
+        }
+        answer_empty(self.volume.tree.rmdir(parent.0, name), reply);
+    }
+
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        link_name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        self.count();
+        if control::is_ours(parent, link_name) {
+            return reply.error(errno(Errno::EPERM));
+        }
+        let caller = caller(req, 0);
+        answer_entry(
+            self.volume
+                .tree
+                .symlink(parent.0, link_name, &caller, target.as_os_str()),
+            reply,
+        );
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.count();
+        if control::is_ours(parent, name) || control::is_ours(newparent, newname) {
+            return reply.error(errno(Errno::EPERM));
+        }
+        let moved = RenameKind::from_flags(flags.bits()).and_then(|kind| {
+            self.volume
+                .rename(parent.0, name, newparent.0, newname, kind)
+        });
+        answer_empty(moved, reply);
+    }
+
+    fn link(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        self.count();
+        if control::node(ino).is_some() || control::is_ours(newparent, newname) {
+            return reply.error(errno(Errno::EPERM));
+        }
+        let linked = self
+            .volume
+            .tree
+            .link(ino.0, newparent.0, newname)
+            .map(|mut entry| {
+                self.volume.present(&mut entry);
+                entry
+            });
+        answer_entry(linked, reply);
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.count();
+        if let Some(node) = control::node(ino) {
+            if flags.acc_mode() != OpenAccMode::O_RDONLY {
+                return reply.error(errno(Errno::EACCES));
+            }
+            let content = self.volume.control_content(node).into();
+            return control::open(self.keep(Opened::Control(content)), reply);
+        }
+        let mode = flags.acc_mode();
+        let (read, write) = (mode != OpenAccMode::O_WRONLY, mode != OpenAccMode::O_RDONLY);
+        match self.volume.open(ino.0, read, write) {
+            Ok(handle) => reply.opened(FileHandle(handle), session::open_flags(flags.0)),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        self.count();
+        if control::is_ours(parent, name) {
+            return reply.error(errno(Errno::EPERM));
+        }
+        let (exclusive, read) = (
+            flags & libc::O_EXCL != 0,
+            flags & libc::O_ACCMODE != libc::O_WRONLY,
+        );
+        let caller = caller(req, umask);
+        match self
+            .volume
+            .create(parent.0, name, &caller, mode & 0o7777, exclusive, read)
+        {
+            Ok((entry, handle, is_new)) => {
+                let volume = self.volume.clone();
+                let finish = move |result: Result<()>| match result.and_then(|()| {
+                    if is_new {
+                        Ok(entry.attributes)
+                    } else {
+                        volume.attributes(entry.id)
+                    }
+                }) {
+                    Ok(attributes) => reply.created(
+                        &TTL,
+                        &file_attr(&attributes),
+                        Generation(entry.generation),
+                        FileHandle(handle),
+                        session::open_flags(flags),
+                    ),
+                    Err(error) => {
+                        volume.engine.release(handle);
+                        volume.tree.forget(entry.id, 1);
+                        reply.error(errno(error));
+                    }
+                };
+                // The kernel believed the name to be new; somebody else was faster.
+                if !is_new && flags & libc::O_TRUNC != 0 {
+                    self.volume.engine.truncate(handle, 0, Box::new(finish));
+                } else {
+                    finish(Ok(()));
+                }
+            }
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.count();
+        if control::node(ino).is_some() {
+            let content = match self.opened.lock().get(&fh.0) {
+                Some(Opened::Control(content)) => content.clone(),
+                _ => return reply.error(errno(Errno::EBADF)),
+            };
+            return control::read(&content, offset, size, reply);
+        }
+        data::read(&self.volume, fh.0, offset, size, reply);
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        bytes: &[u8],
+        write_flags: WriteFlags,
+        flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        self.count();
+        if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
+            && let Err(error) = self.volume.drop_privileges(ino.0)
+        {
+            return reply.error(errno(error));
+        }
+        // Pages written back from a mapping are no write call: msync asks for stability itself.
+        let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let stable = !cached && flags.0 & (libc::O_SYNC | libc::O_DSYNC) != 0;
+        data::write(&self.volume, fh.0, offset, bytes, stable, reply);
+    }
+
+    fn flush(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        self.count();
+        if control::node(ino).is_some() {
+            return reply.ok();
+        }
+        let wait = self.volume.close_wait();
+        self.volume
+            .engine
+            .close(fh.0, wait, data::empty(&self.volume, reply));
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.count();
+        if control::node(ino).is_some() {
+            self.opened.lock().remove(&fh.0);
+        } else {
+            self.volume.engine.release(fh.0);
+        }
+        reply.ok();
+    }
+
+    fn fsync(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.count();
+        if control::node(ino).is_some() {
+            return reply.ok();
+        }
+        self.volume
+            .engine
+            .sync(fh.0, datasync, data::empty(&self.volume, reply));
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.count();
+        if control::node(ino).is_some() {
+            return reply.opened(FileHandle(0), fuser::FopenFlags::empty());
+        }
+        match self.volume.tree.open_dir(ino.0) {
+            Ok(directory) => {
+                let handle = self.keep(Opened::Directory(Arc::new(directory)));
+                reply.opened(FileHandle(handle), fuser::FopenFlags::empty());
+            }
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn readdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        self.count();
+        if control::node(ino).is_some() {
+            return control::readdir(offset, reply);
+        }
+        let listed = self.directory(fh).and_then(|directory| {
+            directory.read(offset, |entry| {
+                !reply.add(
+                    INodeNo(entry.ino),
+                    entry.next_offset,
+                    file_type(entry.kind),
+                    entry.name,
+                )
+            })
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        self.count();
+        if control::node(ino).is_some() {
+            return control::readdirplus(&self.volume, offset, reply);
+        }
+        let volume = &self.volume;
+        let listed = self.directory(fh).and_then(|directory| {
+            directory.read(offset, |listed| {
+                let dots = listed.name == "." || listed.name == "..";
+                // The kernel takes no lookup for the dots; a name that is gone again is left out.
+                let found = if dots {
+                    volume.attributes(ino.0).map(|attributes| (attributes, 0))
+                } else {
+                    volume
+                        .lookup(ino.0, listed.name)
+                        .map(|entry| (entry.attributes, entry.generation))
+                };
+                let Ok((attributes, generation)) = found else {
+                    return true;
+                };
+                let (attr, generation) = (file_attr(&attributes), Generation(generation));
+                let id = INodeNo(if dots { listed.ino } else { attributes.ino });
+                let full = reply.add(id, listed.next_offset, listed.name, &TTL, &attr, generation);
+                if full && !dots {
+                    volume.tree.forget(attributes.ino, 1);
+                }
+                !full
+            })
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.count();
+        self.opened.lock().remove(&fh.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.count();
+        let answer = data::empty(&self.volume, reply);
+        if ino.0 == ROOT_ID {
+            return self
+                .volume
+                .synchronize(Box::new(move |failed| answer(outcome(&failed))));
+        }
+        match self.directory(fh) {
+            Ok(directory) => {
+                self.volume
+                    .engine
+                    .run_blocking(Box::new(move || answer(directory.synchronize())));
+            }
+            Err(error) => answer(if control::node(ino).is_some() {
+                Ok(())
+            } else {
+                Err(error)
+            }),
+        }
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.count();
+        match self.volume.tree.space() {
+            Ok(space) => reply.statfs(
+                space.blocks,
+                space.blocks_free,
+                space.blocks_available,
+                space.files,
+                space.files_free,
+                space.block_size,
+                space.name_bytes_max,
+                space.fragment_size,
+            ),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        self.count();
+        if control::node(ino).is_some() {
+            return reply.error(errno(Errno::EPERM));
+        }
+        let set = XattrMode::from_flags(flags as u32)
+            .and_then(|mode| self.volume.set_xattr(ino.0, name, value, mode));
+        answer_empty(set, reply);
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.count();
+        if control::node(ino).is_some() {
+            return reply.error(errno(Errno::ENODATA));
+        }
+        match self.volume.xattr(ino.0, name, size == 0) {
+            Ok(XattrAnswer::Value(value)) => answer_xattr(&value, size, reply),
+            Ok(XattrAnswer::Wait) => self.volume.wait(
+                ino.0,
+                Box::new(move |result| match result {
+                    Ok(value) => answer_xattr(&value, size, reply),
+                    Err(error) => reply.error(errno(error)),
+                }),
+            ),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.count();
+        if control::node(ino).is_some() {
+            return answer_xattr(&[], size, reply);
+        }
+        match self.volume.list_xattrs(ino.0) {
+            Ok(names) => answer_xattr(&names, size, reply),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.count();
+        if control::node(ino).is_some() {
+            return reply.error(errno(Errno::EPERM));
+        }
+        answer_empty(self.volume.remove_xattr(ino.0, name), reply);
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        self.count();
+        let reply = data::empty(&self.volume, reply);
+        self.volume
+            .engine
+            .allocate(fh.0, mode, offset, length, reply);
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        self.count();
+        reply.error(errno(Errno::ENOTTY));
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        _ino_in: INodeNo,
+        _fh_in: FileHandle,
+        _offset_in: u64,
+        _ino_out: INodeNo,
+        _fh_out: FileHandle,
+        _offset_out: u64,
+        _len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        self.count();
+        // Never asked again: the kernel copies by read and write, which go through the pool.
+        reply.error(errno(Errno::ENOSYS));
+    }
+
+    fn poll(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _ph: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        self.count();
+        // Never asked again: files are always ready.
+        reply.error(errno(Errno::ENOSYS));
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        self.count();
+        if control::node(ino).is_some() {
+            return reply.error(errno(Errno::EINVAL));
+        }
+        data::lseek(&self.volume, fh.0, offset, whence, reply);
+    }
+}

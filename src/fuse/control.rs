@@ -1,0 +1,90 @@
+//! The control folder as FUSE nodes.
+
+use std::ffi::OsStr;
+
+use fuser::{
+    FileHandle, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEntry, ReplyOpen,
+};
+
+use super::attr::{TTL, errno, file_attr, file_type};
+use crate::error::Errno;
+use crate::fs::{FileKind, ROOT_ID};
+use crate::volume::{CONTROL_NAME, ControlNode, Volume};
+
+/// The control node of an id, if it is one.
+pub(super) fn node(ino: INodeNo) -> Option<ControlNode> {
+    ControlNode::of_id(ino.0)
+}
+
+/// Whether a name in a directory is one of the control folder's, where nothing can be changed.
+pub(super) fn is_ours(parent: INodeNo, name: &OsStr) -> bool {
+    (parent.0 == ROOT_ID && name == CONTROL_NAME) || node(parent).is_some()
+}
+
+pub(super) fn lookup(volume: &Volume, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    let found = if parent.0 == ROOT_ID {
+        Some(ControlNode::Folder)
+    } else {
+        ControlNode::of_name(name)
+    };
+    match found {
+        Some(node) => {
+            reply.entry(
+                &TTL,
+                &file_attr(&volume.control_attributes(node)),
+                Generation(0),
+            );
+        }
+        None => reply.error(errno(Errno::ENOENT)),
+    }
+}
+
+pub(super) fn getattr(volume: &Volume, node: ControlNode, reply: ReplyAttr) {
+    reply.attr(&TTL, &file_attr(&volume.control_attributes(node)));
+}
+
+/// Opens a file with its content as of now; the handle is the key of that content.
+pub(super) fn open(handle: u64, reply: ReplyOpen) {
+    reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO);
+}
+
+pub(super) fn read(content: &str, offset: u64, size: u32, reply: ReplyData) {
+    let bytes = content.as_bytes();
+    let start = (offset as usize).min(bytes.len());
+    let end = (start + size as usize).min(bytes.len());
+    reply.data(&bytes[start..end]);
+}
+
+/// Every entry with its offset, which is its place in the listing.
+fn entries() -> impl Iterator<Item = (u64, u64, FileKind, &'static str)> {
+    let dots = [
+        (ControlNode::Folder.id(), FileKind::Directory, "."),
+        (ROOT_ID, FileKind::Directory, ".."),
+    ];
+    let files = ControlNode::FILES.map(|node| (node.id(), FileKind::Regular, node.name()));
+    dots.into_iter()
+        .chain(files)
+        .enumerate()
+        .map(|(i, (id, kind, name))| (i as u64 + 1, id, kind, name))
+}
+
+pub(super) fn readdir(offset: u64, mut reply: ReplyDirectory) {
+    for (next, id, kind, name) in entries().filter(|entry| entry.0 > offset) {
+        if reply.add(INodeNo(id), next, file_type(kind), name) {
+            break;
+        }
+    }
+    reply.ok();
+}
+
+pub(super) fn readdirplus(volume: &Volume, offset: u64, mut reply: ReplyDirectoryPlus) {
+    for (next, id, _, name) in entries().filter(|entry| entry.0 > offset) {
+        let node = ControlNode::of_id(id).unwrap_or(ControlNode::Folder);
+        let attr = file_attr(&volume.control_attributes(node));
+        if reply.add(INodeNo(id), next, name, &TTL, &attr, Generation(0)) {
+            break;
+        }
+    }
+    reply.ok();
+}

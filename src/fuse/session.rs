@@ -1,0 +1,109 @@
+//! Negotiating with the kernel and running the session.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use fuser::{Config, FopenFlags, InitFlags, KernelConfig, Session, SessionACL};
+
+use super::adapter::Adapter;
+use crate::volume::Volume;
+
+/// Largest request in bytes. Larger ones cost more in the kernel than they save.
+pub(super) const REQUEST_BYTES_MAX: u32 = 1 << 20;
+
+/// Asynchronous requests the kernel keeps under way; its default of 12 caps clients' queue depths.
+const BACKGROUND_MAX: u16 = 64;
+
+/// What is asked of the kernel, and what is lost where it refuses.
+const WANTED: [(InitFlags, &str); 9] = [
+    (
+        InitFlags::FUSE_ASYNC_DIO,
+        "asynchronous direct I/O runs one request at a time",
+    ),
+    (
+        InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+        "shared mmap fails with ENODEV",
+    ),
+    (
+        InitFlags::FUSE_PARALLEL_DIROPS,
+        "lookups in one directory wait for each other",
+    ),
+    (
+        InitFlags::FUSE_DO_READDIRPLUS,
+        "listing a directory with attributes asks for each name",
+    ),
+    (
+        InitFlags::FUSE_READDIRPLUS_AUTO,
+        "every listing reads attributes too",
+    ),
+    (InitFlags::FUSE_POSIX_ACL, "POSIX ACLs are not honoured"),
+    // The umask is ours to apply: a default ACL replaces it.
+    (
+        InitFlags::FUSE_DONT_MASK,
+        "the umask applies in folders with a default ACL too",
+    ),
+    // Spares a getxattr of security.capability before every cached write.
+    (
+        InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+        "cached writes ask for security.capability each time",
+    ),
+    (
+        InitFlags::FUSE_CACHE_SYMLINKS,
+        "symlinks are read anew each time",
+    ),
+];
+
+/// Asks for the abilities this filesystem needs.
+pub(super) fn negotiate(config: &mut KernelConfig) {
+    for (flag, loss) in WANTED {
+        if config.add_capabilities(flag).is_err() {
+            log::warn!("this kernel has no {flag:?}: {loss}");
+        }
+    }
+    let _ = config.set_max_write(REQUEST_BYTES_MAX);
+    let _ = config.set_max_background(BACKGROUND_MAX);
+}
+
+/// How an open file behaves: O_DIRECT files without FOPEN_DIRECT_IO have the pieces of a large call sent
+/// in parallel; all others bypass the page cache with it.
+pub(super) fn open_flags(flags: i32) -> FopenFlags {
+    if flags & libc::O_DIRECT != 0 {
+        FopenFlags::empty()
+    } else {
+        FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
+    }
+}
+
+/// A session ready to run.
+pub struct Serving {
+    session: Session<Adapter>,
+}
+
+impl std::fmt::Debug for Serving {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Serving").finish_non_exhaustive()
+    }
+}
+
+/// Answers the kernel's first request on a mounted FUSE device.
+///
+/// # Errors
+/// When the kernel's protocol is too old, or the mount is gone already.
+pub fn serve(volume: Arc<Volume>, device: OwnedFd, threads: usize) -> io::Result<Serving> {
+    let mut config = Config::default();
+    config.n_threads = Some(threads);
+    config.clone_fd = true;
+    let session = Session::from_fd(Adapter::new(volume), device, SessionACL::All, config)?;
+    Ok(Serving { session })
+}
+
+impl Serving {
+    /// Serves until the filesystem is unmounted.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn run(self) -> io::Result<()> {
+        self.session.run()
+    }
+}

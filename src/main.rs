@@ -1,0 +1,2 @@
+//! The `swapfs` command.
+fn main() {}

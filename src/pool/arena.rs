@@ -1,0 +1,345 @@
+//! The one mapping behind all buffers.
+//!
+//! The mapping is allocated once, at start, and never grows. Nobody sees a reference to its bytes
+//! except through a lease.
+
+use std::ffi::c_void;
+use std::fmt::Debug;
+use std::io;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+/// Bytes of the only huge page size that is asked for.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// Bytes of a small page; the granularity of an [`Arena`].
+const PAGE_BYTES: usize = 4096;
+
+/// How to allocate an [`Arena`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ArenaOptions {
+    /// Bytes, a multiple of 4096.
+    pub size: usize,
+    /// Lock the memory (mlock). Refusal is reported by [`Arena::locked`], not an error.
+    pub pin_memory: bool,
+    /// Ask for huge pages.
+    pub huge_pages: bool,
+}
+
+/// A page-aligned anonymous mapping.
+#[derive(Debug)]
+pub struct Arena {
+    base: NonNull<u8>,
+    size: usize,
+    lock: Lock,
+    huge: &'static str,
+}
+
+/// Whether the mapping is locked.
+#[derive(Debug)]
+enum Lock {
+    NotAsked,
+    Locked,
+    Refused(String),
+}
+
+// SAFETY: the mapping belongs to no thread, and `Arena` itself reads none of its bytes. They are
+// reached through leases only, whose creator promises that no two conflict.
+unsafe impl Send for Arena {}
+// SAFETY: as above; every method of a shared `Arena` only reads its plain fields.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// Maps, prefaults and, if asked, locks `options.size` bytes of zeros. Blocks while the kernel
+    /// clears the memory (about 0.1 to 0.3 s per GiB). Not inherited by forked children, not in
+    /// core dumps.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL when the size is zero or no multiple of 4096, ENOMEM when there is not enough memory.
+    pub fn new(options: ArenaOptions) -> io::Result<Arc<Self>> {
+        if options.size == 0 || !options.size.is_multiple_of(PAGE_BYTES) {
+            return Err(Errno::INVAL.into());
+        }
+        let mapped = if options.huge_pages {
+            map_hugetlb(options.size)
+        } else {
+            None
+        };
+        let (base, hugetlb) = match mapped {
+            Some(base) => (base, true),
+            None => (map_small(options.size, options.huge_pages)?, false),
+        };
+        // From here on dropping the arena unmaps.
+        let mut arena = Self {
+            base,
+            size: options.size,
+            lock: Lock::NotAsked,
+            huge: "none",
+        };
+        arena.advise(Advice::LinuxDontFork)?;
+        arena.advise(Advice::LinuxDontDump)?;
+        if !hugetlb {
+            arena.prefault()?;
+        }
+        if options.pin_memory {
+            arena.lock = arena.pin();
+        }
+        if hugetlb {
+            arena.huge = "hugetlb";
+        } else if options.huge_pages && transparent_bytes(base, options.size) * 2 > options.size {
+            arena.huge = "thp";
+        }
+        Ok(Arc::new(arena))
+    }
+
+    /// The first byte. Aligned to 4096, and to 2 MiB where huge pages were asked for.
+    #[must_use]
+    pub fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// Bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Whether the memory is locked. False when that was not asked for or was refused.
+    #[must_use]
+    pub fn locked(&self) -> bool {
+        matches!(self.lock, Lock::Locked)
+    }
+
+    /// Why locking was refused, for the daemon's warning; `None` when locked or not asked for.
+    #[must_use]
+    pub fn lock_refusal(&self) -> Option<&str> {
+        match &self.lock {
+            Lock::Refused(reason) => Some(reason),
+            Lock::NotAsked | Lock::Locked => None,
+        }
+    }
+
+    /// The huge pages obtained: `hugetlb`, `thp` (most of the mapping at the time of allocation), or
+    /// `none`.
+    #[must_use]
+    pub fn huge(&self) -> &'static str {
+        self.huge
+    }
+
+    fn address(&self) -> *mut c_void {
+        self.base.as_ptr().cast()
+    }
+
+    fn advise(&self, advice: Advice) -> io::Result<()> {
+        advise(self.base, self.size, advice)
+    }
+
+    /// Gives every page its memory now, so that no transfer and no copy meets a fault later.
+    fn prefault(&self) -> io::Result<()> {
+        match self.advise(Advice::LinuxPopulateWrite) {
+            // Linux before 5.14.
+            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
+                for offset in (0..self.size).step_by(PAGE_BYTES) {
+                    let page = self.base.as_ptr().wrapping_add(offset);
+                    // SAFETY: write_volatile needs a pointer that is valid for writes: `offset <
+                    // size`, and `map_small` mapped that much for writing. The arena is not shared
+                    // yet, so nobody else touches the byte.
+                    unsafe { page.write_volatile(0) };
+                }
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn pin(&self) -> Lock {
+        // SAFETY: mlock needs nothing of the range but its being mapped; it does not change its
+        // contents. `self` owns the mapping until it is dropped.
+        match unsafe { rustix::mm::mlock(self.address(), self.size) } {
+            Ok(()) => Lock::Locked,
+            Err(error) => Lock::Refused(lock_refusal(self.size, error)),
+        }
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: munmap needs a range that nothing refers to any more. `new` mapped exactly this
+        // range; every lease holds an `Arc` of the arena, so none is left, and rings that registered
+        // the memory hold one as well.
+        if let Err(error) = unsafe { rustix::mm::munmap(self.address(), self.size) } {
+            log::error!("munmap of the buffer pool: {error}");
+        }
+    }
+}
+
+fn lock_refusal(size: usize, error: Errno) -> String {
+    let limit = match rustix::process::getrlimit(rustix::process::Resource::Memlock).current {
+        Some(bytes) => format!("{} KiB", bytes / 1024),
+        None => "unlimited".to_owned(),
+    };
+    format!(
+        "mlock of {} MiB: {error} (RLIMIT_MEMLOCK is {limit})",
+        size >> 20
+    )
+}
+
+/// Calls madvise on a range that this module mapped. Never with an advice that discards contents.
+fn advise(base: NonNull<u8>, size: usize, advice: Advice) -> io::Result<()> {
+    // SAFETY: madvise needs a range that the caller owns, because some advice changes its contents.
+    // Every caller here passes a mapping of its own to which no lease exists yet.
+    Ok(unsafe { rustix::mm::madvise(base.as_ptr().cast(), size, advice) }?)
+}
+
+fn map(size: usize, flags: MapFlags) -> io::Result<NonNull<u8>> {
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: mmap needs, without MAP_FIXED, an address that is a hint only: null is none. The new
+    // mapping overlaps nothing that exists.
+    let address =
+        unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), size, protection, flags) }?;
+    Ok(NonNull::new(address.cast()).expect("mmap returns no null"))
+}
+
+/// Unmaps what `map` returned, or a part of it.
+///
+/// # Safety
+///
+/// The range belongs to a mapping of [`map`] to which no pointer or lease is used any more.
+unsafe fn unmap(base: *mut u8, size: usize) {
+    if size == 0 {
+        return;
+    }
+    // SAFETY: munmap needs a range nobody uses; the caller promises it.
+    if let Err(error) = unsafe { rustix::mm::munmap(base.cast(), size) } {
+        log::error!("munmap: {error}");
+    }
+}
+
+/// Prefaulted huge pages of the reserved kind, when the kernel has enough of them free.
+fn map_hugetlb(size: usize) -> Option<NonNull<u8>> {
+    if !size.is_multiple_of(HUGE_PAGE_BYTES) || free_huge_pages() < size / HUGE_PAGE_BYTES {
+        return None;
+    }
+    let flags = MapFlags::PRIVATE | MapFlags::HUGETLB | MapFlags::HUGE_2MB;
+    let base = map(size, flags).ok()?;
+    // A cgroup may refuse what mmap promised; populating tells without a SIGBUS.
+    match advise(base, size, Advice::LinuxPopulateWrite) {
+        Ok(()) => Some(base),
+        Err(error) => {
+            log::info!("hugetlb pages refused ({error}), using transparent huge pages");
+            // SAFETY: `map` returned this range above and nothing else knows of it.
+            unsafe { unmap(base.as_ptr(), size) };
+            None
+        }
+    }
+}
+
+/// Free, unreserved huge pages of 2 MiB.
+fn free_huge_pages() -> usize {
+    let read = |name: &str| -> usize {
+        let path = format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{name}");
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    };
+    read("free_hugepages").saturating_sub(read("resv_hugepages"))
+}
+
+/// Small pages; with `huge`, aligned so that the kernel can make them huge, and advised to.
+fn map_small(size: usize, huge: bool) -> io::Result<NonNull<u8>> {
+    if !huge || size < HUGE_PAGE_BYTES {
+        return map(size, MapFlags::PRIVATE);
+    }
+    let whole = size.checked_add(HUGE_PAGE_BYTES).ok_or(Errno::NOMEM)?;
+    // NORESERVE: the slack that is cut off below must not fail a strict overcommit check.
+    let start = map(whole, MapFlags::PRIVATE | MapFlags::NORESERVE)?.as_ptr();
+    let head = start.addr().next_multiple_of(HUGE_PAGE_BYTES) - start.addr();
+    let base = start.wrapping_add(head);
+    // SAFETY: the first `head` bytes of the mapping just made; nothing uses them.
+    unsafe { unmap(start, head) };
+    // SAFETY: the bytes behind `base + size` of the same mapping; nothing uses them.
+    unsafe { unmap(base.wrapping_add(size), whole - head - size) };
+    let base = NonNull::new(base).expect("inside a mapping");
+    // Refused where the kernel was built without them; that is no error.
+    if let Err(error) = advise(base, size, Advice::LinuxHugepage) {
+        log::debug!("MADV_HUGEPAGE: {error}");
+    }
+    Ok(base)
+}
+
+/// Bytes of the range that transparent huge pages hold, as `/proc/self/smaps` counts them.
+fn transparent_bytes(base: NonNull<u8>, size: usize) -> usize {
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+    let range = base.as_ptr().addr()..base.as_ptr().addr() + size;
+    let mut inside = false;
+    let mut kibibytes = 0;
+    for line in smaps.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let Some(first) = words.next() else { continue };
+        if first == "AnonHugePages:" && inside {
+            kibibytes += words.next().and_then(|word| word.parse().ok()).unwrap_or(0);
+        } else if let Some((start, end)) = first.split_once('-') {
+            let parse = |text| usize::from_str_radix(text, 16);
+            if let (Ok(start), Ok(end)) = (parse(start), parse(end)) {
+                inside = start < range.end && end > range.start;
+            }
+        }
+    }
+    kibibytes * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arena(size: usize, pin_memory: bool, huge_pages: bool) -> Arc<Arena> {
+        Arena::new(ArenaOptions {
+            size,
+            pin_memory,
+            huge_pages,
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn memory_is_zeroed_aligned_and_locked() {
+        let arena = arena(8 << 20, true, true);
+        assert_eq!(arena.base().as_ptr().addr() % HUGE_PAGE_BYTES, 0);
+        assert_eq!(arena.size(), 8 << 20);
+        assert_eq!(arena.locked(), arena.lock_refusal().is_none());
+        assert!(["hugetlb", "thp", "none"].contains(&arena.huge()));
+        // SAFETY: the only lease of this arena.
+        let lease = unsafe { arena.read_lease(0, 8 << 20) };
+        assert!(lease.iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn small_arena_works_without_huge_pages() {
+        let arena = arena(12288, false, false);
+        assert!(!arena.locked());
+        assert_eq!(arena.lock_refusal(), None);
+        assert_eq!(arena.huge(), "none");
+        // SAFETY: the only lease of this arena.
+        let mut lease = unsafe { arena.write_lease(4096, 8192) };
+        lease.fill(7);
+        assert_eq!((lease.offset(), lease.len()), (4096, 8192));
+        let read = lease.downgrade();
+        assert!(read.iter().all(|byte| *byte == 7));
+        assert!(read.is_of(&arena));
+    }
+
+    #[test]
+    fn sizes_that_are_no_pages_are_refused() {
+        for size in [0, 1, 4095, 4097] {
+            let options = ArenaOptions {
+                size,
+                pin_memory: false,
+                huge_pages: false,
+            };
+            assert!(Arena::new(options).is_err(), "{size}");
+        }
+    }
+}

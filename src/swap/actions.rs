@@ -1,0 +1,102 @@
+//! What a step under the engine's lock leaves to be done after the lock is released.
+
+use std::sync::Arc;
+
+use super::engine::Engine;
+use super::op::{Op, ReadReply, Reply, WriteReply};
+use crate::aio::device::{BackingFile, Transfer};
+use crate::error::Result;
+
+/// Work that may block on metadata calls, done by a job thread.
+pub(crate) type Job = Box<dyn FnOnce(&Arc<Engine>) + Send>;
+
+/// An answer to send.
+pub(crate) enum Answer {
+    Empty(Reply, Result<()>),
+    Read(ReadReply, crate::error::Errno),
+    Nothing(ReadReply),
+    Write(WriteReply, Result<usize>),
+}
+
+#[derive(Default)]
+pub(crate) struct Actions {
+    pub(crate) transfers: Vec<Transfer>,
+    pub(crate) ready: Vec<Op>,
+    pub(crate) jobs: Vec<Job>,
+    pub(crate) answers: Vec<Answer>,
+    /// Closed by being dropped.
+    pub(crate) files: Vec<Arc<dyn BackingFile>>,
+    /// Log lines of failures.
+    pub(crate) failures: Vec<Failure>,
+}
+
+/// A failed transfer, for its log line.
+pub(crate) struct Failure {
+    pub(crate) operation: &'static str,
+    pub(crate) file: Arc<dyn BackingFile>,
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+    pub(crate) errno: crate::error::Errno,
+}
+
+impl Failure {
+    fn log(&self) {
+        log::error!(
+            "{} of {} failed: offset {}, length {}: {:?} ({})",
+            self.operation,
+            label(&*self.file),
+            self.offset,
+            self.length,
+            self.errno,
+            self.errno.desc()
+        );
+    }
+}
+
+/// The backing file's path for messages.
+pub(crate) fn label(file: &dyn BackingFile) -> String {
+    file.descriptor()
+        .and_then(|fd| std::fs::read_link(format!("/proc/self/fd/{fd}")).ok())
+        .map_or_else(
+            || format!("partition #{}", file.id()),
+            |path| path.display().to_string(),
+        )
+}
+
+impl Answer {
+    fn send(self) {
+        match self {
+            Answer::Empty(reply, result) => reply(result),
+            Answer::Read(reply, errno) => reply(Err(errno)),
+            Answer::Nothing(reply) => reply(Ok(&[])),
+            Answer::Write(reply, result) => reply(result),
+        }
+    }
+}
+
+impl Actions {
+    pub(crate) fn answer(&mut self, reply: Option<Reply>, result: Result<()>) {
+        if let Some(reply) = reply {
+            self.answers.push(Answer::Empty(reply, result));
+        }
+    }
+
+    /// Does everything that was left. The lock is not held.
+    pub(crate) fn run(mut self, engine: &Engine) {
+        if !self.transfers.is_empty() {
+            engine.device().submit(&mut self.transfers);
+        }
+        for failure in self.failures {
+            failure.log();
+        }
+        for answer in self.answers {
+            answer.send();
+        }
+        for op in self.ready {
+            engine.dispatch(op);
+        }
+        for job in self.jobs {
+            engine.queue_job(job);
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! One buffer's block: which bytes of which partition it holds and who is busy with them.
+//!
+//! Per page (4 KiB, or the device's alignment when larger):
+//!
+//! | set | meaning | who may touch the page |
+//! | --- | --- | --- |
+//! | `valid` | holds the partition's current bytes | readers, writers |
+//! | `dirty` | newer than the swap folder | |
+//! | `reading` | a transfer fills it | nobody |
+//! | `writing` | a transfer stores it | readers |
+//! | `copying` | a client's bytes are being copied in | nobody |
+//! | `shared` | its bytes are being copied out to clients | readers |
+//!
+//! A page that is dirty but not valid is *partial*: a [`Partial`] says which of its bytes are new; the
+//! others still are in the swap folder and are filled in before the page is read or written out, unless
+//! a sequential writer completes it first.
+
+use smallvec::SmallVec;
+
+use super::op::Op;
+use super::pages::PageSet;
+use crate::error::Errno;
+
+/// Index of a buffer, and so of the block it holds.
+pub(crate) type BufferIndex = u32;
+
+/// No buffer, or no partition.
+pub(crate) const NONE: u32 = u32::MAX;
+
+/// Partial pages a block may have before a write must wait for one to be filled.
+pub(crate) const PARTIALS_MAX: usize = 8;
+
+/// The new bytes of a page whose other bytes were never read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Partial {
+    pub(crate) page: usize,
+    /// First new byte, from the page's start.
+    pub(crate) start: usize,
+    /// End of the new bytes.
+    pub(crate) end: usize,
+}
+
+/// Which list a block is linked into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ListKind {
+    None,
+    /// May be evicted, oldest use first.
+    Clean,
+    /// Dirty and not asked to be written yet, oldest write first.
+    Dirty,
+    /// Its write failed; waits for a retry.
+    Failed,
+}
+
+/// What a block adds to its partition's and the pool's counters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) valid: u64,
+    pub(crate) dirty: u64,
+    pub(crate) inflight: u64,
+    pub(crate) dirty_block: bool,
+    /// Under transfer, or asked to be.
+    pub(crate) pending: bool,
+    pub(crate) transfers: bool,
+    pub(crate) failed: bool,
+    pub(crate) epoch_dirty: Option<u64>,
+    pub(crate) epoch_writing: Option<u64>,
+}
+
+/// The state of one buffer.
+#[derive(Debug)]
+pub(crate) struct Block {
+    pub(crate) partition: u32,
+    pub(crate) index: u64,
+    pub(crate) valid: PageSet,
+    pub(crate) dirty: PageSet,
+    pub(crate) reading: PageSet,
+    pub(crate) writing: PageSet,
+    pub(crate) copying: PageSet,
+    pub(crate) shared: PageSet,
+    /// Copies out under way; `shared` is cleared when the last one ends.
+    pub(crate) readers: u32,
+    pub(crate) partials: SmallVec<[Partial; 2]>,
+    /// Operations that need the block to stay resident while they wait for the device.
+    pub(crate) pins: u32,
+    /// Transfers under way.
+    pub(crate) transfers: u32,
+    /// Operations to try again when anything here changes.
+    pub(crate) waiters: Vec<Op>,
+    /// Writing out was asked for (a full block, close, fsync, age, pressure) and is not done.
+    pub(crate) flush: bool,
+    /// The errno of the last write-out, when it failed.
+    pub(crate) failed: Option<Errno>,
+    /// The errno of the last failed read into it.
+    pub(crate) read_error: Option<Errno>,
+    pub(crate) epoch_dirty: u64,
+    pub(crate) epoch_writing: u64,
+    /// When a client last wrote to it, in milliseconds since the engine's start.
+    pub(crate) written_ms: u64,
+    pub(crate) list: ListKind,
+    pub(crate) previous: BufferIndex,
+    pub(crate) next: BufferIndex,
+}
+
+impl Block {
+    pub(crate) fn new(pages: usize) -> Block {
+        let set = || PageSet::new(pages);
+        Block {
+            partition: NONE,
+            index: 0,
+            valid: set(),
+            dirty: set(),
+            reading: set(),
+            writing: set(),
+            copying: set(),
+            shared: set(),
+            readers: 0,
+            partials: SmallVec::new(),
+            pins: 0,
+            transfers: 0,
+            waiters: Vec::new(),
+            flush: false,
+            failed: None,
+            read_error: None,
+            epoch_dirty: 0,
+            epoch_writing: 0,
+            written_ms: 0,
+            list: ListKind::None,
+            previous: NONE,
+            next: NONE,
+        }
+    }
+
+    /// Nobody is busy with it.
+    pub(crate) fn idle(&self) -> bool {
+        self.pins == 0
+            && self.transfers == 0
+            && self.readers == 0
+            && self.copying.is_empty()
+            && self.waiters.is_empty()
+    }
+
+    /// The list it belongs into.
+    pub(crate) fn proper_list(&self) -> ListKind {
+        if self.partition == NONE {
+            ListKind::None
+        } else if self.failed.is_some() {
+            if self.idle() {
+                ListKind::Failed
+            } else {
+                ListKind::None
+            }
+        } else if !self.dirty.is_empty() {
+            if self.flush {
+                ListKind::None
+            } else {
+                ListKind::Dirty
+            }
+        } else if self.idle() {
+            ListKind::Clean
+        } else {
+            ListKind::None
+        }
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        let dirty_block = !self.dirty.is_empty() || !self.writing.is_empty();
+        Counts {
+            valid: self.valid.count(),
+            dirty: self.dirty.union_count(&self.writing),
+            inflight: self.reading.union_count(&self.writing),
+            dirty_block,
+            pending: self.transfers > 0 || self.flush,
+            transfers: self.transfers > 0,
+            failed: self.failed.is_some(),
+            epoch_dirty: (!self.dirty.is_empty() && self.failed.is_none())
+                .then_some(self.epoch_dirty),
+            epoch_writing: (!self.writing.is_empty()).then_some(self.epoch_writing),
+        }
+    }
+
+    pub(crate) fn partial(&self, page: usize) -> Option<usize> {
+        self.partials.iter().position(|p| p.page == page)
+    }
+
+    /// Back to an unused buffer; the caller has checked that it is idle.
+    pub(crate) fn reset(&mut self) {
+        assert!(self.idle(), "a buffer in use is never freed");
+        assert!(self.reading.is_empty() && self.writing.is_empty());
+        self.partition = NONE;
+        self.valid.clear();
+        self.dirty.clear();
+        self.shared.clear();
+        self.partials.clear();
+        self.flush = false;
+        self.failed = None;
+        self.read_error = None;
+    }
+}

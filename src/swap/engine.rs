@@ -1,0 +1,442 @@
+//! The engine: one lock over [`State`], threads that retry parked operations and run blocking jobs, and
+//! the device.
+
+use std::ops::DerefMut;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::{Receiver, Sender};
+use parking_lot::{Condvar, Mutex};
+
+use super::actions::{Actions, Job};
+use super::memory::Memory;
+use super::op::Op;
+use super::partition::{FileKey, Handle, Partition};
+use super::state::{Shape, State};
+use crate::aio::device::{BackingFile, Completion, CompletionSink, Device};
+use crate::error::{Errno, Result};
+use crate::pool::Arena;
+
+/// Bytes of a page of validity, unless the device's alignment is larger.
+pub const PAGE_SIZE: u64 = 4096;
+
+/// Scratch pages for completing partial pages; more fills than that wait for one.
+const SCRATCH_PAGES: usize = 64;
+
+/// Threads that go on with operations after a wait: replies copy, so one thread is not enough.
+const OP_THREADS: usize = 2;
+
+/// Threads for metadata calls on the swap folder that may block.
+const JOB_THREADS: usize = 2;
+
+/// Largest operation handled on the thread that completed its transfer; larger ones would keep that
+/// thread from reaping.
+const INLINE_BYTES_MAX: u64 = 64 * 1024;
+
+/// What opening for reading starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenSwapIn {
+    /// Nothing.
+    None,
+    /// The first `read_ahead` bytes.
+    Ahead,
+    /// As much of the partition as the pool can take.
+    All,
+}
+
+/// Settings of an [`Engine`], fixed at start.
+#[derive(Debug, Clone, Copy)]
+pub struct EngineOptions {
+    /// Bytes of the pool, a multiple of `block_size`.
+    pub pool_size: u64,
+    /// Bytes of a block, a power of two from 64 KiB to 16 MiB.
+    pub block_size: u64,
+    /// Bytes kept in flight ahead of a sequential reader.
+    pub read_ahead: u64,
+    /// See [`OpenSwapIn`].
+    pub open_swap_in: OpenSwapIn,
+    /// How long a partly filled dirty block waits for more before it is written out.
+    pub linger: Duration,
+    /// Blocks whose write-out is started at once when the pool is full.
+    pub writeback_batch: usize,
+    /// Partitions without an open handle that are kept for what they have resident; each holds a
+    /// descriptor.
+    pub idle_partitions_max: usize,
+}
+
+impl EngineOptions {
+    /// Bytes the arena must have: the pool and the scratch pages.
+    #[must_use]
+    pub fn arena_size(&self, alignment: usize) -> usize {
+        let unit = PAGE_SIZE.max(alignment as u64) as usize;
+        (self.pool_size as usize + SCRATCH_PAGES * unit).next_multiple_of(unit)
+    }
+}
+
+/// The swap engine. See the module documentation of [`crate::swap`].
+pub struct Engine {
+    pub(crate) options: EngineOptions,
+    pub(crate) shape: Shape,
+    pub(crate) memory: Memory,
+    state: Mutex<State>,
+    device: OnceLock<Arc<dyn Device>>,
+    started: Instant,
+    /// `None` ends one thread.
+    ops: (Sender<Option<Op>>, Receiver<Option<Op>>),
+    jobs: (Sender<Option<Job>>, Receiver<Option<Job>>),
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    pub(crate) tick: Condvar,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Starts an engine over `arena` (of at least [`EngineOptions::arena_size`] bytes) and `device`.
+    ///
+    /// # Panics
+    /// When the options contradict each other or the arena is too small; the configuration checks both.
+    #[must_use]
+    pub fn start(
+        options: EngineOptions,
+        arena: Arc<Arena>,
+        device: Arc<dyn Device>,
+    ) -> Arc<Engine> {
+        let alignment = device.geometry().alignment;
+        assert!(options.block_size.is_power_of_two() && options.block_size >= 64 * 1024);
+        assert!(options.pool_size.is_multiple_of(options.block_size));
+        assert!(arena.size() >= options.arena_size(alignment));
+        let shape = Shape {
+            unit: PAGE_SIZE.max(alignment as u64),
+            block_size: options.block_size,
+            alignment: alignment as u64,
+        };
+        let buffers = (options.pool_size / options.block_size) as usize;
+        let engine = Arc::new(Engine {
+            options,
+            shape,
+            memory: Memory::new(arena, shape, buffers),
+            state: Mutex::new(State::new(shape, buffers, SCRATCH_PAGES)),
+            device: OnceLock::new(),
+            started: Instant::now(),
+            ops: crossbeam_channel::unbounded(),
+            jobs: crossbeam_channel::unbounded(),
+            threads: Mutex::new(Vec::new()),
+            tick: Condvar::new(),
+        });
+        device.connect(engine.clone());
+        engine.device.set(device).expect("set once, here");
+        engine.start_threads();
+        engine
+    }
+
+    fn start_threads(self: &Arc<Self>) {
+        let spawn = |name: String, work: Box<dyn FnOnce(Arc<Engine>) + Send>| {
+            let engine = self.clone();
+            std::thread::Builder::new()
+                .name(name)
+                .spawn(move || work(engine))
+                .expect("threads can be started at start-up")
+        };
+        let mut threads = self.threads.lock();
+        for i in 0..OP_THREADS {
+            threads.push(spawn(
+                format!("swap-op-{i}"),
+                Box::new(|engine| {
+                    while let Ok(Some(op)) = engine.ops.1.recv() {
+                        engine.resume(op);
+                    }
+                }),
+            ));
+        }
+        for i in 0..JOB_THREADS {
+            threads.push(spawn(
+                format!("swap-job-{i}"),
+                Box::new(|engine| {
+                    while let Ok(Some(job)) = engine.jobs.1.recv() {
+                        job(&engine);
+                    }
+                }),
+            ));
+        }
+        threads.push(spawn(
+            "swap-keeper".into(),
+            Box::new(|engine| engine.keep()),
+        ));
+    }
+
+    pub(crate) fn device(&self) -> &Arc<dyn Device> {
+        self.device.get().expect("set before anything runs")
+    }
+
+    /// Runs `step` under the lock and does what it left afterwards.
+    pub(crate) fn with<R>(&self, step: impl FnOnce(&mut State, &mut Actions) -> R) -> R {
+        let mut actions = Actions::default();
+        let result = {
+            let mut state = self.state.lock();
+            let st = state.deref_mut();
+            let result = step(st, &mut actions);
+            self.pump(st, &mut actions);
+            result
+        };
+        actions.run(self);
+        result
+    }
+
+    /// Waits on `tick` for at most `time`, then runs `step` under the lock.
+    pub(crate) fn with_after<R>(
+        &self,
+        time: Duration,
+        step: impl FnOnce(&mut State, &mut Actions) -> R,
+    ) -> R {
+        let mut actions = Actions::default();
+        let result = {
+            let mut state = self.state.lock();
+            self.tick.wait_for(&mut state, time);
+            let st = state.deref_mut();
+            let result = step(st, &mut actions);
+            self.pump(st, &mut actions);
+            result
+        };
+        actions.run(self);
+        result
+    }
+
+    /// Milliseconds since the start.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    /// Queues a parked operation to be tried again. Never runs it here: the caller may be in the
+    /// middle of something.
+    pub(crate) fn dispatch(&self, op: Op) {
+        self.ops
+            .0
+            .send(Some(op))
+            .expect("the engine holds the receiver");
+    }
+
+    pub(crate) fn queue_job(&self, job: Job) {
+        self.jobs
+            .0
+            .send(Some(job))
+            .expect("the engine holds the receiver");
+    }
+
+    /// Goes on with an operation that was parked.
+    fn resume(&self, op: Op) {
+        match op {
+            Op::Read(op) => self.run_read(op),
+            Op::Write(op) => {
+                self.run_write(op, &[]);
+            }
+            Op::Barrier(op) => self.with(|st, actions| self.enter_barrier(st, op, actions)),
+        }
+    }
+
+    /// Opens a partition: makes it known, or adds a handle to it when it is. `open` provides the
+    /// backing file and is only called when there is none yet (or `write` is asked for and the
+    /// present descriptor cannot); it is called without the engine's lock.
+    ///
+    /// # Errors
+    /// What `open` fails with; EIO when bytes of the partition were lost and `read` is asked for.
+    pub fn open(
+        &self,
+        key: FileKey,
+        read: bool,
+        write: bool,
+        open: impl FnOnce() -> Result<Arc<dyn BackingFile>>,
+    ) -> Result<u64> {
+        let known = |st: &mut State| {
+            let id = *st.keys.get(&key)?;
+            (!write || st.part(id).file.writable()).then_some(id)
+        };
+        if let Some(handle) =
+            self.with(|st, actions| known(st).map(|id| self.add_handle(st, id, read, actions)))
+        {
+            return handle;
+        }
+        let file = open()?;
+        let status = file.status()?;
+        // A file without holes needs no reservation; unwritten extents count as holes, harmlessly.
+        let dense = status.size > 0
+            && file.writable()
+            && status.allocated >= status.size
+            && file.seek(0, true).unwrap_or(0) >= status.size;
+        let unit = self.shape.unit;
+        self.with(|st, actions| {
+            if let Some(id) = st.keys.get(&key).copied() {
+                if write && !st.part(id).file.writable() {
+                    let old = std::mem::replace(&mut st.part(id).file, file);
+                    actions.files.push(old);
+                } else {
+                    actions.files.push(file);
+                }
+                return self.add_handle(st, id, read, actions);
+            }
+            let mut part = Partition::new(key, file);
+            part.size = status.size;
+            part.disk_size = status.size;
+            if dense {
+                part.reserved.insert(0..status.size.next_multiple_of(unit));
+            }
+            if status.allocated > status.size.next_multiple_of(unit.max(65536)) {
+                part.user_end = status.allocated;
+            }
+            let id = st.partitions.insert(part) as u32;
+            st.keys.insert(key, id);
+            self.trim(st, actions);
+            self.add_handle(st, id, read, actions)
+        })
+    }
+
+    fn add_handle(
+        &self,
+        st: &mut State,
+        id: u32,
+        read: bool,
+        actions: &mut Actions,
+    ) -> Result<u64> {
+        let part = st.part(id);
+        if read && !part.lost.is_empty() {
+            return Err(Errno::EIO);
+        }
+        part.handles += 1;
+        let errors_seen = part.error_count;
+        let handle = Handle {
+            partition: id,
+            errors_seen,
+            expected: 0,
+            ahead_to: 0,
+        };
+        let handle = st.handles.insert(handle) as u64;
+        if read {
+            let length = match self.options.open_swap_in {
+                OpenSwapIn::None => 0,
+                OpenSwapIn::Ahead => self.options.read_ahead,
+                OpenSwapIn::All => u64::MAX,
+            };
+            self.fetch(st, id, 0, length, actions);
+            st.handles
+                .get_mut(handle as usize)
+                .expect("inserted above")
+                .ahead_to = length.min(self.options.read_ahead);
+        }
+        Ok(handle)
+    }
+
+    /// Ends a handle. Dirty blocks are queued for writing; what an unlinked partition still has is
+    /// dropped with its last handle.
+    pub fn release(&self, handle: u64) {
+        self.with(|st, actions| {
+            let Some(handle) = st.handles.remove(handle as usize) else {
+                return;
+            };
+            let id = handle.partition;
+            st.part(id).handles -= 1;
+            if st.part(id).handles == 0 && st.part(id).unlinked {
+                self.discard_unlinked(st, id, actions);
+            } else {
+                self.flush_partition(st, id, actions);
+                self.settle_if_due(st, id, actions);
+            }
+            st.drop_if_unused(id, actions);
+        });
+    }
+
+    /// The partition a handle belongs to.
+    pub(crate) fn partition_of(st: &State, handle: u64) -> Result<u32> {
+        st.handles
+            .get(handle as usize)
+            .map(|h| h.partition)
+            .ok_or(Errno::EBADF)
+    }
+
+    /// Tells the engine that the last name of a file is gone: without handles, its buffers and its
+    /// space are given up at once.
+    pub fn unlinked(&self, key: FileKey) {
+        self.with(|st, actions| {
+            let Some(id) = st.keys.get(&key).copied() else {
+                return;
+            };
+            st.part(id).unlinked = true;
+            if st.part(id).handles == 0 {
+                self.discard_unlinked(st, id, actions);
+            }
+            st.drop_if_unused(id, actions);
+        });
+    }
+
+    pub(crate) fn discard_unlinked(&self, st: &mut State, id: u32, actions: &mut Actions) {
+        let buffers: Vec<_> = st.part(id).blocks.values().copied().collect();
+        for buffer in buffers {
+            self.discard_block(st, buffer, actions);
+        }
+    }
+
+    /// Drops one block of an unlinked partition as soon as nobody is busy with it.
+    pub(crate) fn discard_block(&self, st: &mut State, buffer: u32, actions: &mut Actions) {
+        if st.blocks[buffer as usize].idle() {
+            // One handle's worth of reference keeps the partition while its blocks go.
+            st.detach(buffer, actions);
+        }
+    }
+
+    /// The user set a partition's modification time: writing out must not change it.
+    pub fn set_modified(&self, key: FileKey, time: SystemTime) {
+        self.with(|st, actions| {
+            if let Some(id) = st.keys.get(&key).copied() {
+                let part = st.part(id);
+                part.modified = (!part.clean() || part.disk_size != part.size).then_some(time);
+                self.settle_if_due(st, id, actions);
+            }
+        });
+    }
+
+    /// Ends the engine's threads after everything was synchronized. Idempotent.
+    pub fn stop(self: &Arc<Self>) {
+        self.with(|st, _| st.stopping = true);
+        self.tick.notify_all();
+        self.device().shutdown();
+        for _ in 0..OP_THREADS {
+            let _ = self.ops.0.send(None);
+        }
+        for _ in 0..JOB_THREADS {
+            let _ = self.jobs.0.send(None);
+        }
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl CompletionSink for Engine {
+    fn complete(&self, done: &mut Vec<Completion>) {
+        let mut actions = Actions::default();
+        {
+            let mut state = self.state.lock();
+            let st = state.deref_mut();
+            for completion in done.drain(..) {
+                self.completed(st, completion, &mut actions);
+            }
+            self.pump(st, &mut actions);
+        }
+        let ready = std::mem::take(&mut actions.ready);
+        actions.run(self);
+        for op in ready {
+            match op {
+                // Small ones go on here: handing them over would cost more than they do.
+                Op::Read(op) if op.length <= INLINE_BYTES_MAX => self.run_read(op),
+                op => self.dispatch(op),
+            }
+        }
+    }
+}

@@ -1,0 +1,419 @@
+//! Changes that must be alone with a partition: truncate, fallocate, and settling the backing file.
+//!
+//! A change closes the partition's gate: operations that arrive later queue behind it, those already
+//! inside finish, transfers drain. Then the metadata call runs on a job thread, what is in the pool is
+//! brought in line with it, and the gate opens.
+
+use std::ops::Range;
+use std::time::SystemTime;
+
+use super::actions::Actions;
+use super::block::BufferIndex;
+use super::engine::Engine;
+use super::op::{BarrierOp, Change, Op, Reply};
+use super::state::State;
+use crate::error::{Errno, Result};
+
+const KEEP_SIZE: i32 = libc::FALLOC_FL_KEEP_SIZE;
+const PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE;
+const ZERO_RANGE: i32 = libc::FALLOC_FL_ZERO_RANGE;
+
+impl Change {
+    fn excludes_reads(&self) -> bool {
+        !matches!(self, Change::Settle { .. })
+    }
+}
+
+impl Engine {
+    /// Sets a partition's size, as ftruncate(2). Bytes beyond it are dropped, dirty or not; truncating
+    /// to zero clears the partition's error.
+    pub fn truncate(&self, handle: u64, size: u64, reply: Reply) {
+        self.change(handle, Change::Truncate(size), reply);
+    }
+
+    /// fallocate(2) on a partition: allocation, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE; other modes fail
+    /// with EOPNOTSUPP.
+    pub fn allocate(&self, handle: u64, mode: i32, offset: u64, length: u64, reply: Reply) {
+        let known = [
+            0,
+            KEEP_SIZE,
+            PUNCH_HOLE | KEEP_SIZE,
+            ZERO_RANGE,
+            ZERO_RANGE | KEEP_SIZE,
+        ];
+        let end = offset
+            .checked_add(length)
+            .filter(|end| *end <= i64::MAX as u64);
+        if !known.contains(&mode) {
+            return reply(Err(Errno::EOPNOTSUPP));
+        }
+        if end.is_none() {
+            return reply(Err(Errno::EFBIG));
+        }
+        self.change(
+            handle,
+            Change::Allocate {
+                mode,
+                offset,
+                length,
+            },
+            reply,
+        );
+    }
+
+    fn change(&self, handle: u64, change: Change, reply: Reply) {
+        self.with(|st, actions| match Engine::partition_of(st, handle) {
+            Ok(partition) => {
+                let op = Box::new(BarrierOp {
+                    partition,
+                    change,
+                    reply: Some(reply),
+                });
+                self.enter_barrier(st, op, actions);
+            }
+            Err(errno) => actions.answer(Some(reply), Err(errno)),
+        });
+    }
+
+    /// A new operation must queue.
+    pub(crate) fn gate_closed(&self, st: &mut State, id: u32, write: bool) -> bool {
+        st.part(id)
+            .barrier
+            .as_ref()
+            .is_some_and(|op| write || op.change.excludes_reads())
+    }
+
+    pub(crate) fn enter_barrier(&self, st: &mut State, op: Box<BarrierOp>, actions: &mut Actions) {
+        let id = op.partition;
+        if st.part(id).barrier.is_some() {
+            st.part(id).gate_queue.push_back(Op::Barrier(op));
+            return;
+        }
+        st.part(id).barrier = Some(op);
+        self.try_barrier(st, id, actions);
+    }
+
+    /// Runs the change that waits at the gate once it is alone.
+    pub(crate) fn try_barrier(&self, st: &mut State, id: u32, actions: &mut Actions) {
+        let part = st.part(id);
+        let Some(barrier) = &part.barrier else { return };
+        let drained = part.active_writes == 0
+            && part.writes == 0
+            && (!barrier.change.excludes_reads() || (part.active_reads == 0 && part.reads == 0));
+        if part.barrier_running || !drained {
+            return;
+        }
+        if let Change::Allocate {
+            mode,
+            offset,
+            length,
+        } = barrier.change
+            && mode & (PUNCH_HOLE | ZERO_RANGE) != 0
+        {
+            match self.fill_edges(st, id, offset, offset + length, actions) {
+                Ok(false) => {}
+                Ok(true) => return, // Comes back here when the edges are whole.
+                Err(errno) => {
+                    st.part(id).jobs += 1;
+                    return self.end_barrier(st, id, Err(errno), actions);
+                }
+            }
+        }
+        st.part(id).barrier_running = true;
+        self.run_barrier(st, id, actions);
+    }
+
+    /// Completes partial pages at the borders of a range. True when it had to start something; the
+    /// errno when a page cannot be completed.
+    fn fill_edges(
+        &self,
+        st: &mut State,
+        id: u32,
+        from: u64,
+        to: u64,
+        actions: &mut Actions,
+    ) -> Result<bool> {
+        let mut started = false;
+        for offset in [from, to] {
+            let index = st.shape.block_of(offset);
+            let page = st.shape.pages_of(index, offset, offset + 1).start;
+            let Some(buffer) = st.find(id, index) else {
+                continue;
+            };
+            let block = &st.blocks[buffer as usize];
+            if block.partial(page).is_some() {
+                if let Some(errno) = block.failed {
+                    return Err(errno);
+                }
+                self.fill(st, buffer, page, actions);
+                started = true;
+            }
+        }
+        Ok(started)
+    }
+
+    fn run_barrier(&self, st: &mut State, id: u32, actions: &mut Actions) {
+        let part = st.part(id);
+        part.jobs += 1;
+        let file = part.file.clone();
+        let change = &part.barrier.as_ref().expect("the caller looked").change;
+        match *change {
+            Change::Truncate(size) => actions.jobs.push(Box::new(move |engine| {
+                let result = file.set_len(size);
+                drop(file);
+                engine.with(|st, actions| {
+                    if result.is_ok() {
+                        engine.truncated(st, id, size, actions);
+                    }
+                    engine.end_barrier(st, id, result, actions);
+                });
+            })),
+            Change::Allocate {
+                mode,
+                offset,
+                length,
+            } => actions.jobs.push(Box::new(move |engine| {
+                let result = file.allocate(mode, offset, length);
+                drop(file);
+                engine.with(|st, actions| {
+                    if result.is_ok() {
+                        engine.allocated(st, id, mode, offset..offset + length, actions);
+                    }
+                    engine.end_barrier(st, id, result, actions);
+                });
+            })),
+            Change::Settle { .. } => self.run_settle(st, id, file, actions),
+        }
+    }
+
+    /// Makes the backing file's size and modification time the logical ones, and gives back space that
+    /// was reserved ahead of a writer.
+    fn run_settle(
+        &self,
+        st: &mut State,
+        id: u32,
+        file: std::sync::Arc<dyn crate::aio::device::BackingFile>,
+        actions: &mut Actions,
+    ) {
+        let part = st.part(id);
+        let size = part.size;
+        let kept = part.user_end.max(size);
+        // With dirty bytes left the file still grows: only padding that is there now is cut.
+        let cut = part.disk_size > size || (part.over_reserved && part.clean());
+        let modified = part
+            .modified
+            .filter(|_| part.clean() && part.failed_blocks == 0);
+        actions.jobs.push(Box::new(move |engine| {
+            let mut result = if cut { file.set_len(size) } else { Ok(()) };
+            if result.is_ok() && cut && kept > size {
+                result = file.reserve(size, kept - size);
+            }
+            if let (Ok(()), Some(time)) = (&result, modified) {
+                result = file.set_modified(time);
+            }
+            if let Err(errno) = &result {
+                let name = super::actions::label(&*file);
+                log::error!(
+                    "setting size or time of {name} failed: {errno:?} ({})",
+                    errno.desc()
+                );
+            }
+            drop(file);
+            engine.with(|st, actions| {
+                let unit = st.shape.unit;
+                let part = st.part(id);
+                if let Err(errno) = result {
+                    part.record_error(errno);
+                    part.settle_failed = true;
+                }
+                if cut && result.is_ok() {
+                    part.disk_size = size;
+                    part.over_reserved = false;
+                    part.reserved.remove(kept.next_multiple_of(unit)..u64::MAX);
+                }
+                if part.modified == modified && result.is_ok() {
+                    part.modified = None;
+                }
+                part.settle_queued = false;
+                engine.end_barrier(st, id, result, actions);
+            });
+        }));
+    }
+
+    /// Opens the gate again.
+    fn end_barrier(&self, st: &mut State, id: u32, result: Result<()>, actions: &mut Actions) {
+        let part = st.part(id);
+        part.barrier_running = false;
+        part.jobs -= 1;
+        let op = part.barrier.take().expect("it was running");
+        actions.ready.extend(part.gate_queue.drain(..));
+        actions.answer(op.reply, result);
+        if let Change::Settle { then } = op.change {
+            for op in then {
+                self.start_sync(st, op, actions);
+            }
+        }
+        // Until those queued have entered again, nothing else keeps the partition.
+        self.restart_flushes(st, id, actions);
+        self.quiet_down(st, id, actions);
+        st.drop_if_unused(id, actions);
+    }
+
+    /// Starts the write-outs that the change held back.
+    fn restart_flushes(&self, st: &mut State, id: u32, actions: &mut Actions) {
+        let buffers: Vec<BufferIndex> = st.part(id).blocks.values().copied().collect();
+        for buffer in buffers {
+            self.write_out(st, buffer, actions);
+        }
+    }
+
+    fn truncated(&self, st: &mut State, id: u32, size: u64, actions: &mut Actions) {
+        let (unit, block_size) = (st.shape.unit, st.shape.block_size);
+        let old = st.part(id).size;
+        if size < old {
+            self.drop_pages(st, id, size..u64::MAX);
+        }
+        let part = st.part(id);
+        part.size = size;
+        part.disk_size = size;
+        if size < old {
+            part.reserved.remove(size.next_multiple_of(unit)..u64::MAX);
+            part.over_reserved = false;
+            part.user_end = 0;
+            part.lost.remove(size.next_multiple_of(unit)..u64::MAX);
+            part.unreadable
+                .remove(size.next_multiple_of(unit)..u64::MAX);
+        }
+        part.modified = (!part.clean()).then(SystemTime::now);
+        let emptied: Vec<BufferIndex> = part
+            .blocks
+            .range(size.div_ceil(block_size)..)
+            .map(|(_, buffer)| *buffer)
+            .collect();
+        for buffer in emptied {
+            if st.blocks[buffer as usize].idle() {
+                st.detach(buffer, actions);
+            }
+        }
+        let part = st.part(id);
+        if size == 0 {
+            part.error = None;
+        }
+        part.clear_error_if_mended();
+    }
+
+    /// Forgets what the pool holds of a byte range that now is zero in the swap folder; at its borders,
+    /// zeroes the bytes of pages that stay.
+    fn drop_pages(&self, st: &mut State, id: u32, range: Range<u64>) {
+        let (unit, block_size) = (st.shape.unit, st.shape.block_size);
+        let first = st.shape.block_of(range.start);
+        let buffers: Vec<BufferIndex> = st
+            .part(id)
+            .blocks
+            .range(first..)
+            .map(|(_, buffer)| *buffer)
+            .collect();
+        for buffer in buffers {
+            let start = st.blocks[buffer as usize].index * block_size;
+            if start >= range.end {
+                break;
+            }
+            let from = range.start.saturating_sub(start).min(block_size);
+            let to = (range.end - start).min(block_size);
+            let whole = from.div_ceil(unit) as usize..(to / unit) as usize;
+            for edge in [
+                from..to.min(from.next_multiple_of(unit)),
+                (to / unit * unit).max(from)..to,
+            ] {
+                self.zero_edge(st, buffer, edge);
+            }
+            st.edit(buffer, |block| {
+                if whole.start < whole.end {
+                    block.valid.remove(whole.clone());
+                    block.dirty.remove(whole.clone());
+                    block.partials.retain(|p| !whole.contains(&p.page));
+                }
+                if block.dirty.is_empty() {
+                    block.flush = false;
+                    block.failed = None;
+                }
+            });
+        }
+    }
+
+    /// Zeroes bytes within one page, if the pool holds it.
+    fn zero_edge(&self, st: &mut State, buffer: BufferIndex, bytes: Range<u64>) {
+        if bytes.is_empty() || bytes.end - bytes.start >= st.shape.unit {
+            return;
+        }
+        let page = (bytes.start / st.shape.unit) as usize;
+        let block = &st.blocks[buffer as usize];
+        if block.valid.contains(page) {
+            self.memory.zero(st, buffer, bytes);
+        } else if let Some(at) = block.partial(page) {
+            // Only a truncate comes here: what is new beyond its end goes.
+            let end = (bytes.start - page as u64 * st.shape.unit) as usize;
+            st.edit(buffer, |block| {
+                block.partials[at].end = block.partials[at].end.min(end);
+                if block.partials[at].start >= block.partials[at].end {
+                    block.partials.remove(at);
+                    block.dirty.remove(page..page + 1);
+                }
+            });
+        }
+    }
+
+    fn allocated(
+        &self,
+        st: &mut State,
+        id: u32,
+        mode: i32,
+        range: Range<u64>,
+        _actions: &mut Actions,
+    ) {
+        let unit = st.shape.unit;
+        if mode & (PUNCH_HOLE | ZERO_RANGE) != 0 {
+            self.drop_pages(st, id, range.clone());
+        }
+        let part = st.part(id);
+        let outward = range.start / unit * unit..range.end.next_multiple_of(unit);
+        if mode & PUNCH_HOLE != 0 {
+            part.reserved.remove(outward);
+        } else {
+            part.reserved.insert(outward);
+        }
+        if mode & KEEP_SIZE == 0 {
+            part.size = part.size.max(range.end);
+            part.disk_size = part.disk_size.max(range.end);
+        } else if mode & PUNCH_HOLE == 0 {
+            part.user_end = part.user_end.max(range.end);
+        }
+        if !part.clean() {
+            part.modified = Some(SystemTime::now());
+        }
+    }
+
+    /// Settles a partition that nobody has open, as soon as it is clean.
+    pub(crate) fn settle_if_due(&self, st: &mut State, id: u32, actions: &mut Actions) {
+        let part = st.part(id);
+        if part.handles == 0 && !part.unlinked {
+            self.settle(st, id, actions);
+        }
+    }
+
+    /// Settles a partition unless it has something to write first.
+    pub(crate) fn settle(&self, st: &mut State, id: u32, actions: &mut Actions) {
+        let part = st.part(id);
+        let due = part.clean() && part.needs_settling() && part.failed_blocks == 0;
+        if due && !part.settle_queued && !part.settle_failed {
+            part.settle_queued = true;
+            let change = Change::Settle { then: Vec::new() };
+            let op = Box::new(BarrierOp {
+                partition: id,
+                change,
+                reply: None,
+            });
+            self.enter_barrier(st, op, actions);
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The one place where the engine turns page claims into access to the arena's bytes.
+//!
+//! Every lease is made from a claim that is recorded in the block's page sets under the engine's lock,
+//! and the claim is only given up after the lease is gone. The assertions restate the claim.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::block::BufferIndex;
+use super::state::{Shape, State};
+use crate::pool::{Arena, ReadLease, WriteLease};
+
+/// The arena, as buffers of one block each followed by scratch pages.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    arena: Arc<Arena>,
+    shape: Shape,
+    buffers: usize,
+}
+
+impl Memory {
+    pub(crate) fn new(arena: Arc<Arena>, shape: Shape, buffers: usize) -> Memory {
+        Memory {
+            arena,
+            shape,
+            buffers,
+        }
+    }
+
+    fn at(&self, buffer: BufferIndex, offset: u64) -> usize {
+        buffer as usize * self.shape.block_size as usize + offset as usize
+    }
+
+    /// Bytes that a transfer fills; their pages are in `reading`.
+    pub(crate) fn for_read(
+        &self,
+        st: &State,
+        buffer: BufferIndex,
+        bytes: Range<u64>,
+    ) -> WriteLease {
+        let pages = self.shape.pages_of(0, bytes.start, bytes.end);
+        let block = &st.blocks[buffer as usize];
+        assert!(block.reading.all(pages.clone()) && !block.shared.any(pages));
+        // SAFETY: write_lease needs that nobody else touches these bytes while it lives. Their pages
+        // are in `reading`: every other claim excludes such pages, and the pages leave the set only
+        // when the completion has given the lease back.
+        unsafe {
+            self.arena.write_lease(
+                self.at(buffer, bytes.start),
+                (bytes.end - bytes.start) as usize,
+            )
+        }
+    }
+
+    /// Bytes that a transfer stores; their pages are in `writing`.
+    pub(crate) fn for_write(
+        &self,
+        st: &State,
+        buffer: BufferIndex,
+        bytes: Range<u64>,
+    ) -> ReadLease {
+        let pages = self.shape.pages_of(0, bytes.start, bytes.end);
+        let block = &st.blocks[buffer as usize];
+        assert!(block.writing.all(pages.clone()) && !block.copying.any(pages));
+        // SAFETY: read_lease needs that nobody writes these bytes while it lives. Their pages are in
+        // `writing`, which excludes `reading` and `copying`, until the completion gives the lease back.
+        unsafe {
+            self.arena.read_lease(
+                self.at(buffer, bytes.start),
+                (bytes.end - bytes.start) as usize,
+            )
+        }
+    }
+
+    /// Bytes that a client's data is copied into; their pages are in `copying`.
+    pub(crate) fn for_copy_in(
+        &self,
+        st: &State,
+        buffer: BufferIndex,
+        bytes: Range<u64>,
+    ) -> WriteLease {
+        let pages = self.shape.pages_of(0, bytes.start, bytes.end);
+        assert!(st.blocks[buffer as usize].copying.all(pages));
+        // SAFETY: as for_read, with `copying`: the pages leave the set after the lease is dropped.
+        unsafe {
+            self.arena.write_lease(
+                self.at(buffer, bytes.start),
+                (bytes.end - bytes.start) as usize,
+            )
+        }
+    }
+
+    /// Bytes that are copied out to a client; their pages are in `shared`.
+    pub(crate) fn for_copy_out(
+        &self,
+        st: &State,
+        buffer: BufferIndex,
+        bytes: Range<u64>,
+    ) -> ReadLease {
+        let pages = self.shape.pages_of(0, bytes.start, bytes.end);
+        let block = &st.blocks[buffer as usize];
+        assert!(block.shared.all(pages) && block.readers > 0);
+        // SAFETY: as for_write, with `shared`, which is only cleared when the last reader has ended.
+        unsafe {
+            self.arena.read_lease(
+                self.at(buffer, bytes.start),
+                (bytes.end - bytes.start) as usize,
+            )
+        }
+    }
+
+    /// Zeroes bytes of pages that nobody else may touch now; the lock stays held meanwhile.
+    pub(crate) fn zero(&self, st: &State, buffer: BufferIndex, bytes: Range<u64>) {
+        let pages = self.shape.pages_of(0, bytes.start, bytes.end);
+        let block = &st.blocks[buffer as usize];
+        assert!(!block.copying.any(pages.clone()) && !block.shared.any(pages.clone()));
+        assert!(!block.writing.any(pages.clone()) && !block.reading.any(pages));
+        // SAFETY: no claim on these pages exists, none can be made while the caller holds the lock
+        // (`st` is borrowed from it), and the lease ends before that.
+        let mut lease = unsafe {
+            self.arena.write_lease(
+                self.at(buffer, bytes.start),
+                (bytes.end - bytes.start) as usize,
+            )
+        };
+        lease.fill(0);
+    }
+
+    fn scratch_at(&self, scratch: usize) -> usize {
+        self.buffers * self.shape.block_size as usize + scratch * self.shape.unit as usize
+    }
+
+    /// A scratch page, owned by the transfer that fills it.
+    pub(crate) fn scratch(&self, scratch: usize) -> WriteLease {
+        // SAFETY: the scratch index was taken out of the free list and returns to it only after the
+        // completion has given the lease back, so nobody else has it.
+        unsafe {
+            self.arena
+                .write_lease(self.scratch_at(scratch), self.shape.unit as usize)
+        }
+    }
+
+    /// Copies the bytes around `kept` of a filled scratch page into its page, which is in `reading`.
+    pub(crate) fn merge(
+        &self,
+        st: &State,
+        buffer: BufferIndex,
+        page: usize,
+        kept: Range<usize>,
+        filled: &[u8],
+    ) {
+        let unit = self.shape.unit;
+        let start = page as u64 * unit;
+        let mut lease = self.for_read(st, buffer, start..start + unit);
+        lease[..kept.start].copy_from_slice(&filled[..kept.start]);
+        lease[kept.end..].copy_from_slice(&filled[kept.end..]);
+    }
+}

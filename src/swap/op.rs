@@ -1,0 +1,108 @@
+//! Operations on partitions, from arrival to reply. An operation that cannot go on is parked, by value,
+//! where the event that lets it go on will find it; it is then tried again from where it stopped.
+
+use smallvec::SmallVec;
+
+use super::block::BufferIndex;
+use crate::error::Result;
+
+/// Receives a read's bytes, as consecutive runs that are valid during the call, or its errno.
+pub type ReadReply = Box<dyn FnOnce(Result<&[&[u8]]>) + Send>;
+
+/// Receives the number of bytes that a write stored, or its errno.
+pub type WriteReply = Box<dyn FnOnce(Result<usize>) + Send>;
+
+/// Receives the outcome of everything else.
+pub type Reply = Box<dyn FnOnce(Result<()>) + Send>;
+
+/// Buffers that were handed to an operation and hold nothing yet.
+pub(crate) type Granted = SmallVec<[BufferIndex; 2]>;
+
+pub(crate) struct ReadOp {
+    pub(crate) partition: u32,
+    pub(crate) handle: Option<u64>,
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+    /// It has passed the partition's gate and counts as active.
+    pub(crate) entered: bool,
+    /// Its missing pages were asked for; what is missing now has failed.
+    pub(crate) requested: bool,
+    pub(crate) sequential: bool,
+    pub(crate) pinned: SmallVec<[BufferIndex; 2]>,
+    pub(crate) granted: Granted,
+    pub(crate) reply: ReadReply,
+}
+
+pub(crate) struct WriteOp {
+    pub(crate) partition: u32,
+    pub(crate) handle: Option<u64>,
+    pub(crate) offset: u64,
+    pub(crate) length: usize,
+    pub(crate) done: usize,
+    /// The bytes from `payload_from` on, once the operation had to be parked.
+    pub(crate) payload: Vec<u8>,
+    pub(crate) payload_from: usize,
+    pub(crate) entered: bool,
+    pub(crate) granted: Granted,
+    /// Reply only when it is on stable storage (O_SYNC, O_DSYNC).
+    pub(crate) stable: bool,
+    pub(crate) reply: WriteReply,
+}
+
+/// A change that must be alone with the partition.
+pub(crate) enum Change {
+    Truncate(u64),
+    Allocate {
+        mode: i32,
+        offset: u64,
+        length: u64,
+    },
+    /// Make the backing file's size and time the logical ones; excludes writes only.
+    Settle {
+        then: Vec<SyncOp>,
+    },
+}
+
+pub(crate) struct BarrierOp {
+    pub(crate) partition: u32,
+    pub(crate) change: Change,
+    pub(crate) reply: Option<Reply>,
+}
+
+/// Waits for everything written before its epoch, then for stable storage.
+pub(crate) struct SyncOp {
+    pub(crate) partition: u32,
+    pub(crate) handle: Option<u64>,
+    pub(crate) epoch: u64,
+    pub(crate) data_only: bool,
+    /// Stop after the transfers: the data is in the swap folder, not yet on stable storage.
+    pub(crate) written_only: bool,
+    pub(crate) reply: Reply,
+}
+
+/// A parked operation.
+pub(crate) enum Op {
+    Read(Box<ReadOp>),
+    Write(Box<WriteOp>),
+    Barrier(Box<BarrierOp>),
+}
+
+impl std::fmt::Debug for Op {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Op::Read(op) => write!(f, "Read({}, {}+{})", op.partition, op.offset, op.length),
+            Op::Write(op) => write!(f, "Write({}, {}+{})", op.partition, op.offset, op.length),
+            Op::Barrier(op) => write!(f, "Barrier({})", op.partition),
+        }
+    }
+}
+
+impl Op {
+    pub(crate) fn granted(&mut self) -> Option<&mut Granted> {
+        match self {
+            Op::Read(op) => Some(&mut op.granted),
+            Op::Write(op) => Some(&mut op.granted),
+            Op::Barrier(_) => None,
+        }
+    }
+}

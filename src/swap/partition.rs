@@ -1,0 +1,251 @@
+//! What the engine knows of one partition while it is open, resident or under transfer.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use super::block::BufferIndex;
+use super::op::{BarrierOp, Op, Reply, SyncOp};
+use super::pages::RangeSet;
+use crate::aio::device::BackingFile;
+use crate::error::Errno;
+
+/// Identity of a file of the swap folder: device, inode and generation, so that a reused inode number
+/// is another file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileKey {
+    /// st_dev.
+    pub dev: u64,
+    /// st_ino.
+    pub ino: u64,
+    /// Tells apart files that had the same inode number one after the other; 0 when unknown.
+    pub generation: u64,
+}
+
+/// Where one partition's bytes are: DeepSpeed's three statuses, and the same strings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PartitionStatus {
+    /// All bytes are resident and nothing is in flight.
+    Available,
+    /// Not all bytes are resident, and nothing is in flight.
+    NotAvailable,
+    /// At least one block is under transfer or queued for it.
+    Inflight,
+}
+
+impl PartitionStatus {
+    /// The value of `user.swap.status`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PartitionStatus::Available => "available",
+            PartitionStatus::NotAvailable => "not_available",
+            PartitionStatus::Inflight => "inflight",
+        }
+    }
+}
+
+/// Waits until nothing of a partition is in flight, or until its time is up.
+pub(crate) struct StatusWaiter {
+    pub(crate) deadline: Instant,
+    pub(crate) reply: Reply,
+}
+
+pub(crate) struct Partition {
+    pub(crate) key: FileKey,
+    pub(crate) file: Arc<dyn BackingFile>,
+    /// Logical size: what stat shows.
+    pub(crate) size: u64,
+    /// Length of the backing file now.
+    pub(crate) disk_size: u64,
+    /// Byte ranges whose space is known to be allocated.
+    pub(crate) reserved: RangeSet,
+    /// We allocated beyond the end and have to give it back.
+    pub(crate) over_reserved: bool,
+    /// End of what the user allocated beyond the end (fallocate with KEEP_SIZE); kept.
+    pub(crate) user_end: u64,
+    /// Modification time, while it differs from the backing file's.
+    pub(crate) modified: Option<SystemTime>,
+    pub(crate) blocks: BTreeMap<u64, BufferIndex>,
+    pub(crate) handles: u32,
+    /// Jobs under way that will come back to this partition.
+    pub(crate) jobs: u32,
+    /// Its last name is gone.
+    pub(crate) unlinked: bool,
+    pub(crate) active_reads: u32,
+    pub(crate) active_writes: u32,
+    /// The change that wants to be, or is, alone.
+    pub(crate) barrier: Option<Box<BarrierOp>>,
+    pub(crate) barrier_running: bool,
+    /// Arrived behind the barrier.
+    pub(crate) gate_queue: VecDeque<Op>,
+    pub(crate) reads: u32,
+    pub(crate) writes: u32,
+    pub(crate) valid_pages: u64,
+    pub(crate) dirty_pages: u64,
+    pub(crate) inflight_pages: u64,
+    pub(crate) pending_blocks: u64,
+    pub(crate) failed_blocks: u64,
+    /// The epoch of writes arriving now; an fsync ends it.
+    pub(crate) epoch: u64,
+    /// Blocks not written out yet, by the epoch of their oldest bytes.
+    pub(crate) epochs: BTreeMap<u64, u64>,
+    pub(crate) sync_ops: Vec<SyncOp>,
+    /// A device sync is due: something was written since the last.
+    pub(crate) unsynced: bool,
+    /// Errno of the last failed transfer, until rewritten.
+    pub(crate) error: Option<Errno>,
+    /// Errno of the last failed transfer, mended or not, for handles that have not reported it yet.
+    pub(crate) last_errno: Errno,
+    /// Grows with every failed transfer; handles remember how far they have reported.
+    pub(crate) error_count: u64,
+    /// Pages whose bytes were dropped after a failed write, or could not be read.
+    pub(crate) lost: RangeSet,
+    pub(crate) unreadable: RangeSet,
+    pub(crate) status_waiters: Vec<StatusWaiter>,
+    pub(crate) written_ms: u64,
+    pub(crate) settle_queued: bool,
+    /// Settling failed; it waits for the next fsync.
+    pub(crate) settle_failed: bool,
+}
+
+impl Partition {
+    pub(crate) fn new(key: FileKey, file: Arc<dyn BackingFile>) -> Partition {
+        Partition {
+            key,
+            file,
+            size: 0,
+            disk_size: 0,
+            reserved: RangeSet::default(),
+            over_reserved: false,
+            user_end: 0,
+            modified: None,
+            blocks: BTreeMap::new(),
+            handles: 0,
+            jobs: 0,
+            unlinked: false,
+            active_reads: 0,
+            active_writes: 0,
+            barrier: None,
+            barrier_running: false,
+            gate_queue: VecDeque::new(),
+            reads: 0,
+            writes: 0,
+            valid_pages: 0,
+            dirty_pages: 0,
+            inflight_pages: 0,
+            pending_blocks: 0,
+            failed_blocks: 0,
+            epoch: 0,
+            epochs: BTreeMap::new(),
+            sync_ops: Vec::new(),
+            unsynced: false,
+            error: None,
+            last_errno: Errno::EIO,
+            error_count: 0,
+            lost: RangeSet::default(),
+            unreadable: RangeSet::default(),
+            status_waiters: Vec::new(),
+            written_ms: 0,
+            settle_queued: false,
+            settle_failed: false,
+        }
+    }
+
+    /// Nothing refers to it and nothing of it is in the pool. Lost bytes are remembered as long as the
+    /// file has a name, or their next reader would get stale ones.
+    pub(crate) fn droppable(&self) -> bool {
+        self.handles == 0
+            && self.jobs == 0
+            && self.blocks.is_empty()
+            && self.active_reads + self.active_writes == 0
+            && self.barrier.is_none()
+            && self.gate_queue.is_empty()
+            && self.sync_ops.is_empty()
+            && self.status_waiters.is_empty()
+            && (self.unlinked
+                || (!self.needs_settling() && self.lost.is_empty() && self.error.is_none()))
+    }
+
+    /// Nothing waits to be written, or is being written.
+    pub(crate) fn clean(&self) -> bool {
+        self.dirty_pages == 0 && self.writes == 0
+    }
+
+    /// The backing file's size, allocation or time is not yet the logical one.
+    pub(crate) fn needs_settling(&self) -> bool {
+        self.disk_size != self.size || self.modified.is_some() || self.over_reserved
+    }
+
+    /// No write-out may start: a change is running, or runs as soon as transfers have drained.
+    pub(crate) fn writes_held(&self) -> bool {
+        self.barrier.is_some()
+            && (self.barrier_running || self.active_reads + self.active_writes == 0)
+    }
+
+    pub(crate) fn account_epoch(&mut self, before: Option<u64>, after: Option<u64>) {
+        if before == after {
+            return;
+        }
+        if let Some(epoch) = after {
+            *self.epochs.entry(epoch).or_insert(0) += 1;
+        }
+        if let Some(epoch) = before {
+            let left = self
+                .epochs
+                .get_mut(&epoch)
+                .expect("an epoch counted before");
+            *left -= 1;
+            if *left == 0 {
+                self.epochs.remove(&epoch);
+            }
+        }
+    }
+
+    /// Everything written in `epoch` or before is out of the pool's hands, or has failed.
+    pub(crate) fn epoch_done(&self, epoch: u64) -> bool {
+        self.epochs
+            .first_key_value()
+            .is_none_or(|(oldest, _)| *oldest > epoch)
+    }
+
+    pub(crate) fn status(&self, unit: u64) -> PartitionStatus {
+        if self.pending_blocks > 0 {
+            PartitionStatus::Inflight
+        } else if self.valid_pages == self.size.div_ceil(unit) {
+            PartitionStatus::Available
+        } else {
+            PartitionStatus::NotAvailable
+        }
+    }
+
+    pub(crate) fn record_error(&mut self, errno: Errno) {
+        self.error = Some(errno);
+        self.last_errno = errno;
+        self.error_count += 1;
+    }
+
+    /// Forgets the error once nothing is left that it speaks of.
+    pub(crate) fn clear_error_if_mended(&mut self) {
+        if self.failed_blocks == 0 && self.lost.is_empty() && self.unreadable.is_empty() {
+            self.error = None;
+        }
+    }
+
+    pub(crate) fn lost_in(&self, bytes: &Range<u64>) -> bool {
+        !self.lost.is_empty() && self.lost.overlaps(bytes)
+    }
+}
+
+/// An open file: what it may do and what it has been told.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    pub(crate) partition: u32,
+    /// Errors of the partition this handle has reported, or that are older than it.
+    pub(crate) errors_seen: u64,
+    /// Where a sequential reader would go on.
+    pub(crate) expected: u64,
+    /// Read-ahead has been asked for up to here.
+    pub(crate) ahead_to: u64,
+}

@@ -1,0 +1,403 @@
+//! Reads: from the pool when resident, else by one transfer per missing run, with read-ahead for
+//! sequential readers.
+
+use smallvec::SmallVec;
+
+use super::actions::{Actions, Answer};
+use super::block::BufferIndex;
+use super::engine::Engine;
+use super::op::{Granted, Op, ReadOp, ReadReply};
+use super::pages::next_run;
+use super::state::State;
+use crate::error::{Errno, Result};
+use crate::pool::ReadLease;
+
+/// Bytes of one block that are being copied out.
+struct Piece {
+    buffer: BufferIndex,
+    lease: ReadLease,
+}
+
+/// What a try at a read came to.
+enum Step {
+    /// Everything is resident and claimed.
+    Copy(Box<ReadOp>, SmallVec<[Piece; 2]>),
+    /// Answered or parked.
+    Done,
+}
+
+/// How far off a sequential reader's requests may come: one call's pieces arrive in any order.
+const SEQUENTIAL_SLACK: u64 = 4;
+
+impl Engine {
+    /// Reads up to `length` bytes at `offset`; fewer at the end of the partition. `reply` is called once,
+    /// here or later on another thread, with the bytes in consecutive runs.
+    ///
+    /// Fails with EIO where a transfer failed or bytes were lost, EBADF for an unknown handle. Never
+    /// waits for the device itself.
+    pub fn read(&self, handle: u64, offset: u64, length: u64, reply: ReadReply) {
+        let op = Box::new(ReadOp {
+            partition: 0,
+            handle: Some(handle),
+            offset,
+            length,
+            entered: false,
+            requested: false,
+            sequential: false,
+            pinned: SmallVec::new(),
+            granted: Granted::new(),
+            reply,
+        });
+        self.run_read(op);
+    }
+
+    pub(crate) fn run_read(&self, op: Box<ReadOp>) {
+        let Step::Copy(op, pieces) = self.with(|st, actions| self.read_step(st, op, actions))
+        else {
+            return;
+        };
+        let ReadOp {
+            partition, reply, ..
+        } = *op;
+        let runs: SmallVec<[&[u8]; 4]> = pieces.iter().map(|piece| &*piece.lease).collect();
+        reply(Ok(&runs));
+        drop(runs);
+        let buffers: SmallVec<[BufferIndex; 4]> =
+            pieces.into_iter().map(|piece| piece.buffer).collect();
+        self.with(|st, actions| {
+            for buffer in buffers {
+                st.edit(buffer, |block| {
+                    block.readers -= 1;
+                    if block.readers == 0 {
+                        block.shared.clear();
+                    }
+                });
+                st.touch(buffer);
+                st.wake(buffer, actions);
+            }
+            st.part(partition).active_reads -= 1;
+            self.quiet_down(st, partition, actions);
+            if st.part(partition).unlinked && st.part(partition).handles == 0 {
+                self.discard_unlinked(st, partition, actions);
+            }
+            st.drop_if_unused(partition, actions);
+        });
+    }
+
+    fn read_step(&self, st: &mut State, mut op: Box<ReadOp>, actions: &mut Actions) -> Step {
+        if !op.entered {
+            match self.enter_read(st, op, actions) {
+                Some(entered) => op = entered,
+                None => return Step::Done,
+            }
+        }
+        for buffer in std::mem::take(&mut op.pinned) {
+            st.edit(buffer, |block| block.pins -= 1);
+        }
+        let (id, bytes) = (op.partition, op.offset..op.offset + op.length);
+        if op.length == 0 || st.part(id).lost_in(&bytes) {
+            return self.end_read(st, op, actions);
+        }
+        let indices = st.shape.block_of(bytes.start)..=st.shape.block_of(bytes.end - 1);
+        if let Some(buffer) = self.copied_over(st, id, &bytes, indices.clone()) {
+            // Unpinned while it waits: what it asked for may be evicted again without having failed.
+            op.requested = false;
+            st.edit(buffer, |block| block.waiters.push(Op::Read(op)));
+            return Step::Done;
+        }
+        let absent = indices
+            .clone()
+            .filter(|index| st.find(id, *index).is_none())
+            .count();
+        if absent > 0 {
+            op.requested = false;
+        }
+        if !st.acquire(&mut op.granted, absent, actions) {
+            self.wait_for_buffers(st, Op::Read(op), absent);
+            return Step::Done;
+        }
+        for index in indices.clone() {
+            if st.find(id, index).is_none() {
+                let buffer = op.granted.pop().expect("as many as are absent");
+                st.attach(buffer, id, index);
+            }
+        }
+        st.return_granted(&mut op.granted);
+        self.request_or_copy(st, op, indices, actions)
+    }
+
+    /// Lets a read through its partition's gate, cut to the partition's size; None when it was parked
+    /// or answered.
+    fn enter_read(
+        &self,
+        st: &mut State,
+        mut op: Box<ReadOp>,
+        actions: &mut Actions,
+    ) -> Option<Box<ReadOp>> {
+        let handle = op.handle.expect("reads come through handles");
+        let id = match Engine::partition_of(st, handle) {
+            Ok(id) => id,
+            Err(errno) => {
+                actions.answers.push(Answer::Read(op.reply, errno));
+                return None;
+            }
+        };
+        op.partition = id;
+        if self.gate_closed(st, id, false) {
+            st.part(id).gate_queue.push_back(Op::Read(op));
+            return None;
+        }
+        let part = st.part(id);
+        part.active_reads += 1;
+        op.entered = true;
+        op.length = op.length.min(part.size.saturating_sub(op.offset));
+        st.stats.read_bytes += op.length;
+        op.sequential = self.note_position(st, handle, op.offset, op.length);
+        Some(op)
+    }
+
+    /// Remembers where a handle reads; true when it goes on from where it was.
+    fn note_position(&self, st: &mut State, handle: u64, offset: u64, length: u64) -> bool {
+        let handle = st
+            .handles
+            .get_mut(handle as usize)
+            .expect("checked on entry");
+        let slack = length * SEQUENTIAL_SLACK;
+        let sequential = offset <= handle.expected + slack && offset + slack >= handle.expected;
+        if sequential {
+            handle.expected = handle.expected.max(offset + length);
+        } else {
+            handle.expected = offset + length;
+            handle.ahead_to = 0;
+        }
+        sequential
+    }
+
+    /// A block of the range into which a client's bytes are just being copied.
+    fn copied_over(
+        &self,
+        st: &mut State,
+        id: u32,
+        bytes: &std::ops::Range<u64>,
+        indices: std::ops::RangeInclusive<u64>,
+    ) -> Option<BufferIndex> {
+        for index in indices {
+            if let Some(buffer) = st.find(id, index) {
+                let pages = st.shape.pages_of(index, bytes.start, bytes.end);
+                if st.blocks[buffer as usize].copying.any(pages) {
+                    return Some(buffer);
+                }
+            }
+        }
+        None
+    }
+
+    /// All blocks of the read are in place: asks for what is missing, or claims the bytes.
+    fn request_or_copy(
+        &self,
+        st: &mut State,
+        mut op: Box<ReadOp>,
+        indices: std::ops::RangeInclusive<u64>,
+        actions: &mut Actions,
+    ) -> Step {
+        let (id, bytes) = (op.partition, op.offset..op.offset + op.length);
+        let (mut busy, mut failed) = (None, None);
+        for index in indices.clone() {
+            let buffer = st.find(id, index).expect("attached above");
+            let pages = st.shape.pages_of(index, bytes.start, bytes.end);
+            if st.blocks[buffer as usize].valid.all(pages.clone()) {
+                continue;
+            }
+            if op.requested && self.missing(st, buffer, pages.clone()) {
+                failed = Some(st.blocks[buffer as usize].read_error.unwrap_or(Errno::EIO));
+                break;
+            }
+            let wanted = if op.sequential {
+                pages.start..st.shape.pages()
+            } else {
+                pages.clone()
+            };
+            self.read_pages(st, buffer, wanted, actions);
+            self.fill_partials(st, buffer, pages.clone(), actions);
+            if !st.blocks[buffer as usize].valid.all(pages) {
+                busy = Some(buffer);
+            }
+        }
+        if let Some(errno) = failed {
+            return self.fail_read(st, op, errno, actions);
+        }
+        if let Some(buffer) = busy {
+            if !op.requested {
+                st.stats.read_misses += 1;
+            }
+            op.requested = true;
+            for index in indices {
+                let buffer = st.find(id, index).expect("attached above");
+                st.edit(buffer, |block| block.pins += 1);
+                op.pinned.push(buffer);
+            }
+            self.read_on(st, &op, actions);
+            st.edit(buffer, |block| block.waiters.push(Op::Read(op)));
+            return Step::Done;
+        }
+        if !op.requested {
+            st.stats.read_hits += 1;
+        }
+        self.read_on(st, &op, actions);
+        let pieces = indices
+            .map(|index| self.claim_out(st, id, index, &bytes))
+            .collect();
+        Step::Copy(op, pieces)
+    }
+
+    /// A page that was asked for is neither there nor on its way.
+    fn missing(&self, st: &State, buffer: BufferIndex, pages: std::ops::Range<usize>) -> bool {
+        let block = &st.blocks[buffer as usize];
+        next_run(pages, |i| !(block.valid.word(i) | block.reading.word(i))).is_some()
+    }
+
+    fn fill_partials(
+        &self,
+        st: &mut State,
+        buffer: BufferIndex,
+        pages: std::ops::Range<usize>,
+        actions: &mut Actions,
+    ) {
+        let partial: SmallVec<[usize; 4]> = st.blocks[buffer as usize]
+            .partials
+            .iter()
+            .map(|p| p.page)
+            .filter(|page| pages.contains(page))
+            .collect();
+        for page in partial {
+            self.fill(st, buffer, page, actions);
+        }
+    }
+
+    fn claim_out(
+        &self,
+        st: &mut State,
+        id: u32,
+        index: u64,
+        bytes: &std::ops::Range<u64>,
+    ) -> Piece {
+        let buffer = st.find(id, index).expect("attached above");
+        let pages = st.shape.pages_of(index, bytes.start, bytes.end);
+        st.edit(buffer, |block| {
+            block.shared.insert(pages);
+            block.readers += 1;
+        });
+        let start = index * st.shape.block_size;
+        let within =
+            bytes.start.saturating_sub(start)..(bytes.end - start).min(st.shape.block_size);
+        Piece {
+            buffer,
+            lease: self.memory.for_copy_out(st, buffer, within),
+        }
+    }
+
+    /// Keeps `read_ahead` bytes in flight ahead of a sequential reader.
+    fn read_on(&self, st: &mut State, op: &ReadOp, actions: &mut Actions) {
+        let Some(handle) = op.handle else { return };
+        if !op.sequential {
+            return;
+        }
+        let Some(handle) = st.handles.get_mut(handle as usize) else {
+            return;
+        };
+        let from = handle.ahead_to.max(op.offset + op.length);
+        let to = (handle.expected + self.options.read_ahead)
+            .next_multiple_of(self.options.block_size)
+            .min(
+                st.partitions
+                    .get(op.partition as usize)
+                    .map_or(0, |part| part.size),
+            );
+        // Topping up in steps of a block keeps this off the path of most requests.
+        if from >= to
+            || (to - from < self.options.block_size && handle.ahead_to >= op.offset + op.length)
+        {
+            return;
+        }
+        let reached = self.fetch(st, op.partition, from, to - from, actions);
+        if let Some(handle) = op.handle.and_then(|h| st.handles.get_mut(h as usize)) {
+            handle.ahead_to = reached;
+        }
+    }
+
+    /// Starts reading whole blocks of a range into buffers that can be had without waiting. Returns
+    /// how far it got.
+    pub(crate) fn fetch(
+        &self,
+        st: &mut State,
+        id: u32,
+        from: u64,
+        length: u64,
+        actions: &mut Actions,
+    ) -> u64 {
+        let end = from.saturating_add(length).min(st.part(id).size);
+        if from >= end || self.gate_closed(st, id, false) {
+            return from;
+        }
+        let block_size = st.shape.block_size;
+        for index in st.shape.block_of(from)..=st.shape.block_of(end - 1) {
+            let buffer = match st.find(id, index) {
+                Some(buffer) => buffer,
+                None => {
+                    let mut granted = Granted::new();
+                    // Never evict for one reader what another has just asked for.
+                    let room = st.available() > st.blocks.len() / 8;
+                    if !room || !st.acquire(&mut granted, 1, actions) {
+                        return (index * block_size).max(from);
+                    }
+                    let buffer = granted.pop().expect("one was acquired");
+                    st.attach(buffer, id, index);
+                    buffer
+                }
+            };
+            let pages = st.shape.pages_of(index, from, end);
+            let asked = self.read_pages(st, buffer, pages, actions);
+            st.stats.read_ahead_bytes += asked;
+        }
+        end
+    }
+
+    fn fail_read(
+        &self,
+        st: &mut State,
+        op: Box<ReadOp>,
+        errno: Errno,
+        actions: &mut Actions,
+    ) -> Step {
+        self.finish_read(st, op, Err(errno), actions)
+    }
+
+    fn end_read(&self, st: &mut State, op: Box<ReadOp>, actions: &mut Actions) -> Step {
+        let result = if op.length == 0 {
+            Ok(())
+        } else {
+            Err(Errno::EIO)
+        };
+        self.finish_read(st, op, result, actions)
+    }
+
+    fn finish_read(
+        &self,
+        st: &mut State,
+        op: Box<ReadOp>,
+        result: Result<()>,
+        actions: &mut Actions,
+    ) -> Step {
+        let mut op = op;
+        st.return_granted(&mut op.granted);
+        let id = op.partition;
+        st.part(id).active_reads -= 1;
+        actions.answers.push(match result {
+            Ok(()) => Answer::Nothing(op.reply),
+            Err(errno) => Answer::Read(op.reply, errno),
+        });
+        self.quiet_down(st, id, actions);
+        st.drop_if_unused(id, actions);
+        Step::Done
+    }
+}

@@ -1,0 +1,451 @@
+//! Everything the engine's lock protects: partitions, blocks, lists, counters, waiting operations.
+//!
+//! All changes to a block go through [`State::edit`], which keeps the counters of its partition and of
+//! the pool, and the list it is in, true to its page sets. Statuses are derived from those counters.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::actions::Actions;
+use super::block::{Block, BufferIndex, Counts, ListKind, NONE};
+use super::op::{Granted, Op, SyncOp};
+use super::partition::{FileKey, Handle, Partition, StatusWaiter};
+use crate::aio::device::BackingFile;
+
+/// A list of blocks linked through their `previous` and `next`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct List {
+    pub(crate) head: BufferIndex,
+    pub(crate) tail: BufferIndex,
+    pub(crate) length: usize,
+}
+
+impl List {
+    const EMPTY: List = List {
+        head: NONE,
+        tail: NONE,
+        length: 0,
+    };
+}
+
+/// Sizes fixed at start.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape {
+    /// Bytes of a page: 4096, or the device's alignment when larger.
+    pub(crate) unit: u64,
+    pub(crate) block_size: u64,
+    /// The device's alignment in bytes.
+    pub(crate) alignment: u64,
+}
+
+impl Shape {
+    pub(crate) fn pages(&self) -> usize {
+        (self.block_size / self.unit) as usize
+    }
+
+    pub(crate) fn block_of(&self, offset: u64) -> u64 {
+        offset / self.block_size
+    }
+
+    /// The pages of block `index` that hold bytes of `[from, to)`.
+    pub(crate) fn pages_of(&self, index: u64, from: u64, to: u64) -> std::ops::Range<usize> {
+        let start = index * self.block_size;
+        let first = from.saturating_sub(start).min(self.block_size) / self.unit;
+        let last = to
+            .saturating_sub(start)
+            .min(self.block_size)
+            .div_ceil(self.unit);
+        first as usize..last as usize
+    }
+
+    pub(crate) fn round_up(&self, offset: u64) -> u64 {
+        offset.next_multiple_of(self.unit)
+    }
+}
+
+/// What a transfer under way is for.
+pub(crate) enum Purpose {
+    Read {
+        buffer: BufferIndex,
+        pages: std::ops::Range<usize>,
+        done: u64,
+    },
+    Fill {
+        buffer: BufferIndex,
+        page: usize,
+        scratch: usize,
+    },
+    Write {
+        buffer: BufferIndex,
+        pages: std::ops::Range<usize>,
+        bytes: u64,
+        done: u64,
+    },
+    Sync(SyncOp),
+}
+
+/// Things kept by index, with free places reused.
+#[derive(Debug)]
+pub(crate) struct Slab<T> {
+    items: Vec<Option<T>>,
+    free: Vec<usize>,
+}
+
+impl<T> Slab<T> {
+    pub(crate) fn new() -> Slab<T> {
+        Slab {
+            items: Vec::new(),
+            free: Vec::new(),
+        }
+    }
+
+    pub(crate) fn insert(&mut self, item: T) -> usize {
+        match self.free.pop() {
+            Some(index) => {
+                self.items[index] = Some(item);
+                index
+            }
+            None => {
+                self.items.push(Some(item));
+                self.items.len() - 1
+            }
+        }
+    }
+
+    pub(crate) fn remove(&mut self, index: usize) -> Option<T> {
+        let item = self.items.get_mut(index)?.take()?;
+        self.free.push(index);
+        Some(item)
+    }
+
+    pub(crate) fn get(&self, index: usize) -> Option<&T> {
+        self.items.get(index)?.as_ref()
+    }
+
+    pub(crate) fn get_mut(&mut self, index: usize) -> Option<&mut T> {
+        self.items.get_mut(index)?.as_mut()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.items.len() - self.free.len()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &T)> {
+        self.items
+            .iter()
+            .enumerate()
+            .filter_map(|(i, item)| Some((i, item.as_ref()?)))
+    }
+}
+
+/// Counters of what clients met, for `stats.json`.
+#[derive(Debug, Clone, Copy, Default, serde::Serialize)]
+pub struct CacheStats {
+    /// Read requests answered wholly from the pool.
+    pub read_hits: u64,
+    /// Read requests that waited for a transfer.
+    pub read_misses: u64,
+    /// Bytes read and written by clients.
+    pub read_bytes: u64,
+    /// See `read_bytes`.
+    pub written_bytes: u64,
+    /// Blocks dropped to make room.
+    pub evictions: u64,
+    /// Bytes asked for ahead of readers.
+    pub read_ahead_bytes: u64,
+    /// Operations that had to wait for a buffer.
+    pub buffer_waits: u64,
+    /// Pages completed by a read before they could be written or read.
+    pub edge_fills: u64,
+    /// Failed transfers.
+    pub errors: u64,
+}
+
+pub(crate) struct State {
+    pub(crate) shape: Shape,
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) free: Vec<BufferIndex>,
+    pub(crate) clean: List,
+    pub(crate) dirty: List,
+    pub(crate) failed: List,
+    pub(crate) scratch: Vec<usize>,
+    pub(crate) fill_queue: VecDeque<(BufferIndex, u64, u32)>,
+    pub(crate) partitions: Slab<Partition>,
+    pub(crate) keys: HashMap<FileKey, u32>,
+    pub(crate) handles: Slab<Handle>,
+    pub(crate) transfers: Slab<Purpose>,
+    /// Operations waiting for buffers, first come first served, with the number each needs.
+    pub(crate) waiting: VecDeque<(Op, usize)>,
+    pub(crate) dirty_blocks: usize,
+    pub(crate) inflight_blocks: usize,
+    pub(crate) writes_inflight: usize,
+    /// Blocks under transfer or queued for it.
+    pub(crate) pending_blocks: u64,
+    /// Those who wait until nothing of any partition is in flight.
+    pub(crate) idle_waiters: Vec<StatusWaiter>,
+    pub(crate) stats: CacheStats,
+    pub(crate) stopping: bool,
+}
+
+impl State {
+    pub(crate) fn new(shape: Shape, buffers: usize, scratch_pages: usize) -> State {
+        State {
+            shape,
+            blocks: (0..buffers).map(|_| Block::new(shape.pages())).collect(),
+            free: (0..buffers as BufferIndex).rev().collect(),
+            clean: List::EMPTY,
+            dirty: List::EMPTY,
+            failed: List::EMPTY,
+            scratch: (0..scratch_pages).collect(),
+            fill_queue: VecDeque::new(),
+            partitions: Slab::new(),
+            keys: HashMap::new(),
+            handles: Slab::new(),
+            transfers: Slab::new(),
+            waiting: VecDeque::new(),
+            dirty_blocks: 0,
+            inflight_blocks: 0,
+            writes_inflight: 0,
+            pending_blocks: 0,
+            idle_waiters: Vec::new(),
+            stats: CacheStats::default(),
+            stopping: false,
+        }
+    }
+
+    /// The partition at `id`, which somebody still refers to.
+    pub(crate) fn part(&mut self, id: u32) -> &mut Partition {
+        self.partitions
+            .get_mut(id as usize)
+            .expect("a referenced partition stays in the table")
+    }
+
+    pub(crate) fn block(&mut self, buffer: BufferIndex) -> &mut Block {
+        &mut self.blocks[buffer as usize]
+    }
+
+    /// Changes a block, then brings counters and lists up to date.
+    pub(crate) fn edit<R>(
+        &mut self,
+        buffer: BufferIndex,
+        change: impl FnOnce(&mut Block) -> R,
+    ) -> R {
+        let block = &mut self.blocks[buffer as usize];
+        let before = block.counts();
+        let result = change(block);
+        let after = block.counts();
+        let partition = block.partition;
+        if before != after {
+            self.account(partition, before, after);
+        }
+        self.relist(buffer);
+        result
+    }
+
+    fn account(&mut self, partition: u32, before: Counts, after: Counts) {
+        let delta = |counter: &mut u64, before: u64, after: u64| {
+            *counter = (*counter + after)
+                .checked_sub(before)
+                .expect("a counter never goes negative");
+        };
+        let part = self.part(partition);
+        delta(&mut part.valid_pages, before.valid, after.valid);
+        delta(&mut part.dirty_pages, before.dirty, after.dirty);
+        delta(&mut part.inflight_pages, before.inflight, after.inflight);
+        delta(
+            &mut part.pending_blocks,
+            before.pending.into(),
+            after.pending.into(),
+        );
+        delta(
+            &mut part.failed_blocks,
+            before.failed.into(),
+            after.failed.into(),
+        );
+        part.account_epoch(before.epoch_dirty, after.epoch_dirty);
+        part.account_epoch(before.epoch_writing, after.epoch_writing);
+        delta(
+            &mut self.pending_blocks,
+            before.pending.into(),
+            after.pending.into(),
+        );
+        self.dirty_blocks =
+            self.dirty_blocks + usize::from(after.dirty_block) - usize::from(before.dirty_block);
+        self.inflight_blocks =
+            self.inflight_blocks + usize::from(after.transfers) - usize::from(before.transfers);
+    }
+
+    fn list(&mut self, kind: ListKind) -> &mut List {
+        match kind {
+            ListKind::Clean => &mut self.clean,
+            ListKind::Dirty => &mut self.dirty,
+            ListKind::Failed => &mut self.failed,
+            ListKind::None => unreachable!("no list for blocks in none"),
+        }
+    }
+
+    fn unlink(&mut self, buffer: BufferIndex) {
+        let block = &mut self.blocks[buffer as usize];
+        let (kind, previous, next) = (block.list, block.previous, block.next);
+        if kind == ListKind::None {
+            return;
+        }
+        block.list = ListKind::None;
+        if previous != NONE {
+            self.block(previous).next = next;
+        }
+        if next != NONE {
+            self.block(next).previous = previous;
+        }
+        let list = self.list(kind);
+        list.length -= 1;
+        if list.head == buffer {
+            list.head = next;
+        }
+        if list.tail == buffer {
+            list.tail = previous;
+        }
+    }
+
+    fn append(&mut self, buffer: BufferIndex, kind: ListKind) {
+        if kind == ListKind::None {
+            return;
+        }
+        let list = self.list(kind);
+        let tail = std::mem::replace(&mut list.tail, buffer);
+        list.length += 1;
+        if tail == NONE {
+            list.head = buffer;
+        } else {
+            self.block(tail).next = buffer;
+        }
+        let block = self.block(buffer);
+        block.list = kind;
+        block.previous = tail;
+        block.next = NONE;
+    }
+
+    fn relist(&mut self, buffer: BufferIndex) {
+        let block = &self.blocks[buffer as usize];
+        let proper = block.proper_list();
+        if block.list != proper {
+            self.unlink(buffer);
+            self.append(buffer, proper);
+        }
+    }
+
+    /// Marks a block as just used.
+    pub(crate) fn touch(&mut self, buffer: BufferIndex) {
+        let kind = self.blocks[buffer as usize].list;
+        self.unlink(buffer);
+        self.append(buffer, kind);
+    }
+
+    /// The buffer that holds block `index` of a partition.
+    pub(crate) fn find(&mut self, partition: u32, index: u64) -> Option<BufferIndex> {
+        self.part(partition).blocks.get(&index).copied()
+    }
+
+    /// Free buffers and those that can be had by evicting a clean block.
+    pub(crate) fn available(&self) -> usize {
+        self.free.len() + self.clean.length
+    }
+
+    fn take_buffer(&mut self, actions: &mut Actions) -> Option<BufferIndex> {
+        if self.free.is_empty() {
+            let victim = self.clean.head;
+            if victim == NONE {
+                return None;
+            }
+            self.stats.evictions += 1;
+            self.detach(victim, actions);
+        }
+        self.free.pop()
+    }
+
+    /// Takes `count` buffers at once, or none. Those who wait already come first.
+    pub(crate) fn acquire(
+        &mut self,
+        granted: &mut Granted,
+        count: usize,
+        actions: &mut Actions,
+    ) -> bool {
+        if granted.len() >= count {
+            return true;
+        }
+        if !self.waiting.is_empty() || self.available() < count - granted.len() {
+            return false;
+        }
+        self.grant(granted, count, actions);
+        true
+    }
+
+    pub(crate) fn grant(&mut self, granted: &mut Granted, count: usize, actions: &mut Actions) {
+        while granted.len() < count {
+            granted.push(self.take_buffer(actions).expect("availability was checked"));
+        }
+    }
+
+    /// Returns buffers that an operation was given and did not need.
+    pub(crate) fn return_granted(&mut self, granted: &mut Granted) {
+        self.free.extend(granted.drain(..));
+    }
+
+    /// Puts an empty buffer to use for block `index` of a partition.
+    pub(crate) fn attach(&mut self, buffer: BufferIndex, partition: u32, index: u64) {
+        let block = self.block(buffer);
+        assert_eq!(block.partition, NONE, "a buffer has one holder at a time");
+        block.partition = partition;
+        block.index = index;
+        let before = self.part(partition).blocks.insert(index, buffer);
+        assert!(before.is_none(), "a block has one buffer");
+        self.relist(buffer);
+    }
+
+    /// Drops an idle block with whatever it holds; its buffer becomes free.
+    pub(crate) fn detach(&mut self, buffer: BufferIndex, actions: &mut Actions) {
+        self.edit(buffer, |block| {
+            block.valid.clear();
+            block.dirty.clear();
+            block.partials.clear();
+            block.flush = false;
+            block.failed = None;
+        });
+        self.unlink(buffer);
+        let block = self.block(buffer);
+        let (partition, index) = (block.partition, block.index);
+        block.reset();
+        self.free.push(buffer);
+        self.part(partition).blocks.remove(&index);
+        self.drop_if_unused(partition, actions);
+    }
+
+    /// Forgets a partition that nothing refers to any more; its descriptor is closed outside the lock.
+    pub(crate) fn drop_if_unused(&mut self, partition: u32, actions: &mut Actions) {
+        if self
+            .partitions
+            .get(partition as usize)
+            .is_some_and(Partition::droppable)
+        {
+            let part = self
+                .partitions
+                .remove(partition as usize)
+                .expect("looked up just now");
+            self.keys.remove(&part.key);
+            actions.files.push(part.file);
+        }
+    }
+
+    /// Hands everyone who waits for a change of this block back to be tried again.
+    pub(crate) fn wake(&mut self, buffer: BufferIndex, actions: &mut Actions) {
+        if !self.blocks[buffer as usize].waiters.is_empty() {
+            let waiters = std::mem::take(&mut self.block(buffer).waiters);
+            actions.ready.extend(waiters);
+            self.relist(buffer);
+        }
+    }
+
+    pub(crate) fn file(&mut self, partition: u32) -> Arc<dyn BackingFile> {
+        self.part(partition).file.clone()
+    }
+}

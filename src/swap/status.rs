@@ -1,0 +1,283 @@
+//! What can be asked of the engine: statuses, sizes, counts. None of it waits for a transfer.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use super::engine::Engine;
+use super::op::Reply;
+use super::pages::RangeSet;
+use super::partition::{FileKey, PartitionStatus, StatusWaiter};
+use super::state::{CacheStats, State};
+use crate::aio::device::{DeviceStats, Geometry};
+use crate::error::{Errno, Result};
+
+/// Where a partition's bytes are. All sizes in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartitionInfo {
+    /// See [`PartitionStatus`].
+    pub status: PartitionStatus,
+    /// Logical size.
+    pub size: u64,
+    /// Bytes in the pool.
+    pub resident: u64,
+    /// Bytes newer than the swap folder, those being written included.
+    pub dirty: u64,
+    /// Bytes under transfer.
+    pub inflight: u64,
+    /// The last failed transfer's errno, until mended.
+    pub error: Option<Errno>,
+}
+
+/// What stat must show instead of the backing file's attributes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overlay {
+    /// Logical size in bytes.
+    pub size: u64,
+    /// Modification time, when the backing file's is not the logical one.
+    pub modified: Option<SystemTime>,
+    /// Bytes reserved ahead of a writer, which st_blocks must not count.
+    pub excess: u64,
+}
+
+/// Counts of buffers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct PoolInfo {
+    /// pool_size / block_size.
+    pub buffers: u64,
+    /// Free, or holding a clean block that can be dropped.
+    pub available: u64,
+    /// Out of circulation.
+    pub reserved: u64,
+    /// Holding bytes newer than the swap folder.
+    pub dirty: u64,
+    /// Under transfer.
+    pub inflight: u64,
+    /// Bytes of one.
+    pub buffer_size: u64,
+}
+
+/// Counts of partitions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct PartitionCounts {
+    /// Known to the engine: open, resident or under transfer.
+    pub known: u64,
+    /// Open handles.
+    pub handles: u64,
+    /// With bytes newer than the swap folder.
+    pub dirty: u64,
+    /// With a transfer under way or queued.
+    pub inflight: u64,
+    /// With a transfer error that is not mended.
+    pub failed: u64,
+}
+
+impl Engine {
+    /// Where a partition is; `None` when nothing of it is in the pool and nobody has it open.
+    #[must_use]
+    pub fn info(&self, key: FileKey) -> Option<PartitionInfo> {
+        self.with(|st, _| {
+            let id = *st.keys.get(&key)?;
+            Some(self.info_of(st, id))
+        })
+    }
+
+    fn info_of(&self, st: &mut State, id: u32) -> PartitionInfo {
+        let (unit, block_size) = (st.shape.unit, st.shape.block_size);
+        let part = st.part(id);
+        let size = part.size;
+        // The last page counts for the bytes it has.
+        let slack = size.next_multiple_of(unit) - size;
+        let last = size.saturating_sub(1);
+        let page = (last % block_size / unit) as usize;
+        let counts = (part.valid_pages, part.dirty_pages, part.inflight_pages);
+        let (status, error) = (part.status(unit), part.error);
+        let tail = part.blocks.get(&(last / block_size)).copied();
+        let in_tail = tail.map_or((false, false, false), |buffer| {
+            let block = &st.blocks[buffer as usize];
+            let dirty = block.dirty.contains(page) || block.writing.contains(page);
+            let inflight = block.reading.contains(page) || block.writing.contains(page);
+            (block.valid.contains(page), dirty, inflight)
+        });
+        let bytes = |pages: u64, with_tail: bool| pages * unit - if with_tail { slack } else { 0 };
+        PartitionInfo {
+            status,
+            size,
+            resident: bytes(counts.0, in_tail.0),
+            dirty: bytes(counts.1, in_tail.1),
+            inflight: bytes(counts.2, in_tail.2),
+            error,
+        }
+    }
+
+    /// What stat must show for a file the engine knows.
+    #[must_use]
+    pub fn overlay(&self, key: FileKey) -> Option<Overlay> {
+        self.with(|st, _| {
+            let id = *st.keys.get(&key)?;
+            let unit = st.shape.unit;
+            let part = st.part(id);
+            let kept = part.size.max(part.user_end).next_multiple_of(unit);
+            let excess = if part.over_reserved {
+                part.reserved.end().saturating_sub(kept)
+            } else {
+                0
+            };
+            Some(Overlay {
+                size: part.size,
+                modified: part.modified,
+                excess,
+            })
+        })
+    }
+
+    /// Counts of buffers.
+    #[must_use]
+    pub fn pool(&self) -> PoolInfo {
+        self.with(|st, _| PoolInfo {
+            buffers: st.blocks.len() as u64,
+            available: st.available() as u64,
+            reserved: 0,
+            dirty: st.dirty_blocks as u64,
+            inflight: st.inflight_blocks as u64,
+            buffer_size: st.shape.block_size,
+        })
+    }
+
+    /// Counts of partitions.
+    #[must_use]
+    pub fn partitions(&self) -> PartitionCounts {
+        self.with(|st, _| {
+            let mut counts = PartitionCounts {
+                handles: st.handles.len() as u64,
+                ..PartitionCounts::default()
+            };
+            for (_, part) in st.partitions.iter() {
+                counts.known += 1;
+                counts.dirty += u64::from(part.dirty_pages > 0);
+                counts.inflight += u64::from(part.pending_blocks > 0);
+                counts.failed += u64::from(part.error.is_some());
+            }
+            counts
+        })
+    }
+
+    /// Counters of clients' operations since the start.
+    #[must_use]
+    pub fn cache_stats(&self) -> CacheStats {
+        self.with(|st, _| st.stats)
+    }
+
+    /// Counters of the device since the start.
+    #[must_use]
+    pub fn device_stats(&self) -> DeviceStats {
+        self.device().stats()
+    }
+
+    /// The device's alignment and kind.
+    #[must_use]
+    pub fn device_geometry(&self) -> Geometry {
+        self.device().geometry()
+    }
+
+    /// Runs work that may block on metadata calls on one of the engine's job threads.
+    pub fn run_blocking(&self, work: Box<dyn FnOnce() + Send>) {
+        self.queue_job(Box::new(move |_| work()));
+    }
+
+    /// Replies as soon as nothing of the partition is in flight or queued for it, at the latest after
+    /// `time`. At once for a partition the engine does not know.
+    pub fn wait_idle(&self, key: FileKey, time: Duration, reply: Reply) {
+        let waiter = StatusWaiter {
+            deadline: Instant::now() + time,
+            reply,
+        };
+        self.with(|st, actions| match st.keys.get(&key).copied() {
+            Some(id) if st.part(id).pending_blocks > 0 => st.part(id).status_waiters.push(waiter),
+            _ => actions.answer(Some(waiter.reply), Ok(())),
+        });
+    }
+
+    /// As [`Engine::wait_idle`], for the whole pool.
+    pub fn wait_all_idle(&self, time: Duration, reply: Reply) {
+        let waiter = StatusWaiter {
+            deadline: Instant::now() + time,
+            reply,
+        };
+        self.with(|st, actions| {
+            if st.pending_blocks > 0 {
+                st.idle_waiters.push(waiter);
+            } else {
+                actions.answer(Some(waiter.reply), Ok(()));
+            }
+        });
+    }
+
+    /// Whether anything of any partition is in flight or queued for it.
+    #[must_use]
+    pub fn inflight(&self) -> bool {
+        self.with(|st, _| st.pending_blocks > 0)
+    }
+
+    /// lseek(2) with SEEK_DATA or, with `hole`, SEEK_HOLE; bytes that are only in the pool are data.
+    ///
+    /// # Errors
+    /// ENXIO at or beyond the end, or when no data follows; EBADF.
+    pub fn seek(&self, handle: u64, offset: u64, hole: bool) -> Result<u64> {
+        let (file, size, dirty) = self.with(|st, _| {
+            let id = Engine::partition_of(st, handle)?;
+            Ok((st.file(id), st.part(id).size, self.dirty_ranges(st, id)))
+        })?;
+        if offset >= size {
+            return Err(Errno::ENXIO);
+        }
+        let on_disk = |at: u64, hole: bool| match file.seek(at, hole) {
+            Ok(found) => Ok(Some(found.min(size))),
+            Err(Errno::ENXIO) => Ok(None),
+            Err(errno) => Err(errno),
+        };
+        if !hole {
+            let disk = on_disk(offset, false)?;
+            let found = match (disk, dirty.next_in(offset)) {
+                (Some(a), Some(b)) => a.min(b),
+                (a, b) => a.or(b).ok_or(Errno::ENXIO)?,
+            };
+            return if found < size {
+                Ok(found)
+            } else {
+                Err(Errno::ENXIO)
+            };
+        }
+        let mut at = offset;
+        while at < size {
+            let past_dirty = dirty.end_around(at);
+            if past_dirty > at {
+                at = past_dirty;
+                continue;
+            }
+            match on_disk(at, false)? {
+                Some(data) if data == at => at = on_disk(at, true)?.unwrap_or(size),
+                _ => return Ok(at),
+            }
+        }
+        Ok(size)
+    }
+
+    fn dirty_ranges(&self, st: &mut State, id: u32) -> RangeSet {
+        let (unit, pages) = (st.shape.unit, st.shape.pages());
+        let size = st.part(id).size;
+        let mut ranges = RangeSet::default();
+        let blocks: Vec<(u64, u32)> = st.part(id).blocks.iter().map(|(i, b)| (*i, *b)).collect();
+        for (index, buffer) in blocks {
+            let start = index * st.shape.block_size;
+            let block = &mut st.blocks[buffer as usize];
+            let mut all = block.dirty.clone();
+            all.add_all(&block.writing);
+            let mut at = 0;
+            while let Some(run) = all.run(at..pages) {
+                at = run.end;
+                let end = (start + run.end as u64 * unit).min(size);
+                ranges.insert(start + run.start as u64 * unit..end);
+            }
+        }
+        ranges
+    }
+}

@@ -1,0 +1,274 @@
+//! Getting written: close, fsync, O_SYNC and the whole mount.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+use super::actions::{Actions, label};
+use super::block::BufferIndex;
+use super::engine::Engine;
+use super::op::{BarrierOp, Change, Reply, SyncOp};
+use super::state::State;
+use crate::error::Result;
+
+impl Engine {
+    /// close(2): queues every dirty block for writing and reports a transfer error the handle has not
+    /// reported yet. With `wait`, replies only when everything is in the swap folder.
+    pub fn close(&self, handle: u64, wait: bool, reply: Reply) {
+        self.with(|st, actions| {
+            let id = match Engine::partition_of(st, handle) {
+                Ok(id) => id,
+                Err(errno) => return actions.answer(Some(reply), Err(errno)),
+            };
+            if wait {
+                let handle = Some(handle);
+                let op = SyncOp {
+                    partition: id,
+                    handle,
+                    epoch: 0,
+                    data_only: true,
+                    written_only: true,
+                    reply,
+                };
+                return self.start_sync_op(st, op, actions);
+            }
+            self.flush_partition(st, id, actions);
+            let result = self.take_error(st, id, Some(handle));
+            actions.answer(Some(reply), result);
+        });
+    }
+
+    /// fsync(2), or fdatasync with `data_only`: replies when everything written before is on stable
+    /// storage, the size with it, or with the error that a transfer of it met. Blocks that failed before
+    /// are tried again.
+    pub fn sync(&self, handle: u64, data_only: bool, reply: Reply) {
+        self.with(|st, actions| match Engine::partition_of(st, handle) {
+            Ok(partition) => {
+                let handle = Some(handle);
+                let op = SyncOp {
+                    partition,
+                    handle,
+                    epoch: 0,
+                    data_only,
+                    written_only: false,
+                    reply,
+                };
+                self.start_sync_op(st, op, actions);
+            }
+            Err(errno) => actions.answer(Some(reply), Err(errno)),
+        });
+    }
+
+    /// Writes out every partition and waits for stable storage; `reply` gets the backing paths of those
+    /// that could not be. Names and attributes are the caller's to synchronize.
+    pub fn sync_all(&self, reply: Box<dyn FnOnce(Vec<String>) + Send>) {
+        let group = Arc::new(Group {
+            left: AtomicUsize::new(1),
+            failed: Mutex::new(Vec::new()),
+            reply: Mutex::new(Some(reply)),
+        });
+        self.with(|st, actions| {
+            let due: Vec<u32> = st
+                .partitions
+                .iter()
+                .filter(|(_, part)| {
+                    let open = part.needs_settling() || part.failed_blocks > 0 || part.writes > 0;
+                    !part.unlinked && (part.dirty_pages > 0 || part.unsynced || open)
+                })
+                .map(|(id, _)| id as u32)
+                .collect();
+            group.left.fetch_add(due.len(), Ordering::AcqRel);
+            for partition in due {
+                let (group, file) = (group.clone(), st.file(partition));
+                let reply = Box::new(move |result: Result<()>| {
+                    if let Err(errno) = result {
+                        group
+                            .failed
+                            .lock()
+                            .push(format!("{}: {errno:?}", label(&*file)));
+                    }
+                    group.end_one();
+                });
+                let (handle, epoch) = (None, 0);
+                let op = SyncOp {
+                    partition,
+                    handle,
+                    epoch,
+                    data_only: false,
+                    written_only: false,
+                    reply,
+                };
+                self.start_sync_op(st, op, actions);
+            }
+        });
+        group.end_one();
+    }
+
+    /// Ends the current epoch of a partition and writes everything of it out, failed blocks again.
+    pub(crate) fn start_sync_op(&self, st: &mut State, mut op: SyncOp, actions: &mut Actions) {
+        let id = op.partition;
+        op.epoch = st.part(id).epoch;
+        st.part(id).epoch += 1;
+        st.part(id).settle_failed = false;
+        let dirty = st.part(id).dirty_pages > 0;
+        st.part(id).sync_ops.push(op);
+        if dirty {
+            let epoch = st.part(id).epoch - 1;
+            let buffers: Vec<BufferIndex> = st.part(id).blocks.values().copied().collect();
+            for buffer in buffers {
+                if st.blocks[buffer as usize].dirty.is_empty() {
+                    continue;
+                }
+                st.edit(buffer, |block| {
+                    if block.failed.take().is_some() {
+                        block.epoch_dirty = epoch;
+                    }
+                });
+                self.flush_block(st, buffer, actions);
+            }
+        }
+        self.quiet_down(st, id, actions);
+        st.drop_if_unused(id, actions);
+    }
+
+    /// Queues a partition's dirty blocks for writing, except those that failed: fsync tries these again.
+    pub(crate) fn flush_partition(&self, st: &mut State, id: u32, actions: &mut Actions) {
+        if st.part(id).dirty_pages == 0 {
+            return;
+        }
+        let buffers: Vec<BufferIndex> = st.part(id).blocks.values().copied().collect();
+        for buffer in buffers {
+            let block = &st.blocks[buffer as usize];
+            if !block.dirty.is_empty() && block.failed.is_none() {
+                self.flush_block(st, buffer, actions);
+            }
+        }
+    }
+
+    /// The error that `handle` still has to report, or that any handle would.
+    fn take_error(&self, st: &mut State, id: u32, handle: Option<u64>) -> Result<()> {
+        let part = st.part(id);
+        let (count, errno) = (part.error_count, part.last_errno);
+        let unwritten = part.failed_blocks > 0 || !part.lost.is_empty();
+        match handle.and_then(|handle| st.handles.get_mut(handle as usize)) {
+            Some(handle) if handle.errors_seen < count => {
+                handle.errors_seen = count;
+                Err(errno)
+            }
+            Some(_) => Ok(()),
+            None if unwritten => Err(errno),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets go on whatever waited for this partition's transfers or operations to end.
+    pub(crate) fn quiet_down(&self, st: &mut State, id: u32, actions: &mut Actions) {
+        st.part(id).jobs += 1; // Keeps it while its last users are answered.
+        if st.part(id).barrier.is_some() {
+            self.try_barrier(st, id, actions);
+        }
+        if !st.part(id).sync_ops.is_empty() {
+            self.advance_syncs(st, id, actions);
+        }
+        let part = st.part(id);
+        if part.pending_blocks == 0 {
+            for waiter in part.status_waiters.drain(..) {
+                actions.answer(Some(waiter.reply), Ok(()));
+            }
+        }
+        self.settle_if_due(st, id, actions);
+        st.part(id).jobs -= 1;
+        if st.pending_blocks == 0 {
+            for waiter in st.idle_waiters.drain(..) {
+                actions.answer(Some(waiter.reply), Ok(()));
+            }
+        }
+    }
+
+    fn advance_syncs(&self, st: &mut State, id: u32, actions: &mut Actions) {
+        let part = st.part(id);
+        let ops = std::mem::take(&mut part.sync_ops);
+        let (done, waiting): (Vec<_>, Vec<_>) =
+            ops.into_iter().partition(|op| part.epoch_done(op.epoch));
+        part.sync_ops = waiting;
+        let mut settle = Vec::new();
+        for op in done {
+            let part = st.part(id);
+            let inexact = part.disk_size > part.size
+                || (!op.data_only
+                    && part.clean()
+                    && part.needs_settling()
+                    && part.failed_blocks == 0);
+            if op.written_only {
+                let result = self.take_error(st, id, op.handle);
+                actions.answer(Some(op.reply), result);
+            } else if inexact && !part.unlinked {
+                settle.push(op);
+            } else {
+                self.start_sync(st, op, actions);
+            }
+        }
+        if !settle.is_empty() {
+            let change = Change::Settle { then: settle };
+            let op = Box::new(BarrierOp {
+                partition: id,
+                change,
+                reply: None,
+            });
+            self.enter_barrier(st, op, actions);
+        }
+    }
+
+    /// A device sync has ended.
+    pub(crate) fn synced(
+        &self,
+        st: &mut State,
+        op: SyncOp,
+        result: Result<()>,
+        actions: &mut Actions,
+    ) {
+        let id = op.partition;
+        st.part(id).jobs -= 1;
+        if let Err(errno) = result {
+            st.stats.errors += 1;
+            let part = st.part(id);
+            part.unsynced = true;
+            part.record_error(errno);
+            let file = st.file(id);
+            let failure = super::actions::Failure {
+                operation: "sync",
+                file,
+                offset: 0,
+                length: 0,
+                errno,
+            };
+            actions.failures.push(failure);
+        }
+        let seen = self.take_error(st, id, op.handle);
+        let outcome = match (result, seen) {
+            (Err(errno), _) | (Ok(()), Err(errno)) => Err(errno),
+            (Ok(()), Ok(())) => Ok(()),
+        };
+        actions.answer(Some(op.reply), outcome);
+        self.quiet_down(st, id, actions);
+        st.drop_if_unused(id, actions);
+    }
+}
+
+/// The partitions of one [`Engine::sync_all`].
+struct Group {
+    left: AtomicUsize,
+    failed: Mutex<Vec<String>>,
+    reply: Mutex<Option<Box<dyn FnOnce(Vec<String>) + Send>>>,
+}
+
+impl Group {
+    fn end_one(&self) {
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1
+            && let Some(reply) = self.reply.lock().take()
+        {
+            reply(std::mem::take(&mut *self.failed.lock()));
+        }
+    }
+}

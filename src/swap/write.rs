@@ -1,0 +1,524 @@
+//! Writes: copied into the pool block by block and acknowledged there; a block goes out when it is full.
+
+use std::ops::Range;
+use std::time::SystemTime;
+
+use super::actions::{Actions, Answer};
+use super::block::{BufferIndex, PARTIALS_MAX, Partial};
+use super::engine::Engine;
+use super::op::{Granted, Op, SyncOp, WriteOp, WriteReply};
+use super::state::State;
+use crate::error::{Errno, Result};
+use crate::pool::WriteLease;
+
+/// Space is reserved this much ahead of a growing file, at least and at most.
+const RESERVE_STEP_MIN: u64 = 64 * 1024;
+/// See [`RESERVE_STEP_MIN`].
+const RESERVE_STEP_MAX: u64 = 64 * 1024 * 1024;
+
+/// Largest offset a file may reach: what off_t holds.
+const OFFSET_MAX: u64 = i64::MAX as u64;
+
+/// A claimed run of one block that the client's bytes go into next.
+struct Plan {
+    buffer: BufferIndex,
+    /// Bytes within the block.
+    bytes: Range<u64>,
+    /// The whole pages around them; what of these is zero or stays is in `zero_head`, `zero_tail`.
+    pages: Range<usize>,
+    lease: WriteLease,
+    zero_head: bool,
+    zero_tail: bool,
+}
+
+/// What a try at a write came to.
+enum Step {
+    Copy(Box<WriteOp>, Plan),
+    /// It has to wait, but its bytes are still the caller's: copy them, then try again.
+    Own(Box<WriteOp>),
+    /// Space is needed, and nothing is under way that holds the file's lock: get it here.
+    Reserve(Box<WriteOp>, Reservation),
+    /// Answered or parked.
+    Done,
+}
+
+impl Engine {
+    /// Writes `data` at `offset`. `reply` is called once, here or later on another thread, when all of
+    /// it is in the pool and its space in the swap folder is reserved; with `stable`, when it is on
+    /// stable storage.
+    ///
+    /// Fails with ENOSPC or EDQUOT when space cannot be reserved (nothing is stored then), EIO when it
+    /// would leave a page half lost, EFBIG, EBADF. Waits for buffers, never for the device itself, by
+    /// parking the operation with a copy of what is left of `data`.
+    pub fn write(&self, handle: u64, offset: u64, data: &[u8], stable: bool, reply: WriteReply) {
+        let op = Box::new(WriteOp {
+            partition: 0,
+            handle: Some(handle),
+            offset,
+            length: data.len(),
+            done: 0,
+            payload: Vec::new(),
+            payload_from: usize::MAX,
+            entered: false,
+            granted: Granted::new(),
+            stable,
+            reply,
+        });
+        self.run_write(op, data);
+    }
+
+    pub(crate) fn run_write(&self, op: Box<WriteOp>, borrowed: &[u8]) {
+        let mut step = self.with(|st, actions| self.write_step(st, op, actions));
+        loop {
+            step = match step {
+                Step::Done => return,
+                Step::Own(mut op) => {
+                    op.payload = borrowed[op.done..].to_vec();
+                    op.payload_from = op.done;
+                    self.with(|st, actions| self.write_step(st, op, actions))
+                }
+                Step::Reserve(op, reservation) => {
+                    let result = reservation.run();
+                    self.with(|st, actions| {
+                        match self.reserved(st, op.partition, reservation, result) {
+                            Ok(()) => self.write_step(st, op, actions),
+                            Err(errno) => self.finish_write(st, op, Err(errno), actions),
+                        }
+                    })
+                }
+                Step::Copy(mut op, mut plan) => {
+                    let length = (plan.bytes.end - plan.bytes.start) as usize;
+                    let data = if op.payload_from == usize::MAX {
+                        &borrowed[op.done..][..length]
+                    } else {
+                        &op.payload[op.done - op.payload_from..][..length]
+                    };
+                    plan.copy(data, self.shape.unit);
+                    op.done += length;
+                    self.with(|st, actions| {
+                        self.copied(st, &op, plan, actions);
+                        self.write_step(st, op, actions)
+                    })
+                }
+            };
+        }
+    }
+
+    fn write_step(&self, st: &mut State, mut op: Box<WriteOp>, actions: &mut Actions) -> Step {
+        if !op.entered {
+            match self.enter_write(st, op, actions) {
+                Ok(entered) => op = entered,
+                Err(step) => return step,
+            }
+        }
+        if op.done == op.length {
+            return self.finish_write(st, op, Ok(()), actions);
+        }
+        let id = op.partition;
+        let from = op.offset + op.done as u64;
+        let index = st.shape.block_of(from);
+        let to = (op.offset + op.length as u64).min((index + 1) * st.shape.block_size);
+        let pages = st.shape.pages_of(index, from, to);
+        let aligned = st.shape.unit * (from / st.shape.unit)..st.shape.round_up(to);
+        if !st.part(id).reserved.covers(&aligned) {
+            return self.reserve_for(st, op, actions);
+        }
+        let Some(buffer) = st.find(id, index) else {
+            if !st.acquire(&mut op.granted, 1, actions) {
+                if op.payload_from == usize::MAX {
+                    return Step::Own(op);
+                }
+                self.wait_for_buffers(st, Op::Write(op), 1);
+                return Step::Done;
+            }
+            let buffer = op.granted.pop().expect("one was acquired");
+            st.attach(buffer, id, index);
+            return self.claim(st, op, buffer, from..to, pages, actions);
+        };
+        self.claim(st, op, buffer, from..to, pages, actions)
+    }
+
+    /// Lets a write through its partition's gate.
+    fn enter_write(
+        &self,
+        st: &mut State,
+        mut op: Box<WriteOp>,
+        actions: &mut Actions,
+    ) -> std::result::Result<Box<WriteOp>, Step> {
+        let handle = op.handle.expect("writes come through handles");
+        let refusal = match Engine::partition_of(st, handle) {
+            Ok(id) => {
+                op.partition = id;
+                let end = op.offset.checked_add(op.length as u64);
+                end.is_none_or(|end| end > OFFSET_MAX)
+                    .then_some(Errno::EFBIG)
+            }
+            Err(errno) => Some(errno),
+        };
+        if let Some(errno) = refusal {
+            actions.answers.push(Answer::Write(op.reply, Err(errno)));
+            return Err(Step::Done);
+        }
+        if self.gate_closed(st, op.partition, true) {
+            if op.payload_from == usize::MAX {
+                return Err(Step::Own(op));
+            }
+            let id = op.partition;
+            st.part(id).gate_queue.push_back(Op::Write(op));
+            return Err(Step::Done);
+        }
+        st.part(op.partition).active_writes += 1;
+        op.entered = true;
+        Ok(op)
+    }
+
+    /// Claims the pages of the next run, unless somebody is busy with them.
+    fn claim(
+        &self,
+        st: &mut State,
+        op: Box<WriteOp>,
+        buffer: BufferIndex,
+        bytes: Range<u64>,
+        pages: Range<usize>,
+        actions: &mut Actions,
+    ) -> Step {
+        let (id, unit) = (op.partition, st.shape.unit);
+        let block = &st.blocks[buffer as usize];
+        let busy = block.reading.any(pages.clone())
+            || block.writing.any(pages.clone())
+            || block.copying.any(pages.clone())
+            || block.shared.any(pages.clone());
+        let start = block.index * st.shape.block_size;
+        let mut fill = None;
+        let mut half_lost = false;
+        let (mut zero_head, mut zero_tail) = (false, false);
+        if !busy {
+            for (page, is_head) in [(pages.start, true), (pages.end - 1, false)] {
+                let first = start + page as u64 * unit;
+                let covered = bytes.start.max(first) - first..bytes.end.min(first + unit) - first;
+                match self.edge(st, buffer, page, first, covered) {
+                    Edge::Plain => {}
+                    Edge::Zero if is_head => zero_head = true,
+                    Edge::Zero => zero_tail = true,
+                    Edge::Fill(page) => fill = Some(page),
+                    Edge::Lost => half_lost = true,
+                }
+            }
+        }
+        if half_lost && !st.part(id).lost.is_empty() {
+            return self.finish_write(st, op, Err(Errno::EIO), actions);
+        }
+        if busy || fill.is_some() {
+            if op.payload_from == usize::MAX {
+                return Step::Own(op);
+            }
+            if let Some(page) = fill {
+                self.fill(st, buffer, page, actions);
+            }
+            st.edit(buffer, |block| block.waiters.push(Op::Write(op)));
+            return Step::Done;
+        }
+        st.edit(buffer, |block| block.copying.insert(pages.clone()));
+        let lease = self.memory.for_copy_in(
+            st,
+            buffer,
+            pages.start as u64 * unit..pages.end as u64 * unit,
+        );
+        let bytes = bytes.start - start..bytes.end - start;
+        Step::Copy(
+            op,
+            Plan {
+                buffer,
+                bytes,
+                pages,
+                lease,
+                zero_head,
+                zero_tail,
+            },
+        )
+    }
+
+    /// What a write to bytes `covered` of a page means for the page's other bytes.
+    fn edge(
+        &self,
+        st: &mut State,
+        buffer: BufferIndex,
+        page: usize,
+        first: u64,
+        covered: Range<u64>,
+    ) -> Edge {
+        let unit = st.shape.unit;
+        let id = st.blocks[buffer as usize].partition;
+        let block = &st.blocks[buffer as usize];
+        if block.valid.contains(page) || covered == (0..unit) {
+            return Edge::Plain;
+        }
+        if st.part(id).lost_in(&(first..first + unit)) {
+            return Edge::Lost;
+        }
+        let known = st.part(id).size.saturating_sub(first);
+        let block = &st.blocks[buffer as usize];
+        if known == 0 || (covered.start == 0 && covered.end >= known) {
+            // Nothing of the page exists, or nothing that stays: the rest is zero.
+            return Edge::Zero;
+        }
+        match block.partial(page).map(|at| block.partials[at]) {
+            Some(partial) => {
+                let touches =
+                    covered.start <= partial.end as u64 && covered.end >= partial.start as u64;
+                if touches {
+                    Edge::Plain
+                } else {
+                    Edge::Fill(page)
+                }
+            }
+            None if block.partials.len() >= PARTIALS_MAX => Edge::Fill(block.partials[0].page),
+            None => Edge::Plain,
+        }
+    }
+
+    /// The client's bytes are in the block: the pages become dirty, the partition may have grown.
+    fn copied(&self, st: &mut State, op: &WriteOp, plan: Plan, actions: &mut Actions) {
+        let Plan {
+            buffer,
+            bytes,
+            pages,
+            lease,
+            zero_head,
+            zero_tail,
+        } = plan;
+        drop(lease);
+        let (id, unit) = (op.partition, st.shape.unit);
+        let start = st.blocks[buffer as usize].index * st.shape.block_size;
+        let now_ms = self.now_ms();
+        let part = st.part(id);
+        part.size = part.size.max(start + bytes.end);
+        part.modified = Some(SystemTime::now());
+        part.written_ms = now_ms;
+        let (epoch, size) = (part.epoch, part.size);
+        if !part.lost.is_empty() || !part.unreadable.is_empty() {
+            // Edges that stay partial were refused before, so whole pages are new.
+            let new = start + pages.start as u64 * unit..start + pages.end as u64 * unit;
+            part.lost.remove(new.clone());
+            part.unreadable.remove(new);
+        }
+        st.stats.written_bytes += bytes.end - bytes.start;
+        st.edit(buffer, |block| {
+            block.copying.remove(pages.clone());
+            for page in [pages.start, pages.end - 1] {
+                let first = page as u64 * unit;
+                let covered = (bytes.start.max(first) - first) as usize
+                    ..(bytes.end.min(first + unit) - first) as usize;
+                let zeroed =
+                    (page == pages.start && zero_head) || (page + 1 == pages.end && zero_tail);
+                let end = (size - start).saturating_sub(first).min(unit) as usize;
+                block.note_edge(page, covered, end, zeroed, unit as usize);
+            }
+            if pages.len() > 2 {
+                block.make_valid(pages.start + 1..pages.end - 1);
+            }
+            if block.dirty.is_empty() || block.failed.is_some() {
+                block.epoch_dirty = epoch;
+            }
+            block.failed = None;
+            block.dirty.insert(pages.clone());
+            block.written_ms = now_ms;
+        });
+        st.touch(buffer);
+        let block = &st.blocks[buffer as usize];
+        let full = block.partials.is_empty() && block.dirty.all(0..st.shape.pages());
+        if full || block.flush {
+            self.flush_block(st, buffer, actions);
+        }
+        st.wake(buffer, actions);
+    }
+
+    /// Gets space for the write: here, or by a job when transfers of the partition are under way,
+    /// because fallocate then may wait for the filesystem's lock on the file.
+    fn reserve_for(&self, st: &mut State, op: Box<WriteOp>, actions: &mut Actions) -> Step {
+        let (id, unit) = (op.partition, st.shape.unit);
+        let part = st.part(id);
+        let need = op.offset / unit * unit..(op.offset + op.length as u64).next_multiple_of(unit);
+        let mut wish = need.clone();
+        let grows = need.end > part.reserved.end() && need.end > part.size;
+        if grows && !part.reserved.is_empty() && part.user_end == 0 {
+            wish.end += need.end.clamp(RESERVE_STEP_MIN, RESERVE_STEP_MAX);
+        }
+        let reservation = Reservation {
+            file: part.file.clone(),
+            need,
+            wish,
+        };
+        if part.writes == 0 {
+            part.jobs += 1;
+            return Step::Reserve(op, reservation);
+        }
+        if op.payload_from == usize::MAX {
+            return Step::Own(op);
+        }
+        part.jobs += 1;
+        actions.jobs.push(Box::new(move |engine| {
+            let result = reservation.run();
+            engine.with(
+                |st, actions| match engine.reserved(st, id, reservation, result) {
+                    Ok(()) => actions.ready.push(Op::Write(op)),
+                    Err(errno) => {
+                        engine.finish_write(st, op, Err(errno), actions);
+                    }
+                },
+            );
+        }));
+        Step::Done
+    }
+
+    /// Notes what was reserved.
+    fn reserved(
+        &self,
+        st: &mut State,
+        id: u32,
+        reservation: Reservation,
+        result: Result<Range<u64>>,
+    ) -> Result<()> {
+        let part = st.part(id);
+        part.jobs -= 1;
+        let got = result?;
+        part.over_reserved |= got.end > reservation.need.end;
+        part.reserved.insert(got);
+        Ok(())
+    }
+
+    fn finish_write(
+        &self,
+        st: &mut State,
+        mut op: Box<WriteOp>,
+        result: Result<()>,
+        actions: &mut Actions,
+    ) -> Step {
+        st.return_granted(&mut op.granted);
+        let id = op.partition;
+        st.part(id).active_writes -= 1;
+        let WriteOp {
+            reply,
+            done,
+            stable,
+            handle,
+            ..
+        } = *op;
+        match result {
+            // Some of it was taken before it failed: that much was written.
+            Err(errno) if done == 0 => actions.answers.push(Answer::Write(reply, Err(errno))),
+            _ if stable && done > 0 => {
+                let reply = Box::new(move |outcome: Result<()>| reply(outcome.map(|()| done)));
+                let epoch = st.part(id).epoch;
+                let op = SyncOp {
+                    partition: id,
+                    handle,
+                    epoch,
+                    data_only: true,
+                    written_only: false,
+                    reply,
+                };
+                self.start_sync_op(st, op, actions);
+            }
+            _ => actions.answers.push(Answer::Write(reply, Ok(done))),
+        }
+        self.quiet_down(st, id, actions);
+        st.drop_if_unused(id, actions);
+        Step::Done
+    }
+}
+
+/// Space to get from the filesystem: what is needed, and what would serve the next writes too.
+struct Reservation {
+    file: std::sync::Arc<dyn crate::aio::device::BackingFile>,
+    need: Range<u64>,
+    wish: Range<u64>,
+}
+
+impl Reservation {
+    fn run(&self) -> Result<Range<u64>> {
+        let reserve = |range: &Range<u64>| self.file.reserve(range.start, range.end - range.start);
+        match reserve(&self.wish) {
+            Ok(()) => Ok(self.wish.clone()),
+            Err(_) if self.wish != self.need => reserve(&self.need).map(|()| self.need.clone()),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+enum Edge {
+    /// Fully covered, already valid, or a partial page that stays one run.
+    Plain,
+    /// The bytes around are zero.
+    Zero,
+    /// This page must be completed first.
+    Fill(usize),
+    /// The bytes around are lost.
+    Lost,
+}
+
+impl Plan {
+    fn copy(&mut self, data: &[u8], unit: u64) {
+        let base = self.pages.start as u64 * unit;
+        let at = (self.bytes.start - base) as usize;
+        let end = at + data.len();
+        if self.zero_head {
+            self.lease[..at].fill(0);
+            if self.pages.len() == 1 {
+                self.lease[end..].fill(0);
+            }
+        }
+        self.lease[at..end].copy_from_slice(data);
+        if self.zero_tail {
+            let last = (self.pages.len() as u64 - 1) * unit;
+            if self.pages.len() == 1 {
+                self.lease[..at].fill(0);
+            }
+            debug_assert!(end as u64 >= last);
+            self.lease[end..].fill(0);
+        }
+    }
+}
+
+impl super::block::Block {
+    fn make_valid(&mut self, pages: Range<usize>) {
+        if !self.partials.is_empty() {
+            self.partials.retain(|p| !pages.contains(&p.page));
+        }
+        self.valid.insert(pages);
+    }
+
+    /// Notes that bytes `covered` of `page` are new. `end` is where the partition ends within the page;
+    /// `zeroed` says that the bytes around were made zero.
+    fn note_edge(
+        &mut self,
+        page: usize,
+        covered: Range<usize>,
+        end: usize,
+        zeroed: bool,
+        unit: usize,
+    ) {
+        if self.valid.contains(page) {
+            return;
+        }
+        if zeroed || covered == (0..unit) {
+            self.make_valid(page..page + 1);
+            return;
+        }
+        let mut run = covered;
+        if let Some(at) = self.partial(page) {
+            let old = self.partials.remove(at);
+            run = run.start.min(old.start)..run.end.max(old.end);
+        }
+        // Complete only when the last page's tail needs no zeroes: those come with a fill.
+        if run.start == 0 && run.end == unit && end <= unit {
+            self.valid.insert(page..page + 1);
+        } else {
+            self.partials.push(Partial {
+                page,
+                start: run.start,
+                end: run.end,
+            });
+        }
+    }
+}

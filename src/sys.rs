@@ -1,0 +1,189 @@
+//! The few system calls that no safe crate offers, made safe.
+
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use rustix::thread::CapabilitiesSecureBits;
+use smallvec::SmallVec;
+
+use crate::error::{Errno, Result};
+
+/// The largest file handle the kernel makes (MAX_HANDLE_SZ), in bytes.
+const HANDLE_BYTES_MAX: usize = 128;
+
+/// The same error as [`Errno`], from rustix's type.
+pub(crate) fn errno(error: rustix::io::Errno) -> Errno {
+    Errno::from_raw(error.raw_os_error())
+}
+
+/// A filesystem's own name for an inode: it outlives every descriptor and never means another
+/// inode.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct FileHandle {
+    kind: i32,
+    bytes: SmallVec<[u8; 16]>,
+}
+
+impl FileHandle {
+    /// A number that is the same for equal handles, on every run (64 bit FNV-1a).
+    #[must_use]
+    pub fn hash(&self) -> u64 {
+        let kind = self.kind.to_le_bytes();
+        kind.iter()
+            .chain(&self.bytes)
+            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+                (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+            })
+    }
+}
+
+/// `struct file_handle` with room for the largest handle.
+#[repr(C)]
+struct RawHandle {
+    bytes_count: u32,
+    kind: i32,
+    bytes: [u8; HANDLE_BYTES_MAX],
+}
+
+/// The handle of the inode behind `descriptor` (which may be an O_PATH one).
+///
+/// # Errors
+/// EOPNOTSUPP where the filesystem has no handles, EOVERFLOW where they are larger than the
+/// kernel's limit.
+pub fn name_to_handle_at(descriptor: impl AsFd) -> Result<FileHandle> {
+    let mut raw = RawHandle {
+        bytes_count: HANDLE_BYTES_MAX as u32,
+        kind: 0,
+        bytes: [0; HANDLE_BYTES_MAX],
+    };
+    let mut mount_id = 0;
+    // SAFETY: name_to_handle_at wants a NUL-terminated path (a literal), a handle whose header says
+    // how many bytes follow it (`raw`: HANDLE_BYTES_MAX of them, same C layout) and room for an
+    // int; all outlive the call.
+    let outcome = unsafe {
+        libc::name_to_handle_at(
+            descriptor.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            ptr::from_mut(&mut raw).cast(),
+            &raw mut mount_id,
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    Errno::result(outcome)?;
+    let count = raw.bytes_count as usize;
+    assert!(
+        count <= HANDLE_BYTES_MAX,
+        "the kernel stays within the room it was given"
+    );
+    Ok(FileHandle {
+        kind: raw.kind,
+        bytes: SmallVec::from_slice(&raw.bytes[..count]),
+    })
+}
+
+/// Opens the inode that `handle` names with `flags` (O_CLOEXEC is added). `mount` is any descriptor
+/// on its filesystem that is not an O_PATH one.
+///
+/// # Errors
+/// EPERM without CAP_DAC_READ_SEARCH, ESTALE when the inode is gone.
+pub fn open_by_handle_at(
+    mount: impl AsFd,
+    handle: &FileHandle,
+    flags: rustix::fs::OFlags,
+) -> Result<OwnedFd> {
+    let count = handle.bytes.len();
+    assert!(
+        count <= HANDLE_BYTES_MAX,
+        "handles come from name_to_handle_at"
+    );
+    let mut raw = RawHandle {
+        bytes_count: count as u32,
+        kind: handle.kind,
+        bytes: [0; HANDLE_BYTES_MAX],
+    };
+    raw.bytes[..count].copy_from_slice(&handle.bytes);
+    // SAFETY: open_by_handle_at reads a handle whose header says how many bytes follow it: `raw`
+    // has that layout, holds at least `count` bytes, and outlives the call.
+    let outcome = unsafe {
+        libc::open_by_handle_at(
+            mount.as_fd().as_raw_fd(),
+            ptr::from_mut(&mut raw).cast(),
+            (flags.bits() as i32) | libc::O_CLOEXEC,
+        )
+    };
+    let raw_descriptor: RawFd = Errno::result(outcome)?;
+    // SAFETY: from_raw_fd wants an open descriptor that nobody else owns; the kernel has just made
+    // this one.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw_descriptor) })
+}
+
+/// While it lives, what this thread creates in a filesystem belongs to another user and group.
+/// Dropping it goes back to the owner before. Bound to its thread.
+#[derive(Debug)]
+#[must_use = "the owner is switched only while this lives"]
+pub struct ActingAs {
+    uid: u32,
+    gid: u32,
+    bound_to_thread: PhantomData<*const ()>,
+}
+
+/// Makes this thread create files for `uid` and `gid` until the result is dropped.
+///
+/// # Errors
+/// EPERM when the kernel refuses the switch, as it does without CAP_SETUID and CAP_SETGID.
+pub fn act_as(uid: u32, gid: u32) -> Result<ActingAs> {
+    // The group first: without [`keep_capabilities`] the thread has fewer rights once it acts as
+    // the user.
+    let previous_gid = set_fsgid(gid);
+    let previous_uid = set_fsuid(uid);
+    let acting = ActingAs {
+        uid: previous_uid,
+        gid: previous_gid,
+        bound_to_thread: PhantomData,
+    };
+    // The calls report no failure; asking again (with an id that is never valid) shows what is in
+    // force.
+    if set_fsuid(u32::MAX) != uid || set_fsgid(u32::MAX) != gid {
+        return Err(Errno::EPERM);
+    }
+    Ok(acting)
+}
+
+impl Drop for ActingAs {
+    fn drop(&mut self) {
+        set_fsuid(self.uid);
+        set_fsgid(self.gid);
+        debug_assert_eq!(
+            set_fsuid(u32::MAX),
+            self.uid,
+            "a thread may go back to its own user"
+        );
+    }
+}
+
+/// Sets the calling thread's filesystem user, returns the one before.
+fn set_fsuid(uid: u32) -> u32 {
+    // SAFETY: setfsuid has no memory arguments and is defined for every id; it changes the calling
+    // thread only.
+    (unsafe { libc::setfsuid(uid) }) as u32
+}
+
+/// Sets the calling thread's filesystem group, returns the one before.
+fn set_fsgid(gid: u32) -> u32 {
+    // SAFETY: setfsgid has no memory arguments and is defined for every id; it changes the calling
+    // thread only.
+    (unsafe { libc::setfsgid(gid) }) as u32
+}
+
+/// Lets the calling thread, and every thread it starts from now on, keep its capabilities while it
+/// acts as another user. To be called at start, before any thread.
+///
+/// # Errors
+/// EPERM without CAP_SETPCAP; then files for others are still created with their owner, but only
+/// where that owner may write.
+pub fn keep_capabilities() -> Result<()> {
+    let bits = rustix::thread::capabilities_secure_bits().map_err(errno)?;
+    rustix::thread::set_capabilities_secure_bits(bits | CapabilitiesSecureBits::NO_SETUID_FIXUP)
+        .map_err(errno)
+}

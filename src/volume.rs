@@ -1,0 +1,361 @@
+//! The presented tree: names from the swap folder, bytes from the engine.
+//!
+//! [`Volume`] is what a transport serves. It answers with plain values and knows no transport; calls
+//! that may have to wait take a closure for their answer and never block on a transfer.
+
+mod control;
+mod metrics;
+mod xattr;
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use crate::aio::device::BackingFile;
+use crate::aio::file::DiskFile;
+use crate::error::{Errno, Result};
+use crate::fs::{Access, Attributes, Caller, Entry, FileKind, Gone, RenameKind, TimeChange, Tree};
+use crate::swap::{Engine, Reply};
+
+pub use control::{CONTROL_NAME, ControlNode};
+pub use xattr::{SWAP_PREFIX, XattrAnswer};
+
+/// How a volume presents itself, fixed at start.
+#[derive(Debug, Clone)]
+pub struct VolumeOptions {
+    /// Absolute path of the swap folder.
+    pub swap_folder: PathBuf,
+    /// Absolute path of the mountpoint.
+    pub mountpoint: PathBuf,
+    /// Whether the backing files can be opened with O_DIRECT.
+    pub direct: bool,
+    /// Partitions smaller than this many bytes count as not swappable.
+    pub min_swap_size: u64,
+    /// `user.swap.*` names appear in listxattr.
+    pub list_xattr: bool,
+    /// close waits until everything is in the swap folder.
+    pub close_wait: bool,
+    /// The configuration in force, for `config.json`.
+    pub config: serde_json::Value,
+}
+
+/// Requests served since the start, for `stats.json`.
+#[derive(Debug, Default)]
+pub struct RequestCounts {
+    /// Requests of every kind.
+    pub all: AtomicU64,
+    /// Reads.
+    pub reads: AtomicU64,
+    /// Writes.
+    pub writes: AtomicU64,
+    /// Answered with an errno.
+    pub errors: AtomicU64,
+}
+
+impl RequestCounts {
+    /// Counts one.
+    pub fn count(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A mounted swap folder.
+#[derive(Debug)]
+pub struct Volume {
+    /// The names.
+    pub tree: Tree,
+    /// The bytes.
+    pub engine: Arc<Engine>,
+    /// What clients asked for so far.
+    pub requests: RequestCounts,
+    options: VolumeOptions,
+}
+
+/// An answer that may come later, on another thread.
+pub type Answer<T> = Box<dyn FnOnce(Result<T>) + Send>;
+
+/// What setattr may change; `None` leaves a value as it is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Changes {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size in bytes.
+    pub size: Option<u64>,
+    /// Time of last access.
+    pub atime: Option<TimeChange>,
+    /// Time of last modification.
+    pub mtime: Option<TimeChange>,
+}
+
+impl Volume {
+    /// Joins names and bytes.
+    #[must_use]
+    pub fn new(tree: Tree, engine: Arc<Engine>, options: VolumeOptions) -> Arc<Volume> {
+        Arc::new(Volume {
+            tree,
+            engine,
+            requests: RequestCounts::default(),
+            options,
+        })
+    }
+
+    /// Looks a name up and counts it, with the attributes as they are on the mount.
+    ///
+    /// # Errors
+    /// As [`Tree::lookup`].
+    pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Entry> {
+        let mut entry = self.tree.lookup(parent, name)?;
+        self.present(&mut entry);
+        Ok(entry)
+    }
+
+    /// Corrects a fresh entry's attributes by what is only in the pool.
+    pub fn present(&self, entry: &mut Entry) {
+        if entry.attributes.kind == FileKind::Regular
+            && let Ok(attributes) = self.attributes(entry.id)
+        {
+            entry.attributes = attributes;
+        }
+    }
+
+    /// What stat(2) shows: size, blocks and time count what is only in the pool.
+    ///
+    /// # Errors
+    /// ESTALE.
+    pub fn attributes(&self, id: u64) -> Result<Attributes> {
+        let key = self.tree.key(id)?;
+        // Asked before and after: what the engine settles in between is right in one of them.
+        let before = self.engine.overlay(key);
+        let mut attributes = self.tree.attributes(id)?;
+        if attributes.kind != FileKind::Regular {
+            return Ok(attributes);
+        }
+        if let Some(overlay) = self.engine.overlay(key).or(before) {
+            attributes.size = overlay.size;
+            attributes.blocks = attributes.blocks.saturating_sub(overlay.excess / 512);
+            if let Some(modified) = overlay.modified {
+                attributes.mtime = modified;
+                attributes.ctime = attributes.ctime.max(modified);
+            }
+        }
+        Ok(attributes)
+    }
+
+    /// Opens a partition and returns its handle.
+    ///
+    /// # Errors
+    /// As [`Tree::open_file`]; EIO when bytes of it were lost and `read` is asked for.
+    pub fn open(&self, id: u64, read: bool, write: bool) -> Result<u64> {
+        let key = self.tree.key(id)?;
+        self.engine.open(key, read, write, || {
+            let access = if write {
+                Access::ReadWrite
+            } else {
+                Access::ReadOnly
+            };
+            let descriptor = self.tree.open_file(id, access, self.options.direct)?;
+            Ok(Arc::new(DiskFile::new(descriptor)?) as Arc<dyn BackingFile>)
+        })
+    }
+
+    /// Creates a partition, or opens the one that is there unless `exclusive`; returns its handle and
+    /// whether it is new.
+    ///
+    /// # Errors
+    /// As [`Tree::create`].
+    pub fn create(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        caller: &Caller,
+        mode: u32,
+        exclusive: bool,
+        read: bool,
+    ) -> Result<(Entry, u64, bool)> {
+        let made = self
+            .tree
+            .create(parent, name, caller, mode, exclusive, self.options.direct)?;
+        let (mut entry, descriptor) = (made.entry, made.descriptor);
+        let opened = self.tree.key(entry.id).and_then(|key| {
+            self.engine.open(key, read, true, || {
+                Ok(Arc::new(DiskFile::new(descriptor)?) as Arc<dyn BackingFile>)
+            })
+        });
+        match opened {
+            Ok(handle) => {
+                if !made.is_new {
+                    self.present(&mut entry);
+                }
+                Ok((entry, handle, made.is_new))
+            }
+            Err(errno) => {
+                self.tree.forget(entry.id, 1);
+                Err(errno)
+            }
+        }
+    }
+
+    /// Changes attributes; the answer holds them as they are afterwards. A size change waits for
+    /// transfers of the partition, the rest does not.
+    pub fn change(
+        self: &Arc<Self>,
+        id: u64,
+        handle: Option<u64>,
+        changes: Changes,
+        privileged: bool,
+        answer: Answer<Attributes>,
+    ) {
+        if let Err(errno) = self.change_owner_and_mode(id, &changes) {
+            return answer(Err(errno));
+        }
+        let volume = self.clone();
+        let finish = move |result: Result<()>| {
+            let outcome = result
+                .and_then(|()| volume.change_times(id, &changes))
+                .and_then(|()| volume.attributes(id));
+            answer(outcome);
+        };
+        let Some(size) = changes.size else {
+            return finish(Ok(()));
+        };
+        if !privileged && let Err(errno) = self.drop_privileges(id) {
+            return finish(Err(errno));
+        }
+        match handle {
+            Some(handle) => self.engine.truncate(handle, size, Box::new(finish)),
+            None => self.truncate_unopened(id, size, Box::new(finish)),
+        }
+    }
+
+    fn truncate_unopened(self: &Arc<Self>, id: u64, size: u64, reply: Reply) {
+        match self.open(id, false, true) {
+            Ok(handle) => {
+                let engine = self.engine.clone();
+                let done = move |result| {
+                    engine.release(handle);
+                    reply(result);
+                };
+                self.engine.truncate(handle, size, Box::new(done));
+            }
+            Err(errno) => reply(Err(errno)),
+        }
+    }
+
+    fn change_owner_and_mode(&self, id: u64, changes: &Changes) -> Result<()> {
+        if changes.uid.is_some() || changes.gid.is_some() {
+            self.tree.set_owner(id, changes.uid, changes.gid)?;
+        }
+        match changes.mode {
+            Some(mode) => self.tree.set_mode(id, mode & 0o7777),
+            None => Ok(()),
+        }
+    }
+
+    fn change_times(&self, id: u64, changes: &Changes) -> Result<()> {
+        if changes.atime.is_none() && changes.mtime.is_none() {
+            return Ok(());
+        }
+        let atime = changes.atime.unwrap_or(TimeChange::Keep);
+        let mtime = changes.mtime.unwrap_or(TimeChange::Keep);
+        self.tree.set_times(id, atime, mtime)?;
+        match mtime {
+            TimeChange::Keep => {}
+            TimeChange::Now => self
+                .engine
+                .set_modified(self.tree.key(id)?, SystemTime::now()),
+            TimeChange::At(time) => self.engine.set_modified(self.tree.key(id)?, time),
+        }
+        Ok(())
+    }
+
+    /// Clears the set-user-id and set-group-id bits, as a write or truncate by an ordinary user does.
+    ///
+    /// # Errors
+    /// ESTALE, and what chmod fails with.
+    pub fn drop_privileges(&self, id: u64) -> Result<()> {
+        let mode = self.tree.attributes(id)?.mode;
+        let mut kept = mode & !0o4000;
+        if mode & 0o010 != 0 {
+            kept &= !0o2000;
+        }
+        if kept == mode {
+            Ok(())
+        } else {
+            self.tree.set_mode(id, kept)
+        }
+    }
+
+    /// Removes a name; the space of a partition that has lost its last one comes back at once.
+    ///
+    /// # Errors
+    /// As [`Tree::unlink`].
+    pub fn unlink(&self, parent: u64, name: &OsStr) -> Result<()> {
+        let gone = self.tree.unlink(parent, name)?;
+        self.forget_bytes(gone);
+        Ok(())
+    }
+
+    /// Moves a name; see [`RenameKind`] for what happens to one that is there already.
+    ///
+    /// # Errors
+    /// As [`Tree::rename`].
+    pub fn rename(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        new_parent: u64,
+        new_name: &OsStr,
+        kind: RenameKind,
+    ) -> Result<()> {
+        let gone = self.tree.rename(parent, name, new_parent, new_name, kind)?;
+        self.forget_bytes(gone);
+        Ok(())
+    }
+
+    fn forget_bytes(&self, gone: Option<Gone>) {
+        if let Some(gone) = gone {
+            self.engine.unlinked(gone.key);
+        }
+    }
+
+    /// Everything on stable storage, names included; answers with what could not be written.
+    pub fn synchronize(self: &Arc<Self>, answer: Box<dyn FnOnce(Vec<String>) + Send>) {
+        let volume = self.clone();
+        self.engine.sync_all(Box::new(move |mut failed| {
+            let engine = volume.engine.clone();
+            engine.run_blocking(Box::new(move || {
+                if let Err(errno) = volume.tree.synchronize() {
+                    failed.push(format!(
+                        "{}: {errno:?}",
+                        volume.options.swap_folder.display()
+                    ));
+                }
+                answer(failed);
+            }));
+        }));
+    }
+
+    /// Whether close waits for the swap folder.
+    #[must_use]
+    pub fn close_wait(&self) -> bool {
+        self.options.close_wait
+    }
+}
+
+/// EIO unless nothing failed: what fsync of the root answers.
+///
+/// # Errors
+/// EIO when `failed` names anything.
+pub fn outcome(failed: &[String]) -> Result<()> {
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        Err(Errno::EIO)
+    }
+}

@@ -1,0 +1,253 @@
+//! `user.swap.*`: status to read, names to list. Other names pass through to the swap folder.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Answer, Volume};
+use crate::error::{Errno, Result};
+use crate::fs::{FileKind, ROOT_ID, XattrMode};
+use crate::swap::{PartitionInfo, PartitionStatus};
+
+/// What all names of swapfs's own begin with.
+pub const SWAP_PREFIX: &str = "user.swap.";
+
+/// How long reading `user.swap.wait` may take.
+const WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// Longest value `user.swap.wait` can have: what a question for its length is answered with.
+const WAIT_BYTES_MAX: usize = "not_available".len();
+
+/// Names on a partition, in the order they are listed; `error` only while there is one.
+const PARTITION_NAMES: [&str; 10] = [
+    "status",
+    "size",
+    "aligned_size",
+    "resident",
+    "dirty",
+    "inflight",
+    "swappable",
+    "path",
+    "direct",
+    "error",
+];
+
+/// Names on the root.
+const ROOT_NAMES: [&str; 6] = [
+    "pool.buffers",
+    "pool.available",
+    "pool.reserved",
+    "pool.dirty",
+    "pool.inflight",
+    "pool.buffer_size",
+];
+
+/// What asking for an attribute comes to.
+#[derive(Debug)]
+pub enum XattrAnswer {
+    /// Its value.
+    Value(Vec<u8>),
+    /// The value comes when nothing is in flight: call [`Volume::wait`].
+    Wait,
+}
+
+fn own_name(name: &OsStr) -> Option<&str> {
+    name.to_str()?.strip_prefix(SWAP_PREFIX)
+}
+
+impl Volume {
+    /// The value of an attribute. With `length_only`, a value that would have to be waited for is
+    /// replaced by one of the greatest length it can have.
+    ///
+    /// # Errors
+    /// ENODATA when there is none; what the swap folder fails with.
+    pub fn xattr(&self, id: u64, name: &OsStr, length_only: bool) -> Result<XattrAnswer> {
+        let Some(own) = own_name(name) else {
+            if name.as_bytes().starts_with(SWAP_PREFIX.as_bytes()) {
+                return Err(Errno::ENODATA);
+            }
+            return self.tree.xattr(id, name).map(XattrAnswer::Value);
+        };
+        let regular = id != ROOT_ID && self.tree.attributes(id)?.kind == FileKind::Regular;
+        match own {
+            "wait" if !(regular || id == ROOT_ID) => Err(Errno::ENODATA),
+            "wait" if length_only => Ok(XattrAnswer::Value(vec![b' '; WAIT_BYTES_MAX])),
+            "wait" => Ok(XattrAnswer::Wait),
+            _ if id == ROOT_ID => self.root_value(own).ok_or(Errno::ENODATA),
+            _ if regular => self.partition_value(id, own)?.ok_or(Errno::ENODATA),
+            _ => Err(Errno::ENODATA),
+        }
+    }
+
+    fn root_value(&self, own: &str) -> Option<XattrAnswer> {
+        let pool = self.engine.pool();
+        let count = match own {
+            "pool.buffers" => pool.buffers,
+            "pool.available" => pool.available,
+            "pool.reserved" => pool.reserved,
+            "pool.dirty" => pool.dirty,
+            "pool.inflight" => pool.inflight,
+            "pool.buffer_size" => pool.buffer_size,
+            _ => return None,
+        };
+        Some(XattrAnswer::Value(count.to_string().into_bytes()))
+    }
+
+    /// Where the bytes of a partition are; for one the engine does not know, all are in the swap folder.
+    ///
+    /// # Errors
+    /// ESTALE.
+    pub fn partition_info(&self, id: u64) -> Result<PartitionInfo> {
+        if let Some(info) = self.engine.info(self.tree.key(id)?) {
+            return Ok(info);
+        }
+        let size = self.attributes(id)?.size;
+        let status = if size == 0 {
+            PartitionStatus::Available
+        } else {
+            PartitionStatus::NotAvailable
+        };
+        Ok(PartitionInfo {
+            status,
+            size,
+            resident: 0,
+            dirty: 0,
+            inflight: 0,
+            error: None,
+        })
+    }
+
+    fn partition_value(&self, id: u64, own: &str) -> Result<Option<XattrAnswer>> {
+        if !PARTITION_NAMES.contains(&own) {
+            return Ok(None);
+        }
+        if own == "path" {
+            let path = self.backing_path(id)?;
+            return Ok(Some(XattrAnswer::Value(path.into_os_string().into_vec())));
+        }
+        let info = self.partition_info(id)?;
+        let alignment = self.engine.device_geometry().alignment as u64;
+        let flag = |on: bool| if on { "1" } else { "0" }.to_string();
+        let value = match own {
+            "status" => info.status.as_str().to_string(),
+            "size" => info.size.to_string(),
+            "aligned_size" => info.size.next_multiple_of(alignment).to_string(),
+            "resident" => info.resident.to_string(),
+            "dirty" => info.dirty.to_string(),
+            "inflight" => info.inflight.to_string(),
+            "swappable" => flag(info.size >= self.options.min_swap_size),
+            "direct" => flag(self.options.direct),
+            "error" => match info.error {
+                Some(errno) => format!("{errno:?}"),
+                None => return Ok(None),
+            },
+            _ => unreachable!("the name is in the list"),
+        };
+        Ok(Some(XattrAnswer::Value(value.into_bytes())))
+    }
+
+    /// The absolute path of the backing file; empty when it lies beneath the mount.
+    fn backing_path(&self, id: u64) -> Result<std::path::PathBuf> {
+        let path = self.tree.backing_path(id)?;
+        let hidden = path.starts_with(&self.options.mountpoint);
+        Ok(if hidden {
+            std::path::PathBuf::new()
+        } else {
+            path
+        })
+    }
+
+    /// Answers with the status as soon as nothing is in flight, or after a second.
+    pub fn wait(self: &Arc<Self>, id: u64, answer: Answer<Vec<u8>>) {
+        let volume = self.clone();
+        if id == ROOT_ID {
+            let reply = move |_| {
+                let value = if volume.engine.inflight() {
+                    "inflight"
+                } else {
+                    "idle"
+                };
+                answer(Ok(value.into()));
+            };
+            return self.engine.wait_all_idle(WAIT_MAX, Box::new(reply));
+        }
+        match self.tree.key(id) {
+            Ok(key) => self.engine.wait_idle(
+                key,
+                WAIT_MAX,
+                Box::new(move |_| {
+                    answer(
+                        volume
+                            .partition_info(id)
+                            .map(|info| info.status.as_str().into()),
+                    );
+                }),
+            ),
+            Err(errno) => answer(Err(errno)),
+        }
+    }
+
+    /// All names, each followed by a NUL. Values that a copy left in the swap folder under our names
+    /// are shadowed.
+    ///
+    /// # Errors
+    /// What the swap folder fails with.
+    pub fn list_xattrs(&self, id: u64) -> Result<Vec<u8>> {
+        let mut names = Vec::new();
+        for name in self
+            .tree
+            .list_xattrs(id)?
+            .split_inclusive(|byte| *byte == 0)
+        {
+            if !name.starts_with(SWAP_PREFIX.as_bytes()) {
+                names.extend_from_slice(name);
+            }
+        }
+        let own: &[&str] = if !self.options.list_xattr {
+            &[]
+        } else if id == ROOT_ID {
+            &ROOT_NAMES
+        } else if self.tree.attributes(id)?.kind == FileKind::Regular {
+            let failed = self.partition_info(id)?.error.is_some();
+            if failed {
+                &PARTITION_NAMES
+            } else {
+                &PARTITION_NAMES[..PARTITION_NAMES.len() - 1]
+            }
+        } else {
+            &[]
+        };
+        for name in own {
+            names.extend_from_slice(SWAP_PREFIX.as_bytes());
+            names.extend_from_slice(name.as_bytes());
+            names.push(0);
+        }
+        Ok(names)
+    }
+
+    /// Sets an attribute of the user's.
+    ///
+    /// # Errors
+    /// EPERM for swapfs's own names, which are read-only; EINVAL for a request it does not know; what
+    /// the swap folder fails with.
+    pub fn set_xattr(&self, id: u64, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()> {
+        if name.as_bytes().starts_with(SWAP_PREFIX.as_bytes()) {
+            // Requests are dispatched from here.
+            let request = own_name(name) == Some("request");
+            return Err(if request { Errno::EINVAL } else { Errno::EPERM });
+        }
+        self.tree.set_xattr(id, name, value, mode)
+    }
+
+    /// Removes an attribute of the user's.
+    ///
+    /// # Errors
+    /// EPERM for swapfs's own names; ENODATA.
+    pub fn remove_xattr(&self, id: u64, name: &OsStr) -> Result<()> {
+        if name.as_bytes().starts_with(SWAP_PREFIX.as_bytes()) {
+            return Err(Errno::EPERM);
+        }
+        self.tree.remove_xattr(id, name)
+    }
+}

@@ -1,0 +1,7 @@
+//! The devices: one conformance suite over all of them, and what is particular to each.
+
+mod conformance;
+mod fault;
+mod harness;
+mod memlock;
+mod uring;
