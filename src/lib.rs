@@ -1,10 +1,20 @@
 //! swapfs: partitions of tensors as files, moved between memory and NVMe through one bounded buffer pool.
+#![doc = ""]
+#![doc = include_str!("ARCHITECTURE.md")]
 
 pub mod aio;
+pub mod cli;
+pub mod config;
+pub mod daemon;
 pub mod error;
 pub mod fs;
 pub mod fuse;
 pub mod pool;
+pub mod service;
 pub mod swap;
 pub mod sys;
+pub mod sys_process;
+pub mod units;
 pub mod volume;
+
+pub use config::Config;

@@ -1,2 +1,7 @@
 //! The `swapfs` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    swapfs::cli::run(std::env::args_os(), &swapfs::service::SwapFactory)
+}

@@ -164,3 +164,23 @@ mod tests {
         assert!(probe(folder.as_fd()).is_err());
     }
 }
+
+/// Why the filesystem of `folder` cannot promise space for bytes it has accepted; `None` when
+/// fallocate(2) does. Copy-on-write filesystems take new space for every rewrite.
+#[must_use]
+pub fn unreservable(folder: BorrowedFd<'_>) -> Option<&'static str> {
+    const BTRFS: i64 = 0x9123_683E;
+    const ZFS: i64 = 0x2FC1_2FC1;
+    const BCACHEFS: i64 = 0xCA45_1A4E;
+    match rustix::fs::fstatfs(folder).ok()?.f_type as i64 {
+        BTRFS => return Some("btrfs does not reserve space for rewrites"),
+        ZFS => return Some("ZFS does not reserve space"),
+        BCACHEFS => return Some("bcachefs does not reserve space for rewrites"),
+        _ => {}
+    }
+    let file = create(folder, OFlags::empty()).ok()?;
+    match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, 4096) {
+        Err(rustix::io::Errno::OPNOTSUPP) => Some("the filesystem has no fallocate"),
+        _ => None,
+    }
+}

@@ -1,1 +1,341 @@
-//! x
+//! Mounting and unmounting by hand: mount(2) as root, `fusermount3` otherwise.
+//!
+//! fuser's own mounting is not used because its unmount gives up on a busy mountpoint and then forgets
+//! it; here the descriptor of /dev/fuse is ours, and so is the decision to detach lazily.
+
+mod fusermount;
+mod table;
+
+pub use table::{MountEntry, entry_of_path, parse_mount_table, swapfs_mounts};
+
+use std::ffi::{OsStr, OsString};
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags};
+
+use crate::sys_process::reason;
+
+/// The filesystem type in mount tables.
+pub const FS_TYPE: &str = "fuse.swapfs";
+
+/// The second half of [`FS_TYPE`].
+const SUBTYPE: &str = "swapfs";
+
+/// KiB that the kernel reads ahead of mapped files once raised; FUSE itself offers 128 at most.
+const READ_AHEAD_KIB: u64 = 1024;
+
+/// What to mount.
+#[derive(Debug, Clone)]
+pub struct MountCall<'a> {
+    /// The source that mount tables show: `fsname`, or the swap folder.
+    pub source: &'a OsStr,
+    /// Where; an existing directory.
+    pub mountpoint: &'a Path,
+    /// Flags of mount(2), MS_RDONLY included.
+    pub flags: MsFlags,
+    /// Let other users in.
+    pub allow_other: bool,
+    /// Largest READ request in bytes, when it is to be limited.
+    pub max_read: Option<u32>,
+}
+
+impl MountCall<'_> {
+    /// The options that kernel and fusermount3 both take.
+    fn common_options(&self) -> String {
+        let mut options = "default_permissions".to_owned();
+        if self.allow_other {
+            options.push_str(",allow_other");
+        }
+        if let Some(bytes) = self.max_read {
+            options.push_str(&format!(",max_read={bytes}"));
+        }
+        options
+    }
+}
+
+/// Mounts and returns the session's descriptor. The mount answers only once somebody serves it.
+pub fn mount(call: &MountCall<'_>) -> Result<OwnedFd, String> {
+    if !nix::unistd::geteuid().is_root() {
+        return fusermount::mount(call);
+    }
+    match mount_as_root(call) {
+        // Root without CAP_SYS_ADMIN, as in many containers: the set-user-ID helper may still do.
+        Err(Refusal::NotPermitted(line)) => fusermount::mount(call).map_err(|_| line),
+        Err(Refusal::Other(line)) => Err(line),
+        Ok(fuse) => Ok(fuse),
+    }
+}
+
+enum Refusal {
+    NotPermitted(String),
+    Other(String),
+}
+
+fn mount_as_root(call: &MountCall<'_>) -> Result<OwnedFd, Refusal> {
+    let fuse = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_CLOEXEC)
+        .open("/dev/fuse")
+        .map_err(|error| Refusal::Other(device_error(&error)))?;
+    let data = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},{}",
+        fuse.as_raw_fd(),
+        nix::unistd::geteuid(),
+        nix::unistd::getegid(),
+        call.common_options(),
+    );
+    let result = nix::mount::mount(
+        Some(call.source),
+        call.mountpoint,
+        Some(FS_TYPE),
+        call.flags,
+        Some(data.as_str()),
+    );
+    match result {
+        Ok(()) => Ok(OwnedFd::from(fuse)),
+        Err(errno) => {
+            let line = format!(
+                "cannot mount at {}: {}",
+                call.mountpoint.display(),
+                errno.desc()
+            );
+            Err(match errno {
+                Errno::EPERM => Refusal::NotPermitted(line),
+                _ => Refusal::Other(line),
+            })
+        }
+    }
+}
+
+fn device_error(error: &io::Error) -> String {
+    let mend = match error.kind() {
+        io::ErrorKind::NotFound => "; load the module: modprobe fuse",
+        _ => "",
+    };
+    format!("/dev/fuse: {}{mend}", reason(error))
+}
+
+/// How to unmount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detach {
+    /// Refused while something on the mount is in use.
+    WhenIdle,
+    /// At once for new users; those who have something open keep it.
+    Lazily,
+}
+
+/// Why an unmount did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum UnmountError {
+    /// Something on the mount is in use.
+    #[error("the mount is busy")]
+    Busy,
+    /// Nothing is mounted there.
+    #[error("nothing is mounted there")]
+    NotMounted,
+    /// Anything else, in words.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Unmounts what is mounted topmost at `mountpoint`, without following a symbolic link.
+pub fn unmount(mountpoint: &Path, detach: Detach) -> Result<(), UnmountError> {
+    let mut flags = MntFlags::UMOUNT_NOFOLLOW;
+    if detach == Detach::Lazily {
+        flags |= MntFlags::MNT_DETACH;
+    }
+    match nix::mount::umount2(mountpoint, flags) {
+        Ok(()) => Ok(()),
+        Err(Errno::EPERM) => fusermount::unmount(mountpoint, detach),
+        Err(Errno::EBUSY) => Err(UnmountError::Busy),
+        Err(Errno::EINVAL | Errno::ENOENT) => Err(UnmountError::NotMounted),
+        Err(errno) => Err(UnmountError::Failed(errno.desc().to_owned())),
+    }
+}
+
+/// Unmounts; when the mount is busy, detaches it so that new users see it gone.
+pub fn unmount_or_detach(mountpoint: &Path) -> Result<Detach, UnmountError> {
+    match unmount(mountpoint, Detach::WhenIdle) {
+        Ok(()) => Ok(Detach::WhenIdle),
+        Err(UnmountError::Busy) => unmount(mountpoint, Detach::Lazily).map(|()| Detach::Lazily),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether this is the error of a mount whose daemon is gone.
+#[must_use]
+pub fn is_dead(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOTCONN | libc::ECONNABORTED)
+    )
+}
+
+/// Asks the filesystem at `path` something that the kernel never answers from its caches, as it does a
+/// stat; the error of a mount whose daemon is gone [`is_dead`].
+pub fn probe(path: &Path) -> io::Result<()> {
+    rustix::fs::statfs(path)?;
+    Ok(())
+}
+
+/// Checks that `path` can be mounted on and returns its absolute form. A dead mount there is an error
+/// that names the command to clear it; with `replace` it is cleared.
+pub fn check_mountpoint(path: &Path, replace: bool) -> Result<PathBuf, String> {
+    let shown = path.display();
+    let metadata = match probe(path).and_then(|()| std::fs::metadata(path)) {
+        Err(error) if is_dead(&error) && replace => {
+            unmount(&absolute(path), Detach::Lazily)
+                .map_err(|error| format!("cannot clear the dead mount at {shown}: {error}"))?;
+            return check_mountpoint(path, false);
+        }
+        other => other,
+    };
+    match metadata {
+        Ok(metadata) if !metadata.is_dir() => {
+            return Err(format!("mountpoint {shown} is not a directory"));
+        }
+        Ok(_) => {}
+        Err(error) if is_dead(&error) => return Err(dead_mount_line(path)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(format!(
+                "mountpoint {shown} does not exist; create it: mkdir -p {shown}"
+            ));
+        }
+        Err(error) => return Err(format!("mountpoint {shown}: {}", reason(&error))),
+    }
+    std::fs::canonicalize(path).map_err(|error| format!("mountpoint {shown}: {}", reason(&error)))
+}
+
+/// The line about a mount whose daemon is gone, with what clears it.
+#[must_use]
+pub fn dead_mount_line(path: &Path) -> String {
+    let shown = path.display();
+    let clear = match nix::unistd::geteuid().is_root() {
+        true => "umount -l",
+        false => "fusermount3 -uz",
+    };
+    format!(
+        "{shown} is a dead mount, its daemon is gone; clear it with `{clear} {shown}`, \
+         or mount with --replace"
+    )
+}
+
+/// The absolute form of a path whose last component may be a dead mount, which nothing can resolve.
+#[must_use]
+pub fn absolute(path: &Path) -> PathBuf {
+    if let Ok(path) = std::fs::canonicalize(path) {
+        return path;
+    }
+    let parent = match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => return path.to_owned(),
+    };
+    match (std::fs::canonicalize(parent), path.file_name()) {
+        (Ok(parent), Some(name)) => parent.join(name),
+        _ => std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+    }
+}
+
+/// Raises the kernel's read-ahead for mapped files of this mount, where permitted. The mount must answer.
+pub fn raise_read_ahead(mountpoint: &Path) -> io::Result<()> {
+    let device = std::fs::metadata(mountpoint)?.dev();
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let setting = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    let current = std::fs::read_to_string(&setting)?
+        .trim()
+        .parse::<u64>()
+        .unwrap_or(0);
+    if current < READ_AHEAD_KIB {
+        std::fs::write(&setting, READ_AHEAD_KIB.to_string())?;
+    }
+    Ok(())
+}
+
+/// A comma list's item: commas and backslashes get a backslash, as fusermount3 expects.
+fn escape_commas(text: &OsStr) -> OsString {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let mut escaped = Vec::with_capacity(text.len());
+    for byte in text.as_bytes() {
+        if matches!(byte, b',' | b'\\') {
+            escaped.push(b'\\');
+        }
+        escaped.push(*byte);
+    }
+    OsString::from_vec(escaped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commas_and_backslashes_of_a_name_are_escaped() {
+        assert_eq!(
+            escape_commas(OsStr::new(r"/a,b\c")),
+            OsStr::new(r"/a\,b\\c")
+        );
+    }
+
+    #[test]
+    fn mountpoints_that_cannot_be_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("missing");
+        let error = check_mountpoint(&missing, false).unwrap_err();
+        assert!(
+            error.contains("does not exist; create it: mkdir -p /"),
+            "{error}"
+        );
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let error = check_mountpoint(&file, false).unwrap_err();
+        assert!(error.ends_with("/file is not a directory"), "{error}");
+        let dotted = folder.path().join(".");
+        assert_eq!(
+            check_mountpoint(&dotted, false).unwrap(),
+            folder.path().canonicalize().unwrap()
+        );
+    }
+
+    #[test]
+    fn unmounting_a_plain_directory_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let result = unmount(folder.path(), Detach::WhenIdle);
+        assert!(
+            matches!(result, Err(UnmountError::NotMounted)),
+            "{result:?}"
+        );
+    }
+
+    #[test]
+    fn a_dead_mount_is_named_and_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let call = MountCall {
+            source: OsStr::new("dead"),
+            mountpoint: folder.path(),
+            flags: MsFlags::MS_NOSUID,
+            allow_other: false,
+            max_read: None,
+        };
+        drop(mount(&call).expect("the tests need root and /dev/fuse"));
+        let error = check_mountpoint(folder.path(), false).unwrap_err();
+        assert!(error.contains("is a dead mount"), "{error}");
+        assert!(
+            error.contains(&format!("`umount -l {}`", folder.path().display())),
+            "{error}"
+        );
+        check_mountpoint(folder.path(), true).unwrap();
+        assert!(
+            swapfs_mounts()
+                .unwrap()
+                .iter()
+                .all(|mount| mount.mountpoint != folder.path())
+        );
+    }
+}

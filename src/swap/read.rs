@@ -105,25 +105,57 @@ impl Engine {
             st.edit(buffer, |block| block.waiters.push(Op::Read(op)));
             return Step::Done;
         }
-        let absent = indices
-            .clone()
-            .filter(|index| st.find(id, *index).is_none())
-            .count();
-        if absent > 0 {
-            op.requested = false;
-        }
-        if !st.acquire(&mut op.granted, absent, actions) {
-            self.wait_for_buffers(st, Op::Read(op), absent);
+        let Some(op) = self.take_places(st, op, indices.clone(), actions) else {
             return Step::Done;
-        }
+        };
+        self.request_or_copy(st, op, indices, actions)
+    }
+
+    /// Gets a buffer for every block of the read that has none; None when it has to wait for them.
+    fn take_places(
+        &self,
+        st: &mut State,
+        mut op: Box<ReadOp>,
+        indices: std::ops::RangeInclusive<u64>,
+        actions: &mut Actions,
+    ) -> Option<Box<ReadOp>> {
+        let id = op.partition;
+        let mut present: SmallVec<[BufferIndex; 4]> = SmallVec::new();
+        let mut absent = 0;
         for index in indices.clone() {
+            match st.find(id, index) {
+                Some(buffer) => present.push(buffer),
+                None => absent += 1,
+            }
+        }
+        if absent == 0 {
+            st.return_granted(&mut op.granted);
+            return Some(op);
+        }
+        op.requested = false;
+        // Making room for the absent ones must not evict the present ones.
+        for buffer in &present {
+            st.edit(*buffer, |block| block.pins += 1);
+        }
+        let acquired = st.acquire(&mut op.granted, absent, actions);
+        for buffer in present {
+            st.edit(buffer, |block| block.pins -= 1);
+        }
+        if !acquired {
+            // All or nothing: two operations that each keep some could wait for each other.
+            let again = !op.granted.is_empty();
+            st.return_granted(&mut op.granted);
+            self.wait_for_buffers(st, Op::Read(op), absent, again);
+            return None;
+        }
+        for index in indices {
             if st.find(id, index).is_none() {
                 let buffer = op.granted.pop().expect("as many as are absent");
                 st.attach(buffer, id, index);
             }
         }
         st.return_granted(&mut op.granted);
-        self.request_or_copy(st, op, indices, actions)
+        Some(op)
     }
 
     /// Lets a read through its partition's gate, cut to the partition's size; None when it was parked
@@ -243,10 +275,11 @@ impl Engine {
         if !op.requested {
             st.stats.read_hits += 1;
         }
-        self.read_on(st, &op, actions);
         let pieces = indices
             .map(|index| self.claim_out(st, id, index, &bytes))
             .collect();
+        // Only now: making room for what comes next may evict whatever is not claimed.
+        self.read_on(st, &op, actions);
         Step::Copy(op, pieces)
     }
 

@@ -7,10 +7,15 @@ use super::op::Op;
 use super::state::State;
 
 impl Engine {
-    /// Parks an operation until it can have `count` buffers.
-    pub(crate) fn wait_for_buffers(&self, st: &mut State, op: Op, count: usize) {
+    /// Parks an operation until it can have `count` buffers; at the head of the queue when it has
+    /// waited before and needs more now.
+    pub(crate) fn wait_for_buffers(&self, st: &mut State, op: Op, count: usize, again: bool) {
         st.stats.buffer_waits += 1;
-        st.waiting.push_back((op, count));
+        if again {
+            st.waiting.push_front((op, count));
+        } else {
+            st.waiting.push_back((op, count));
+        }
     }
 
     /// Serves those who wait for buffers, in order, and starts what it takes to go on.

@@ -128,7 +128,7 @@ impl Engine {
                 if op.payload_from == usize::MAX {
                     return Step::Own(op);
                 }
-                self.wait_for_buffers(st, Op::Write(op), 1);
+                self.wait_for_buffers(st, Op::Write(op), 1, false);
                 return Step::Done;
             }
             let buffer = op.granted.pop().expect("one was acquired");

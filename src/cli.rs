@@ -1,0 +1,148 @@
+//! The command line: what can be typed, and what each command does with it.
+//!
+//! [`run`] parses and executes; the result is the exit status: 0 done, 1 failed with one line on
+//! standard error, 2 wrong usage.
+
+mod completions;
+mod config;
+mod helpers;
+mod mount;
+mod options;
+mod status;
+mod umount;
+
+pub use config::ConfigCommand;
+pub use helpers::{MountHelper, UmountHelper};
+pub use mount::MountArgs;
+pub use options::{ConfigArgs, OptionFlags};
+pub use status::StatusArgs;
+pub use umount::UmountArgs;
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{ArgAction, Parser, Subcommand};
+
+use crate::config::ConfigError;
+use crate::daemon::Factory;
+
+/// A FUSE filesystem that moves tensors between memory and NVMe through one bounded buffer pool.
+#[derive(Debug, Parser)]
+#[command(name = "swapfs", version, max_term_width = 100)]
+pub struct Cli {
+    /// Say more; twice for everything.
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    pub verbose: u8,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Mount a swap folder; returns when the mount answers.
+    Mount(MountArgs),
+    /// Synchronize, unmount, and wait until the daemon has gone.
+    Umount(UmountArgs),
+    /// Show the mounts, or the partitions of a mount.
+    Status(StatusArgs),
+    /// Show the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print the completion script of a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Why a command did not do what it was asked to.
+#[derive(Debug)]
+pub enum Failure {
+    /// Exit status 1.
+    Failed(String),
+    /// Exit status 2.
+    Usage(String),
+}
+
+impl From<String> for Failure {
+    fn from(line: String) -> Self {
+        Self::Failed(line)
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        match error.is_usage() {
+            true => Self::Usage(error.to_string()),
+            false => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+/// Parses the arguments (the first is the program's name) and runs the command. `factory` makes the
+/// filesystem that `mount` serves.
+pub fn run(arguments: impl IntoIterator<Item = OsString>, factory: &dyn Factory) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let program = arguments.first().map(Path::new).and_then(Path::file_name);
+    let result = match program.and_then(OsStr::to_str) {
+        Some(helpers::MOUNT_NAME) => parse::<MountHelper>(&arguments).map(|call| call.run(factory)),
+        Some(helpers::UMOUNT_NAME) => parse::<UmountHelper>(&arguments).map(|call| call.run()),
+        _ => parse::<Cli>(&options::join_switches(arguments)).map(|cli| cli.run(factory)),
+    };
+    match result {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(Failure::Failed(line))) => {
+            eprintln!("swapfs: {line}");
+            ExitCode::FAILURE
+        }
+        Ok(Err(Failure::Usage(line))) => {
+            eprintln!("swapfs: {line}");
+            ExitCode::from(2)
+        }
+        Err(status) => status,
+    }
+}
+
+/// Parses, or prints clap's help or complaint and gives its exit status (0 or 2).
+fn parse<P: Parser>(arguments: &[OsString]) -> Result<P, ExitCode> {
+    P::try_parse_from(arguments).map_err(|error| {
+        let _ = error.print();
+        ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+    })
+}
+
+impl Cli {
+    fn run(self, factory: &dyn Factory) -> Result<(), Failure> {
+        match self.command {
+            Command::Mount(arguments) => arguments.run(self.verbose, factory),
+            Command::Umount(arguments) => arguments.run(),
+            Command::Status(arguments) => arguments.run(),
+            Command::Config(command) => command.run(),
+            Command::Completions { shell } => completions::run(shell),
+        }
+    }
+}
+
+/// Writes a report to standard output; a reader that has gone away is no error.
+fn print(text: &str) -> Result<(), Failure> {
+    use std::io::Write;
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            let reason = crate::sys_process::reason(&error);
+            Err(Failure::Failed(format!("standard output: {reason}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A table without lines, for people and `awk` alike.
+fn table(header: &[&str]) -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
+    table
+        .load_style(comfy_table::presets::NOTHING)
+        .set_header(header.to_vec());
+    table
+}

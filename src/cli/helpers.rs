@@ -1,0 +1,110 @@
+//! The names under which mount(8) and umount(8) call swapfs, with the arguments that they give.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Parser};
+
+use super::Failure;
+use super::umount::{UMOUNT_TIMEOUT_S, UmountArgs};
+use crate::config::Settings;
+use crate::daemon::{self, Factory, MountRequest};
+use crate::fuse::mount::Detach;
+
+/// Installed as `mount.swapfs` for `mount -t swapfs` and /etc/fstab.
+pub(super) const MOUNT_NAME: &str = "mount.swapfs";
+
+/// Installed as `umount.fuse.swapfs` for umount(8).
+pub(super) const UMOUNT_NAME: &str = "umount.fuse.swapfs";
+
+/// Mount a swap folder, the way mount(8) asks for it.
+#[derive(Debug, Parser)]
+#[command(name = "mount.swapfs", version)]
+pub struct MountHelper {
+    /// The backing directory.
+    pub swap_folder: PathBuf,
+    /// Where to mount.
+    pub mountpoint: PathBuf,
+    /// Skip unknown options.
+    #[arg(short)]
+    pub sloppy: bool,
+    /// Only check, do not mount.
+    #[arg(short)]
+    pub fake: bool,
+    /// Accepted and ignored: there is no mtab to leave alone.
+    #[arg(short)]
+    pub no_mtab: bool,
+    /// Say more; twice for everything.
+    #[arg(short, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// Mount options, with commas between.
+    #[arg(short, value_name = "OPT,...", action = ArgAction::Append)]
+    pub options: Vec<String>,
+    /// The filesystem type; ignored.
+    #[arg(short = 't', value_name = "TYPE")]
+    pub fs_type: Option<String>,
+}
+
+impl MountHelper {
+    pub(super) fn run(self, factory: &dyn Factory) -> Result<(), Failure> {
+        let mut settings = Settings::new();
+        for list in &self.options {
+            settings.mount_options(list, self.sloppy)?;
+        }
+        if self.verbose > 0 {
+            settings.flag("log", if self.verbose > 1 { "trace" } else { "debug" })?;
+        }
+        let request = MountRequest {
+            swap_folder: self.swap_folder,
+            mountpoint: self.mountpoint,
+            config: settings.build()?,
+            replace: false,
+            timeout: Duration::from_secs(UMOUNT_TIMEOUT_S),
+        };
+        match self.fake {
+            true => Ok(()),
+            false => Ok(daemon::run(&request, factory, false)?),
+        }
+    }
+}
+
+/// Unmount, the way umount(8) asks for it.
+#[derive(Debug, Parser)]
+#[command(name = "umount.fuse.swapfs", version)]
+pub struct UmountHelper {
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// Detach at once for new users.
+    #[arg(short)]
+    pub lazy: bool,
+    /// Accepted and ignored.
+    #[arg(short)]
+    pub force: bool,
+    /// Accepted and ignored.
+    #[arg(short)]
+    pub no_mtab: bool,
+    /// Accepted and ignored.
+    #[arg(short)]
+    pub read_only: bool,
+    /// Accepted and ignored.
+    #[arg(short, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// The filesystem type; ignored.
+    #[arg(short = 't', value_name = "TYPE")]
+    pub fs_type: Option<String>,
+}
+
+impl UmountHelper {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let detach = if self.lazy {
+            Detach::Lazily
+        } else {
+            Detach::WhenIdle
+        };
+        UmountArgs {
+            mountpoint: self.mountpoint,
+            timeout: UMOUNT_TIMEOUT_S,
+        }
+        .unmount(detach)
+    }
+}

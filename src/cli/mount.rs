@@ -1,0 +1,87 @@
+//! `swapfs mount`.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{ConfigArgs, Failure, print};
+use crate::daemon::{self, Factory, MountRequest};
+use crate::sys_process::reason;
+
+/// Arguments of `swapfs mount`.
+#[derive(Debug, Args)]
+pub struct MountArgs {
+    /// The backing directory on NVMe; with MOUNTPOINT left out too, one of your own.
+    #[arg(requires = "mountpoint")]
+    pub swap_folder: Option<PathBuf>,
+    /// Where to mount; may be the swap folder itself.
+    pub mountpoint: Option<PathBuf>,
+    /// Stay in the foreground and log to standard error.
+    #[arg(short, long)]
+    pub foreground: bool,
+    /// Clear a dead mount at MOUNTPOINT first.
+    #[arg(long)]
+    pub replace: bool,
+    /// Seconds to wait for the folder's last daemon when that is still finishing.
+    #[arg(long, value_name = "S", default_value_t = 600)]
+    pub timeout: u64,
+    /// The configuration's sources.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+}
+
+impl MountArgs {
+    pub(super) fn run(self, verbose: u8, factory: &dyn Factory) -> Result<(), Failure> {
+        let config = self.config.settings(verbose)?.build()?;
+        let (swap_folder, mountpoint) = match (self.swap_folder, self.mountpoint) {
+            (Some(swap_folder), Some(mountpoint)) => (swap_folder, mountpoint),
+            _ => default_paths()?,
+        };
+        let request = MountRequest {
+            swap_folder,
+            mountpoint,
+            config,
+            replace: self.replace,
+            timeout: Duration::from_secs(self.timeout),
+        };
+        Ok(daemon::run(&request, factory, self.foreground)?)
+    }
+}
+
+/// The user's own swap folder and mountpoint, made when missing, and printed.
+fn default_paths() -> Result<(PathBuf, PathBuf), Failure> {
+    let (swap_folder, mountpoint) = if nix::unistd::geteuid().is_root() {
+        (
+            PathBuf::from("/var/lib/swapfs/swap"),
+            PathBuf::from("/mnt/swapfs"),
+        )
+    } else {
+        let home = std::env::home_dir()
+            .filter(|home| home.is_absolute())
+            .ok_or_else(|| "no home directory: give SWAP_FOLDER and MOUNTPOINT".to_owned())?;
+        let data = std::env::var_os("XDG_DATA_HOME")
+            .map(PathBuf::from)
+            .filter(|data| data.is_absolute())
+            .unwrap_or_else(|| home.join(".local/share"));
+        (data.join("swapfs/swap"), home.join("swapfs"))
+    };
+    create(&swap_folder)?;
+    create(&mountpoint)?;
+    let (from, to) = (swap_folder.display(), mountpoint.display());
+    print(&format!("swap folder: {from}\nmountpoint: {to}"))?;
+    Ok((swap_folder, mountpoint))
+}
+
+fn create(path: &Path) -> Result<(), String> {
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        // A dead mount, for one, exists; what is wrong with it is said later.
+        _ => return Ok(()),
+    }
+    let created = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    created.map_err(|error| format!("cannot create {}: {}", path.display(), reason(&error)))
+}

@@ -1,0 +1,247 @@
+//! `swapfs status`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{Failure, print, table};
+use crate::daemon::MountStats;
+use crate::fuse::mount::{self, MountEntry};
+use crate::sys_process::{reason, text_xattr};
+use crate::units::format_short;
+
+/// Arguments of `swapfs status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Mountpoints, directories or partitions; without any, the mounts are shown.
+    #[arg(value_name = "MOUNTPOINT|FILE")]
+    pub paths: Vec<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl StatusArgs {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        if self.paths.is_empty() {
+            return show_mounts(self.json);
+        }
+        let mut partitions = Vec::new();
+        for path in &self.paths {
+            collect(path, &mut partitions)?;
+        }
+        if self.json {
+            return print_json(&partitions);
+        }
+        show_partitions(&partitions)
+    }
+}
+
+/// A row about a mount.
+#[derive(Debug, Serialize)]
+struct MountRow {
+    mountpoint: PathBuf,
+    swap_folder: PathBuf,
+    pid: Option<i32>,
+    /// False when its daemon is gone.
+    alive: bool,
+    pool: Option<PoolRow>,
+}
+
+/// Counts of buffers, and the bytes of each.
+#[derive(Debug, Serialize)]
+struct PoolRow {
+    buffers: u64,
+    available: u64,
+    reserved: u64,
+    dirty: u64,
+    inflight: u64,
+    buffer_size: u64,
+}
+
+impl PoolRow {
+    fn read(root: &Path) -> Option<Self> {
+        let count = |name: &str| {
+            number(root, &format!("user.swap.pool.{name}"))
+                .ok()
+                .flatten()
+        };
+        Some(Self {
+            buffers: count("buffers")?,
+            available: count("available")?,
+            reserved: count("reserved")?,
+            dirty: count("dirty")?,
+            inflight: count("inflight")?,
+            buffer_size: count("buffer_size")?,
+        })
+    }
+}
+
+impl MountRow {
+    fn read(entry: &MountEntry) -> Self {
+        let at = &entry.mountpoint;
+        let alive = !mount::probe(at).is_err_and(|error| mount::is_dead(&error));
+        let stats = MountStats::read(at).ok();
+        let stated = stats.as_ref().and_then(MountStats::swap_folder);
+        Self {
+            mountpoint: at.clone(),
+            swap_folder: stated.unwrap_or_else(|| entry.source.clone()),
+            pid: stats.as_ref().and_then(MountStats::pid),
+            alive,
+            pool: PoolRow::read(at),
+        }
+    }
+
+    fn columns(&self) -> [String; 7] {
+        let count = |field: fn(&PoolRow) -> u64| self.pool.as_ref().map(field);
+        let shown = |value: Option<u64>| value.map_or_else(dash, |value| value.to_string());
+        let pid = match self.alive {
+            true => self.pid.map_or_else(dash, |pid| pid.to_string()),
+            false => "dead".to_owned(),
+        };
+        let pool_size = count(|pool| pool.buffers.saturating_mul(pool.buffer_size));
+        [
+            self.mountpoint.display().to_string(),
+            self.swap_folder.display().to_string(),
+            pid,
+            pool_size.map_or_else(dash, format_short),
+            shown(count(|pool| pool.available)),
+            shown(count(|pool| pool.dirty)),
+            shown(count(|pool| pool.inflight)),
+        ]
+    }
+}
+
+fn dash() -> String {
+    "-".to_owned()
+}
+
+fn show_mounts(json: bool) -> Result<(), Failure> {
+    let mounts = mount::swapfs_mounts().map_err(|error| reason(&error))?;
+    let rows: Vec<MountRow> = mounts.iter().map(MountRow::read).collect();
+    if json {
+        return print_json(&rows);
+    }
+    if rows.is_empty() {
+        return print("no swapfs mounts");
+    }
+    let header = [
+        "MOUNTPOINT",
+        "SWAP FOLDER",
+        "PID",
+        "POOL",
+        "AVAILABLE",
+        "DIRTY",
+        "IN FLIGHT",
+    ];
+    let mut table = table(&header);
+    table.add_rows(rows.iter().map(MountRow::columns));
+    print(&table.trim_fmt())
+}
+
+/// A row about a partition; sizes in bytes.
+#[derive(Debug, Serialize)]
+struct PartitionRow {
+    path: PathBuf,
+    status: String,
+    size: u64,
+    resident: u64,
+    dirty: u64,
+    inflight: u64,
+    error: Option<String>,
+}
+
+impl PartitionRow {
+    fn read(path: &Path) -> io::Result<Self> {
+        let bytes = |name: &str| number(path, &format!("user.swap.{name}"));
+        Ok(Self {
+            path: path.to_owned(),
+            status: text_xattr(path, "user.swap.status")?.unwrap_or_else(dash),
+            size: bytes("size")?.unwrap_or(0),
+            resident: bytes("resident")?.unwrap_or(0),
+            dirty: bytes("dirty")?.unwrap_or(0),
+            inflight: bytes("inflight")?.unwrap_or(0),
+            error: text_xattr(path, "user.swap.error")?,
+        })
+    }
+}
+
+fn number(path: &Path, name: &str) -> io::Result<Option<u64>> {
+    Ok(text_xattr(path, name)?.and_then(|text| text.trim().parse().ok()))
+}
+
+/// Adds the rows of a file, or of every regular file below a directory.
+fn collect(path: &Path, rows: &mut Vec<PartitionRow>) -> Result<(), Failure> {
+    let failed = |path: &Path, error: &io::Error| -> Failure {
+        match mount::is_dead(error) {
+            true => Failure::Failed(mount::dead_mount_line(path)),
+            false => Failure::Failed(format!("{}: {}", path.display(), reason(error))),
+        }
+    };
+    let entry = mount::entry_of_path(path).map_err(|error| failed(path, &error))?;
+    if entry.is_none() {
+        return Err(Failure::Failed(format!(
+            "{} is not on a swapfs mount",
+            path.display()
+        )));
+    }
+    let metadata = std::fs::metadata(path).map_err(|error| failed(path, &error))?;
+    if !metadata.is_dir() {
+        rows.push(PartitionRow::read(path).map_err(|error| failed(path, &error))?);
+        return Ok(());
+    }
+    let mut folders = vec![path.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let entries = match std::fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other.map_err(|error| failed(&folder, &error))?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(|error| failed(&folder, &error))?;
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => folders.push(entry.path()),
+                Ok(kind) if kind.is_file() => match PartitionRow::read(&entry.path()) {
+                    Ok(row) => rows.push(row),
+                    // Removed since the folder was read.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(failed(&entry.path(), &error)),
+                },
+                _ => {}
+            }
+        }
+    }
+    rows.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(())
+}
+
+fn show_partitions(rows: &[PartitionRow]) -> Result<(), Failure> {
+    let header = [
+        "PARTITION",
+        "STATUS",
+        "SIZE",
+        "RESIDENT",
+        "DIRTY",
+        "IN FLIGHT",
+        "ERROR",
+    ];
+    let mut table = table(&header);
+    table.add_rows(rows.iter().map(|row| {
+        [
+            row.path.display().to_string(),
+            row.status.clone(),
+            format_short(row.size),
+            format_short(row.resident),
+            format_short(row.dirty),
+            format_short(row.inflight),
+            row.error.clone().unwrap_or_else(dash),
+        ]
+    }));
+    print(&table.trim_fmt())
+}
+
+fn print_json(rows: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(rows).map_err(|error| error.to_string())?;
+    print(&text)
+}

@@ -1,0 +1,266 @@
+//! `swapfs umount`.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, PipeReader, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::ForkResult;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::Failure;
+use crate::daemon::{MountStats, read_state};
+use crate::fuse::mount::{self, Detach, MountEntry, UnmountError};
+use crate::sys_process::{fork_single_threaded, reason, text_xattr};
+
+/// Seconds that an unmount takes at most, when nothing else is said.
+pub(super) const UMOUNT_TIMEOUT_S: u64 = 600;
+
+/// Between two looks at the progress.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How long a busy mount is tried again.
+const BUSY_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Arguments of `swapfs umount`.
+#[derive(Debug, Args)]
+pub struct UmountArgs {
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// Seconds for all of it; when they have passed, what is still to do is said.
+    #[arg(long, value_name = "S", default_value_t = UMOUNT_TIMEOUT_S)]
+    pub timeout: u64,
+}
+
+impl UmountArgs {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        self.unmount(Detach::WhenIdle)
+    }
+
+    /// Synchronizes, unmounts, and waits for the daemon unless users may keep it.
+    pub(super) fn unmount(self, detach: Detach) -> Result<(), Failure> {
+        let deadline = Instant::now() + Duration::from_secs(self.timeout);
+        let entry = find(&self.mountpoint)?;
+        let at = &entry.mountpoint;
+        let root = match File::open(at) {
+            Ok(root) => root,
+            Err(error) if mount::is_dead(&error) => return Err(clear_dead(at)),
+            Err(error) => return Err(format!("{}: {}", at.display(), reason(&error)).into()),
+        };
+        let stats = MountStats::read(at).ok();
+        let daemon = stats.as_ref().and_then(Daemon::open);
+        synchronize(at, root, deadline, self.timeout)?;
+        match unmount_patiently(at, detach) {
+            Ok(()) | Err(UnmountError::NotMounted) => {}
+            Err(UnmountError::Busy) => {
+                let shown = at.display();
+                return Err(Failure::Failed(format!(
+                    "{shown} is busy; everything is on stable storage, but it stays mounted until \
+                     nobody uses it (who does: fuser -vm {shown})"
+                )));
+            }
+            Err(error) => return Err(format!("cannot unmount {}: {error}", at.display()).into()),
+        }
+        match (daemon, detach) {
+            (Some(daemon), Detach::WhenIdle) => Ok(daemon.wait(deadline, self.timeout)?),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The swapfs mount at exactly this path.
+fn find(path: &Path) -> Result<MountEntry, String> {
+    let shown = path.display();
+    let exact = mount::absolute(path);
+    let mounts = mount::swapfs_mounts().map_err(|error| reason(&error))?;
+    if let Some(entry) = mounts.into_iter().rfind(|mount| mount.mountpoint == exact) {
+        return Ok(entry);
+    }
+    match std::fs::metadata(path) {
+        Err(error) => Err(format!("{shown}: {}", reason(&error))),
+        Ok(_) => Err(format!("{shown} is not a swapfs mountpoint")),
+    }
+}
+
+/// Unmounts; somebody who only looks in for a moment is no reason to give up.
+fn unmount_patiently(at: &Path, detach: Detach) -> Result<(), UnmountError> {
+    let deadline = Instant::now() + BUSY_PATIENCE;
+    loop {
+        match mount::unmount(at, detach) {
+            Err(UnmountError::Busy) if Instant::now() < deadline => std::thread::sleep(TICK),
+            other => return other,
+        }
+    }
+}
+
+/// Unmounts what no daemon serves any more; never a success, for nobody knows what was lost.
+fn clear_dead(at: &Path) -> Failure {
+    let shown = at.display();
+    Failure::Failed(match mount::unmount(at, Detach::Lazily) {
+        Ok(()) => format!(
+            "{shown} was a dead mount and is unmounted now; what its daemon had not \
+             synchronized is lost"
+        ),
+        Err(error) => format!("{shown} is a dead mount: {error}"),
+    })
+}
+
+/// Puts everything on stable storage: fsync of the root directory.
+///
+/// A child process does it. A thread that waits for the mount cannot be ended by anything but the
+/// mount's answer, and would keep this process past its timeout.
+fn synchronize(at: &Path, root: File, deadline: Instant, timeout_s: u64) -> Result<(), Failure> {
+    let failed = |why: &str| {
+        Failure::Failed(format!(
+            "cannot synchronize {}: {why}; still mounted",
+            at.display()
+        ))
+    };
+    let answer = start_fsync(root).map_err(|error| failed(&reason(&error)))?;
+    // Not opened by name: names in the root wait for the fsync.
+    let progress = Progress::new();
+    while !is_readable(&answer, deadline.min(Instant::now() + TICK)) {
+        progress.show(at);
+        if Instant::now() >= deadline {
+            progress.finish();
+            let left = Progress::left(at).map_or_else(String::new, |buffers| {
+                format!(", {buffers} buffers are not on stable storage yet")
+            });
+            return Err(failed(&format!("not done after {timeout_s} s{left}")));
+        }
+    }
+    progress.finish();
+    match read_answer(answer).map_err(|error| failed(&reason(&error)))? {
+        0 => Ok(()),
+        code => {
+            let partitions = MountStats::read(at)
+                .ok()
+                .and_then(|stats| stats.failed_partitions());
+            let count = match partitions {
+                Some(1) => " (1 partition is not on stable storage)".to_owned(),
+                Some(count) => format!(" ({count} partitions are not on stable storage)"),
+                None => String::new(),
+            };
+            Err(failed(&format!("{}{count}", Errno::from_raw(code).desc())))
+        }
+    }
+}
+
+/// Starts the fsync; the pipe gives its errno, or 0.
+fn start_fsync(root: File) -> io::Result<PipeReader> {
+    let (reader, mut writer) = io::pipe()?;
+    match fork_single_threaded()? {
+        ForkResult::Parent { .. } => Ok(reader),
+        ForkResult::Child => {
+            drop(reader);
+            // Whoever reads our output must not wait for this process.
+            if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
+                let _ = nix::unistd::dup2_stdin(&null);
+                let _ = nix::unistd::dup2_stdout(&null);
+                let _ = nix::unistd::dup2_stderr(&null);
+            }
+            let code = rustix::fs::fsync(&root).map_or_else(|error| error.raw_os_error(), |()| 0);
+            // Before the answer, or it would keep the mount busy.
+            drop(root);
+            let _ = writer.write_all(&code.to_ne_bytes());
+            std::process::exit(0);
+        }
+    }
+}
+
+fn read_answer(mut answer: PipeReader) -> io::Result<i32> {
+    let mut code = [0; 4];
+    answer.read_exact(&mut code)?;
+    Ok(i32::from_ne_bytes(code))
+}
+
+/// Waits until there is something to read (or the end), at most until `until`.
+fn is_readable(fd: &impl AsFd, until: Instant) -> bool {
+    let left = until.saturating_duration_since(Instant::now()).as_millis();
+    let timeout = PollTimeout::try_from(left + 1).unwrap_or(PollTimeout::MAX);
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, timeout).is_ok_and(|ready| ready > 0)
+}
+
+/// A bar on a terminal, counting buffers that are dirty or in flight.
+struct Progress(ProgressBar);
+
+impl Progress {
+    fn new() -> Self {
+        let target = match io::stderr().is_terminal() {
+            true => ProgressDrawTarget::stderr(),
+            false => ProgressDrawTarget::hidden(),
+        };
+        let style = ProgressStyle::with_template("synchronizing {bar:40} {pos}/{len} buffers")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        Self(ProgressBar::with_draw_target(Some(0), target).with_style(style))
+    }
+
+    /// Buffers that are not on stable storage; asked of the root itself, which never waits.
+    fn left(at: &Path) -> Option<u64> {
+        let count = |name| {
+            text_xattr(at, name)
+                .ok()
+                .flatten()?
+                .trim()
+                .parse::<u64>()
+                .ok()
+        };
+        Some(count("user.swap.pool.dirty")? + count("user.swap.pool.inflight").unwrap_or(0))
+    }
+
+    fn show(&self, at: &Path) {
+        let Some(left) = Self::left(at).filter(|_| !self.0.is_hidden()) else {
+            return;
+        };
+        let length = self.0.length().unwrap_or(0).max(left);
+        self.0.set_length(length);
+        self.0.set_position(length - left);
+    }
+
+    fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// The process behind a mount.
+struct Daemon {
+    pid: i32,
+    fd: OwnedFd,
+    swap_folder: Option<PathBuf>,
+}
+
+impl Daemon {
+    fn open(stats: &MountStats) -> Option<Self> {
+        let pid = stats.pid()?;
+        let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+        Some(Self {
+            pid,
+            fd,
+            swap_folder: stats.swap_folder(),
+        })
+    }
+
+    /// Waits for its exit, and repeats what it could not store.
+    fn wait(self, deadline: Instant, timeout_s: u64) -> Result<(), String> {
+        if !is_readable(&self.fd, deadline) {
+            return Err(format!(
+                "unmounted, but swapfs pid {} is still finishing after {timeout_s} s",
+                self.pid
+            ));
+        }
+        let state = self.swap_folder.as_deref().and_then(read_state);
+        match state {
+            Some(state) if state.pid == self.pid && !state.failed.is_empty() => Err(format!(
+                "unmounted, but not on stable storage: {}",
+                state.failed.join(", ")
+            )),
+            _ => Ok(()),
+        }
+    }
+}

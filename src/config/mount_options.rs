@@ -1,0 +1,170 @@
+//! `-o` lists: swapfs's own options, and the standard ones of mount(8), which become flags of the mount.
+
+use nix::mount::MsFlags;
+
+use super::ConfigError;
+use super::error::nearest;
+use super::options::{Kind, OPTIONS, Value, find};
+use super::settings::{Origin, Settings};
+
+/// The standard options of mount(8) that reach the kernel.
+///
+/// `nosuid` and `nodev` are on unless `suid` or `dev` lift them, as for every FUSE mount: the
+/// filesystem beneath may have been mounted with them. `ro` stands in [`super::Config::ro`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountFlags {
+    /// Flags of mount(2).
+    pub flags: MsFlags,
+    /// The mount's source as `/proc/mounts` shows it, when not the swap folder.
+    pub fsname: Option<String>,
+}
+
+impl Default for MountFlags {
+    fn default() -> Self {
+        Self {
+            flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV),
+            fsname: None,
+        }
+    }
+}
+
+/// Options that set a flag of mount(2), and options that clear one.
+const FLAG_OPTIONS: [(&str, MsFlags, bool); 19] = [
+    ("nosuid", MsFlags::MS_NOSUID, true),
+    ("suid", MsFlags::MS_NOSUID, false),
+    ("nodev", MsFlags::MS_NODEV, true),
+    ("dev", MsFlags::MS_NODEV, false),
+    ("noexec", MsFlags::MS_NOEXEC, true),
+    ("exec", MsFlags::MS_NOEXEC, false),
+    ("noatime", MsFlags::MS_NOATIME, true),
+    ("atime", MsFlags::MS_NOATIME, false),
+    ("nodiratime", MsFlags::MS_NODIRATIME, true),
+    ("diratime", MsFlags::MS_NODIRATIME, false),
+    ("relatime", MsFlags::MS_RELATIME, true),
+    ("norelatime", MsFlags::MS_RELATIME, false),
+    ("strictatime", MsFlags::MS_STRICTATIME, true),
+    ("nostrictatime", MsFlags::MS_STRICTATIME, false),
+    ("lazytime", MsFlags::MS_LAZYTIME, true),
+    ("nolazytime", MsFlags::MS_LAZYTIME, false),
+    ("sync", MsFlags::MS_SYNCHRONOUS, true),
+    ("async", MsFlags::MS_SYNCHRONOUS, false),
+    ("dirsync", MsFlags::MS_DIRSYNC, true),
+];
+
+/// Options for mount(8), systemd and fstab that mean nothing to the mount itself.
+const OPTIONS_FOR_OTHERS: [&str; 9] = [
+    "auto", "noauto", "defaults", "_netdev", "nofail", "nouser", "nousers", "noowner", "nogroup",
+];
+
+/// Options that let users mount; as mount(8) says, they imply these flags unless a later option lifts them.
+const USER_OPTIONS: [&str; 4] = ["user", "users", "owner", "group"];
+
+/// Applies a list. A comma inside double quotes or behind a backslash belongs to the value.
+pub(super) fn apply(settings: &mut Settings, list: &str, sloppy: bool) -> Result<(), ConfigError> {
+    for item in split(list) {
+        let (name, value) = match item.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (item.as_str(), None),
+        };
+        let known = apply_own(settings, name, value)? || apply_standard(settings, name, value)?;
+        if !known && !sloppy {
+            let names = OPTIONS.iter().map(|option| option.name);
+            let standard = FLAG_OPTIONS.iter().map(|entry| entry.0);
+            return Err(ConfigError::UnknownOption {
+                name: name.to_owned(),
+                nearest: nearest(name, names.chain(standard)),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn apply_own(
+    settings: &mut Settings,
+    name: &str,
+    value: Option<&str>,
+) -> Result<bool, ConfigError> {
+    let Some(option) = find(name) else {
+        return Ok(false);
+    };
+    match (value, option.kind) {
+        (Some(text), _) => settings.set_text(option, text, Origin::MountOption)?,
+        (None, Kind::Switch) => settings.set(option, Value::Switch(true), Origin::MountOption),
+        (None, kind) => {
+            return Err(ConfigError::Value {
+                place: Origin::MountOption.place(name),
+                value: "nothing".to_owned(),
+                accepted: kind.accepted(),
+            });
+        }
+    }
+    Ok(true)
+}
+
+fn apply_standard(
+    settings: &mut Settings,
+    name: &str,
+    value: Option<&str>,
+) -> Result<bool, ConfigError> {
+    if name == "fsname" {
+        let text = value
+            .filter(|text| !text.is_empty())
+            .ok_or_else(|| ConfigError::Value {
+                place: "-o fsname".to_owned(),
+                value: "nothing".to_owned(),
+                accepted: "a name".to_owned(),
+            })?;
+        settings.mount.fsname = Some(text.to_owned());
+        return Ok(true);
+    }
+    let for_others = name.starts_with("x-") || name.starts_with("X-") || name == "comment";
+    if for_others || (name == "user" && value.is_some()) {
+        return Ok(true);
+    }
+    let known = apply_word(settings, name);
+    match value {
+        Some(text) if known => Err(ConfigError::Value {
+            place: format!("-o {name}"),
+            value: format!("{text:?}"),
+            accepted: "the name alone".to_owned(),
+        }),
+        _ => Ok(known),
+    }
+}
+
+/// Applies an option that takes no value; false when there is none of that name.
+fn apply_word(settings: &mut Settings, name: &str) -> bool {
+    let flags = &mut settings.mount.flags;
+    if let Some((_, flag, set)) = FLAG_OPTIONS.iter().find(|entry| entry.0 == name) {
+        flags.set(*flag, *set);
+    } else if name == "rw" {
+        let option = find("ro").expect("ro is in the table");
+        settings.set(option, Value::Switch(false), Origin::MountOption);
+    } else if USER_OPTIONS.contains(&name) {
+        flags.insert(MsFlags::MS_NOSUID | MsFlags::MS_NODEV);
+        flags.set(
+            MsFlags::MS_NOEXEC,
+            name.starts_with("user") || flags.contains(MsFlags::MS_NOEXEC),
+        );
+    } else {
+        return OPTIONS_FOR_OTHERS.contains(&name);
+    }
+    true
+}
+
+/// The items of a list, quotes and backslashes taken off; empty items are skipped.
+fn split(list: &str) -> Vec<String> {
+    let mut items = vec![String::new()];
+    let (mut quoted, mut letters) = (false, list.chars());
+    while let Some(letter) = letters.next() {
+        let item = items.last_mut().expect("never empty");
+        match letter {
+            '"' => quoted = !quoted,
+            '\\' => item.extend(letters.next()),
+            ',' if !quoted => items.push(String::new()),
+            _ => item.push(letter),
+        }
+    }
+    items.retain(|item| !item.is_empty());
+    items
+}

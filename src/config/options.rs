@@ -1,0 +1,335 @@
+//! The table of swapfs's own mount options, and how one value of each kind is read and printed.
+
+use std::fmt;
+
+use serde_json::json;
+
+use crate::units::{KIB, MIB, TIB, format_exact, parse_size};
+
+/// What values an option takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Bytes, with units, within the limits.
+    Size {
+        /// Smallest.
+        min: u64,
+        /// Largest.
+        max: u64,
+        /// Only powers of two.
+        power_of_two: bool,
+    },
+    /// A whole number within the limits.
+    Count {
+        /// Smallest.
+        min: u32,
+        /// Largest.
+        max: u32,
+    },
+    /// On or off.
+    Switch,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// A log filter: a level, or `module=level` parts with commas between.
+    LogFilter,
+}
+
+/// One mount option: everything there is to say about it.
+#[derive(Debug, Clone, Copy)]
+pub struct OptionDefinition {
+    /// The name in `-o`, in the file under `swapfs`, and (with `-` for `_`) as a flag.
+    pub name: &'static str,
+    /// What it takes.
+    pub kind: Kind,
+    /// The built-in value; empty where it is computed from others.
+    pub default: &'static str,
+    /// One line for `--help`.
+    pub help: &'static str,
+    /// Its names inside the file's `aio` block; of several the last one given there counts.
+    pub aio_keys: &'static [&'static str],
+}
+
+/// Upper limit of any size, so that sums of sizes stay far from overflow.
+const SIZE_MAX: u64 = 64 * TIB;
+
+const fn size(min: u64, max: u64) -> Kind {
+    Kind::Size {
+        min,
+        max,
+        power_of_two: false,
+    }
+}
+
+const fn option(
+    name: &'static str,
+    kind: Kind,
+    default: &'static str,
+    help: &'static str,
+) -> OptionDefinition {
+    OptionDefinition {
+        name,
+        kind,
+        default,
+        help,
+        aio_keys: &[],
+    }
+}
+
+impl OptionDefinition {
+    const fn in_aio(mut self, keys: &'static [&'static str]) -> Self {
+        self.aio_keys = keys;
+        self
+    }
+}
+
+/// Every mount option of swapfs.
+pub const OPTIONS: [OptionDefinition; 16] = [
+    option(
+        "pool_size",
+        size(KIB, SIZE_MAX),
+        "1 GiB",
+        "Bytes of the buffer pool",
+    ),
+    option(
+        "block_size",
+        Kind::Size {
+            min: 64 * KIB,
+            max: 16 * MIB,
+            power_of_two: true,
+        },
+        "1 MiB",
+        "Bytes per block and buffer, a power of two from 64 KiB to 16 MiB",
+    )
+    .in_aio(&["block_size"]),
+    option(
+        "queue_depth",
+        Kind::Count { min: 1, max: 4096 },
+        "8",
+        "Transfers in flight per aio thread",
+    )
+    .in_aio(&["queue_depth"]),
+    option(
+        "thread_count",
+        Kind::Count { min: 1, max: 64 },
+        "1",
+        "Aio threads",
+    )
+    .in_aio(&["thread_count", "intra_op_parallelism"]),
+    option(
+        "single_submit",
+        Kind::Switch,
+        "false",
+        "One submission per call",
+    )
+    .in_aio(&["single_submit"]),
+    option(
+        "overlap_events",
+        Kind::Switch,
+        "true",
+        "Reap completions while submitting",
+    )
+    .in_aio(&["overlap_events"]),
+    option(
+        "min_swap_size",
+        size(0, SIZE_MAX),
+        "1 MiB",
+        "Smaller partitions stay resident while the pool has room",
+    ),
+    option(
+        "pin_memory",
+        Kind::Switch,
+        "true",
+        "Lock the pool in memory",
+    ),
+    option(
+        "fuse_threads",
+        Kind::Count { min: 1, max: 64 },
+        "4",
+        "FUSE request threads",
+    ),
+    option(
+        "read_ahead",
+        size(0, SIZE_MAX),
+        "",
+        "Bytes kept in flight ahead of a sequential reader \
+         [default: queue_depth x block_size, at most an eighth of the pool]",
+    ),
+    option(
+        "open_swap_in",
+        Kind::Choice(&["none", "ahead", "all"]),
+        "ahead",
+        "What opening for reading starts: nothing, the first read_ahead bytes, or all",
+    ),
+    option(
+        "list_xattr",
+        Kind::Switch,
+        "on",
+        "List the user.swap.* names in listxattr",
+    ),
+    option(
+        "allow_other",
+        Kind::Switch,
+        "off",
+        "Let other users use the mount",
+    ),
+    option("ro", Kind::Switch, "off", "Mount read-only"),
+    option(
+        "close_wait",
+        Kind::Switch,
+        "off",
+        "close(2) waits until the partition is written to the swap folder",
+    ),
+    option(
+        "log",
+        Kind::LogFilter,
+        "info",
+        "Log filter: off, error, warn, info, debug, trace, or module=level,...",
+    ),
+];
+
+/// The option of that name.
+pub(super) fn find(name: &str) -> Option<&'static OptionDefinition> {
+    OPTIONS.iter().find(|option| option.name == name)
+}
+
+/// A checked value of one option.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    /// Bytes.
+    Size(u64),
+    /// A number.
+    Count(u32),
+    /// On or off.
+    Switch(bool),
+    /// A word or filter.
+    Text(String),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Size(bytes) => f.write_str(&format_exact(*bytes)),
+            Value::Count(count) => write!(f, "{count}"),
+            Value::Switch(on) => f.write_str(if *on { "on" } else { "off" }),
+            Value::Text(text) => f.write_str(text),
+        }
+    }
+}
+
+impl Value {
+    /// The value as JSON; sizes as a number of bytes.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        match self {
+            Value::Size(bytes) => json!(bytes),
+            Value::Count(count) => json!(count),
+            Value::Switch(on) => json!(on),
+            Value::Text(text) => json!(text),
+        }
+    }
+
+    /// The value as JSON for people to edit; sizes with their unit.
+    pub(super) fn to_template(&self) -> serde_json::Value {
+        match self {
+            Value::Size(bytes) => json!(format_exact(*bytes)),
+            other => other.to_json(),
+        }
+    }
+}
+
+/// Reads `on`, `off` and their common synonyms.
+#[must_use]
+pub(crate) fn parse_switch(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "on" | "true" | "yes" | "1" => Some(true),
+        "off" | "false" | "no" | "0" => Some(false),
+        _ => None,
+    }
+}
+
+impl Kind {
+    /// What can be given, for error messages: "a size from …".
+    #[must_use]
+    pub fn accepted(&self) -> String {
+        match *self {
+            Kind::Size {
+                min,
+                max,
+                power_of_two,
+            } => {
+                let what = if power_of_two {
+                    "a power of two"
+                } else {
+                    "a size"
+                };
+                let (min, max) = (format_exact(min), format_exact(max));
+                format!("{what} from {min} to {max} (units: k, m, g, t)")
+            }
+            Kind::Count { min, max } => format!("a whole number from {min} to {max}"),
+            Kind::Switch => "on, off, true or false".to_owned(),
+            Kind::Choice(words) => format!("one of {}", words.join(", ")),
+            Kind::LogFilter => {
+                "off, error, warn, info, debug, trace, or module=level parts".to_owned()
+            }
+        }
+    }
+
+    /// Reads a value from the text of a flag or of `-o`; `None` when it is not accepted.
+    #[must_use]
+    pub fn parse_text(&self, text: &str) -> Option<Value> {
+        match *self {
+            Kind::Size { .. } => self.limit_size(parse_size(text)?),
+            Kind::Count { .. } => self.limit_count(text.trim().parse().ok()?),
+            Kind::Switch => parse_switch(text).map(Value::Switch),
+            Kind::Choice(words) => words.contains(&text).then(|| Value::Text(text.to_owned())),
+            Kind::LogFilter => is_log_filter(text).then(|| Value::Text(text.to_owned())),
+        }
+    }
+
+    /// Reads a value from the configuration file; `None` when type or value are not accepted.
+    #[must_use]
+    pub fn parse_json(&self, value: &serde_json::Value) -> Option<Value> {
+        use serde_json::Value as Json;
+        match (self, value) {
+            (Kind::Size { .. }, Json::Number(number)) => self.limit_size(number.as_u64()?),
+            (Kind::Count { .. }, Json::Number(number)) => self.limit_count(number.as_u64()?),
+            (Kind::Switch, Json::Bool(on)) => Some(Value::Switch(*on)),
+            (Kind::Switch, Json::String(text)) if text == "on" || text == "off" => {
+                self.parse_text(text)
+            }
+            (Kind::Size { .. } | Kind::Choice(_) | Kind::LogFilter, Json::String(text)) => {
+                self.parse_text(text)
+            }
+            _ => None,
+        }
+    }
+
+    fn limit_size(&self, bytes: u64) -> Option<Value> {
+        let Kind::Size {
+            min,
+            max,
+            power_of_two,
+        } = *self
+        else {
+            return None;
+        };
+        let fits = (min..=max).contains(&bytes) && (!power_of_two || bytes.is_power_of_two());
+        fits.then_some(Value::Size(bytes))
+    }
+
+    fn limit_count(&self, count: u64) -> Option<Value> {
+        let Kind::Count { min, max } = *self else {
+            return None;
+        };
+        let count = u32::try_from(count).ok()?;
+        (min..=max).contains(&count).then_some(Value::Count(count))
+    }
+}
+
+fn is_log_filter(text: &str) -> bool {
+    let is_level = |word: &str| word.parse::<log::LevelFilter>().is_ok();
+    !text.is_empty()
+        && text.split(',').all(|part| match part.split_once('=') {
+            Some((module, level)) => !module.is_empty() && is_level(level),
+            None => is_level(part),
+        })
+}

@@ -1,0 +1,149 @@
+//! The values that were chosen, with where each was chosen.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::options::{OPTIONS, OptionDefinition, Value, find};
+use super::{Config, ConfigError, MountFlags};
+
+/// Where a value came from. Later ones override earlier ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// The built-in default.
+    BuiltIn,
+    /// A key of the configuration file.
+    File(PathBuf),
+    /// `-o name=value`.
+    MountOption,
+    /// `--name value`.
+    Flag,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::BuiltIn => f.write_str("built-in"),
+            Origin::File(path) => write!(f, "file {}", path.display()),
+            Origin::MountOption => f.write_str("-o"),
+            Origin::Flag => f.write_str("flag"),
+        }
+    }
+}
+
+impl Origin {
+    /// The option as the user wrote it there, for error messages.
+    pub(super) fn place(&self, name: &str) -> String {
+        match self {
+            Origin::BuiltIn => name.to_owned(),
+            Origin::File(path) => format!("{}: {name}", path.display()),
+            Origin::MountOption => format!("-o {name}"),
+            Origin::Flag => format!("--{}", name.replace('_', "-")),
+        }
+    }
+}
+
+/// Collects the sources of a configuration. Call in rising order of precedence: [`Settings::read_file`],
+/// [`Settings::mount_options`], [`Settings::flag`]; then [`Settings::build`].
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    chosen: [Option<(Value, Origin)>; OPTIONS.len()],
+    pub(super) mount: MountFlags,
+}
+
+impl Settings {
+    /// Nothing chosen yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes over the values of a JSON file.
+    pub fn read_file(&mut self, path: &Path) -> Result<(), ConfigError> {
+        super::file::read(self, path)
+    }
+
+    /// Takes over a comma-separated `-o` list: swapfs's own options and those of mount(8). With
+    /// `sloppy`, unknown names are skipped, as mount(8)'s `-s` asks.
+    pub fn mount_options(&mut self, list: &str, sloppy: bool) -> Result<(), ConfigError> {
+        super::mount_options::apply(self, list, sloppy)
+    }
+
+    /// Takes over the value of a flag; `name` is the option's, with underscores.
+    pub fn flag(&mut self, name: &str, text: &str) -> Result<(), ConfigError> {
+        let option = find(name).ok_or_else(|| ConfigError::UnknownOption {
+            name: name.to_owned(),
+            nearest: super::error::nearest(name, OPTIONS.iter().map(|option| option.name)),
+        })?;
+        self.set_text(option, text, Origin::Flag)
+    }
+
+    /// The checked configuration.
+    pub fn build(self) -> Result<Config, ConfigError> {
+        Config::from_settings(self)
+    }
+
+    /// The value and origin of an option; no value where it is computed from others.
+    pub(super) fn get(&self, name: &str) -> (Option<Value>, Origin) {
+        let index = OPTIONS.iter().position(|option| option.name == name);
+        let index = index.unwrap_or_else(|| unreachable!("{name} is not in the table"));
+        match &self.chosen[index] {
+            Some((value, origin)) => (Some(value.clone()), origin.clone()),
+            None => (
+                OPTIONS[index].kind.parse_text(OPTIONS[index].default),
+                Origin::BuiltIn,
+            ),
+        }
+    }
+
+    pub(super) fn set(&mut self, option: &OptionDefinition, value: Value, origin: Origin) {
+        let index = OPTIONS.iter().position(|other| other.name == option.name);
+        self.chosen[index.expect("definitions come from the table")] = Some((value, origin));
+    }
+
+    pub(super) fn set_text(
+        &mut self,
+        option: &OptionDefinition,
+        text: &str,
+        origin: Origin,
+    ) -> Result<(), ConfigError> {
+        let value = option
+            .kind
+            .parse_text(text)
+            .ok_or_else(|| ConfigError::Value {
+                place: origin.place(option.name),
+                value: format!("{text:?}"),
+                accepted: option.kind.accepted(),
+            })?;
+        self.set(option, value, origin);
+        Ok(())
+    }
+
+    /// A size, which has a default that is not computed.
+    pub(super) fn number(&self, name: &str) -> u64 {
+        match self.get(name).0 {
+            Some(Value::Size(bytes)) => bytes,
+            other => unreachable!("{name} is {other:?}, not a size"),
+        }
+    }
+
+    pub(super) fn count(&self, name: &str) -> u32 {
+        match self.get(name).0 {
+            Some(Value::Count(count)) => count,
+            other => unreachable!("{name} is {other:?}, not a count"),
+        }
+    }
+
+    pub(super) fn switch(&self, name: &str) -> bool {
+        match self.get(name).0 {
+            Some(Value::Switch(on)) => on,
+            other => unreachable!("{name} is {other:?}, not a switch"),
+        }
+    }
+
+    pub(super) fn text(&self, name: &str) -> String {
+        match self.get(name).0 {
+            Some(Value::Text(text)) => text,
+            other => unreachable!("{name} is {other:?}, not a text"),
+        }
+    }
+}

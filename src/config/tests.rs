@@ -1,0 +1,334 @@
+use super::*;
+use crate::units::{GIB, KIB, MIB};
+use nix::mount::MsFlags;
+use std::io::Write;
+use tempfile::NamedTempFile;
+
+fn file(text: &str) -> NamedTempFile {
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}
+
+fn from_file(text: &str) -> Result<Config, ConfigError> {
+    let file = file(text);
+    let mut settings = Settings::new();
+    settings.read_file(file.path())?;
+    settings.build()
+}
+
+fn from_list(list: &str) -> Result<Config, ConfigError> {
+    let mut settings = Settings::new();
+    settings.mount_options(list, false)?;
+    settings.build()
+}
+
+/// The error's text, without the temporary file's folder.
+fn message(result: Result<Config, ConfigError>) -> String {
+    let text = result.expect_err("must be refused").to_string();
+    match text.strip_prefix('/') {
+        Some(rest) => rest.split_once(": ").unwrap().1.to_owned(),
+        None => text,
+    }
+}
+
+#[test]
+fn the_built_in_values_are_the_documented_ones() {
+    let config = Config::default();
+    assert_eq!((config.pool_size, config.block_size), (GIB, MIB));
+    assert_eq!(
+        (config.queue_depth, config.thread_count, config.fuse_threads),
+        (8, 1, 4)
+    );
+    assert!(!config.single_submit && config.overlap_events && config.pin_memory);
+    assert_eq!((config.min_swap_size, config.read_ahead), (MIB, 8 * MIB));
+    assert_eq!(config.open_swap_in, OpenSwapIn::Ahead);
+    assert!(config.list_xattr && !config.allow_other && !config.ro && !config.close_wait);
+    assert_eq!(config.log, "info");
+    assert_eq!(config.buffers(), 1024);
+}
+
+#[test]
+fn every_option_works_in_every_source() {
+    for option in &OPTIONS {
+        let text = match option.kind {
+            Kind::Size { .. } => "2m",
+            Kind::Count { .. } => "3",
+            Kind::Switch => "on",
+            Kind::Choice(words) => words[0],
+            Kind::LogFilter => "debug",
+        };
+        let (text, expected) = match option.name {
+            "pool_size" => ("64m", option.kind.parse_text("64m")),
+            _ => (text, option.kind.parse_text(text)),
+        };
+        let mut by_flag = Settings::new();
+        by_flag.flag(option.name, text).unwrap();
+        let by_list = from_list(&format!("{}={text}", option.name)).unwrap();
+        let json = match option.kind {
+            Kind::Count { .. } => text.to_owned(),
+            _ => format!("{text:?}"),
+        };
+        let by_file =
+            from_file(&format!(r#"{{"swapfs": {{"{}": {json}}}}}"#, option.name)).unwrap();
+        for (config, origin) in [
+            (by_flag.build().unwrap(), "flag"),
+            (by_list, "-o"),
+            (by_file, "file"),
+        ] {
+            let row = config
+                .rows()
+                .into_iter()
+                .find(|row| row.key == option.name)
+                .unwrap();
+            assert_eq!(
+                Some(row.value),
+                expected.as_ref().map(Value::to_string),
+                "{}",
+                option.name
+            );
+            assert!(
+                row.origin.starts_with(origin),
+                "{}: {}",
+                option.name,
+                row.origin
+            );
+        }
+    }
+}
+
+#[test]
+fn flag_beats_list_beats_file_beats_built_in() {
+    let file = file(r#"{"swapfs": {"queue_depth": 2, "thread_count": 2, "fuse_threads": 2}}"#);
+    let mut settings = Settings::new();
+    settings.read_file(file.path()).unwrap();
+    settings
+        .mount_options("queue_depth=3,thread_count=3", false)
+        .unwrap();
+    settings.flag("queue_depth", "4").unwrap();
+    let config = settings.build().unwrap();
+    assert_eq!(
+        (config.queue_depth, config.thread_count, config.fuse_threads),
+        (4, 3, 2)
+    );
+    let json = config.to_json();
+    assert_eq!(json["queue_depth"], json!({"value": 4, "origin": "flag"}));
+    assert_eq!(json["thread_count"]["origin"], "-o");
+    assert!(
+        json["fuse_threads"]["origin"]
+            .as_str()
+            .unwrap()
+            .starts_with("file /")
+    );
+    assert_eq!(
+        json["pool_size"],
+        json!({"value": GIB, "origin": "built-in"})
+    );
+    assert_eq!(json["read_ahead"]["value"], 4 * MIB);
+}
+
+#[test]
+fn the_last_of_a_list_counts() {
+    assert_eq!(
+        from_list("queue_depth=3,queue_depth=5")
+            .unwrap()
+            .queue_depth,
+        5
+    );
+    assert!(!from_list("ro,rw").unwrap().ro);
+    assert!(from_list("rw,ro").unwrap().ro);
+}
+
+#[test]
+fn a_deepspeed_aio_block_is_read() {
+    let config = from_file(
+        r#"{"train_batch_size": 8, "aio": {"block_size": 262144, "queue_depth": 32,
+            "intra_op_parallelism": 2, "single_submit": true, "overlap_events": false,
+            "use_gds": false}, "zero_optimization": {"stage": 3}}"#,
+    )
+    .unwrap();
+    assert_eq!(
+        (config.block_size, config.queue_depth, config.thread_count),
+        (256 * KIB, 32, 2)
+    );
+    assert!(config.single_submit && !config.overlap_events);
+    let config = from_file(r#"{"aio": {"thread_count": 3}, "swapfs": null}"#).unwrap();
+    assert_eq!(config.thread_count, 3);
+    let both = from_file(r#"{"aio": {"intra_op_parallelism": 2, "thread_count": 3}}"#).unwrap();
+    assert_eq!(both.thread_count, 2, "what DeepSpeed itself reads");
+    let own = from_file(r#"{"swapfs": {"queue_depth": 9}, "aio": {"queue_depth": 2}}"#).unwrap();
+    assert_eq!(own.queue_depth, 9);
+}
+
+#[test]
+fn a_null_is_as_if_absent() {
+    let config = from_file(r#"{"aio": {"queue_depth": null}, "swapfs": {"read_ahead": null}}"#);
+    assert_eq!(config.unwrap().queue_depth, 8);
+}
+
+#[test]
+fn wrong_types_and_values_name_key_value_and_what_is_accepted() {
+    for (text, expected) in [
+        (
+            r#"{"aio": {"queue_depth": "many"}}"#,
+            r#"aio.queue_depth: "many" is not accepted; give a whole number from 1 to 4096"#,
+        ),
+        (
+            r#"{"aio": {"single_submit": "true"}}"#,
+            r#"aio.single_submit: "true" is not accepted; give on, off, true or false"#,
+        ),
+        (
+            r#"{"swapfs": {"block_size": 100000}}"#,
+            "swapfs.block_size: 100000 is not accepted; give a power of two from 64 KiB to 16 MiB \
+             (units: k, m, g, t)",
+        ),
+        (
+            r#"{"swapfs": {"open_swap_in": "some"}}"#,
+            r#"swapfs.open_swap_in: "some" is not accepted; give one of none, ahead, all"#,
+        ),
+        (
+            r#"{"aio": []}"#,
+            "aio: [] is not accepted; give a JSON object",
+        ),
+        (
+            r#"{"swapfs": {"queue_depth": 1.5}}"#,
+            "swapfs.queue_depth: 1.5 is not accepted; give a whole number from 1 to 4096",
+        ),
+    ] {
+        assert_eq!(message(from_file(text)), expected);
+    }
+    assert_eq!(
+        message(from_list("queue_depth=0")),
+        r#"-o queue_depth: "0" is not accepted; give a whole number from 1 to 4096"#
+    );
+    assert_eq!(
+        message(from_list("pool_size")),
+        "-o pool_size: nothing is not accepted; give a size from 1 KiB to 64 TiB \
+         (units: k, m, g, t)"
+    );
+    assert_eq!(
+        message(from_list("nosuid=1")),
+        r#"-o nosuid: "1" is not accepted; give the name alone"#
+    );
+    let error = Settings::new().flag("log", "loud").unwrap_err().to_string();
+    assert!(
+        error.starts_with(r#"--log: "loud" is not accepted; give off, error"#),
+        "{error}"
+    );
+}
+
+#[test]
+fn unknown_names_are_errors_with_the_nearest() {
+    assert_eq!(
+        message(from_list("poolsize=1g")),
+        "-o poolsize: no such mount option; the nearest is pool_size"
+    );
+    assert_eq!(
+        message(from_file(r#"{"aio": {"intra_op_paralelism": 1}}"#)),
+        "aio.intra_op_paralelism: no such key; the nearest is intra_op_parallelism"
+    );
+    assert_eq!(
+        message(from_file(r#"{"swapfs": {"listxattr": "on"}}"#)),
+        "swapfs.listxattr: no such key; the nearest is list_xattr"
+    );
+    let mut settings = Settings::new();
+    settings
+        .mount_options("poolsize=1g,queue_depth=2", true)
+        .unwrap();
+    assert_eq!(
+        settings.build().unwrap().queue_depth,
+        2,
+        "sloppy skips what it does not know"
+    );
+}
+
+#[test]
+fn files_that_are_no_configuration_are_named() {
+    assert!(message(from_file("{")).starts_with("EOF while parsing"));
+    assert_eq!(message(from_file("[]")), "the file is not a JSON object");
+    let error = Settings::new()
+        .read_file("/nonexistent/x.json".as_ref())
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "/nonexistent/x.json: No such file or directory"
+    );
+}
+
+#[test]
+fn a_pool_below_eight_buffers_is_refused_in_one_line() {
+    assert_eq!(
+        message(from_list("pool_size=7m")),
+        "pool_size: 7 MiB holds 7 buffers of 1 MiB (block_size), at least 8 are needed; \
+         give at least 8 MiB"
+    );
+    assert_eq!(from_list("pool_size=8m").unwrap().buffers(), 8);
+    assert_eq!(
+        from_list("pool_size=512k,block_size=64k")
+            .unwrap()
+            .buffers(),
+        8
+    );
+}
+
+#[test]
+fn read_ahead_follows_depth_and_pool_unless_chosen() {
+    assert_eq!(from_list("queue_depth=16").unwrap().read_ahead, 16 * MIB);
+    assert_eq!(from_list("pool_size=16m").unwrap().read_ahead, 2 * MIB);
+    assert_eq!(
+        from_list("pool_size=16m,read_ahead=4m").unwrap().read_ahead,
+        4 * MIB
+    );
+    assert_eq!(from_list("read_ahead=0").unwrap().read_ahead, 0);
+    assert_eq!(
+        message(from_list("pool_size=16m,read_ahead=17m")),
+        "-o read_ahead: 17 MiB is not accepted; give at most the pool_size (16 MiB)"
+    );
+}
+
+#[test]
+fn standard_mount_options_become_flags() {
+    let flags = |list: &str| from_list(list).unwrap().mount.flags;
+    let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    assert_eq!(flags(""), safe);
+    assert_eq!(flags("suid,dev"), MsFlags::empty());
+    assert_eq!(
+        flags("noexec,noatime"),
+        safe | MsFlags::MS_NOEXEC | MsFlags::MS_NOATIME
+    );
+    assert_eq!(flags("noexec,exec,noatime,atime"), safe);
+    assert_eq!(flags("suid,dev,user"), safe | MsFlags::MS_NOEXEC);
+    assert_eq!(flags("user,exec"), safe);
+    let list = "_netdev,nofail,auto,noauto,defaults,x-systemd.automount,user=me,users,rw";
+    assert!(from_list(list).is_ok());
+    let named = from_list(r#"fsname="a,b",queue_depth=2"#).unwrap();
+    assert_eq!(
+        (named.mount.fsname.as_deref(), named.queue_depth),
+        (Some("a,b"), 2)
+    );
+    assert_eq!(
+        from_list(r"fsname=a\,b").unwrap().mount.fsname.as_deref(),
+        Some("a,b")
+    );
+}
+
+#[test]
+fn log_filters_may_name_modules() {
+    assert_eq!(
+        from_list(r#"log="warn,swapfs::aio=debug""#).unwrap().log,
+        "warn,swapfs::aio=debug"
+    );
+    assert!(from_list("log=debgu").is_err());
+}
+
+#[test]
+fn the_template_is_a_configuration_file_with_the_same_values() {
+    let template = Config::default().to_template();
+    assert_eq!(template["aio"]["block_size"], MIB);
+    assert_eq!(template["swapfs"]["pool_size"], "1 GiB");
+    let again = from_file(&template.to_string()).unwrap();
+    let values = |config: &Config| -> Vec<String> {
+        config.rows().into_iter().map(|row| row.value).collect()
+    };
+    assert_eq!(values(&again), values(&Config::default()));
+}

@@ -1,0 +1,357 @@
+//! The swap folder, and the lock that keeps a second daemon out of it.
+//!
+//! `SWAP_FOLDER/.swapfs/lock` is locked with flock(2) for the life of the daemon, and contains one JSON
+//! object: who holds it, and what it is doing. The kernel drops the lock with the process, so a stale
+//! file never keeps anybody out.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, mkdirat, open, openat, statat};
+use serde::{Deserialize, Serialize};
+
+use super::stats::MountStats;
+use crate::fuse::mount::{entry_of_path, swapfs_mounts};
+use crate::sys_process::reason;
+
+/// The folder inside the swap folder that is swapfs's own.
+const CONTROL_FOLDER: &str = ".swapfs";
+
+/// The lock file inside the control folder.
+const LOCK_FILE: &str = "lock";
+
+/// How often a waiting mount looks again.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// How often a lock file that makes no sense is read again, and how long after.
+const READ_TRIES: u32 = 4;
+const READ_RETRY: Duration = Duration::from_millis(5);
+
+/// A daemon whose mount is gone needs a moment to say that it is finishing.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// What a daemon writes into its lock file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonState {
+    /// Its process.
+    pub pid: i32,
+    /// Where it mounts.
+    pub mountpoint: PathBuf,
+    /// What it is doing.
+    pub state: Phase,
+    /// Partitions that it could not put on stable storage; complete once `state` is `finished`.
+    pub failed: Vec<String>,
+}
+
+/// A daemon's phases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Not answering yet.
+    Starting,
+    /// Mounted.
+    Mounted,
+    /// Unmounted; putting the rest on stable storage.
+    Finishing,
+    /// About to exit, or gone.
+    Finished,
+}
+
+/// The locked swap folder of this daemon.
+#[derive(Debug)]
+pub struct SwapFolder {
+    path: PathBuf,
+    folder: OwnedFd,
+    control: OwnedFd,
+    lock: File,
+    state: DaemonState,
+}
+
+impl SwapFolder {
+    /// Opens and locks the folder. A daemon that is only finishing there is waited for, for at most
+    /// `timeout`; `note` is told so once.
+    pub(crate) fn lock(
+        path: &Path,
+        mountpoint: &Path,
+        timeout: Duration,
+        note: &mut dyn FnMut(&str),
+    ) -> Result<Self, String> {
+        let failed = |what: &str, error: rustix::io::Errno| {
+            format!(
+                "swap folder {}: {what}{}",
+                path.display(),
+                reason(&error.into())
+            )
+        };
+        let directory = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = open(path, directory, Mode::empty()).map_err(|error| failed("", error))?;
+        match mkdirat(&folder, CONTROL_FOLDER, Mode::RWXU) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(failed("cannot create .swapfs: ", error)),
+        }
+        // Whoever may write to the folder must not lead a root daemon elsewhere by a symbolic link.
+        let control = openat(
+            &folder,
+            CONTROL_FOLDER,
+            directory | OFlags::NOFOLLOW,
+            Mode::empty(),
+        )
+        .map_err(|error| failed(".swapfs: ", error))?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let lock = openat(&control, LOCK_FILE, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|error| failed(".swapfs/lock: ", error))?;
+        let lock = File::from(lock);
+        acquire(&lock, path, timeout, note)?;
+        let state = DaemonState {
+            pid: nix::unistd::getpid().as_raw(),
+            mountpoint: mountpoint.to_owned(),
+            state: Phase::Starting,
+            failed: Vec::new(),
+        };
+        let mut swap = Self {
+            path: path.to_owned(),
+            folder,
+            control,
+            lock,
+            state,
+        };
+        swap.enter(Phase::Starting)
+            .map_err(|error| format!("{}/.swapfs/lock: {}", path.display(), reason(&error)))?;
+        Ok(swap)
+    }
+
+    /// The folder's absolute path; it may be hidden beneath the mount.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The folder itself (O_DIRECTORY), whatever is mounted over it.
+    #[must_use]
+    pub fn folder(&self) -> BorrowedFd<'_> {
+        self.folder.as_fd()
+    }
+
+    /// Its control folder `.swapfs`.
+    #[must_use]
+    pub fn control(&self) -> BorrowedFd<'_> {
+        self.control.as_fd()
+    }
+
+    /// Records the phase for whoever looks into the lock file.
+    pub(crate) fn enter(&mut self, phase: Phase) -> io::Result<()> {
+        self.state.state = phase;
+        let mut text = serde_json::to_vec(&self.state)?;
+        text.push(b'\n');
+        self.lock.write_all_at(&text, 0)?;
+        self.lock.set_len(text.len() as u64)
+    }
+
+    /// Records the partitions that are not on stable storage, for whoever waits for this daemon.
+    pub(crate) fn finished(&mut self, failed: &[String]) -> io::Result<()> {
+        self.state.failed = failed.to_vec();
+        self.enter(Phase::Finished)
+    }
+
+    /// Whether the path still leads to this folder, or a mount hides it.
+    #[must_use]
+    pub fn is_hidden(&self) -> bool {
+        let here = statat(&self.folder, "", AtFlags::EMPTY_PATH);
+        let there = rustix::fs::stat(&self.path);
+        !matches!((here, there), (Ok(a), Ok(b)) if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
+    }
+}
+
+/// What the last daemon of a swap folder wrote; `None` when there was none, or it is hidden.
+#[must_use]
+pub fn read_state(swap_folder: &Path) -> Option<DaemonState> {
+    let file = File::open(swap_folder.join(CONTROL_FOLDER).join(LOCK_FILE)).ok()?;
+    parse_state(&file)
+}
+
+/// The text may be caught while it changes; a moment later it is whole.
+fn parse_state(lock: &File) -> Option<DaemonState> {
+    (0..READ_TRIES).find_map(|tries| {
+        std::thread::sleep(READ_RETRY * tries);
+        let text = read_all(lock).ok()?;
+        // A longer text from before may still follow.
+        serde_json::Deserializer::from_slice(&text)
+            .into_iter()
+            .next()?
+            .ok()
+    })
+}
+
+fn read_all(file: &File) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let mut part = [0; 4096];
+    loop {
+        match file.read_at(&mut part, text.len() as u64)? {
+            0 => return Ok(text),
+            length => text.extend_from_slice(&part[..length]),
+        }
+    }
+}
+
+fn acquire(
+    lock: &File,
+    path: &Path,
+    timeout: Duration,
+    note: &mut dyn FnMut(&str),
+) -> Result<(), String> {
+    let start = Instant::now();
+    let mut noted = false;
+    loop {
+        match flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) => {}
+            Err(error) => return Err(format!("{}: lock: {error}", path.display())),
+        }
+        let shown = path.display();
+        let holder = parse_state(lock);
+        let waited = start.elapsed();
+        match &holder {
+            Some(holder) if may_finish(holder, waited) => {
+                if waited >= timeout {
+                    let (pid, s) = (holder.pid, timeout.as_secs());
+                    return Err(format!(
+                        "swap folder {shown}: swapfs pid {pid} is still finishing after {s} s"
+                    ));
+                }
+                if !noted && holder.state == Phase::Finishing {
+                    noted = true;
+                    note(&format!(
+                        "waiting for swapfs pid {} to finish with swap folder {shown}",
+                        holder.pid
+                    ));
+                }
+            }
+            None if waited < GRACE => {}
+            _ => return Err(in_use_line(path, holder.as_ref())),
+        }
+        std::thread::sleep(RETRY);
+    }
+}
+
+/// Whether the holder is on its way out: it says so, or its mount is gone and it will say so soon.
+fn may_finish(holder: &DaemonState, waited: Duration) -> bool {
+    match holder.state {
+        Phase::Finishing | Phase::Finished => true,
+        Phase::Starting => false,
+        Phase::Mounted => {
+            let mounts = swapfs_mounts().unwrap_or_default();
+            waited < GRACE
+                && mounts
+                    .iter()
+                    .all(|mount| mount.mountpoint != holder.mountpoint)
+        }
+    }
+}
+
+pub(super) fn in_use_line(path: &Path, holder: Option<&DaemonState>) -> String {
+    let shown = path.display();
+    match holder {
+        Some(DaemonState {
+            pid, mountpoint, ..
+        }) => {
+            let mountpoint = mountpoint.display();
+            format!("swap folder {shown} is in use by swapfs pid {pid} (mounted at {mountpoint})")
+        }
+        None => format!("swap folder {shown} is in use by another process"),
+    }
+}
+
+/// Refuses a swap folder that lies on a swapfs mount; most often it is mounted over itself.
+pub(super) fn refuse_mounted(path: &Path) -> Result<(), String> {
+    let Ok(Some(entry)) = entry_of_path(path) else {
+        return Ok(());
+    };
+    let (shown, mountpoint) = (path.display(), entry.mountpoint.display());
+    let pid = MountStats::read(&entry.mountpoint)
+        .ok()
+        .and_then(|stats| stats.pid());
+    let holder = pid.map_or_else(|| "swapfs".to_owned(), |pid| format!("swapfs pid {pid}"));
+    Err(match entry.mountpoint == path {
+        true => format!("swap folder {shown} is in use by {holder} (mounted at {mountpoint})"),
+        false => format!("swap folder {shown} lies on a swapfs mount itself ({mountpoint})"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lock(path: &Path, timeout: Duration) -> Result<(SwapFolder, Vec<String>), String> {
+        let mut notes = Vec::new();
+        SwapFolder::lock(path, Path::new("/mnt/x"), timeout, &mut |line| {
+            notes.push(line.to_owned());
+        })
+        .map(|swap| (swap, notes))
+    }
+
+    #[test]
+    fn the_control_folder_is_private_and_the_lock_says_who() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let (swap, notes) = lock(folder.path(), Duration::ZERO).unwrap();
+        assert!(notes.is_empty() && !swap.is_hidden());
+        let mode = folder
+            .path()
+            .join(".swapfs")
+            .metadata()
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o700);
+        let state = read_state(folder.path()).unwrap();
+        assert_eq!(state.pid, std::process::id().cast_signed());
+        assert_eq!(
+            (state.mountpoint.as_path(), state.state),
+            (Path::new("/mnt/x"), Phase::Starting)
+        );
+    }
+
+    #[test]
+    fn a_folder_in_use_is_refused_with_the_first_ones_pid() {
+        let folder = tempfile::tempdir().unwrap();
+        let _first = lock(folder.path(), Duration::ZERO).unwrap();
+        let error = lock(folder.path(), Duration::ZERO).unwrap_err();
+        let pid = std::process::id();
+        let expected = format!(
+            "swap folder {} is in use by swapfs pid {pid} (mounted at /mnt/x)",
+            folder.path().display()
+        );
+        assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn a_finishing_daemon_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut first, _) = lock(folder.path(), Duration::ZERO).unwrap();
+        first.enter(Phase::Finishing).unwrap();
+        let error = lock(folder.path(), RETRY).unwrap_err();
+        assert!(error.contains("is still finishing after 0 s"), "{error}");
+        let path = folder.path().to_owned();
+        let second = std::thread::spawn(move || lock(&path, Duration::from_secs(30)));
+        std::thread::sleep(RETRY * 3);
+        first.finished(&["a".to_owned()]).unwrap();
+        drop(first);
+        let (_second, notes) = second.join().unwrap().unwrap();
+        let pid = std::process::id();
+        assert_eq!(notes.len(), 1);
+        assert!(notes[0].starts_with(&format!("waiting for swapfs pid {pid} to finish")));
+    }
+
+    #[test]
+    fn a_symbolic_link_in_place_of_the_control_folder_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), folder.path().join(".swapfs")).unwrap();
+        assert!(lock(folder.path(), Duration::ZERO).is_err());
+        assert_eq!(elsewhere.path().read_dir().unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,275 @@
+//! From the mount to the exit: readiness, signals, the end of the session.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use nix::sys::signal::{SigSet, Signal};
+
+use super::folder::Phase;
+use super::report::Reporter;
+use super::{Service, SwapFolder};
+use crate::fuse::mount::{self, Detach, UnmountError};
+use crate::sys_process::reason;
+
+/// A mount that does not answer its first call within this time never will.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A session whose mount is gone ends within this time, when its start failed.
+const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Partitions named in one line of the log; the others are counted.
+const NAMES_MAX: usize = 100;
+
+enum Event {
+    /// The first call on the mount returned, with the mount's `st_dev`.
+    Answered(io::Result<u64>),
+    /// The session is over.
+    Ended(io::Result<()>),
+    /// Somebody wants the daemon to go.
+    Signal(Signal),
+}
+
+/// A mounted, not yet answering session.
+pub(super) struct Session<'a> {
+    service: Arc<dyn Service>,
+    swap: &'a mut SwapFolder,
+    mountpoint: &'a Path,
+    sender: Sender<Event>,
+    events: Receiver<Event>,
+    signals: SigSet,
+    /// `st_dev` of the mountpoint before the mount.
+    device_before: u64,
+    /// `st_dev` of the mount once it answers.
+    device: Option<u64>,
+    /// The session is over.
+    has_ended: bool,
+}
+
+impl<'a> Session<'a> {
+    pub(super) fn new(
+        service: Arc<dyn Service>,
+        swap: &'a mut SwapFolder,
+        mountpoint: &'a Path,
+        signals: SigSet,
+        device_before: u64,
+    ) -> Self {
+        let (sender, events) = unbounded();
+        Self {
+            service,
+            swap,
+            mountpoint,
+            sender,
+            events,
+            signals,
+            device_before,
+            device: None,
+            has_ended: false,
+        }
+    }
+
+    /// Runs to the end. The error is the daemon's last line.
+    pub(super) fn run(mut self, reporter: &mut Reporter) -> Result<(), String> {
+        if let Err(error) = self.spawn_threads() {
+            self.detach();
+            return Err(format!("cannot start a thread: {}", reason(&error)));
+        }
+        if let Err(line) = self.wait_for_answer() {
+            self.give_up();
+            return Err(line);
+        }
+        self.enter(Phase::Mounted);
+        log::info!(
+            "{} mounted at {}, pid {}",
+            self.swap.path().display(),
+            self.mountpoint.display(),
+            std::process::id()
+        );
+        reporter.ready();
+        let ended = self.wait_for_end();
+        self.finish(ended)
+    }
+
+    fn spawn_threads(&self) -> io::Result<()> {
+        let (service, sender) = (self.service.clone(), self.sender.clone());
+        spawn("serve", move || {
+            let served = std::panic::catch_unwind(AssertUnwindSafe(|| service.serve()));
+            let served = served.unwrap_or_else(|_| Err(io::Error::other("panicked")));
+            let _ = sender.send(Event::Ended(served));
+        })?;
+        let (signals, sender) = (self.signals, self.sender.clone());
+        spawn("signals", move || {
+            while let Ok(signal) = signals.wait() {
+                log::info!("{signal} received");
+                if sender.send(Event::Signal(signal)).is_err() {
+                    return;
+                }
+            }
+        })?;
+        let (mountpoint, sender) = (self.mountpoint.to_owned(), self.sender.clone());
+        let device_before = self.device_before;
+        spawn("readiness", move || {
+            first_call(&mountpoint, device_before, &sender);
+        })
+    }
+
+    /// Ends a start that failed: the mount goes, and the service stops when its session has ended.
+    fn give_up(&mut self) {
+        self.detach();
+        let deadline = Instant::now() + GIVE_UP_TIMEOUT;
+        while !self.has_ended {
+            match self.events.recv_deadline(deadline) {
+                Ok(Event::Ended(_)) => self.has_ended = true,
+                Ok(_) => {}
+                Err(_) => return,
+            }
+        }
+        if let Err(names) = self.service.finish() {
+            log::error!("{}", not_stored(&names));
+        }
+    }
+
+    fn wait_for_answer(&mut self) -> Result<(), String> {
+        let shown = self.mountpoint.display();
+        match self.events.recv_timeout(START_TIMEOUT) {
+            Ok(Event::Answered(Ok(device))) => {
+                self.device = Some(device);
+                Ok(())
+            }
+            Ok(Event::Answered(Err(error))) => Err(format!(
+                "the mount at {shown} does not answer: {}",
+                reason(&error)
+            )),
+            Ok(Event::Ended(ended)) => {
+                self.has_ended = true;
+                Err(match ended {
+                    Ok(()) => format!("{shown} was unmounted while starting"),
+                    Err(error) => format!("the session of {shown} failed: {}", reason(&error)),
+                })
+            }
+            Ok(Event::Signal(signal)) => Err(format!("stopped by {signal} while starting")),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(format!(
+                "the mount at {shown} did not answer within {} s",
+                START_TIMEOUT.as_secs()
+            )),
+        }
+    }
+
+    /// Serves until the session ends; a signal makes it end.
+    fn wait_for_end(&mut self) -> io::Result<()> {
+        let mut stopping = false;
+        loop {
+            match self.events.recv() {
+                Ok(Event::Ended(result)) => return result,
+                Ok(Event::Signal(_)) if !stopping => stopping = self.stop(),
+                Ok(Event::Signal(signal)) => {
+                    log::info!("{signal}: stopping already, waiting for the mount's last user");
+                }
+                Ok(Event::Answered(_)) => {}
+                Err(_) => unreachable!("the session holds a sender itself"),
+            }
+        }
+    }
+
+    /// Synchronizes and unmounts; false when the mount cannot be taken away.
+    fn stop(&self) -> bool {
+        if let Err(names) = self.service.synchronize() {
+            log::error!("before the unmount: {}", not_stored(&names));
+        }
+        let shown = self.mountpoint.display();
+        match mount::unmount_or_detach(self.mountpoint) {
+            Ok(Detach::WhenIdle) => log::info!("{shown} unmounted"),
+            Ok(Detach::Lazily) => {
+                log::warn!("{shown} was busy: gone for new users, serving the others to their end");
+            }
+            // Somebody was faster; the session ends by itself.
+            Err(UnmountError::NotMounted) => {}
+            Err(error) => {
+                log::error!("cannot unmount {shown}: {error}; still serving it");
+                return false;
+            }
+        }
+        true
+    }
+
+    /// After the session: the rest goes to stable storage, and the lock file says how it went.
+    fn finish(mut self, ended: io::Result<()>) -> Result<(), String> {
+        self.enter(Phase::Finishing);
+        self.remove_dead_mount();
+        let stored = self.service.finish();
+        let failed = stored.as_ref().err().map_or(&[][..], Vec::as_slice);
+        if let Err(error) = self.swap.finished(failed) {
+            log::warn!("lock file: {error}");
+        }
+        stored.map_err(|names| not_stored(&names))?;
+        ended.map_err(|error| format!("the session failed: {}", reason(&error)))?;
+        log::info!("everything is on stable storage; done");
+        Ok(())
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        if let Err(error) = self.swap.enter(phase) {
+            log::warn!("lock file: {error}");
+        }
+    }
+
+    /// A session that ended without an unmount leaves a mount on which every call fails.
+    fn remove_dead_mount(&self) {
+        let mounts = mount::swapfs_mounts().unwrap_or_default();
+        let ours = |entry: &mount::MountEntry| {
+            Some(entry.device) == self.device && entry.mountpoint == self.mountpoint
+        };
+        if mounts.iter().any(ours) {
+            self.detach();
+        }
+    }
+
+    fn detach(&self) {
+        match mount::unmount(self.mountpoint, Detach::Lazily) {
+            Ok(()) | Err(UnmountError::NotMounted) => {}
+            Err(error) => log::warn!("cannot unmount {}: {error}", self.mountpoint.display()),
+        }
+    }
+}
+
+/// The first call on the mount: it returns when the session answers. Then what needs an answering mount.
+fn first_call(mountpoint: &Path, device_before: u64, sender: &Sender<Event>) {
+    let answered = std::fs::metadata(mountpoint).and_then(|metadata| {
+        let device = metadata.dev();
+        match device == device_before {
+            true => Err(io::Error::other("something else is mounted there")),
+            false => Ok(device),
+        }
+    });
+    let answers = answered.is_ok();
+    let _ = sender.send(Event::Answered(answered));
+    if answers && let Err(error) = mount::raise_read_ahead(mountpoint) {
+        log::debug!("read_ahead_kb: {}", reason(&error));
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new()
+        .name(format!("swapfs-{name}"))
+        .spawn(work)
+        .map(drop)
+}
+
+/// The line about partitions that are lost if the machine stops now.
+fn not_stored(names: &[String]) -> String {
+    let listed = names
+        .iter()
+        .take(NAMES_MAX)
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .join(", ");
+    match names.len().saturating_sub(NAMES_MAX) {
+        0 => format!("not on stable storage: {listed}"),
+        more => format!("not on stable storage: {listed} and {more} more"),
+    }
+}

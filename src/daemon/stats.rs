@@ -1,0 +1,42 @@
+//! What a mount says about itself in `MOUNTPOINT/.swapfs/stats.json`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value as Json;
+
+/// The statistics of a mount at one moment.
+#[derive(Debug, Clone)]
+pub struct MountStats(Json);
+
+impl MountStats {
+    /// Asks the mount.
+    pub fn read(mountpoint: &Path) -> io::Result<Self> {
+        let text = std::fs::read(mountpoint.join(".swapfs/stats.json"))?;
+        Ok(Self(serde_json::from_slice(&text)?))
+    }
+
+    /// The daemon's process.
+    #[must_use]
+    pub fn pid(&self) -> Option<i32> {
+        self.0.pointer("/mount/pid")?.as_i64()?.try_into().ok()
+    }
+
+    /// The swap folder (the first one).
+    #[must_use]
+    pub fn swap_folder(&self) -> Option<PathBuf> {
+        Some(self.0.pointer("/mount/swap_folders/0")?.as_str()?.into())
+    }
+
+    /// A count of the `pool` object, such as `dirty`.
+    #[must_use]
+    pub fn pool(&self, name: &str) -> Option<u64> {
+        self.0.get("pool")?.get(name)?.as_u64()
+    }
+
+    /// How many partitions have a failed transfer.
+    #[must_use]
+    pub fn failed_partitions(&self) -> Option<u64> {
+        self.0.pointer("/partitions/failed")?.as_u64()
+    }
+}

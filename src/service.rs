@@ -1,0 +1,206 @@
+//! Puts a mount together from its configuration: arena, device, engine, tree, FUSE session.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit};
+use parking_lot::Mutex;
+
+use crate::aio::probe::{Probe, probe};
+use crate::aio::{AioSettings, Engine as AioEngine, open_device};
+use crate::config::{self, Config};
+use crate::daemon::{Factory, Service, SwapFolder};
+use crate::fs::{Options, Tree};
+use crate::fuse::{Serving, serve};
+use crate::pool::{Arena, ArenaOptions};
+use crate::swap::{Engine, EngineOptions, OpenSwapIn};
+use crate::sys_process::reason;
+use crate::volume::{Volume, VolumeOptions};
+
+/// How long a partly filled block waits for more before it is written out.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// What a huge page is worth; the arena is a whole number of them.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// Makes real mounts.
+#[derive(Debug, Clone, Copy)]
+pub struct SwapFactory;
+
+struct SwapService {
+    volume: Arc<Volume>,
+    serving: Mutex<Option<Serving>>,
+}
+
+impl Factory for SwapFactory {
+    fn start(
+        &self,
+        config: &Config,
+        swap: &SwapFolder,
+        mountpoint: &Path,
+        fuse: OwnedFd,
+    ) -> Result<Arc<dyn Service>, String> {
+        keep_capabilities();
+        let folder = swap.path().display().to_string();
+        let probe = probe(swap.folder())
+            .map_err(|errno| format!("{folder}: cannot store files there: {}", errno.desc()))?;
+        warn_of_limits(swap, &probe, &folder);
+        let engine = start_engine(config, &probe)?;
+        let volume = make_volume(config, swap, mountpoint, &probe, engine)?;
+        let serving = serve(volume.clone(), fuse, config.fuse_threads as usize)
+            .map_err(|error| format!("FUSE session: {}", reason(&error)))?;
+        Ok(Arc::new(SwapService {
+            volume,
+            serving: Mutex::new(Some(serving)),
+        }))
+    }
+}
+
+/// Lets the daemon of root create files in the callers' names and still pass every permission check;
+/// the kernel has checked theirs. Threads started from here on inherit it.
+fn keep_capabilities() {
+    if nix::unistd::geteuid().is_root()
+        && let Err(errno) = crate::sys::keep_capabilities()
+    {
+        log::warn!(
+            "creating files for other users may fail: securebits: {}",
+            errno.desc()
+        );
+    }
+}
+
+/// Says what the swap folder's filesystem cannot do.
+fn warn_of_limits(swap: &SwapFolder, probe: &Probe, folder: &str) {
+    if !probe.direct {
+        log::warn!("{folder}: no O_DIRECT on this filesystem, transfers go through its page cache");
+    }
+    if let Some(why) = crate::aio::probe::unreservable(swap.folder()) {
+        log::warn!("{folder}: {why}: a full disk may show only when data is written out");
+    }
+}
+
+fn start_engine(config: &Config, probe: &Probe) -> Result<Arc<Engine>, String> {
+    let alignment = probe.alignment();
+    let descriptors = descriptor_limit();
+    let options = EngineOptions {
+        pool_size: config.pool_size,
+        block_size: config.block_size,
+        read_ahead: config.read_ahead,
+        open_swap_in: match config.open_swap_in {
+            config::OpenSwapIn::None => OpenSwapIn::None,
+            config::OpenSwapIn::Ahead => OpenSwapIn::Ahead,
+            config::OpenSwapIn::All => OpenSwapIn::All,
+        },
+        linger: LINGER,
+        writeback_batch: (config.queue_depth * config.thread_count) as usize,
+        idle_partitions_max: descriptors / 4,
+    };
+    let arena = Arena::new(ArenaOptions {
+        size: options
+            .arena_size(alignment)
+            .next_multiple_of(HUGE_PAGE_BYTES),
+        pin_memory: config.pin_memory,
+        huge_pages: true,
+    })
+    .map_err(|error| format!("pool_size {}: {}", config.pool_size, reason(&error)))?;
+    if let Some(refusal) = arena.lock_refusal() {
+        log::warn!("the buffer pool is not locked in memory: {refusal}");
+    }
+    let settings = AioSettings {
+        queue_depth: config.queue_depth,
+        thread_count: config.thread_count,
+        single_submit: config.single_submit,
+        overlap_events: config.overlap_events,
+        stripe: config.block_size,
+        engine: AioEngine::Auto,
+    };
+    let (device, fallback) = open_device(&settings, &arena, alignment, probe.direct)
+        .map_err(|error| format!("aio: {}", reason(&error)))?;
+    if let Some(why) = fallback {
+        log::warn!("io_uring is not available, transfers go through threads: {why}");
+    }
+    log::info!(
+        "pool of {} bytes (huge pages: {}, locked: {}), {} transfers, alignment {alignment}",
+        config.pool_size,
+        arena.huge(),
+        arena.locked(),
+        device.stats().engine,
+    );
+    Ok(Engine::start(options, arena, device))
+}
+
+/// Descriptors this process may have open.
+fn descriptor_limit() -> usize {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft.min(1 << 20) as usize)
+}
+
+fn make_volume(
+    config: &Config,
+    swap: &SwapFolder,
+    mountpoint: &Path,
+    probe: &Probe,
+    engine: Arc<Engine>,
+) -> Result<Arc<Volume>, String> {
+    let failed = |what: String| format!("{}: {what}", swap.path().display());
+    let root = swap
+        .folder()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| failed(reason(&error)))?;
+    let descriptors_max = descriptor_limit() / 4;
+    let tree = Tree::new(
+        root,
+        Options {
+            descriptors_max,
+            ..Options::default()
+        },
+    )
+    .map_err(|errno| failed(errno.desc().to_owned()))?;
+    let options = VolumeOptions {
+        swap_folder: swap.path().to_path_buf(),
+        mountpoint: mountpoint.to_path_buf(),
+        direct: probe.direct,
+        min_swap_size: config.min_swap_size,
+        list_xattr: config.list_xattr,
+        close_wait: config.close_wait,
+        config: config.to_json(),
+    };
+    Ok(Volume::new(tree, engine, options))
+}
+
+impl SwapService {
+    fn put_on_storage(&self) -> Result<(), Vec<String>> {
+        let (sender, receiver) = mpsc::channel();
+        self.volume.synchronize(Box::new(move |failed| {
+            let _ = sender.send(failed);
+        }));
+        match receiver.recv() {
+            Ok(failed) if failed.is_empty() => Ok(()),
+            Ok(failed) => Err(failed),
+            Err(_) => Err(vec!["the engine stopped before it had answered".to_owned()]),
+        }
+    }
+}
+
+impl Service for SwapService {
+    fn serve(self: Arc<Self>) -> io::Result<()> {
+        let serving = self.serving.lock().take();
+        match serving {
+            Some(serving) => serving.run(),
+            None => Err(io::Error::other("served already")),
+        }
+    }
+
+    fn synchronize(&self) -> Result<(), Vec<String>> {
+        self.put_on_storage()
+    }
+
+    fn finish(&self) -> Result<(), Vec<String>> {
+        let result = self.put_on_storage();
+        self.volume.engine.stop();
+        result
+    }
+}

@@ -1,0 +1,97 @@
+//! Calls about processes that the standard library and nix leave unsafe or leave out, made safe.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::unistd::ForkResult;
+
+/// Freed memory above this many bytes goes back to the kernel at once.
+const MMAP_THRESHOLD: libc::c_int = 128 << 10;
+
+/// Heaps that malloc may keep side by side; each one holds on to memory of its own.
+const ARENAS_MAX: libc::c_int = 2;
+
+/// `PR_SET_IO_FLUSHER` of Linux 5.6, which libc does not name on every target.
+const PR_SET_IO_FLUSHER: libc::c_int = 57;
+
+/// The text of an I/O error without Rust's `(os error N)`.
+#[must_use]
+pub fn reason(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(code) => Errno::from_raw(code).desc().to_owned(),
+        None => error.to_string(),
+    }
+}
+
+/// Forks a process that has one thread only.
+pub(crate) fn fork_single_threaded() -> io::Result<ForkResult> {
+    let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+    assert_eq!(threads, 1, "the daemon forks before any thread exists");
+    // SAFETY: fork(2) asks that the child of a process with several threads call only async-signal-safe
+    // functions; the assertion above leaves this thread as the only one.
+    Ok(unsafe { nix::unistd::fork() }?)
+}
+
+/// Tells malloc to give large freed blocks back and to keep few heaps. Call before threads start.
+pub(crate) fn return_freed_memory() {
+    // SAFETY: mallopt takes two integers and has no memory of ours; an unknown parameter is refused.
+    let threshold = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, MMAP_THRESHOLD) };
+    // SAFETY: as above.
+    let arenas = unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS_MAX) };
+    if (threshold, arenas) != (1, 1) {
+        log::debug!("mallopt refused: freed memory may stay with the daemon");
+    }
+}
+
+/// Marks this process as one that writes the kernel's dirty pages, so that its own allocations never
+/// wait for that; needs CAP_SYS_RESOURCE.
+pub(crate) fn set_io_flusher() -> io::Result<()> {
+    // SAFETY: PR_SET_IO_FLUSHER takes integers only.
+    let result = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
+    Errno::result(result)?;
+    Ok(())
+}
+
+/// Clears close-on-exec, so that a program started next inherits the descriptor.
+pub(crate) fn inherit(fd: BorrowedFd<'_>) -> io::Result<()> {
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    Ok(())
+}
+
+/// Receives one descriptor that the peer of a Unix socket sends; `None` when it closes without.
+pub(crate) fn receive_descriptor(socket: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+    let mut byte = [0_u8; 1];
+    let mut parts = [io::IoSliceMut::new(&mut byte)];
+    let mut space = nix::cmsg_space!([std::os::fd::RawFd; 1]);
+    let message = loop {
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags) {
+            Err(Errno::EINTR) => {}
+            other => break other?,
+        }
+    };
+    let received = message.cmsgs()?.find_map(|control| match control {
+        ControlMessageOwned::ScmRights(fds) => fds.first().copied(),
+        _ => None,
+    });
+    // SAFETY: the kernel made this descriptor for us with this message; the control buffer has room
+    // for one, so there is no other, and nobody else in this process knows its number.
+    Ok(received.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+/// Reads an extended attribute as text; `None` when the file has none of that name.
+pub(crate) fn text_xattr(path: &Path, name: &str) -> io::Result<Option<String>> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut value = [0_u8; 4096];
+    match rustix::fs::lgetxattr(path.as_c_str(), name, &mut value[..]) {
+        Ok(length) => Ok(Some(String::from_utf8_lossy(&value[..length]).into_owned())),
+        Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,243 @@
+//! The command as it is typed: exit statuses, messages, reports.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Output};
+
+fn swapfs(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_swapfs"))
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// Exit status and the line on standard error.
+fn failure(output: &Output) -> (Option<i32>, String) {
+    assert!(output.stdout.is_empty(), "{output:?}");
+    let line = String::from_utf8(output.stderr.clone()).unwrap();
+    (output.status.code(), line.trim_end().to_owned())
+}
+
+#[test]
+fn help_is_there_for_each_command() {
+    for command in [
+        &["--help"][..],
+        &["mount", "--help"],
+        &["umount", "--help"],
+        &["status", "--help"],
+        &["config", "--help"],
+        &["config", "show", "--help"],
+        &["config", "default", "--help"],
+        &["completions", "--help"],
+    ] {
+        assert!(
+            stdout(&swapfs(command)).contains("Usage: swapfs"),
+            "{command:?}"
+        );
+    }
+    assert!(stdout(&swapfs(&["--version"])).starts_with("swapfs "));
+}
+
+#[test]
+fn the_help_of_mount_names_every_option_and_default() {
+    let help = stdout(&swapfs(&["mount", "--help"]));
+    for option in swapfs::config::OPTIONS {
+        assert!(
+            help.contains(&format!("--{}", option.name.replace('_', "-"))),
+            "{}",
+            option.name
+        );
+    }
+    assert!(help.contains("[default: 1 GiB]"), "{help}");
+}
+
+#[test]
+fn wrong_usage_is_status_2() {
+    for arguments in [
+        &[][..],
+        &["nonsense"],
+        &["mount", "/only-one"],
+        &["umount"],
+        &["umount", "/", "--timeout", "soon"],
+        &["completions", "nonsense"],
+    ] {
+        assert_eq!(swapfs(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+    assert_eq!(
+        failure(&swapfs(&["mount", "/a", "/b", "-o", "poolsize=1g"])),
+        (
+            Some(2),
+            "swapfs: -o poolsize: no such mount option; the nearest is pool_size".to_owned()
+        )
+    );
+    let (status, line) = failure(&swapfs(&["mount", "/a", "/b", "--queue-depth", "many"]));
+    assert_eq!(status, Some(2));
+    assert!(
+        line.starts_with(r#"swapfs: --queue-depth: "many" is not accepted; give"#),
+        "{line}"
+    );
+}
+
+#[test]
+fn failures_are_status_1_with_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let missing = format!("{path}/missing");
+    for (arguments, expected) in [
+        (
+            &["mount", path, missing.as_str()][..],
+            format!("mountpoint {missing} does not exist; create it: mkdir -p {missing}"),
+        ),
+        (
+            &["mount", missing.as_str(), path],
+            format!(
+                "swap folder {missing}: No such file or directory; create it: mkdir -p {missing}"
+            ),
+        ),
+        (
+            &["mount", "/etc/hostname", path],
+            "swap folder /etc/hostname: Not a directory".to_owned(),
+        ),
+        (
+            &["umount", path],
+            format!("{path} is not a swapfs mountpoint"),
+        ),
+        (
+            &["umount", missing.as_str()],
+            format!("{missing}: No such file or directory"),
+        ),
+        (
+            &["status", path],
+            format!("{path} is not on a swapfs mount"),
+        ),
+        (
+            &["config", "show", "--config", missing.as_str()],
+            format!("{missing}: No such file or directory"),
+        ),
+        (
+            &["mount", path, path, "-o", "pool_size=1m"],
+            "pool_size: 1 MiB holds 1 buffers of 1 MiB (block_size), at least 8 are needed; give \
+             at least 8 MiB"
+                .to_owned(),
+        ),
+    ] {
+        let expected = (Some(1), format!("swapfs: {expected}"));
+        assert_eq!(failure(&swapfs(arguments)), expected, "{arguments:?}");
+    }
+}
+
+#[test]
+fn config_show_tells_values_and_origins() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ds.json");
+    std::fs::write(&file, r#"{"aio": {"queue_depth": 32}, "fp16": {}}"#).unwrap();
+    let file = file.to_str().unwrap();
+    let arguments = [
+        "config",
+        "show",
+        "--config",
+        file,
+        "-o",
+        "pool_size=2g,ro",
+        "--log",
+        "warn",
+    ];
+    let table = stdout(&swapfs(&arguments));
+    let row = |key: &str| -> Vec<String> {
+        let line = table
+            .lines()
+            .find(|line| line.trim_start().starts_with(key))
+            .unwrap();
+        line.split_whitespace().skip(1).map(str::to_owned).collect()
+    };
+    assert_eq!(row("queue_depth"), ["32", "file", file]);
+    assert_eq!(row("pool_size"), ["2", "GiB", "-o"]);
+    assert_eq!(row("ro"), ["on", "-o"]);
+    assert_eq!(row("log"), ["warn", "flag"]);
+    assert_eq!(row("thread_count"), ["1", "built-in"]);
+    let json = stdout(&swapfs(&[&arguments[..], &["--json"]].concat()));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["pool_size"]["value"], 2_u64 << 30);
+    assert_eq!(json["read_ahead"]["value"], 32 << 20);
+}
+
+#[test]
+fn switches_take_a_value_or_none() {
+    let value = |arguments: &[&str], key: &str| {
+        let all = [&["config", "show", "--json"], arguments].concat();
+        let json: serde_json::Value = serde_json::from_str(&stdout(&swapfs(&all))).unwrap();
+        json[key]["value"].clone()
+    };
+    assert_eq!(value(&["--allow-other"], "allow_other"), true);
+    assert_eq!(value(&["--pin-memory", "false"], "pin_memory"), false);
+    assert_eq!(value(&["--pin-memory=off"], "pin_memory"), false);
+    assert_eq!(
+        value(&["-o", "close_wait", "-o", "list_xattr=off"], "close_wait"),
+        true
+    );
+}
+
+#[test]
+fn config_default_is_a_configuration_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("template.json");
+    std::fs::write(&file, stdout(&swapfs(&["config", "default"]))).unwrap();
+    stdout(&swapfs(&[
+        "config",
+        "show",
+        "--config",
+        file.to_str().unwrap(),
+    ]));
+}
+
+#[test]
+fn status_without_mounts_is_no_failure() {
+    stdout(&swapfs(&["status"]));
+    let json = stdout(&swapfs(&["status", "--json"]));
+    assert!(
+        serde_json::from_str::<serde_json::Value>(&json)
+            .unwrap()
+            .is_array()
+    );
+}
+
+#[test]
+fn completions_are_printed() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = stdout(&swapfs(&["completions", shell]));
+        assert!(script.contains("pool-size"), "{shell}");
+    }
+}
+
+#[test]
+fn as_mount_helper_it_takes_mounts_arguments() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let helper = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_swapfs"));
+        command
+            .arg0("/sbin/mount.swapfs")
+            .args(arguments)
+            .output()
+            .unwrap()
+    };
+    stdout(&helper(&[
+        path,
+        path,
+        "-f",
+        "-o",
+        "rw,nosuid,_netdev,pool_size=64m",
+    ]));
+    stdout(&helper(&[path, path, "-sfn", "-o", "nonsense"]));
+    let (status, line) = failure(&helper(&[path, path, "-f", "-o", "nonsense"]));
+    assert_eq!(status, Some(2));
+    assert!(
+        line.starts_with("swapfs: -o nonsense: no such mount option"),
+        "{line}"
+    );
+    assert_eq!(helper(&[path]).status.code(), Some(2));
+}
