@@ -156,7 +156,6 @@ fn descriptors_stay_bounded() {
 }
 
 #[test]
-#[ignore = "makes 100,000 files"]
 fn a_hundred_thousand_nodes_share_four_thousand_descriptors() {
     for handles in [true, false] {
         let folder = tempfile::tempdir_in("/dev/shm").unwrap();
