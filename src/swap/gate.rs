@@ -5,13 +5,12 @@
 //! brought in line with it, and the gate opens.
 
 use std::ops::Range;
-use std::time::SystemTime;
 
 use super::actions::Actions;
 use super::block::BufferIndex;
 use super::engine::Engine;
 use super::op::{BarrierOp, Change, Op, Reply};
-use super::state::State;
+use super::state::{State, file_time_now};
 use crate::error::{Errno, Result};
 
 const KEEP_SIZE: i32 = libc::FALLOC_FL_KEEP_SIZE;
@@ -284,7 +283,7 @@ impl Engine {
             part.unreadable
                 .remove(size.next_multiple_of(unit)..u64::MAX);
         }
-        part.modified = (!part.clean()).then(SystemTime::now);
+        part.modified = (!part.clean()).then(file_time_now);
         let emptied: Vec<BufferIndex> = part
             .blocks
             .range(size.div_ceil(block_size)..)
@@ -389,7 +388,7 @@ impl Engine {
             part.user_end = part.user_end.max(range.end);
         }
         if !part.clean() {
-            part.modified = Some(SystemTime::now());
+            part.modified = Some(file_time_now());
         }
     }
 

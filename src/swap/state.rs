@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use super::actions::Actions;
 use super::block::{Block, BufferIndex, Counts, ListKind, NONE};
@@ -26,6 +27,15 @@ impl List {
         tail: NONE,
         length: 0,
     };
+}
+
+/// The time a filesystem would note for a change made now. The coarse clock, as the kernel's own
+/// filesystems: with a finer one, a file written through the pool could look younger than one made
+/// after it.
+pub(crate) fn file_time_now() -> SystemTime {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    let (seconds, nanoseconds) = (time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32);
+    SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds)
 }
 
 /// Sizes fixed at start.

@@ -1,13 +1,12 @@
 //! Writes: copied into the pool block by block and acknowledged there; a block goes out when it is full.
 
 use std::ops::Range;
-use std::time::SystemTime;
 
 use super::actions::{Actions, Answer};
 use super::block::{BufferIndex, PARTIALS_MAX, Partial};
 use super::engine::Engine;
 use super::op::{Granted, Op, SyncOp, WriteOp, WriteReply};
-use super::state::State;
+use super::state::{State, file_time_now};
 use crate::error::{Errno, Result};
 use crate::pool::WriteLease;
 
@@ -293,7 +292,7 @@ impl Engine {
         let now_ms = self.now_ms();
         let part = st.part(id);
         part.size = part.size.max(start + bytes.end);
-        part.modified = Some(SystemTime::now());
+        part.modified = Some(file_time_now());
         part.written_ms = now_ms;
         let (epoch, size) = (part.epoch, part.size);
         if !part.lost.is_empty() || !part.unreadable.is_empty() {
