@@ -235,7 +235,7 @@ impl Engine {
             Op::Write(op) => {
                 self.run_write(op, &[]);
             }
-            Op::Barrier(op) => self.with(|st, actions| self.enter_barrier(st, op, actions)),
+            Op::Barrier(op) => self.with(|st, actions| self.enter_queued(st, op, actions)),
         }
     }
 

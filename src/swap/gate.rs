@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::actions::Actions;
 use super::block::BufferIndex;
-use super::engine::Engine;
+use super::engine::{Engine, PAGE_SIZE};
 use super::op::{BarrierOp, Change, Op, Reply};
 use super::state::{State, file_time_now};
 use crate::error::{Errno, Result};
@@ -21,6 +21,12 @@ impl Change {
     fn excludes_reads(&self) -> bool {
         !matches!(self, Change::Settle { .. })
     }
+}
+
+/// From where on nothing is reserved any more in a file that was cut to `size`. The filesystem keeps
+/// whole blocks of its own; a page may be larger.
+fn beyond(size: u64, unit: u64) -> u64 {
+    size.next_multiple_of(PAGE_SIZE) / unit * unit
 }
 
 impl Engine {
@@ -80,6 +86,14 @@ impl Engine {
             .barrier
             .as_ref()
             .is_some_and(|op| write || op.change.excludes_reads())
+    }
+
+    /// Lets a change enter that was queued at the gate.
+    pub(crate) fn enter_queued(&self, st: &mut State, op: Box<BarrierOp>, actions: &mut Actions) {
+        let id = op.partition;
+        st.part(id).jobs -= 1;
+        self.enter_barrier(st, op, actions);
+        st.drop_if_unused(id, actions);
     }
 
     pub(crate) fn enter_barrier(&self, st: &mut State, op: Box<BarrierOp>, actions: &mut Actions) {
@@ -197,13 +211,20 @@ impl Engine {
         let part = st.part(id);
         let size = part.size;
         let kept = part.user_end.max(size);
-        // With dirty bytes left the file still grows: only padding that is there now is cut.
-        let cut = part.disk_size > size || (part.over_reserved && part.clean());
+        // With dirty bytes left the file still grows: only padding that is there now is cut. Without, it
+        // may be too short: bytes at its end were punched or lost before they were written.
+        let cut = part.disk_size > size
+            || (part.clean() && (part.over_reserved || part.disk_size < size));
+        // Growing a file gives nothing back: what lies beyond its new end goes with a second call.
+        let twice = part.over_reserved && part.disk_size < size;
         let modified = part
             .modified
             .filter(|_| part.clean() && part.failed_blocks == 0);
         actions.jobs.push(Box::new(move |engine| {
             let mut result = if cut { file.set_len(size) } else { Ok(()) };
+            if result.is_ok() && cut && twice {
+                result = file.set_len(size);
+            }
             if result.is_ok() && cut && kept > size {
                 result = file.reserve(size, kept - size);
             }
@@ -228,7 +249,7 @@ impl Engine {
                 if cut && result.is_ok() {
                     part.disk_size = size;
                     part.over_reserved = false;
-                    part.reserved.remove(kept.next_multiple_of(unit)..u64::MAX);
+                    part.reserved.remove(beyond(kept, unit)..u64::MAX);
                 }
                 if part.modified == modified && result.is_ok() {
                     part.modified = None;
@@ -245,14 +266,18 @@ impl Engine {
         part.barrier_running = false;
         part.jobs -= 1;
         let op = part.barrier.take().expect("it was running");
-        actions.ready.extend(part.gate_queue.drain(..));
+        let queued = std::mem::take(&mut part.gate_queue);
+        // A change speaks of the partition itself, which must be there when it enters again; reads and
+        // writes go through their handles.
+        let changes = queued.iter().filter(|op| matches!(op, Op::Barrier(_)));
+        part.jobs += changes.count() as u32;
+        actions.ready.extend(queued);
         actions.answer(op.reply, result);
         if let Change::Settle { then } = op.change {
             for op in then {
                 self.start_sync(st, op, actions);
             }
         }
-        // Until those queued have entered again, nothing else keeps the partition.
         self.restart_flushes(st, id, actions);
         self.quiet_down(st, id, actions);
         st.drop_if_unused(id, actions);
@@ -274,11 +299,16 @@ impl Engine {
         }
         let part = st.part(id);
         part.size = size;
+        let cut = size <= part.disk_size;
         part.disk_size = size;
-        if size < old {
-            part.reserved.remove(size.next_multiple_of(unit)..u64::MAX);
-            part.over_reserved = false;
+        if size < old || cut {
+            // Cutting a file gives back what lies beyond its new end, also when its size stays. One that
+            // was shorter still has grown, and gave nothing back.
+            part.reserved.remove(beyond(size, unit)..u64::MAX);
+            part.over_reserved = !cut;
             part.user_end = 0;
+        }
+        if size < old {
             part.lost.remove(size.next_multiple_of(unit)..u64::MAX);
             part.unreadable
                 .remove(size.next_multiple_of(unit)..u64::MAX);
@@ -373,6 +403,11 @@ impl Engine {
         let unit = st.shape.unit;
         if mode & (PUNCH_HOLE | ZERO_RANGE) != 0 {
             self.drop_pages(st, id, range.clone());
+            let whole = range.start.next_multiple_of(unit)..range.end / unit * unit;
+            let part = st.part(id);
+            part.lost.remove(whole.clone());
+            part.unreadable.remove(whole);
+            part.clear_error_if_mended();
         }
         let part = st.part(id);
         let outward = range.start / unit * unit..range.end.next_multiple_of(unit);

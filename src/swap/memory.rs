@@ -130,13 +130,15 @@ impl Memory {
         self.buffers * self.shape.block_size as usize + scratch * self.shape.unit as usize
     }
 
-    /// A scratch page, owned by the transfer that fills it.
-    pub(crate) fn scratch(&self, scratch: usize) -> WriteLease {
+    /// A scratch page from byte `done` on, owned by the transfer that fills it.
+    pub(crate) fn scratch(&self, scratch: usize, done: u64) -> WriteLease {
+        let (start, length) = (self.scratch_at(scratch), self.shape.unit as usize);
         // SAFETY: the scratch index was taken out of the free list and returns to it only after the
-        // completion has given the lease back, so nobody else has it.
+        // completion has given the lease back, so nobody else has it; one fill has one transfer, and
+        // asks for the whole page only after that has ended.
         unsafe {
             self.arena
-                .write_lease(self.scratch_at(scratch), self.shape.unit as usize)
+                .write_lease(start + done as usize, length - done as usize)
         }
     }
 

@@ -44,6 +44,11 @@ pub(crate) struct WriteOp {
     pub(crate) payload_from: usize,
     pub(crate) entered: bool,
     pub(crate) granted: Granted,
+    /// The page it waits for to be completed, by block and page, and the partition's failed transfers
+    /// when it began to.
+    pub(crate) filling: Option<(u64, usize, u64)>,
+    /// Failed transfers of the partition before it entered.
+    pub(crate) errors_before: u64,
     /// Reply only when it is on stable storage (O_SYNC, O_DSYNC).
     pub(crate) stable: bool,
     pub(crate) reply: WriteReply,
@@ -74,6 +79,8 @@ pub(crate) struct SyncOp {
     pub(crate) partition: u32,
     pub(crate) handle: Option<u64>,
     pub(crate) epoch: u64,
+    /// Failed transfers of the partition before it began: it reports what came since, whoever else has.
+    pub(crate) errors_before: u64,
     pub(crate) data_only: bool,
     /// Stop after the transfers: the data is in the swap folder, not yet on stable storage.
     pub(crate) written_only: bool,

@@ -94,6 +94,8 @@ pub(crate) struct Partition {
     pub(crate) sync_ops: Vec<SyncOp>,
     /// A device sync is due: something was written since the last.
     pub(crate) unsynced: bool,
+    /// The last device sync failed.
+    pub(crate) sync_failed: bool,
     /// Errno of the last failed transfer, until rewritten.
     pub(crate) error: Option<Errno>,
     /// Errno of the last failed transfer, mended or not, for handles that have not reported it yet.
@@ -141,6 +143,7 @@ impl Partition {
             epochs: BTreeMap::new(),
             sync_ops: Vec::new(),
             unsynced: false,
+            sync_failed: false,
             error: None,
             last_errno: Errno::EIO,
             error_count: 0,
@@ -220,6 +223,12 @@ impl Partition {
         }
     }
 
+    /// The end of what a read must find in the backing file: padding beyond the logical size may be cut
+    /// meanwhile, and the file may grow.
+    pub(crate) fn stored(&self) -> u64 {
+        self.disk_size.min(self.size)
+    }
+
     pub(crate) fn record_error(&mut self, errno: Errno) {
         self.error = Some(errno);
         self.last_errno = errno;
@@ -228,7 +237,8 @@ impl Partition {
 
     /// Forgets the error once nothing is left that it speaks of.
     pub(crate) fn clear_error_if_mended(&mut self) {
-        if self.failed_blocks == 0 && self.lost.is_empty() && self.unreadable.is_empty() {
+        let whole = self.lost.is_empty() && self.unreadable.is_empty();
+        if self.failed_blocks == 0 && whole && !self.sync_failed && !self.settle_failed {
             self.error = None;
         }
     }

@@ -91,9 +91,7 @@ impl Engine {
                 None => return Step::Done,
             }
         }
-        for buffer in std::mem::take(&mut op.pinned) {
-            st.edit(buffer, |block| block.pins -= 1);
-        }
+        self.unpin(st, std::mem::take(&mut op.pinned));
         let (id, bytes) = (op.partition, op.offset..op.offset + op.length);
         if op.length == 0 || st.part(id).lost_in(&bytes) {
             return self.end_read(st, op, actions);
@@ -102,60 +100,35 @@ impl Engine {
         if let Some(buffer) = self.copied_over(st, id, &bytes, indices.clone()) {
             // Unpinned while it waits: what it asked for may be evicted again without having failed.
             op.requested = false;
+            st.return_granted(&mut op.granted);
             st.edit(buffer, |block| block.waiters.push(Op::Read(op)));
             return Step::Done;
         }
-        let Some(op) = self.take_places(st, op, indices.clone(), actions) else {
+        let absent = indices
+            .clone()
+            .filter(|index| st.find(id, *index).is_none())
+            .count();
+        if absent > 0 {
+            op.requested = false;
+        }
+        // Room for one part must not be made by evicting another.
+        let present = self.pin_present(st, id, indices.clone());
+        let enough = st.acquire(&mut op.granted, absent, actions);
+        self.unpin(st, present);
+        if !enough {
+            // Two that each held a part of what they need could wait for each other.
+            st.return_granted(&mut op.granted);
+            self.wait_for_buffers(st, Op::Read(op), absent);
             return Step::Done;
-        };
-        self.request_or_copy(st, op, indices, actions)
-    }
-
-    /// Gets a buffer for every block of the read that has none; None when it has to wait for them.
-    fn take_places(
-        &self,
-        st: &mut State,
-        mut op: Box<ReadOp>,
-        indices: std::ops::RangeInclusive<u64>,
-        actions: &mut Actions,
-    ) -> Option<Box<ReadOp>> {
-        let id = op.partition;
-        let mut present: SmallVec<[BufferIndex; 4]> = SmallVec::new();
-        let mut absent = 0;
+        }
         for index in indices.clone() {
-            match st.find(id, index) {
-                Some(buffer) => present.push(buffer),
-                None => absent += 1,
-            }
-        }
-        if absent == 0 {
-            st.return_granted(&mut op.granted);
-            return Some(op);
-        }
-        op.requested = false;
-        // Making room for the absent ones must not evict the present ones.
-        for buffer in &present {
-            st.edit(*buffer, |block| block.pins += 1);
-        }
-        let acquired = st.acquire(&mut op.granted, absent, actions);
-        for buffer in present {
-            st.edit(buffer, |block| block.pins -= 1);
-        }
-        if !acquired {
-            // All or nothing: two operations that each keep some could wait for each other.
-            let again = !op.granted.is_empty();
-            st.return_granted(&mut op.granted);
-            self.wait_for_buffers(st, Op::Read(op), absent, again);
-            return None;
-        }
-        for index in indices {
             if st.find(id, index).is_none() {
                 let buffer = op.granted.pop().expect("as many as are absent");
                 st.attach(buffer, id, index);
             }
         }
         st.return_granted(&mut op.granted);
-        Some(op)
+        self.request_or_copy(st, op, indices, actions)
     }
 
     /// Lets a read through its partition's gate, cut to the partition's size; None when it was parked
@@ -263,11 +236,7 @@ impl Engine {
                 st.stats.read_misses += 1;
             }
             op.requested = true;
-            for index in indices {
-                let buffer = st.find(id, index).expect("attached above");
-                st.edit(buffer, |block| block.pins += 1);
-                op.pinned.push(buffer);
-            }
+            op.pinned = self.pin_present(st, id, indices);
             self.read_on(st, &op, actions);
             st.edit(buffer, |block| block.waiters.push(Op::Read(op)));
             return Step::Done;
@@ -275,12 +244,33 @@ impl Engine {
         if !op.requested {
             st.stats.read_hits += 1;
         }
+        // Claimed first: reading ahead may evict whatever nobody is busy with.
         let pieces = indices
             .map(|index| self.claim_out(st, id, index, &bytes))
             .collect();
-        // Only now: making room for what comes next may evict whatever is not claimed.
         self.read_on(st, &op, actions);
         Step::Copy(op, pieces)
+    }
+
+    /// Keeps the blocks of a range that are in the pool there, until [`Engine::unpin`].
+    pub(crate) fn pin_present(
+        &self,
+        st: &mut State,
+        id: u32,
+        indices: std::ops::RangeInclusive<u64>,
+    ) -> SmallVec<[BufferIndex; 2]> {
+        let present = indices.filter_map(|index| st.find(id, index));
+        let present: SmallVec<[BufferIndex; 2]> = present.collect();
+        for buffer in &present {
+            st.edit(*buffer, |block| block.pins += 1);
+        }
+        present
+    }
+
+    pub(crate) fn unpin(&self, st: &mut State, pinned: SmallVec<[BufferIndex; 2]>) {
+        for buffer in pinned {
+            st.edit(buffer, |block| block.pins -= 1);
+        }
     }
 
     /// A page that was asked for is neither there nor on its way.

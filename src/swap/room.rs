@@ -7,26 +7,35 @@ use super::op::Op;
 use super::state::State;
 
 impl Engine {
-    /// Parks an operation until it can have `count` buffers; at the head of the queue when it has
-    /// waited before and needs more now.
-    pub(crate) fn wait_for_buffers(&self, st: &mut State, op: Op, count: usize, again: bool) {
+    /// Parks an operation until it can have `count` buffers.
+    pub(crate) fn wait_for_buffers(&self, st: &mut State, op: Op, count: usize) {
         st.stats.buffer_waits += 1;
-        if again {
-            st.waiting.push_front((op, count));
-        } else {
-            st.waiting.push_back((op, count));
-        }
+        st.waiting.push_back((op, count));
     }
 
     /// Serves those who wait for buffers, in order, and starts what it takes to go on.
     pub(crate) fn pump(&self, st: &mut State, actions: &mut Actions) {
-        while let Some((op, count)) = st.waiting.front_mut() {
+        while let Some((mut op, mut count)) = st.waiting.pop_front() {
+            let idle_before = idle_blocks(st);
+            if let Op::Read(op) = &mut op {
+                // What it found in the pool when it began to wait may have gone or come; what is there
+                // now stays until it goes on.
+                let last = op.offset + op.length - 1;
+                let indices = st.shape.block_of(op.offset)..=st.shape.block_of(last);
+                let blocks = (indices.end() - indices.start() + 1) as usize;
+                op.pinned = self.pin_present(st, op.partition, indices);
+                count = blocks - op.pinned.len();
+            }
+            let held = idle_before - idle_blocks(st);
             let have = op.granted().map_or(0, |granted| granted.len());
             let need = count.saturating_sub(have);
-            if st.available() < need && !self.make_room(st, need, actions) {
+            if st.available() < need && !self.make_room(st, need, held, actions) {
+                if let Op::Read(op) = &mut op {
+                    self.unpin(st, std::mem::take(&mut op.pinned));
+                }
+                st.waiting.push_front((op, count));
                 return;
             }
-            let (mut op, count) = st.waiting.pop_front().expect("looked at just now");
             if let Some(granted) = op.granted() {
                 let mut granted_now = std::mem::take(granted);
                 st.grant(&mut granted_now, count, actions);
@@ -37,23 +46,19 @@ impl Engine {
     }
 
     /// Starts writing out the oldest dirty blocks so that `need` buffers become clean. True when they
-    /// are available at once.
-    fn make_room(&self, st: &mut State, need: usize, actions: &mut Actions) -> bool {
+    /// are available at once. `held` blocks are idle but for whom the room is made.
+    fn make_room(&self, st: &mut State, need: usize, held: usize, actions: &mut Actions) -> bool {
         let wanted = need.max(self.options.writeback_batch);
         while st.writes_inflight < wanted && st.dirty.head != NONE {
             self.flush_block(st, st.dirty.head, actions);
         }
         // Everything else is reading, being copied or being written: its end comes back here.
-        let nothing_moves = st.inflight_blocks == 0 && st.dirty.length == 0 && self.all_idle(st);
+        let all_idle = idle_blocks(st) + held == st.blocks.len();
+        let nothing_moves = st.inflight_blocks == 0 && st.dirty.length == 0 && all_idle;
         while nothing_moves && st.available() < need && st.failed.head != NONE {
             self.drop_failed(st, st.failed.head, actions);
         }
         st.available() >= need
-    }
-
-    /// No block is busy in a way that will end by itself.
-    fn all_idle(&self, st: &State) -> bool {
-        st.failed.length + st.clean.length + st.free.len() == st.blocks.len()
     }
 
     /// Gives up the bytes of a failed write-out, because the room is needed and nothing else gives it.
@@ -98,4 +103,9 @@ impl Engine {
             buffer = next;
         }
     }
+}
+
+/// Blocks that are not busy in a way that will end by itself.
+fn idle_blocks(st: &State) -> usize {
+    st.failed.length + st.clean.length + st.free.len()
 }

@@ -34,7 +34,10 @@ impl List {
 /// after it.
 pub(crate) fn file_time_now() -> SystemTime {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
-    let (seconds, nanoseconds) = (time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32);
+    let (seconds, nanoseconds) = (
+        time.tv_sec.unsigned_abs(),
+        time.tv_nsec.unsigned_abs() as u32,
+    );
     SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds)
 }
 
@@ -73,17 +76,21 @@ impl Shape {
     }
 }
 
-/// What a transfer under way is for.
+/// What a transfer under way is for. `done` bytes of it were moved before; the file held at least
+/// `stored` bytes when it began, and what it holds beyond is zero.
 pub(crate) enum Purpose {
     Read {
         buffer: BufferIndex,
         pages: std::ops::Range<usize>,
         done: u64,
+        stored: u64,
     },
     Fill {
         buffer: BufferIndex,
         page: usize,
         scratch: usize,
+        done: u64,
+        stored: u64,
     },
     Write {
         buffer: BufferIndex,

@@ -27,6 +27,7 @@ impl Engine {
                     partition: id,
                     handle,
                     epoch: 0,
+                    errors_before: u64::MAX,
                     data_only: true,
                     written_only: true,
                     reply,
@@ -50,6 +51,7 @@ impl Engine {
                     partition,
                     handle,
                     epoch: 0,
+                    errors_before: u64::MAX,
                     data_only,
                     written_only: false,
                     reply,
@@ -90,11 +92,12 @@ impl Engine {
                     }
                     group.end_one();
                 });
-                let (handle, epoch) = (None, 0);
+                let (handle, epoch, errors_before) = (None, 0, u64::MAX);
                 let op = SyncOp {
                     partition,
                     handle,
                     epoch,
+                    errors_before,
                     data_only: false,
                     written_only: false,
                     reply,
@@ -109,6 +112,7 @@ impl Engine {
     pub(crate) fn start_sync_op(&self, st: &mut State, mut op: SyncOp, actions: &mut Actions) {
         let id = op.partition;
         op.epoch = st.part(id).epoch;
+        op.errors_before = op.errors_before.min(st.part(id).error_count);
         st.part(id).epoch += 1;
         st.part(id).settle_failed = false;
         let dirty = st.part(id).dirty_pages > 0;
@@ -146,11 +150,24 @@ impl Engine {
         }
     }
 
+    /// What `op` has to report: as [`Engine::take_error`], and what failed since it began even when its
+    /// handle has reported that to another call meanwhile.
+    fn outcome(&self, st: &mut State, op: &SyncOp) -> Result<()> {
+        let seen = self.take_error(st, op.partition, op.handle);
+        let part = st.part(op.partition);
+        match seen {
+            Ok(()) if part.error_count > op.errors_before && op.handle.is_some() => {
+                Err(part.last_errno)
+            }
+            seen => seen,
+        }
+    }
+
     /// The error that `handle` still has to report, or that any handle would.
     fn take_error(&self, st: &mut State, id: u32, handle: Option<u64>) -> Result<()> {
         let part = st.part(id);
         let (count, errno) = (part.error_count, part.last_errno);
-        let unwritten = part.failed_blocks > 0 || !part.lost.is_empty();
+        let unwritten = part.failed_blocks > 0 || !part.lost.is_empty() || part.settle_failed;
         match handle.and_then(|handle| st.handles.get_mut(handle as usize)) {
             Some(handle) if handle.errors_seen < count => {
                 handle.errors_seen = count;
@@ -196,12 +213,13 @@ impl Engine {
         for op in done {
             let part = st.part(id);
             let inexact = part.disk_size > part.size
+                || (part.clean() && part.disk_size < part.size)
                 || (!op.data_only
                     && part.clean()
                     && part.needs_settling()
                     && part.failed_blocks == 0);
             if op.written_only {
-                let result = self.take_error(st, id, op.handle);
+                let result = self.outcome(st, &op);
                 actions.answer(Some(op.reply), result);
             } else if inexact && !part.unlinked {
                 settle.push(op);
@@ -234,6 +252,7 @@ impl Engine {
             st.stats.errors += 1;
             let part = st.part(id);
             part.unsynced = true;
+            part.sync_failed = true;
             part.record_error(errno);
             let file = st.file(id);
             let failure = super::actions::Failure {
@@ -244,8 +263,12 @@ impl Engine {
                 errno,
             };
             actions.failures.push(failure);
+        } else if !st.part(id).unsynced {
+            let part = st.part(id);
+            part.sync_failed = false;
+            part.clear_error_if_mended();
         }
-        let seen = self.take_error(st, id, op.handle);
+        let seen = self.outcome(st, &op);
         let outcome = match (result, seen) {
             (Err(errno), _) | (Ok(()), Err(errno)) => Err(errno),
             (Ok(()), Ok(())) => Ok(()),

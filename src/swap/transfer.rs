@@ -10,6 +10,14 @@ use super::state::{Purpose, State};
 use crate::aio::device::{Action, Completion, Transfer};
 use crate::error::{Errno, Result};
 
+/// How much of a read has arrived.
+#[derive(Clone, Copy)]
+enum Taken {
+    All,
+    /// The first bytes; the rest has to be asked for again.
+    Part(u64),
+}
+
 impl Engine {
     fn start_transfer(
         &self,
@@ -71,7 +79,8 @@ impl Engine {
             run.end = run.end.min(on_disk);
             at = run.end;
             asked += run.len() as u64 * unit;
-            self.read_run(st, buffer, run, 0, actions);
+            let stored = st.part(id).stored();
+            self.read_run(st, buffer, run, 0, stored, actions);
         }
         asked
     }
@@ -82,6 +91,7 @@ impl Engine {
         buffer: BufferIndex,
         pages: Range<usize>,
         done: u64,
+        stored: u64,
         actions: &mut Actions,
     ) {
         let (unit, block_size) = (st.shape.unit, st.shape.block_size);
@@ -102,6 +112,7 @@ impl Engine {
             buffer,
             pages,
             done,
+            stored,
         };
         self.start_transfer(
             st,
@@ -133,23 +144,29 @@ impl Engine {
         });
         st.part(id).reads += 1;
         match st.scratch.pop() {
-            Some(scratch) => self.start_fill(st, buffer, page, scratch, actions),
+            Some(scratch) => {
+                let stored = st.part(id).stored();
+                self.start_fill(st, buffer, page, scratch, 0, stored, actions);
+            }
             None => st.fill_queue.push_back((buffer, index, page as u32)),
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "a transfer's parts")]
     fn start_fill(
         &self,
         st: &mut State,
         buffer: BufferIndex,
         page: usize,
         scratch: usize,
+        done: u64,
+        stored: u64,
         actions: &mut Actions,
     ) {
         let block = &st.blocks[buffer as usize];
         let (id, start) = (block.partition, block.index * st.shape.block_size);
-        let offset = start + page as u64 * st.shape.unit;
-        let action = Action::Read(self.memory.scratch(scratch));
+        let offset = start + page as u64 * st.shape.unit + done;
+        let action = Action::Read(self.memory.scratch(scratch, done));
         self.start_transfer(
             st,
             id,
@@ -157,6 +174,8 @@ impl Engine {
                 buffer,
                 page,
                 scratch,
+                done,
+                stored,
             },
             offset,
             action,
@@ -263,16 +282,29 @@ impl Engine {
                 buffer,
                 pages,
                 done,
+                stored,
             } => {
-                self.read_completed(st, buffer, pages, done, transfer, result, actions);
+                self.read_completed(st, buffer, pages, done, stored, transfer, result, actions);
             }
             Purpose::Fill {
                 buffer,
                 page,
                 scratch,
+                done,
+                stored,
             } => {
-                self.fill_completed(st, buffer, page, transfer, result, actions);
-                self.free_scratch(st, scratch, actions);
+                let moved = self.taken(transfer, stored, result);
+                match moved {
+                    Ok(Taken::Part(step)) => {
+                        let done = done + step;
+                        self.start_fill(st, buffer, page, scratch, done, stored, actions);
+                    }
+                    Ok(Taken::All) => self.fill_completed(st, buffer, page, Ok(scratch), actions),
+                    Err(errno) => self.fill_completed(st, buffer, page, Err(errno), actions),
+                }
+                if !matches!(moved, Ok(Taken::Part(_))) {
+                    self.free_scratch(st, scratch, actions);
+                }
             }
             Purpose::Write {
                 buffer,
@@ -294,37 +326,19 @@ impl Engine {
         buffer: BufferIndex,
         pages: Range<usize>,
         done: u64,
+        stored: u64,
         transfer: Transfer,
         result: Result<usize>,
         actions: &mut Actions,
     ) {
-        let Action::Read(mut lease) = transfer.action else {
-            unreachable!("it was a read")
-        };
         let id = st.blocks[buffer as usize].partition;
-        let asked = lease.len();
-        // The file may end within the pages: what lies beyond its end is zero.
-        let expected = st
-            .part(id)
-            .disk_size
-            .saturating_sub(transfer.offset)
-            .min(asked as u64) as usize;
-        let outcome = match result {
-            Ok(moved) if moved >= expected => {
-                lease[moved.min(asked)..].fill(0);
-                Ok(())
+        let outcome = match self.taken(transfer, stored, result) {
+            Ok(Taken::Part(step)) => {
+                return self.read_run(st, buffer, pages, done + step, stored, actions);
             }
-            Ok(moved) => {
-                let step = moved as u64 / st.shape.alignment * st.shape.alignment;
-                if step > 0 {
-                    drop(lease);
-                    return self.read_run(st, buffer, pages, done + step, actions);
-                }
-                Err(Errno::EIO)
-            }
+            Ok(Taken::All) => Ok(()),
             Err(errno) => Err(errno),
         };
-        drop(lease);
         st.edit(buffer, |block| {
             block.reading.remove(pages.clone());
             block.transfers -= 1;
@@ -334,10 +348,42 @@ impl Engine {
             }
         });
         st.part(id).reads -= 1;
-        if let Err(errno) = outcome {
-            self.read_failed(st, buffer, &pages, errno, actions);
+        match outcome {
+            Ok(()) => self.was_readable(st, buffer, &pages),
+            Err(errno) => self.read_failed(st, buffer, &pages, errno, actions),
         }
         self.transfer_ended(st, buffer, actions);
+    }
+
+    /// What has arrived of a read of a file that holds at least `stored` bytes. It may end within the
+    /// pages: what lies beyond its end is zero.
+    fn taken(&self, transfer: Transfer, stored: u64, result: Result<usize>) -> Result<Taken> {
+        let Action::Read(mut lease) = transfer.action else {
+            unreachable!("it was a read")
+        };
+        let (moved, asked) = (result?, lease.len());
+        let expected = stored.saturating_sub(transfer.offset).min(asked as u64) as usize;
+        if moved >= expected {
+            lease[moved.min(asked)..].fill(0);
+            return Ok(Taken::All);
+        }
+        match moved as u64 / self.shape.alignment * self.shape.alignment {
+            0 => Err(Errno::EIO),
+            step => Ok(Taken::Part(step)),
+        }
+    }
+
+    /// Pages that could not be read before have been read now.
+    fn was_readable(&self, st: &mut State, buffer: BufferIndex, pages: &Range<usize>) {
+        let block = &st.blocks[buffer as usize];
+        let (id, start) = (block.partition, block.index * st.shape.block_size);
+        let unit = st.shape.unit;
+        let part = st.part(id);
+        if part.error.is_some() {
+            let bytes = start + pages.start as u64 * unit..start + pages.end as u64 * unit;
+            part.unreadable.remove(bytes);
+            part.clear_error_if_mended();
+        }
     }
 
     fn read_failed(
@@ -382,41 +428,24 @@ impl Engine {
         st: &mut State,
         buffer: BufferIndex,
         page: usize,
-        transfer: Transfer,
-        result: Result<usize>,
+        outcome: Result<usize>,
         actions: &mut Actions,
     ) {
-        let Action::Read(mut lease) = transfer.action else {
-            unreachable!("it was a read")
-        };
         let id = st.blocks[buffer as usize].partition;
-        let expected = st
-            .part(id)
-            .disk_size
-            .saturating_sub(transfer.offset)
-            .min(lease.len() as u64) as usize;
-        let outcome = match result {
-            Ok(moved) if moved >= expected => {
-                lease[moved..].fill(0);
-                Ok(())
-            }
-            Ok(_) => Err(Errno::EIO),
-            Err(errno) => Err(errno),
-        };
-        if outcome.is_ok() {
+        if let Ok(scratch) = outcome {
             let at = st.blocks[buffer as usize]
                 .partial(page)
                 .expect("pages are filled while partial");
             let partial = st.blocks[buffer as usize].partials[at];
+            let lease = self.memory.scratch(scratch, 0);
             self.memory
                 .merge(st, buffer, page, partial.start..partial.end, &lease);
         }
-        drop(lease);
         st.edit(buffer, |block| {
             block.reading.remove(page..page + 1);
             block.transfers -= 1;
             match outcome {
-                Ok(()) => {
+                Ok(_) => {
                     block.partials.retain(|p| p.page != page);
                     block.valid.insert(page..page + 1);
                 }
@@ -429,8 +458,10 @@ impl Engine {
             }
         });
         st.part(id).reads -= 1;
-        if let Err(errno) = outcome {
-            self.read_failed(st, buffer, &(page..page + 1), errno, actions);
+        let pages = page..page + 1;
+        match outcome {
+            Ok(_) => self.was_readable(st, buffer, &pages),
+            Err(errno) => self.read_failed(st, buffer, &pages, errno, actions),
         }
         self.transfer_ended(st, buffer, actions);
     }
@@ -443,7 +474,9 @@ impl Engine {
                     st.blocks[buffer as usize].index, index,
                     "a block being filled stays"
                 );
-                self.start_fill(st, buffer, page as usize, scratch, actions);
+                let id = st.blocks[buffer as usize].partition;
+                let stored = st.part(id).stored();
+                self.start_fill(st, buffer, page as usize, scratch, 0, stored, actions);
             }
             None => st.scratch.push(scratch),
         }

@@ -60,6 +60,8 @@ impl Engine {
             payload_from: usize::MAX,
             entered: false,
             granted: Granted::new(),
+            filling: None,
+            errors_before: u64::MAX,
             stable,
             reply,
         });
@@ -127,7 +129,7 @@ impl Engine {
                 if op.payload_from == usize::MAX {
                     return Step::Own(op);
                 }
-                self.wait_for_buffers(st, Op::Write(op), 1, false);
+                self.wait_for_buffers(st, Op::Write(op), 1);
                 return Step::Done;
             }
             let buffer = op.granted.pop().expect("one was acquired");
@@ -167,6 +169,7 @@ impl Engine {
             return Err(Step::Done);
         }
         st.part(op.partition).active_writes += 1;
+        op.errors_before = st.part(op.partition).error_count;
         op.entered = true;
         Ok(op)
     }
@@ -175,7 +178,7 @@ impl Engine {
     fn claim(
         &self,
         st: &mut State,
-        op: Box<WriteOp>,
+        mut op: Box<WriteOp>,
         buffer: BufferIndex,
         bytes: Range<u64>,
         pages: Range<usize>,
@@ -187,7 +190,7 @@ impl Engine {
             || block.writing.any(pages.clone())
             || block.copying.any(pages.clone())
             || block.shared.any(pages.clone());
-        let start = block.index * st.shape.block_size;
+        let (index, start) = (block.index, block.index * st.shape.block_size);
         let mut fill = None;
         let mut half_lost = false;
         let (mut zero_head, mut zero_tail) = (false, false);
@@ -212,8 +215,20 @@ impl Engine {
                 return Step::Own(op);
             }
             if let Some(page) = fill {
+                let block = &st.blocks[buffer as usize];
+                let ended = !block.reading.contains(page);
+                let errno = block.read_error.unwrap_or(Errno::EIO);
+                let errors = st.part(id).error_count;
+                // It may also have been completed, evicted and written to in part again meanwhile.
+                let failed = |(i, p, before)| (i, p) == (index, page) && errors > before;
+                if ended && op.filling.is_some_and(failed) {
+                    return self.finish_write(st, op, Err(errno), actions);
+                }
                 self.fill(st, buffer, page, actions);
+                let filling = st.blocks[buffer as usize].reading.contains(page);
+                op.filling = filling.then_some((index, page, errors));
             }
+            st.return_granted(&mut op.granted);
             st.edit(buffer, |block| block.waiters.push(Op::Write(op)));
             return Step::Done;
         }
@@ -248,16 +263,22 @@ impl Engine {
     ) -> Edge {
         let unit = st.shape.unit;
         let id = st.blocks[buffer as usize].partition;
-        let block = &st.blocks[buffer as usize];
-        if block.valid.contains(page) || covered == (0..unit) {
+        if covered == (0..unit) {
             return Edge::Plain;
         }
-        if st.part(id).lost_in(&(first..first + unit)) {
+        let part = st.part(id);
+        let known = part.size.saturating_sub(first);
+        let nothing_stays = known == 0 || (covered.start == 0 && covered.end >= known);
+        // What was read back of a lost page is out of date: that it is in the pool does not help.
+        let lost = part.lost_in(&(first..first + unit));
+        if lost && !nothing_stays {
             return Edge::Lost;
         }
-        let known = st.part(id).size.saturating_sub(first);
         let block = &st.blocks[buffer as usize];
-        if known == 0 || (covered.start == 0 && covered.end >= known) {
+        if block.valid.contains(page) && !lost {
+            return Edge::Plain;
+        }
+        if nothing_stays {
             // Nothing of the page exists, or nothing that stays: the rest is zero.
             return Edge::Zero;
         }
@@ -401,6 +422,7 @@ impl Engine {
             done,
             stable,
             handle,
+            errors_before,
             ..
         } = *op;
         match result {
@@ -413,6 +435,7 @@ impl Engine {
                     partition: id,
                     handle,
                     epoch,
+                    errors_before,
                     data_only: true,
                     written_only: false,
                     reply,
