@@ -21,6 +21,10 @@ use serde_json::{Map, json};
 /// Fewest buffers a pool may have: below that, reads and writes would wait for each other all the time.
 pub const POOL_BUFFERS_MIN: u64 = 8;
 
+/// Smallest pool in bytes: a read needs all its blocks at once, and the kernel asks for up to 1 MiB,
+/// which may begin and end within a block.
+pub const POOL_SIZE_MIN: u64 = 2 << 20;
+
 /// A read-ahead that nobody chose takes at most this fraction of the pool.
 const READ_AHEAD_POOL_SHARE: u64 = 8;
 
@@ -41,7 +45,7 @@ pub enum OpenSwapIn {
 /// values with where each came from.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Bytes of the buffer pool; at least [`POOL_BUFFERS_MIN`] blocks.
+    /// Bytes of the buffer pool; at least [`POOL_BUFFERS_MIN`] blocks and [`POOL_SIZE_MIN`].
     pub pool_size: u64,
     /// Bytes per block and buffer, a power of two from 64 KiB to 16 MiB.
     pub block_size: u64,
@@ -182,13 +186,14 @@ impl Config {
     }
 
     fn check_pool(&self) -> Result<(), ConfigError> {
-        if self.buffers() >= POOL_BUFFERS_MIN {
+        let buffers_min = POOL_BUFFERS_MIN.max(POOL_SIZE_MIN / self.block_size);
+        if self.buffers() >= buffers_min {
             return Ok(());
         }
         Err(ConfigError::PoolTooSmall {
             pool_size: self.pool_size,
             block_size: self.block_size,
-            buffers_min: POOL_BUFFERS_MIN,
+            buffers_min,
         })
     }
 

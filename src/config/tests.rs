@@ -256,18 +256,22 @@ fn files_that_are_no_configuration_are_named() {
 }
 
 #[test]
-fn a_pool_below_eight_buffers_is_refused_in_one_line() {
+fn a_pool_of_too_few_buffers_is_refused_in_one_line() {
     assert_eq!(
         message(from_list("pool_size=7m")),
         "pool_size: 7 MiB holds 7 buffers of 1 MiB (block_size), at least 8 are needed; \
          give at least 8 MiB"
     );
     assert_eq!(from_list("pool_size=8m").unwrap().buffers(), 8);
+    // Smaller blocks do not make the largest request smaller.
     assert_eq!(
-        from_list("pool_size=512k,block_size=64k")
-            .unwrap()
-            .buffers(),
-        8
+        message(from_list("pool_size=1m,block_size=64k")),
+        "pool_size: 1 MiB holds 16 buffers of 64 KiB (block_size), at least 32 are needed; \
+         give at least 2 MiB"
+    );
+    assert_eq!(
+        from_list("pool_size=2m,block_size=64k").unwrap().buffers(),
+        32
     );
 }
 
