@@ -275,7 +275,7 @@ impl Engine {
         actions.answer(op.reply, result);
         if let Change::Settle { then } = op.change {
             for op in then {
-                self.start_sync(st, op, actions);
+                self.after_transfers(st, op, actions);
             }
         }
         self.restart_flushes(st, id, actions);

@@ -218,13 +218,10 @@ impl Engine {
                     && part.clean()
                     && part.needs_settling()
                     && part.failed_blocks == 0);
-            if op.written_only {
-                let result = self.outcome(st, &op);
-                actions.answer(Some(op.reply), result);
-            } else if inexact && !part.unlinked {
+            if inexact && !part.unlinked {
                 settle.push(op);
             } else {
-                self.start_sync(st, op, actions);
+                self.after_transfers(st, op, actions);
             }
         }
         if !settle.is_empty() {
@@ -235,6 +232,16 @@ impl Engine {
                 reply: None,
             });
             self.enter_barrier(st, op, actions);
+        }
+    }
+
+    /// Goes on with one whose transfers are done and whose backing file has its size.
+    pub(crate) fn after_transfers(&self, st: &mut State, op: SyncOp, actions: &mut Actions) {
+        if op.written_only {
+            let result = self.outcome(st, &op);
+            actions.answer(Some(op.reply), result);
+        } else {
+            self.start_sync(st, op, actions);
         }
     }
 
