@@ -1,0 +1,19 @@
+//! What a user of a mount may rely on, checked from outside: the real command, real mounts, real files.
+//!
+//! Each test's comment is the sentence it proves. Every wait is bounded: a mount that does not answer is
+//! taken away from under its test (see [`place`]), which then fails.
+
+mod bytes;
+mod control;
+mod errors;
+mod life;
+mod maps;
+mod names;
+mod openers;
+mod owners;
+mod place;
+mod space;
+mod stop;
+mod support;
+mod times;
+mod xattrs;

@@ -1,0 +1,273 @@
+//! Names: the mount's tree is the swap folder's.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, symlink};
+use std::path::Path;
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+
+use crate::bytes::open;
+use crate::place::Mount;
+use crate::support::{MIB, errno, is_pattern, make_fifo, same, sync_all, write_pattern};
+
+/// "`MOUNTPOINT/a/b` is `SWAP_FOLDER/a/b`, same bytes, same size, same mode, owner, times".
+#[test]
+fn the_mapping_is_one_to_one() {
+    let mount = Mount::new("pool_size=8m");
+    fs::create_dir_all(mount.at("a/b")).unwrap();
+    write_pattern(&open(&mount.at("a/b/file")), MIB + 1, 1 << 20);
+    symlink("b/file", mount.at("a/link")).unwrap();
+    make_fifo(&mount.at("a/fifo"));
+    sync_all(&mount.mnt);
+    is_pattern(&mount.backing("a/b/file"), MIB + 1);
+    for name in ["", "a", "a/b", "a/b/file", "a/link", "a/fifo"] {
+        let on_mount = fs::symlink_metadata(mount.at(name)).unwrap();
+        let beneath = fs::symlink_metadata(mount.backing(name)).unwrap();
+        let facts = |m: &fs::Metadata| {
+            let times = [m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec()];
+            (m.mode(), m.uid(), m.gid(), m.nlink(), m.len(), times)
+        };
+        assert_eq!(facts(&on_mount), facts(&beneath), "{name}");
+        if !name.is_empty() {
+            assert_eq!(on_mount.ino(), beneath.ino(), "{name}");
+        }
+    }
+    assert!(
+        fs::symlink_metadata(mount.at("a/fifo"))
+            .unwrap()
+            .file_type()
+            .is_fifo()
+    );
+}
+
+fn rename(from: &Path, to: &Path, flags: RenameFlags) -> Result<(), Errno> {
+    renameat_with(CWD, from, CWD, to, flags)
+}
+
+/// "rename (also RENAME_NOREPLACE/EXCHANGE)", over an open file too.
+#[test]
+fn rename_replaces_refuses_and_exchanges() {
+    let mount = Mount::new("pool_size=8m");
+    fs::create_dir(mount.at("dir")).unwrap();
+    let (a, b, c) = (mount.at("a"), mount.at("dir/b"), mount.at("c"));
+    fs::write(&a, "bytes of a").unwrap();
+    fs::write(&b, "bytes of b").unwrap();
+    let none = RenameFlags::empty();
+    assert_eq!(rename(&a, &b, RenameFlags::NOREPLACE), Err(Errno::EXIST));
+    rename(&a, &c, RenameFlags::NOREPLACE).unwrap();
+    assert!(!a.exists());
+    rename(&c, &b, RenameFlags::EXCHANGE).unwrap();
+    assert_eq!(
+        (fs::read(&c).unwrap(), fs::read(&b).unwrap()),
+        (b"bytes of b".into(), b"bytes of a".into())
+    );
+    assert_eq!(rename(&a, &b, RenameFlags::EXCHANGE), Err(Errno::NOENT));
+    // Who has the replaced file open keeps it.
+    let (replaced, moved) = (open(&b), open(&c));
+    rename(&c, &b, none).unwrap();
+    replaced.write_all_at(b"still", 0).unwrap();
+    moved.write_all_at(b"moved", 0).unwrap();
+    assert_eq!(replaced.metadata().unwrap().nlink(), 0);
+    let mut bytes = [0; 10];
+    replaced.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"still of a");
+    assert_eq!(fs::read(&b).unwrap(), b"moved of b");
+    drop((replaced, moved));
+    rename(&mount.at("dir"), &mount.at("other"), none).unwrap();
+    assert_eq!(
+        errno(fs::rename(mount.at("other"), mount.at("other/below"))),
+        Errno::INVAL
+    );
+    fs::create_dir(mount.at("full")).unwrap();
+    fs::write(mount.at("full/x"), "").unwrap();
+    assert_eq!(
+        errno(fs::rename(mount.at("other"), mount.at("full"))),
+        Errno::NOTEMPTY
+    );
+    mount.unmount();
+    assert_eq!(fs::read(mount.backing("other/b")).unwrap(), b"moved of b");
+    assert_eq!(fs::read_dir(mount.backing("other")).unwrap().count(), 1);
+}
+
+/// "link": both names are one file.
+#[test]
+fn hard_links_are_one_file() {
+    let mount = Mount::new("pool_size=8m");
+    let (first, second) = (mount.at("first"), mount.at("second"));
+    let file = open(&first);
+    file.write_all_at(b"dirty bytes", 0).unwrap();
+    fs::hard_link(&first, &second).unwrap();
+    let (a, b) = (
+        fs::metadata(&first).unwrap(),
+        fs::metadata(&second).unwrap(),
+    );
+    assert_eq!((a.ino(), a.nlink(), a.len()), (b.ino(), 2, 11));
+    assert_eq!(a.nlink(), b.nlink());
+    assert_eq!(fs::read(&second).unwrap(), b"dirty bytes");
+    open(&second).write_all_at(b"DIRTY", 0).unwrap();
+    assert_eq!(fs::read(&first).unwrap(), b"DIRTY bytes");
+    fs::remove_file(&first).unwrap();
+    assert_eq!(file.metadata().unwrap().nlink(), 1);
+    drop(file);
+    assert_eq!(fs::read(&second).unwrap(), b"DIRTY bytes");
+    assert_eq!(errno(fs::hard_link(&second, &second)), Errno::EXIST);
+    mount.unmount();
+    assert_eq!(fs::read(mount.backing("second")).unwrap(), b"DIRTY bytes");
+}
+
+/// "symlink": the client follows it by its own rules; the daemon never does.
+#[test]
+fn symlinks_are_followed_by_the_client_alone() {
+    let mount = Mount::new("pool_size=8m");
+    let outside = mount.scratch.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("file"), "outside").unwrap();
+    symlink(&outside, mount.at("absolute")).unwrap();
+    symlink("../outside/file", mount.at("relative")).unwrap();
+    symlink("nowhere", mount.at("dangling")).unwrap();
+    let long = "x/".repeat(2000);
+    symlink(&long, mount.at("long")).unwrap();
+    for name in ["absolute", "relative", "dangling", "long"] {
+        let target = fs::read_link(mount.at(name)).unwrap();
+        assert_eq!(target, fs::read_link(mount.backing(name)).unwrap());
+        assert!(fs::symlink_metadata(mount.at(name)).unwrap().is_symlink());
+    }
+    assert_eq!(fs::read(mount.at("absolute/file")).unwrap(), b"outside");
+    assert_eq!(fs::read(mount.at("relative")).unwrap(), b"outside");
+    assert_eq!(errno(File::open(mount.at("dangling"))), Errno::NOENT);
+    // Changes to the link itself do not reach what it points to.
+    std::os::unix::fs::lchown(mount.at("relative"), Some(1234), None).ok();
+    fs::rename(mount.at("relative"), mount.at("renamed")).unwrap();
+    fs::remove_file(mount.at("renamed")).unwrap();
+    assert_eq!(fs::read(outside.join("file")).unwrap(), b"outside");
+    assert_ne!(fs::metadata(outside.join("file")).unwrap().uid(), 1234);
+}
+
+/// "directory … semantics of the backing filesystem": what must not be removed is refused.
+#[test]
+fn folders_with_something_in_them_stay() {
+    let mount = Mount::new("pool_size=8m");
+    fs::create_dir(mount.at("dir")).unwrap();
+    fs::write(mount.at("dir/file"), "x").unwrap();
+    assert_eq!(errno(fs::remove_dir(mount.at("dir"))), Errno::NOTEMPTY);
+    assert_eq!(errno(fs::remove_file(mount.at("dir"))), Errno::ISDIR);
+    assert_eq!(errno(fs::remove_dir(mount.at("dir/file"))), Errno::NOTDIR);
+    assert_eq!(errno(fs::create_dir(mount.at("dir"))), Errno::EXIST);
+    // Removed while open: the folder goes at once, nothing is left behind under another name.
+    let file = open(&mount.at("dir/file"));
+    fs::remove_dir_all(mount.at("dir")).unwrap();
+    file.write_all_at(b"y", 0).unwrap();
+    assert_eq!(fs::read_dir(&mount.mnt).unwrap().count(), 0);
+    assert!(!mount.backing("dir").exists());
+}
+
+/// Any name that the swap folder takes is a name on the mount.
+#[test]
+fn odd_names_work_and_long_ones_are_refused() {
+    let mount = Mount::new("pool_size=8m");
+    let longest = [b'n'; 255];
+    let odd: [&[u8]; 6] = [
+        b"new\nline",
+        b"\xff\xfe invalid",
+        b" ",
+        b"...",
+        b"a\\b\t\x01",
+        &longest,
+    ];
+    for name in odd {
+        let name = OsStr::from_bytes(name);
+        fs::write(mount.mnt.join(name), name.as_bytes()).unwrap();
+        same(&fs::read(mount.mnt.join(name)).unwrap(), name.as_bytes());
+    }
+    let too_long = mount.at(&"n".repeat(256));
+    assert_eq!(errno(File::create(&too_long)), Errno::NAMETOOLONG);
+    assert_eq!(errno(fs::create_dir(&too_long)), Errno::NAMETOOLONG);
+    assert_eq!(errno(fs::metadata(&too_long)), Errno::NAMETOOLONG);
+    let mut listed: Vec<_> = fs::read_dir(&mount.mnt)
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    let mut expected: Vec<_> = odd
+        .iter()
+        .map(|name| OsStr::from_bytes(name).to_owned())
+        .collect();
+    listed.sort();
+    expected.sort();
+    assert_eq!(listed, expected);
+    mount.unmount();
+    for name in odd {
+        same(
+            &fs::read(mount.swap.join(OsStr::from_bytes(name))).unwrap(),
+            name,
+        );
+    }
+}
+
+/// A listing has every name once, however many there are and whatever is removed meanwhile.
+#[test]
+fn five_thousand_names_are_listed_once_each() {
+    let mount = Mount::new("pool_size=8m");
+    fs::create_dir(mount.at("many")).unwrap();
+    for number in 0..5000 {
+        // Half of them are older than the mount's idea of them.
+        let folder = if number % 2 == 0 {
+            mount.at("many")
+        } else {
+            mount.backing("many")
+        };
+        fs::write(folder.join(format!("name-{number}")), "").unwrap();
+    }
+    let mut listed = BTreeSet::new();
+    for entry in fs::read_dir(mount.at("many")).unwrap() {
+        let entry = entry.unwrap();
+        assert!(entry.metadata().unwrap().is_file());
+        assert!(
+            listed.insert(entry.file_name()),
+            "{:?} is listed twice",
+            entry.file_name()
+        );
+    }
+    assert_eq!(listed.len(), 5000);
+    // Removing while listing, as rm -r does.
+    for entry in fs::read_dir(mount.at("many")).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    fs::remove_dir(mount.at("many")).unwrap();
+    assert!(!mount.backing("many").exists());
+}
+
+/// "fcntl and flock locks": taken by one opener, they keep another out.
+#[test]
+fn locks_keep_others_out() {
+    let mount = Mount::new("pool_size=8m");
+    let (first, second) = (open(&mount.at("file")), open(&mount.at("file")));
+    first.lock().unwrap();
+    assert!(matches!(
+        second.try_lock(),
+        Err(fs::TryLockError::WouldBlock)
+    ));
+    first.unlock().unwrap();
+    second.try_lock().unwrap();
+    second.unlock().unwrap();
+    let lock = libc::flock {
+        l_type: libc::F_WRLCK as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: 10,
+        l_len: 5,
+        l_pid: 0,
+    };
+    let set = nix::fcntl::FcntlArg::F_OFD_SETLK(&lock);
+    nix::fcntl::fcntl(&first, set).unwrap();
+    let set = nix::fcntl::FcntlArg::F_OFD_SETLK(&lock);
+    assert_eq!(
+        nix::fcntl::fcntl(&second, set),
+        Err(nix::errno::Errno::EAGAIN)
+    );
+    drop(first);
+    let set = nix::fcntl::FcntlArg::F_OFD_SETLK(&lock);
+    nix::fcntl::fcntl(&second, set).unwrap();
+}

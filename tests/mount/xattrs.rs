@@ -1,0 +1,309 @@
+//! `user.swap.*`, and the attributes of others.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{XattrFlags, removexattr, setxattr};
+use rustix::io::Errno;
+
+use crate::bytes::open;
+use crate::place::Mount;
+use crate::support::{
+    MIB, make_fifo, pattern, set_xattr, swap_xattr, wait_until, write_pattern, xattr, xattr_names,
+};
+
+/// Names on a partition without a transfer error, in the order in which they are listed.
+const NAMES: [&str; 9] = [
+    "status",
+    "size",
+    "aligned_size",
+    "resident",
+    "dirty",
+    "inflight",
+    "swappable",
+    "path",
+    "direct",
+];
+
+fn full(names: &[&str]) -> Vec<String> {
+    names
+        .iter()
+        .map(|name| format!("user.swap.{name}"))
+        .collect()
+}
+
+/// The table of section 3: every name and its value on a partition that is resident.
+#[test]
+fn a_partition_tells_where_it_is() {
+    let mount = Mount::new("pool_size=16m");
+    let path = mount.at("file");
+    let length = 3 * MIB + 17;
+    let file = open(&path);
+    write_pattern(&file, length, 1 << 20);
+    file.sync_all().unwrap();
+    let aligned: u64 = swap_xattr(&path, "aligned_size").parse().unwrap();
+    assert!(
+        [512, 4096]
+            .iter()
+            .any(|unit| aligned == length.next_multiple_of(*unit)),
+        "{aligned}"
+    );
+    let length = length.to_string();
+    let backing = mount.backing("file");
+    let expected = [
+        ("status", "available"),
+        ("size", &length),
+        ("resident", &length),
+        ("dirty", "0"),
+        ("inflight", "0"),
+        ("swappable", "1"),
+        ("path", backing.to_str().unwrap()),
+        ("direct", "1"),
+    ];
+    for (name, value) in expected {
+        assert_eq!(swap_xattr(&path, name), value, "{name}");
+    }
+    assert_eq!(xattr(&path, "user.swap.error"), Err(Errno::NODATA));
+    assert_eq!(xattr(&path, "user.swap.nonsense"), Err(Errno::NODATA));
+    assert_eq!(xattr_names(&path), full(&NAMES));
+    let mut short = [0; 3];
+    let refused = rustix::fs::getxattr(&path, "user.swap.status", short.as_mut_slice());
+    assert_eq!(refused, Err(Errno::RANGE));
+}
+
+/// "`dirty`: resident and newer than the swap folder"; small ones are not swappable.
+#[test]
+fn fresh_bytes_are_dirty_until_they_are_written() {
+    let mount = Mount::new("pool_size=16m");
+    let path = mount.at("small");
+    let file = open(&path);
+    file.write_all_at(&pattern(0, 1000), 0).unwrap();
+    assert_eq!(swap_xattr(&path, "dirty"), "1000");
+    assert_eq!(swap_xattr(&path, "resident"), "1000");
+    assert_eq!(swap_xattr(&path, "status"), "available");
+    assert_eq!(swap_xattr(&path, "swappable"), "0");
+    file.sync_all().unwrap();
+    assert_eq!(swap_xattr(&path, "dirty"), "0");
+    assert_eq!(swap_xattr(&path, "resident"), "1000");
+}
+
+/// "`available`: all bytes resident …; `not_available`: else".
+#[test]
+fn a_partition_is_available_once_it_was_read() {
+    let options = "pool_size=16m,open_swap_in=none";
+    let mount = Mount::new(options);
+    let (path, big, empty) = (mount.at("file"), mount.at("big"), mount.at("empty"));
+    write_pattern(&open(&path), 5 * MIB + 1, 1 << 20);
+    write_pattern(&open(&big), 40 * MIB, 1 << 20);
+    drop(open(&empty));
+    mount.remount(options);
+    assert_eq!(swap_xattr(&path, "status"), "not_available");
+    assert_eq!(swap_xattr(&path, "resident"), "0");
+    assert_eq!(swap_xattr(&empty, "status"), "available");
+    assert_eq!(swap_xattr(&path, "wait"), "not_available");
+    fs::read(&path).unwrap();
+    assert_eq!(swap_xattr(&path, "wait"), "available");
+    assert_eq!(swap_xattr(&path, "resident"), (5 * MIB + 1).to_string());
+    // Pushed out by another.
+    fs::read(&big).unwrap();
+    assert_eq!(swap_xattr(&path, "wait"), "not_available");
+    assert_eq!(swap_xattr(&big, "wait"), "not_available");
+    let resident: u64 = swap_xattr(&big, "resident").parse().unwrap();
+    assert!(resident > 4 * MIB && resident <= 16 * MIB, "{resident}");
+}
+
+/// "Opening a partition for reading starts its swap-in", as `open_swap_in` says.
+#[test]
+fn opening_for_reading_starts_the_swap_in() {
+    let options = "pool_size=32m,open_swap_in=all";
+    let mount = Mount::new(options);
+    let path = mount.at("file");
+    write_pattern(&open(&path), 9 * MIB + 1, 1 << 20);
+    mount.remount(options);
+    let _file = File::open(&path).unwrap();
+    wait_until("the swap-in", || swap_xattr(&path, "status") == "available");
+    let options = "pool_size=32m,read_ahead=2m";
+    drop(_file);
+    mount.remount(options);
+    let _file = File::open(&path).unwrap();
+    wait_until("its beginning", || {
+        swap_xattr(&path, "resident") == (2 * MIB).to_string()
+    });
+    assert_eq!(swap_xattr(&path, "wait"), "not_available");
+    drop(_file);
+}
+
+/// Writes a large file until told to stop.
+fn keep_writing(mount: &Mount, stop: &AtomicBool) {
+    let file = open(&mount.at("big"));
+    let bytes = pattern(0, 4 << 20);
+    let mut number = 0;
+    while !stop.load(Ordering::SeqCst) {
+        file.write_all_at(&bytes, number % 50 * (4 << 20)).unwrap();
+        number += 1;
+    }
+}
+
+/// "`inflight`: at least one block under transfer or queued for it"; `user.swap.wait` answers "as soon
+/// as nothing of the partition is in flight, or after one second".
+#[test]
+fn transfers_are_seen_and_waited_for() {
+    let mount = Mount::new("pool_size=16m");
+    let path = mount.at("big");
+    drop(open(&path));
+    drop(open(&mount.at("other")));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| keep_writing(&mount, &stop));
+        wait_until("a transfer", || swap_xattr(&path, "status") == "inflight");
+        wait_until("a transfer's bytes", || {
+            swap_xattr(&path, "inflight") != "0"
+        });
+        wait_until("a dirty buffer", || {
+            swap_xattr(&mount.mnt, "pool.dirty") != "0"
+        });
+        for (path, values) in [
+            (&path, ["inflight", "available", "not_available"].as_slice()),
+            (&mount.mnt, ["inflight", "idle"].as_slice()),
+            (&mount.at("other"), ["available"].as_slice()),
+        ] {
+            let start = Instant::now();
+            let answer = swap_xattr(path, "wait");
+            assert!(values.contains(&answer.as_str()), "{answer}");
+            assert!(
+                start.elapsed() < Duration::from_secs(4),
+                "{:?}",
+                start.elapsed()
+            );
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
+    crate::support::sync_all(&mount.mnt);
+    let start = Instant::now();
+    assert_ne!(swap_xattr(&path, "wait"), "inflight");
+    assert_eq!(swap_xattr(&mount.mnt, "wait"), "idle");
+    assert!(
+        start.elapsed() < Duration::from_millis(900),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+/// "Reading on the root gives `user.swap.pool.buffers`, …".
+#[test]
+fn the_root_tells_about_the_pool() {
+    let mount = Mount::new("pool_size=16m,block_size=64k");
+    let names = [
+        "buffers",
+        "available",
+        "reserved",
+        "dirty",
+        "inflight",
+        "buffer_size",
+    ];
+    let values = ["256", "256", "0", "0", "0", "65536"];
+    for (name, value) in names.iter().zip(values) {
+        assert_eq!(
+            swap_xattr(&mount.mnt, &format!("pool.{name}")),
+            value,
+            "{name}"
+        );
+    }
+    let names: Vec<String> = names
+        .iter()
+        .map(|name| format!("user.swap.pool.{name}"))
+        .collect();
+    assert_eq!(xattr_names(&mount.mnt), names);
+    assert_eq!(xattr(&mount.mnt, "user.swap.status"), Err(Errno::NODATA));
+    fs::create_dir(mount.at("dir")).unwrap();
+    make_fifo(&mount.at("fifo"));
+    for name in ["dir", "fifo"] {
+        assert_eq!(xattr_names(&mount.at(name)), Vec::<String>::new());
+        assert_eq!(xattr(&mount.at(name), "user.swap.size"), Err(Errno::NODATA));
+        assert_eq!(xattr(&mount.at(name), "user.swap.wait"), Err(Errno::NODATA));
+    }
+}
+
+/// "`list_xattr=off` hides them", and they can be read all the same.
+#[test]
+fn listing_can_be_switched_off() {
+    let mount = Mount::new("pool_size=16m,list_xattr=off");
+    let path = mount.at("file");
+    fs::write(&path, "x").unwrap();
+    set_xattr(&path, "user.mine", b"kept").unwrap();
+    assert_eq!(xattr_names(&path), ["user.mine"]);
+    assert_eq!(xattr_names(&mount.mnt), Vec::<String>::new());
+    assert_eq!(swap_xattr(&path, "size"), "1");
+    assert_eq!(swap_xattr(&mount.mnt, "pool.buffers"), "16");
+}
+
+/// "Writing a read-only `user.swap.*` name fails with EPERM."
+#[test]
+fn our_names_cannot_be_changed() {
+    let mount = Mount::new("pool_size=16m");
+    let path = mount.at("file");
+    fs::write(&path, "x").unwrap();
+    for name in full(&NAMES)
+        .into_iter()
+        .chain(full(&["error", "wait", "nonsense"]))
+    {
+        assert_eq!(set_xattr(&path, &name, b"1"), Err(Errno::PERM), "{name}");
+        assert_eq!(removexattr(&path, &*name), Err(Errno::PERM), "{name}");
+    }
+    for name in full(&["pool.buffers", "pool.available", "wait"]) {
+        assert_eq!(
+            set_xattr(&mount.mnt, &name, b"1"),
+            Err(Errno::PERM),
+            "{name}"
+        );
+    }
+    assert_eq!(
+        set_xattr(&path, "user.swap.request", b"nonsense"),
+        Err(Errno::INVAL)
+    );
+    assert_eq!(xattr_names(&mount.backing("file")), Vec::<String>::new());
+}
+
+/// "User xattrs outside `user.swap.` pass through to the swap folder."
+#[test]
+fn other_attributes_pass_through() {
+    let mount = Mount::new("pool_size=16m");
+    for name in ["file", "dir"] {
+        let (path, backing) = (mount.at(name), mount.backing(name));
+        match name {
+            "dir" => fs::create_dir(&path).unwrap(),
+            _ => fs::write(&path, "x").unwrap(),
+        }
+        set_xattr(&path, "user.foo", b"bar").unwrap();
+        assert_eq!(xattr(&backing, "user.foo").unwrap(), b"bar");
+        set_xattr(&backing, "user.swapped", &[0, 255, 10]).unwrap();
+        assert_eq!(xattr(&path, "user.swapped").unwrap(), [0, 255, 10]);
+        assert_eq!(xattr_names(&path)[..2], ["user.foo", "user.swapped"]);
+        let exists = setxattr(&path, "user.foo", b"x", XattrFlags::CREATE);
+        assert_eq!(exists, Err(Errno::EXIST));
+        let missing = setxattr(&path, "user.missing", b"x", XattrFlags::REPLACE);
+        assert_eq!(missing, Err(Errno::NODATA));
+        set_xattr(&path, "user.large", &[7; 2000]).unwrap();
+        assert_eq!(xattr(&path, "user.large").unwrap(), [7; 2000]);
+        removexattr(&path, "user.foo").unwrap();
+        assert_eq!(xattr(&backing, "user.foo"), Err(Errno::NODATA));
+        assert_eq!(removexattr(&path, "user.foo"), Err(Errno::NODATA));
+    }
+}
+
+/// "`user.swap.*` values stored in the swap folder by a copy are ignored and shadowed."
+#[test]
+fn stored_values_under_our_names_are_shadowed() {
+    let mount = Mount::new("pool_size=16m");
+    let (path, backing) = (mount.at("file"), mount.backing("file"));
+    fs::write(&path, "x").unwrap();
+    for name in ["size", "error", "copied"] {
+        set_xattr(&backing, &format!("user.swap.{name}"), b"stale").unwrap();
+    }
+    assert_eq!(swap_xattr(&path, "size"), "1");
+    assert_eq!(xattr(&path, "user.swap.error"), Err(Errno::NODATA));
+    assert_eq!(xattr(&path, "user.swap.copied"), Err(Errno::NODATA));
+    assert_eq!(xattr_names(&path), full(&NAMES));
+}
