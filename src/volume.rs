@@ -5,12 +5,13 @@
 
 mod control;
 mod metrics;
+mod request;
 mod xattr;
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crate::aio::device::BackingFile;
 use crate::aio::file::DiskFile;
@@ -19,7 +20,8 @@ use crate::fs::{Access, Attributes, Caller, Entry, FileKind, Gone, RenameKind, T
 use crate::swap::{Engine, Reply};
 
 pub use control::{CONTROL_NAME, ControlNode};
-pub use xattr::{SWAP_PREFIX, XattrAnswer};
+pub use request::Asker;
+pub use xattr::{REQUEST_NAME, SWAP_PREFIX, XattrAnswer};
 
 /// How a volume presents itself, fixed at start.
 #[derive(Debug, Clone)]
@@ -64,6 +66,15 @@ impl RequestCounts {
 /// request where they would make thirty-two.
 const PREFERRED_IO_BYTES: u32 = 128 * 1024;
 
+/// Makes the kernel forget what it has cached of a node.
+struct Invalidate(Box<dyn Fn(u64) + Send + Sync>);
+
+impl std::fmt::Debug for Invalidate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Invalidate")
+    }
+}
+
 /// A mounted swap folder.
 #[derive(Debug)]
 pub struct Volume {
@@ -74,6 +85,8 @@ pub struct Volume {
     /// What clients asked for so far.
     pub requests: RequestCounts,
     options: VolumeOptions,
+    /// Tells the kernel to forget what it has cached of a node.
+    invalidate: OnceLock<Invalidate>,
 }
 
 /// An answer that may come later, on another thread.
@@ -105,6 +118,7 @@ impl Volume {
             engine,
             requests: RequestCounts::default(),
             options,
+            invalidate: OnceLock::new(),
         })
     }
 
@@ -344,6 +358,11 @@ impl Volume {
                 answer(failed);
             }));
         }));
+    }
+
+    /// Names what makes the kernel forget its pages and attributes of a node. Once, at start.
+    pub fn set_invalidate(&self, invalidate: Box<dyn Fn(u64) + Send + Sync>) {
+        let _ = self.invalidate.set(Invalidate(invalidate));
     }
 
     /// Whether close waits for the swap folder.

@@ -20,7 +20,7 @@ use super::attr::{TTL, errno, file_attr, file_type, time_change};
 use super::{control, data, session};
 use crate::error::{Errno, Result};
 use crate::fs::{Caller, Directory, Entry, FileKind, ROOT_ID, RenameKind, XattrMode};
-use crate::volume::{Changes, RequestCounts, Volume, XattrAnswer, outcome};
+use crate::volume::{Asker, Changes, REQUEST_NAME, RequestCounts, Volume, XattrAnswer, outcome};
 
 /// What an open handle that is no partition's stands for.
 #[derive(Debug, Clone)]
@@ -625,7 +625,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -636,6 +636,14 @@ impl Filesystem for Adapter {
         self.count();
         if control::node(ino).is_some() {
             return reply.error(errno(Errno::EPERM));
+        }
+        if name == REQUEST_NAME {
+            let asker = Asker {
+                uid: req.uid(),
+                gid: req.gid(),
+            };
+            let answer = data::empty(&self.volume, reply);
+            return self.volume.request(ino.0, value, asker, answer);
         }
         let set = XattrMode::from_flags(flags as u32)
             .and_then(|mode| self.volume.set_xattr(ino.0, name, value, mode));
@@ -732,16 +740,19 @@ impl Filesystem for Adapter {
     fn poll(
         &self,
         _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _ph: PollNotifier,
-        _events: PollEvents,
-        _flags: PollFlags,
+        ino: INodeNo,
+        fh: FileHandle,
+        ph: PollNotifier,
+        events: PollEvents,
+        flags: PollFlags,
         reply: ReplyPoll,
     ) {
         self.count();
-        // Never asked again: files are always ready.
-        reply.error(errno(Errno::ENOSYS));
+        if control::node(ino).is_some() {
+            return reply.poll(events & data::ALWAYS_READY);
+        }
+        let notify = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
+        data::poll(&self.volume, fh.0, ph, events, notify, reply);
     }
 
     fn lseek(

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use fuser::{ReplyData, ReplyEmpty, ReplyLseek, ReplyWrite};
+use fuser::{PollEvents, PollNotifier, ReplyData, ReplyEmpty, ReplyLseek, ReplyPoll, ReplyWrite};
 
 use super::attr::errno;
 use crate::error::{Errno, Result};
@@ -90,4 +90,32 @@ pub(super) fn lseek(
             Err(error) => reply.error(errno(error)),
         }
     }));
+}
+
+/// What a regular file always is.
+pub(super) const ALWAYS_READY: PollEvents = PollEvents::POLLIN
+    .union(PollEvents::POLLOUT)
+    .union(PollEvents::POLLRDNORM)
+    .union(PollEvents::POLLWRNORM);
+
+/// POLLPRI tells that the partition's status has changed since the handle was told last.
+pub(super) fn poll(
+    volume: &Arc<Volume>,
+    handle: u64,
+    notifier: PollNotifier,
+    events: PollEvents,
+    notify: bool,
+    reply: ReplyPoll,
+) {
+    let wake = notify.then(|| {
+        Box::new(move |_| {
+            // Fails when nobody polls any more.
+            let _ = notifier.notify();
+        }) as crate::swap::Reply
+    });
+    match volume.engine.poll_status(handle, wake) {
+        Ok(true) => reply.poll((events & ALWAYS_READY) | PollEvents::POLLPRI),
+        Ok(false) => reply.poll(events & ALWAYS_READY),
+        Err(error) => reply.error(errno(error)),
+    }
 }

@@ -94,7 +94,13 @@ pub fn serve(volume: Arc<Volume>, device: OwnedFd, threads: usize) -> io::Result
     let mut config = Config::default();
     config.n_threads = Some(threads);
     config.clone_fd = true;
-    let session = Session::from_fd(Adapter::new(volume), device, SessionACL::All, config)?;
+    let adapter = Adapter::new(volume.clone());
+    let session = Session::from_fd(adapter, device, SessionACL::All, config)?;
+    let notifier = session.notifier();
+    volume.set_invalidate(Box::new(move |id| {
+        // Fails when the kernel does not know the node: then it has nothing to forget.
+        let _ = notifier.inval_inode(fuser::INodeNo(id), 0, 0);
+    }));
     Ok(Serving { session })
 }
 

@@ -46,6 +46,8 @@ pub(crate) enum ListKind {
     None,
     /// May be evicted, oldest use first.
     Clean,
+    /// As clean, but swapped in on request: evicted only when no clean one is left.
+    Kept,
     /// Dirty and not asked to be written yet, oldest write first.
     Dirty,
     /// Its write failed; waits for a retry.
@@ -89,6 +91,10 @@ pub(crate) struct Block {
     pub(crate) waiters: Vec<Op>,
     /// Writing out was asked for (a full block, close, fsync, age, pressure) and is not done.
     pub(crate) flush: bool,
+    /// Swapped in on request; stays until released.
+    pub(crate) kept: bool,
+    /// Dropped as soon as it is clean and idle.
+    pub(crate) release: bool,
     /// The errno of the last write-out, when it failed.
     pub(crate) failed: Option<Errno>,
     /// The errno of the last failed read into it.
@@ -120,6 +126,8 @@ impl Block {
             transfers: 0,
             waiters: Vec::new(),
             flush: false,
+            kept: false,
+            release: false,
             failed: None,
             read_error: None,
             epoch_dirty: 0,
@@ -157,7 +165,11 @@ impl Block {
                 ListKind::Dirty
             }
         } else if self.idle() {
-            ListKind::Clean
+            if self.kept {
+                ListKind::Kept
+            } else {
+                ListKind::Clean
+            }
         } else {
             ListKind::None
         }
@@ -193,6 +205,8 @@ impl Block {
         self.shared.clear();
         self.partials.clear();
         self.flush = false;
+        self.kept = false;
+        self.release = false;
         self.failed = None;
         self.read_error = None;
     }

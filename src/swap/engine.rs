@@ -181,7 +181,7 @@ impl Engine {
             let mut state = self.state.lock();
             let st = state.deref_mut();
             let result = step(st, &mut actions);
-            self.pump(st, &mut actions);
+            self.after(st, &mut actions);
             result
         };
         actions.run(self);
@@ -200,11 +200,23 @@ impl Engine {
             self.tick.wait_for(&mut state, time);
             let st = state.deref_mut();
             let result = step(st, &mut actions);
-            self.pump(st, &mut actions);
+            self.after(st, &mut actions);
             result
         };
         actions.run(self);
         result
+    }
+
+    /// What every step may have made possible.
+    fn after(&self, st: &mut State, actions: &mut Actions) {
+        if !st.released.is_empty() {
+            self.drop_released(st, actions);
+        }
+        self.pump(st, actions);
+        st.shrink_to_limit(actions);
+        if !st.polled.is_empty() {
+            self.wake_pollers(st, actions);
+        }
     }
 
     /// Milliseconds since the start.
@@ -235,6 +247,7 @@ impl Engine {
             Op::Write(op) => {
                 self.run_write(op, &[]);
             }
+            Op::Fetch(op) => self.with(|st, actions| self.fetch_step(st, op, actions)),
             Op::Barrier(op) => self.with(|st, actions| self.enter_queued(st, op, actions)),
         }
     }
@@ -302,6 +315,7 @@ impl Engine {
         read: bool,
         actions: &mut Actions,
     ) -> Result<u64> {
+        let unit = st.shape.unit;
         let part = st.part(id);
         if read && !part.lost.is_empty() {
             return Err(Errno::EIO);
@@ -313,6 +327,7 @@ impl Engine {
             errors_seen,
             expected: 0,
             ahead_to: 0,
+            status_seen: part.status(unit),
         };
         let handle = st.handles.insert(handle) as u64;
         if read {
@@ -427,7 +442,7 @@ impl CompletionSink for Engine {
             for completion in done.drain(..) {
                 self.completed(st, completion, &mut actions);
             }
-            self.pump(st, &mut actions);
+            self.after(st, &mut actions);
         }
         let ready = std::mem::take(&mut actions.ready);
         actions.run(self);

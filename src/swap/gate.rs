@@ -195,6 +195,11 @@ impl Engine {
                     engine.end_barrier(st, id, result, actions);
                 });
             })),
+            Change::Discard => {
+                drop(file);
+                self.discarded(st, id, actions);
+                self.end_barrier(st, id, Ok(()), actions);
+            }
             Change::Settle { .. } => self.run_settle(st, id, file, actions),
         }
     }

@@ -54,6 +54,16 @@ pub(crate) struct WriteOp {
     pub(crate) reply: WriteReply,
 }
 
+/// A swap-in under way: asks for a partition's blocks one after the other.
+pub(crate) struct FetchOp {
+    pub(crate) partition: u32,
+    /// The next block.
+    pub(crate) next: u64,
+    /// Releases of the partition when it began: a later one ends it.
+    pub(crate) releases: u64,
+    pub(crate) granted: Granted,
+}
+
 /// A change that must be alone with the partition.
 pub(crate) enum Change {
     Truncate(u64),
@@ -62,6 +72,8 @@ pub(crate) enum Change {
         offset: u64,
         length: u64,
     },
+    /// Forget what the pool holds.
+    Discard,
     /// Make the backing file's size and time the logical ones; excludes writes only.
     Settle {
         then: Vec<SyncOp>,
@@ -92,6 +104,7 @@ pub(crate) enum Op {
     Read(Box<ReadOp>),
     Write(Box<WriteOp>),
     Barrier(Box<BarrierOp>),
+    Fetch(Box<FetchOp>),
 }
 
 impl std::fmt::Debug for Op {
@@ -99,6 +112,7 @@ impl std::fmt::Debug for Op {
         match self {
             Op::Read(op) => write!(f, "Read({}, {}+{})", op.partition, op.offset, op.length),
             Op::Write(op) => write!(f, "Write({}, {}+{})", op.partition, op.offset, op.length),
+            Op::Fetch(op) => write!(f, "Fetch({}, {})", op.partition, op.next),
             Op::Barrier(op) => write!(f, "Barrier({})", op.partition),
         }
     }
@@ -109,6 +123,7 @@ impl Op {
         match self {
             Op::Read(op) => Some(&mut op.granted),
             Op::Write(op) => Some(&mut op.granted),
+            Op::Fetch(op) => Some(&mut op.granted),
             Op::Barrier(_) => None,
         }
     }

@@ -106,6 +106,12 @@ pub(crate) struct Partition {
     pub(crate) lost: RangeSet,
     pub(crate) unreadable: RangeSet,
     pub(crate) status_waiters: Vec<StatusWaiter>,
+    /// Called when the status is no longer this.
+    pub(crate) pollers: Vec<(PartitionStatus, Reply)>,
+    /// Swap-ins under way.
+    pub(crate) queued: u32,
+    /// Requests to release it so far.
+    pub(crate) releases: u64,
     pub(crate) written_ms: u64,
     pub(crate) settle_queued: bool,
     /// Settling failed; it waits for the next fsync.
@@ -150,6 +156,9 @@ impl Partition {
             lost: RangeSet::default(),
             unreadable: RangeSet::default(),
             status_waiters: Vec::new(),
+            pollers: Vec::new(),
+            queued: 0,
+            releases: 0,
             written_ms: 0,
             settle_queued: false,
             settle_failed: false,
@@ -213,8 +222,13 @@ impl Partition {
             .is_none_or(|(oldest, _)| *oldest > epoch)
     }
 
+    /// Something is under transfer, or queued for it.
+    pub(crate) fn moving(&self) -> bool {
+        self.pending_blocks > 0 || self.queued > 0
+    }
+
     pub(crate) fn status(&self, unit: u64) -> PartitionStatus {
-        if self.pending_blocks > 0 {
+        if self.moving() {
             PartitionStatus::Inflight
         } else if self.valid_pages == self.size.div_ceil(unit) {
             PartitionStatus::Available
@@ -258,4 +272,6 @@ pub(crate) struct Handle {
     pub(crate) expected: u64,
     /// Read-ahead has been asked for up to here.
     pub(crate) ahead_to: u64,
+    /// The status last reported to a poll.
+    pub(crate) status_seen: PartitionStatus,
 }

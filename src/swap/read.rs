@@ -279,7 +279,7 @@ impl Engine {
         next_run(pages, |i| !(block.valid.word(i) | block.reading.word(i))).is_some()
     }
 
-    fn fill_partials(
+    pub(crate) fn fill_partials(
         &self,
         st: &mut State,
         buffer: BufferIndex,
@@ -309,6 +309,7 @@ impl Engine {
         st.edit(buffer, |block| {
             block.shared.insert(pages);
             block.readers += 1;
+            block.release = false;
         });
         let start = index * st.shape.block_size;
         let within =
@@ -369,7 +370,7 @@ impl Engine {
                 None => {
                     let mut granted = Granted::new();
                     // Never evict for one reader what another has just asked for.
-                    let room = st.available() > st.blocks.len() / 8;
+                    let room = st.obtainable(0) > st.blocks.len() / 8;
                     if !room || !st.acquire(&mut granted, 1, actions) {
                         return (index * block_size).max(from);
                     }

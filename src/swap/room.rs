@@ -29,7 +29,7 @@ impl Engine {
             let held = idle_before - idle_blocks(st);
             let have = op.granted().map_or(0, |granted| granted.len());
             let need = count.saturating_sub(have);
-            if st.available() < need && !self.make_room(st, need, held, actions) {
+            if st.obtainable(held) < need && !self.make_room(st, need, held, actions) {
                 if let Op::Read(op) = &mut op {
                     self.unpin(st, std::mem::take(&mut op.pinned));
                 }
@@ -55,10 +55,10 @@ impl Engine {
         // Everything else is reading, being copied or being written: its end comes back here.
         let all_idle = idle_blocks(st) + held == st.blocks.len();
         let nothing_moves = st.inflight_blocks == 0 && st.dirty.length == 0 && all_idle;
-        while nothing_moves && st.available() < need && st.failed.head != NONE {
+        while nothing_moves && st.obtainable(held) < need && st.failed.head != NONE {
             self.drop_failed(st, st.failed.head, actions);
         }
-        st.available() >= need
+        st.obtainable(held) >= need
     }
 
     /// Gives up the bytes of a failed write-out, because the room is needed and nothing else gives it.
@@ -107,5 +107,5 @@ impl Engine {
 
 /// Blocks that are not busy in a way that will end by itself.
 fn idle_blocks(st: &State) -> usize {
-    st.failed.length + st.clean.length + st.free.len()
+    st.failed.length + st.clean.length + st.kept.length + st.free.len()
 }

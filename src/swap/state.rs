@@ -29,6 +29,9 @@ impl List {
     };
 }
 
+/// Bytes of the largest request of a client; its blocks must find room together.
+pub(crate) const REQUEST_BYTES_MAX: u64 = 1 << 20;
+
 /// The time a filesystem would note for a change made now. The coarse clock, as the kernel's own
 /// filesystems: with a finer one, a file written through the pool could look younger than one made
 /// after it.
@@ -183,6 +186,7 @@ pub(crate) struct State {
     pub(crate) blocks: Vec<Block>,
     pub(crate) free: Vec<BufferIndex>,
     pub(crate) clean: List,
+    pub(crate) kept: List,
     pub(crate) dirty: List,
     pub(crate) failed: List,
     pub(crate) scratch: Vec<usize>,
@@ -200,6 +204,14 @@ pub(crate) struct State {
     pub(crate) pending_blocks: u64,
     /// Those who wait until nothing of any partition is in flight.
     pub(crate) idle_waiters: Vec<StatusWaiter>,
+    /// Buffers out of circulation.
+    pub(crate) reserved: usize,
+    /// Swap-ins under way.
+    pub(crate) queued: u64,
+    /// Released blocks that have become clean and idle.
+    pub(crate) released: Vec<BufferIndex>,
+    /// Partitions with pollers whose counters have changed.
+    pub(crate) polled: Vec<u32>,
     pub(crate) stats: CacheStats,
     pub(crate) stopping: bool,
 }
@@ -211,6 +223,7 @@ impl State {
             blocks: (0..buffers).map(|_| Block::new(shape.pages())).collect(),
             free: (0..buffers as BufferIndex).rev().collect(),
             clean: List::EMPTY,
+            kept: List::EMPTY,
             dirty: List::EMPTY,
             failed: List::EMPTY,
             scratch: (0..scratch_pages).collect(),
@@ -225,6 +238,10 @@ impl State {
             writes_inflight: 0,
             pending_blocks: 0,
             idle_waiters: Vec::new(),
+            reserved: 0,
+            queued: 0,
+            released: Vec::new(),
+            polled: Vec::new(),
             stats: CacheStats::default(),
             stopping: false,
         }
@@ -266,6 +283,7 @@ impl State {
                 .expect("a counter never goes negative");
         };
         let part = self.part(partition);
+        let polled = !part.pollers.is_empty();
         delta(&mut part.valid_pages, before.valid, after.valid);
         delta(&mut part.dirty_pages, before.dirty, after.dirty);
         delta(&mut part.inflight_pages, before.inflight, after.inflight);
@@ -286,6 +304,9 @@ impl State {
             before.pending.into(),
             after.pending.into(),
         );
+        if polled {
+            self.polled.push(partition);
+        }
         self.dirty_blocks =
             self.dirty_blocks + usize::from(after.dirty_block) - usize::from(before.dirty_block);
         self.inflight_blocks =
@@ -295,6 +316,7 @@ impl State {
     fn list(&mut self, kind: ListKind) -> &mut List {
         match kind {
             ListKind::Clean => &mut self.clean,
+            ListKind::Kept => &mut self.kept,
             ListKind::Dirty => &mut self.dirty,
             ListKind::Failed => &mut self.failed,
             ListKind::None => unreachable!("no list for blocks in none"),
@@ -349,6 +371,10 @@ impl State {
             self.unlink(buffer);
             self.append(buffer, proper);
         }
+        let block = &self.blocks[buffer as usize];
+        if block.release && matches!(proper, ListKind::Clean | ListKind::Kept) {
+            self.released.push(buffer);
+        }
     }
 
     /// Marks a block as just used.
@@ -363,21 +389,65 @@ impl State {
         self.part(partition).blocks.get(&index).copied()
     }
 
+    /// Buffers that may be in use: all but the reserved ones, and always enough for the largest
+    /// request to go on.
+    fn limit(&self) -> usize {
+        let least = (REQUEST_BYTES_MAX / self.shape.block_size + 1).max(2) as usize;
+        (self.blocks.len() - self.reserved)
+            .max(least)
+            .min(self.blocks.len())
+    }
+
+    /// Buffers in use that no eviction can give.
+    fn bound(&self) -> usize {
+        self.blocks.len() - self.free.len() - self.clean.length - self.kept.length
+    }
+
     /// Free buffers and those that can be had by evicting a clean block.
     pub(crate) fn available(&self) -> usize {
-        self.free.len() + self.clean.length
+        self.limit().saturating_sub(self.bound())
+    }
+
+    /// As [`State::available`], without the blocks that were swapped in on request as long as
+    /// anything else is moving, or dirty and about to: each of those will give room by itself. `held`
+    /// blocks are idle but for the asker, who has pinned them.
+    pub(crate) fn obtainable(&self, held: usize) -> usize {
+        let moving = self.bound() - self.failed.length > held;
+        let spared = if moving { self.kept.length } else { 0 };
+        self.limit().saturating_sub(self.bound() + spared)
+    }
+
+    /// Drops the clean block that was not used for the longest time; those swapped in on request last.
+    fn evict(&mut self, actions: &mut Actions) -> bool {
+        let victim = if self.clean.head == NONE {
+            self.kept.head
+        } else {
+            self.clean.head
+        };
+        if victim == NONE {
+            return false;
+        }
+        self.stats.evictions += 1;
+        self.detach(victim, actions);
+        true
     }
 
     fn take_buffer(&mut self, actions: &mut Actions) -> Option<BufferIndex> {
-        if self.free.is_empty() {
-            let victim = self.clean.head;
-            if victim == NONE {
+        while self.free.is_empty() || self.blocks.len() - self.free.len() >= self.limit() {
+            if !self.evict(actions) {
                 return None;
             }
-            self.stats.evictions += 1;
-            self.detach(victim, actions);
         }
         self.free.pop()
+    }
+
+    /// Gives up what is in use beyond the limit, after a reservation.
+    pub(crate) fn shrink_to_limit(&mut self, actions: &mut Actions) {
+        while self.reserved > 0 && self.blocks.len() - self.free.len() > self.limit() {
+            if !self.evict(actions) {
+                return;
+            }
+        }
     }
 
     /// Takes `count` buffers at once, or none. Those who wait already come first.
@@ -390,7 +460,7 @@ impl State {
         if granted.len() >= count {
             return true;
         }
-        if !self.waiting.is_empty() || self.available() < count - granted.len() {
+        if !self.waiting.is_empty() || self.obtainable(0) < count - granted.len() {
             return false;
         }
         self.grant(granted, count, actions);

@@ -135,7 +135,7 @@ impl Engine {
         self.with(|st, _| PoolInfo {
             buffers: st.blocks.len() as u64,
             available: st.available() as u64,
-            reserved: 0,
+            reserved: st.reserved as u64,
             dirty: st.dirty_blocks as u64,
             inflight: st.inflight_blocks as u64,
             buffer_size: st.shape.block_size,
@@ -153,7 +153,7 @@ impl Engine {
             for (_, part) in st.partitions.iter() {
                 counts.known += 1;
                 counts.dirty += u64::from(part.dirty_pages > 0);
-                counts.inflight += u64::from(part.pending_blocks > 0);
+                counts.inflight += u64::from(part.moving());
                 counts.failed += u64::from(part.error.is_some());
             }
             counts
@@ -191,7 +191,7 @@ impl Engine {
             reply,
         };
         self.with(|st, actions| match st.keys.get(&key).copied() {
-            Some(id) if st.part(id).pending_blocks > 0 => st.part(id).status_waiters.push(waiter),
+            Some(id) if st.part(id).moving() => st.part(id).status_waiters.push(waiter),
             _ => actions.answer(Some(waiter.reply), Ok(())),
         });
     }
@@ -203,7 +203,7 @@ impl Engine {
             reply,
         };
         self.with(|st, actions| {
-            if st.pending_blocks > 0 {
+            if st.pending_blocks + st.queued > 0 {
                 st.idle_waiters.push(waiter);
             } else {
                 actions.answer(Some(waiter.reply), Ok(()));
@@ -214,7 +214,7 @@ impl Engine {
     /// Whether anything of any partition is in flight or queued for it.
     #[must_use]
     pub fn inflight(&self) -> bool {
-        self.with(|st, _| st.pending_blocks > 0)
+        self.with(|st, _| st.pending_blocks + st.queued > 0)
     }
 
     /// lseek(2) with SEEK_DATA or, with `hole`, SEEK_HOLE; bytes that are only in the pool are data.

@@ -189,14 +189,14 @@ impl Engine {
             self.advance_syncs(st, id, actions);
         }
         let part = st.part(id);
-        if part.pending_blocks == 0 {
+        if !part.moving() {
             for waiter in part.status_waiters.drain(..) {
                 actions.answer(Some(waiter.reply), Ok(()));
             }
         }
         self.settle_if_due(st, id, actions);
         st.part(id).jobs -= 1;
-        if st.pending_blocks == 0 {
+        if st.pending_blocks + st.queued == 0 {
             for waiter in st.idle_waiters.drain(..) {
                 actions.answer(Some(waiter.reply), Ok(()));
             }

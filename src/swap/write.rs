@@ -342,6 +342,7 @@ impl Engine {
             }
             block.failed = None;
             block.dirty.insert(pages.clone());
+            block.release = false;
             block.written_ms = now_ms;
         });
         st.touch(buffer);

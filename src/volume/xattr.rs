@@ -13,6 +13,9 @@ use crate::swap::{PartitionInfo, PartitionStatus};
 /// What all names of swapfs's own begin with.
 pub const SWAP_PREFIX: &str = "user.swap.";
 
+/// The attribute that takes requests.
+pub const REQUEST_NAME: &str = "user.swap.request";
+
 /// How long reading `user.swap.wait` may take.
 const WAIT_MAX: Duration = Duration::from_secs(1);
 
@@ -229,13 +232,11 @@ impl Volume {
     /// Sets an attribute of the user's.
     ///
     /// # Errors
-    /// EPERM for swapfs's own names, which are read-only; EINVAL for a request it does not know; what
+    /// EPERM for swapfs's own names, which are read-only ([`REQUEST_NAME`] is [`Volume::request`]'s); what
     /// the swap folder fails with.
     pub fn set_xattr(&self, id: u64, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()> {
         if name.as_bytes().starts_with(SWAP_PREFIX.as_bytes()) {
-            // Requests are dispatched from here.
-            let request = own_name(name) == Some("request");
-            return Err(if request { Errno::EINVAL } else { Errno::EPERM });
+            return Err(Errno::EPERM);
         }
         self.tree.set_xattr(id, name, value, mode)
     }

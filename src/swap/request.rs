@@ -1,0 +1,317 @@
+//! What users ask for by name: swap in, swap out, release, discard, reservations. Each returns at once;
+//! waiting is asking for the status.
+
+use super::actions::Actions;
+use super::block::BufferIndex;
+use super::engine::Engine;
+use super::op::{BarrierOp, Change, FetchOp, Granted, Op, Reply};
+use super::partition::{FileKey, PartitionStatus};
+use super::state::State;
+use crate::error::{Errno, Result};
+
+/// Blocks a swap-in asks for before it lets others have the lock.
+const FETCH_BLOCKS: u64 = 64;
+
+/// What can be asked of a partition that the engine knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// Write all dirty blocks, those whose write-out failed again.
+    SwapOut,
+    /// Write what is dirty, then drop the buffers.
+    Release,
+    /// Drop the buffers and the dirty bytes with them: the partition reads as in the swap folder.
+    Discard,
+}
+
+impl Engine {
+    /// Reads all blocks of a partition into the pool, where they stay until released, or until nothing
+    /// else is left to evict. Returns at once; a failed transfer shows in the partition's error.
+    ///
+    /// # Errors
+    /// ENOBUFS when the partition is larger than the pool less its reservations; EBADF.
+    pub fn swap_in(&self, handle: u64) -> Result<()> {
+        self.with(|st, actions| {
+            let id = Engine::partition_of(st, handle)?;
+            let blocks = st.part(id).size.div_ceil(st.shape.block_size);
+            if blocks > (st.blocks.len() - st.reserved) as u64 {
+                return Err(Errno::ENOBUFS);
+            }
+            let part = st.part(id);
+            part.queued += 1;
+            part.jobs += 1;
+            let op = FetchOp {
+                partition: id,
+                next: 0,
+                releases: part.releases,
+                granted: Granted::new(),
+            };
+            st.queued += 1;
+            self.fetch_step(st, Box::new(op), actions);
+            Ok(())
+        })
+    }
+
+    /// Bytes of partitions that a swap-in may ask for: the pool less its reservations.
+    #[must_use]
+    pub fn swap_in_bytes_max(&self) -> u64 {
+        self.with(|st, _| (st.blocks.len() - st.reserved) as u64 * st.shape.block_size)
+    }
+
+    /// Goes on with a swap-in.
+    pub(crate) fn fetch_step(&self, st: &mut State, mut op: Box<FetchOp>, actions: &mut Actions) {
+        let id = op.partition;
+        for _ in 0..FETCH_BLOCKS {
+            let part = st.part(id);
+            let end = part.size.div_ceil(self.shape.block_size);
+            if op.next >= end || part.unlinked || part.releases != op.releases || st.stopping {
+                return self.end_fetch(st, op, actions);
+            }
+            if self.gate_closed(st, id, false) {
+                st.part(id).gate_queue.push_back(Op::Fetch(op));
+                return;
+            }
+            let buffer = match st.find(id, op.next) {
+                Some(buffer) => buffer,
+                None if st.acquire(&mut op.granted, 1, actions) => {
+                    let buffer = op.granted.pop().expect("one was acquired");
+                    st.attach(buffer, id, op.next);
+                    buffer
+                }
+                None => return self.wait_for_buffers(st, Op::Fetch(op), 1),
+            };
+            st.edit(buffer, |block| {
+                block.kept = true;
+                block.release = false;
+            });
+            let pages = 0..st.shape.pages();
+            self.read_pages(st, buffer, pages.clone(), actions);
+            self.fill_partials(st, buffer, pages, actions);
+            op.next += 1;
+        }
+        actions.ready.push(Op::Fetch(op));
+    }
+
+    fn end_fetch(&self, st: &mut State, mut op: Box<FetchOp>, actions: &mut Actions) {
+        st.return_granted(&mut op.granted);
+        let id = op.partition;
+        st.queued -= 1;
+        st.part(id).queued -= 1;
+        self.quiet_down(st, id, actions);
+        st.part(id).jobs -= 1;
+        st.drop_if_unused(id, actions);
+    }
+
+    /// Does what is asked; nothing for a partition the engine does not know, whose bytes are all in the
+    /// swap folder. Returns at once.
+    pub fn request(&self, key: FileKey, request: Request) {
+        self.with(|st, actions| {
+            if let Some(id) = st.keys.get(&key).copied() {
+                self.ask(st, id, request, actions);
+            }
+        });
+    }
+
+    /// As [`Engine::request`], of every partition.
+    pub fn request_all(&self, request: Request) {
+        let ids: Vec<u32> =
+            self.with(|st, _| st.partitions.iter().map(|(id, _)| id as u32).collect());
+        for id in ids {
+            // One at a time: others get the lock in between, and a partition may go meanwhile.
+            self.with(|st, actions| {
+                if st.partitions.get(id as usize).is_some() {
+                    self.ask(st, id, request, actions);
+                }
+            });
+        }
+    }
+
+    fn ask(&self, st: &mut State, id: u32, request: Request, actions: &mut Actions) {
+        st.part(id).jobs += 1;
+        match request {
+            Request::SwapOut => self.write_all(st, id, actions),
+            Request::Release => self.release_blocks(st, id, actions),
+            Request::Discard => {
+                st.part(id).releases += 1;
+                let op = BarrierOp {
+                    partition: id,
+                    change: Change::Discard,
+                    reply: None,
+                };
+                self.enter_barrier(st, Box::new(op), actions);
+            }
+        }
+        self.quiet_down(st, id, actions);
+        st.part(id).jobs -= 1;
+        st.drop_if_unused(id, actions);
+    }
+
+    /// Starts writing out everything dirty of a partition, failed blocks again.
+    pub(crate) fn write_all(&self, st: &mut State, id: u32, actions: &mut Actions) {
+        if st.part(id).dirty_pages == 0 {
+            return;
+        }
+        st.part(id).settle_failed = false;
+        let epoch = st.part(id).epoch;
+        let buffers: Vec<BufferIndex> = st.part(id).blocks.values().copied().collect();
+        for buffer in buffers {
+            if st.blocks[buffer as usize].dirty.is_empty() {
+                continue;
+            }
+            st.edit(buffer, |block| {
+                if block.failed.take().is_some() {
+                    block.epoch_dirty = epoch;
+                }
+            });
+            self.flush_block(st, buffer, actions);
+        }
+    }
+
+    fn release_blocks(&self, st: &mut State, id: u32, actions: &mut Actions) {
+        st.part(id).releases += 1;
+        let buffers: Vec<BufferIndex> = st.part(id).blocks.values().copied().collect();
+        for buffer in buffers {
+            st.edit(buffer, |block| {
+                block.kept = false;
+                block.release = true;
+            });
+        }
+        self.write_all(st, id, actions);
+    }
+
+    /// Drops blocks that were released, now that they are clean and idle.
+    pub(crate) fn drop_released(&self, st: &mut State, actions: &mut Actions) {
+        while let Some(buffer) = st.released.pop() {
+            let block = &st.blocks[buffer as usize];
+            let free = block.partition == super::block::NONE;
+            if !free && block.release && block.dirty.is_empty() && block.idle() {
+                st.detach(buffer, actions);
+            }
+        }
+    }
+
+    /// After a discard's turn has come: nothing is in flight and nobody inside.
+    pub(crate) fn discarded(&self, st: &mut State, id: u32, actions: &mut Actions) {
+        let part = st.part(id);
+        part.size = part.size.min(part.disk_size);
+        part.modified = None;
+        part.error = None;
+        part.lost = super::pages::RangeSet::default();
+        part.unreadable = super::pages::RangeSet::default();
+        let buffers: Vec<BufferIndex> = part.blocks.values().copied().collect();
+        for buffer in buffers {
+            // Blocks with waiters stay for them, empty.
+            st.edit(buffer, |block| {
+                block.valid.clear();
+                block.dirty.clear();
+                block.partials.clear();
+                block.flush = false;
+                block.failed = None;
+                block.kept = false;
+            });
+            if st.blocks[buffer as usize].idle() {
+                st.detach(buffer, actions);
+            }
+        }
+    }
+
+    /// Takes `count` more buffers out of circulation, until [`Engine::release_reserved_buffers`]. Those in
+    /// use leave as they become clean. A few always keep reads and writes moving.
+    ///
+    /// # Errors
+    /// ENOBUFS when fewer than `count` are unreserved; nothing changes then.
+    pub fn reserve_buffers(&self, count: u64) -> Result<()> {
+        self.with(|st, _| {
+            let left = st.blocks.len() - st.reserved;
+            let count = usize::try_from(count).ok().filter(|count| *count <= left);
+            st.reserved += count.ok_or(Errno::ENOBUFS)?;
+            Ok(())
+        })
+    }
+
+    /// Puts every reserved buffer back into circulation.
+    pub fn release_reserved_buffers(&self) {
+        self.with(|st, _| st.reserved = 0);
+    }
+
+    /// Allocates `size` bytes in the swap folder for a partition, from its start, without changing its size;
+    /// kept until it is truncated. `reply` comes when the filesystem has answered.
+    ///
+    /// Fails with ENOSPC, EDQUOT, EFBIG, EBADF.
+    pub fn reserve_space(&self, handle: u64, size: u64, reply: Reply) {
+        if size == 0 || i64::try_from(size).is_err() {
+            return reply(Err(if size == 0 {
+                Errno::EINVAL
+            } else {
+                Errno::EFBIG
+            }));
+        }
+        let started = self.with(|st, _| {
+            let id = Engine::partition_of(st, handle)?;
+            st.part(id).jobs += 1;
+            Ok((id, st.file(id)))
+        });
+        let (id, file) = match started {
+            Ok(started) => started,
+            Err(errno) => return reply(Err(errno)),
+        };
+        self.queue_job(Box::new(move |engine| {
+            let result = file.reserve(0, size);
+            drop(file);
+            engine.with(|st, actions| {
+                let unit = st.shape.unit;
+                let part = st.part(id);
+                part.jobs -= 1;
+                if result.is_ok() {
+                    part.reserved.insert(0..size / unit * unit);
+                    part.user_end = part.user_end.max(size);
+                }
+                actions.answer(Some(reply), result);
+                st.drop_if_unused(id, actions);
+            });
+        }));
+    }
+
+    /// Whether the status of a handle's partition has changed since this was last true (or since the
+    /// handle was opened). When not, `wake` is called once it has.
+    ///
+    /// # Errors
+    /// EBADF.
+    pub fn poll_status(&self, handle: u64, wake: Option<Reply>) -> Result<bool> {
+        self.with(|st, _| {
+            let id = Engine::partition_of(st, handle)?;
+            let unit = st.shape.unit;
+            let status = st.part(id).status(unit);
+            let seen = &mut st
+                .handles
+                .get_mut(handle as usize)
+                .ok_or(Errno::EBADF)?
+                .status_seen;
+            if *seen != status {
+                *seen = status;
+                return Ok(true);
+            }
+            if let Some(wake) = wake {
+                st.part(id).pollers.push((status, wake));
+            }
+            Ok(false)
+        })
+    }
+
+    /// Wakes those who poll partitions whose status has changed.
+    pub(crate) fn wake_pollers(&self, st: &mut State, actions: &mut Actions) {
+        let unit = st.shape.unit;
+        for id in std::mem::take(&mut st.polled) {
+            let Some(part) = st.partitions.get_mut(id as usize) else {
+                continue;
+            };
+            let status = part.status(unit);
+            let pollers = std::mem::take(&mut part.pollers);
+            let changed = |poller: &(PartitionStatus, Reply)| poller.0 != status;
+            let (wake, keep): (Vec<_>, Vec<_>) = pollers.into_iter().partition(changed);
+            part.pollers = keep;
+            for (_, reply) in wake {
+                actions.answer(Some(reply), Ok(()));
+            }
+        }
+    }
+}

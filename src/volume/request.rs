@@ -1,0 +1,259 @@
+//! `user.swap.request`: text to requests, on partitions, folders and the root.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Answer, Volume};
+use crate::error::{Errno, Result};
+use crate::fs::{Attributes, FileKind, ROOT_ID};
+use crate::swap::Request;
+use crate::units::parse_size;
+
+/// Partitions below a folder that are looked at before a swap-in of it is answered.
+const PREVIEW_FILES: usize = 2000;
+
+/// How long a request on a folder may go through its partitions before it is answered and goes on alone:
+/// the kernel holds the folder's lock until then.
+const ANSWER_AFTER: Duration = Duration::from_millis(50);
+
+/// Who asks, for the partitions below a folder: the kernel has only checked the folder itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker {
+    /// User.
+    pub uid: u32,
+    /// Primary group.
+    pub gid: u32,
+}
+
+/// What a request on a folder does with each partition below it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Each {
+    SwapIn,
+    Ask(Request),
+}
+
+impl Asker {
+    fn may_write(self, attributes: &Attributes) -> bool {
+        let bit = if self.uid == attributes.uid {
+            0o200
+        } else if self.gid == attributes.gid {
+            0o020
+        } else {
+            0o002
+        };
+        self.uid == 0 || attributes.mode & bit != 0
+    }
+}
+
+impl Volume {
+    /// Does what the value of `user.swap.request` asks for; the answer does not wait for transfers.
+    ///
+    /// EINVAL for an unknown request, ENOBUFS for a swap-in larger than the pool less its reservations,
+    /// EPERM for reservations by others than the mount's owner; nothing changes then.
+    pub fn request(self: &Arc<Self>, id: u64, value: &[u8], asker: Asker, answer: Answer<()>) {
+        let text = std::str::from_utf8(value).map(|text| text.trim_end_matches('\0'));
+        let Ok(text) = text else {
+            return answer(Err(Errno::EINVAL));
+        };
+        let kind = match self.tree.attributes(id) {
+            Ok(attributes) => attributes.kind,
+            Err(errno) => return answer(Err(errno)),
+        };
+        let (verb, operand) = text
+            .split_once(' ')
+            .map_or((text, None), |(a, b)| (a, Some(b)));
+        match (kind, verb, operand) {
+            (FileKind::Regular, "reserve", Some(size)) => self.reserve(id, size, answer),
+            (FileKind::Regular, "swap_in", None) => answer(self.swap_in(id)),
+            (FileKind::Regular, "discard", None) => answer(self.discard(id)),
+            (FileKind::Regular, "swap_out", None) => answer(self.ask(id, Request::SwapOut)),
+            (FileKind::Regular, "release", None) => answer(self.ask(id, Request::Release)),
+            (FileKind::Directory, "synchronize_writes", None) if id == ROOT_ID => {
+                self.everything(Request::SwapOut, answer);
+            }
+            (FileKind::Directory, "release", None) if id == ROOT_ID && self.is_owner(asker) => {
+                self.everything(Request::Release, answer);
+            }
+            (FileKind::Directory, "reserve_buffers" | "release_reserved_buffers", _)
+                if id == ROOT_ID =>
+            {
+                answer(self.reservation(verb, operand, asker));
+            }
+            (FileKind::Directory, "swap_in", None) => self.below(id, Each::SwapIn, asker, answer),
+            (FileKind::Directory, "swap_out", None) => {
+                self.below(id, Each::Ask(Request::SwapOut), asker, answer);
+            }
+            (FileKind::Directory, "release", None) => {
+                self.below(id, Each::Ask(Request::Release), asker, answer);
+            }
+            _ => answer(Err(Errno::EINVAL)),
+        }
+    }
+
+    fn is_owner(&self, asker: Asker) -> bool {
+        asker.uid == 0 || asker.uid == rustix::process::geteuid().as_raw()
+    }
+
+    fn reservation(&self, verb: &str, operand: Option<&str>, asker: Asker) -> Result<()> {
+        let count = match (verb, operand) {
+            ("reserve_buffers", Some(count)) => Some(count.parse().map_err(|_| Errno::EINVAL)?),
+            ("release_reserved_buffers", None) => None,
+            _ => return Err(Errno::EINVAL),
+        };
+        if !self.is_owner(asker) {
+            return Err(Errno::EPERM);
+        }
+        match count {
+            Some(count) => self.engine.reserve_buffers(count),
+            None => {
+                self.engine.release_reserved_buffers();
+                Ok(())
+            }
+        }
+    }
+
+    fn ask(&self, id: u64, request: Request) -> Result<()> {
+        self.engine.request(self.tree.key(id)?, request);
+        Ok(())
+    }
+
+    /// Drops what only the pool has; then the kernel's pages and attributes of it, from a thread on which
+    /// no request waits: the kernel takes the inode's lock for that.
+    fn discard(self: &Arc<Self>, id: u64) -> Result<()> {
+        self.ask(id, Request::Discard)?;
+        let (volume, key) = (self.clone(), self.tree.key(id)?);
+        let done = move |_| {
+            let engine = volume.engine.clone();
+            engine.run_blocking(Box::new(move || {
+                if let Some(invalidate) = volume.invalidate.get() {
+                    (invalidate.0)(id);
+                }
+            }));
+        };
+        self.engine
+            .wait_idle(key, Duration::from_secs(1), Box::new(done));
+        Ok(())
+    }
+
+    fn swap_in(&self, id: u64) -> Result<()> {
+        // Neither reading nor writing: no read-ahead of its own, no refusal of lost bytes.
+        let handle = self.open(id, false, false)?;
+        let result = self.engine.swap_in(handle);
+        self.engine.release(handle);
+        result
+    }
+
+    fn reserve(self: &Arc<Self>, id: u64, size: &str, answer: Answer<()>) {
+        let opened = parse_size(size).ok_or(Errno::EINVAL).and_then(|size| {
+            let handle = self.open(id, false, true)?;
+            Ok((size, handle))
+        });
+        match opened {
+            Ok((size, handle)) => {
+                let engine = self.engine.clone();
+                let reply = move |result| {
+                    engine.release(handle);
+                    answer(result);
+                };
+                self.engine.reserve_space(handle, size, Box::new(reply));
+            }
+            Err(errno) => answer(Err(errno)),
+        }
+    }
+
+    fn everything(self: &Arc<Self>, request: Request, answer: Answer<()>) {
+        let engine = self.engine.clone();
+        self.engine
+            .run_blocking(Box::new(move || engine.request_all(request)));
+        answer(Ok(()));
+    }
+
+    /// Asks for all partitions below a folder, on a thread of its own. The answer comes when the first
+    /// ones, as many as can be asked at once, have been; only a swap-in looks before whether they can fit.
+    fn below(self: &Arc<Self>, id: u64, each: Each, asker: Asker, answer: Answer<()>) {
+        let volume = self.clone();
+        let walk = move || {
+            if each == Each::SwapIn && volume.exceeds_pool(id, asker) {
+                return answer(Err(Errno::ENOBUFS));
+            }
+            let started = Instant::now();
+            let mut answer = Some(answer);
+            volume.walk(id, asker, &mut |partition, _| {
+                // Gone or refused meanwhile: the others go on, and this one's status tells.
+                let _ = match each {
+                    Each::SwapIn => volume.swap_in(partition),
+                    Each::Ask(request) => volume.ask(partition, request),
+                };
+                if started.elapsed() > ANSWER_AFTER
+                    && let Some(answer) = answer.take()
+                {
+                    answer(Ok(()));
+                }
+                true
+            });
+            if let Some(answer) = answer {
+                answer(Ok(()));
+            }
+        };
+        let spawned = std::thread::Builder::new()
+            .name("swap-walk".into())
+            .spawn(walk);
+        if let Err(error) = spawned {
+            // The answer went with the thread's closure; fuser then replies EIO.
+            log::error!("a request on a folder was not started: {error}");
+        }
+    }
+
+    fn exceeds_pool(&self, id: u64, asker: Asker) -> bool {
+        let limit = self.engine.swap_in_bytes_max();
+        let block = self.engine.pool().buffer_size;
+        let (mut bytes, mut files) = (0_u64, 0);
+        self.walk(id, asker, &mut |_, size| {
+            bytes = bytes.saturating_add(size.next_multiple_of(block));
+            files += 1;
+            bytes <= limit && files < PREVIEW_FILES
+        });
+        bytes > limit
+    }
+
+    /// Calls `visit` with id and size of every partition below `id` that `asker` may write, until it
+    /// returns false. Returns whether it went to the end.
+    fn walk(&self, id: u64, asker: Asker, visit: &mut dyn FnMut(u64, u64) -> bool) -> bool {
+        let Ok(directory) = self.tree.open_dir(id) else {
+            return true;
+        };
+        let mut names = Vec::new();
+        let listed = directory.read(0, |entry| {
+            if entry.name != "." && entry.name != ".." {
+                names.push(entry.name.to_owned());
+            }
+            true
+        });
+        if listed.is_err() {
+            return true;
+        }
+        names.iter().all(|name| self.visit(id, name, asker, visit))
+    }
+
+    fn visit(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        asker: Asker,
+        visit: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> bool {
+        let Ok(entry) = self.lookup(parent, name) else {
+            return true;
+        };
+        let go_on = match entry.attributes.kind {
+            FileKind::Directory => self.walk(entry.id, asker, visit),
+            FileKind::Regular if asker.may_write(&entry.attributes) => {
+                visit(entry.id, entry.attributes.size)
+            }
+            _ => true,
+        };
+        self.tree.forget(entry.id, 1);
+        go_on
+    }
+}
