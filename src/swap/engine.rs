@@ -65,11 +65,13 @@ pub struct EngineOptions {
 }
 
 impl EngineOptions {
-    /// Bytes the arena must have: the pool and the scratch pages.
+    /// Bytes the arena must have: the pool, the scratch pages, and what aligning them may cost.
     #[must_use]
     pub fn arena_size(&self, alignment: usize) -> usize {
         let unit = PAGE_SIZE.max(alignment as u64) as usize;
-        (self.pool_size as usize + SCRATCH_PAGES * unit).next_multiple_of(unit)
+        let skipped_max = unit - PAGE_SIZE as usize;
+        (self.pool_size as usize + SCRATCH_PAGES * unit + skipped_max)
+            .next_multiple_of(PAGE_SIZE as usize)
     }
 }
 

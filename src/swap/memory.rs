@@ -16,11 +16,16 @@ pub(crate) struct Memory {
     arena: Arc<Arena>,
     shape: Shape,
     buffers: usize,
+    /// Bytes before the first buffer: an arena is aligned to small pages, a device may ask for more.
+    skipped: usize,
 }
 
 impl Memory {
     pub(crate) fn new(arena: Arc<Arena>, shape: Shape, buffers: usize) -> Memory {
+        let address = arena.base().as_ptr().addr();
+        let skipped = address.next_multiple_of(shape.unit as usize) - address;
         Memory {
+            skipped,
             arena,
             shape,
             buffers,
@@ -28,7 +33,7 @@ impl Memory {
     }
 
     fn at(&self, buffer: BufferIndex, offset: u64) -> usize {
-        buffer as usize * self.shape.block_size as usize + offset as usize
+        self.skipped + buffer as usize * self.shape.block_size as usize + offset as usize
     }
 
     /// Bytes that a transfer fills; their pages are in `reading`.
@@ -127,7 +132,8 @@ impl Memory {
     }
 
     fn scratch_at(&self, scratch: usize) -> usize {
-        self.buffers * self.shape.block_size as usize + scratch * self.shape.unit as usize
+        let buffers = self.buffers * self.shape.block_size as usize;
+        self.skipped + buffers + scratch * self.shape.unit as usize
     }
 
     /// A scratch page from byte `done` on, owned by the transfer that fills it.

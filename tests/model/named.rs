@@ -1,0 +1,246 @@
+//! Small cases of what the random ones have found.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use swapfs::aio::device::BackingFile;
+use swapfs::aio::fault::FaultPlan;
+use swapfs::aio::memory::{MemoryFolder, MemoryOptions};
+use swapfs::error::{Errno, Result};
+use swapfs::swap::{EngineOptions, OpenSwapIn};
+
+use super::rig::{BLOCK, Kind, Pending, Rng, TestFile, World};
+
+/// A pool of four blocks in which nothing happens unasked.
+fn world(kind: Kind, alignment: usize, folder: MemoryFolder, read_ahead: u64) -> Arc<World> {
+    let options = EngineOptions {
+        pool_size: 4 * BLOCK,
+        block_size: BLOCK,
+        read_ahead,
+        open_swap_in: OpenSwapIn::None,
+        linger: Duration::from_secs(60),
+        writeback_batch: 1,
+        idle_partitions_max: 8,
+    };
+    let memory = MemoryOptions {
+        alignment,
+        ..MemoryOptions::default()
+    };
+    let plan = matches!(kind, Kind::Faulty | Kind::Awkward).then(FaultPlan::default);
+    World::new(kind, options, memory, folder, plan)
+}
+
+fn plan(world: &World, plan: FaultPlan) {
+    world.fault.as_ref().expect("with faults").set_plan(plan);
+}
+
+fn file(world: &World, blocks: u64) -> (TestFile, u64, Vec<u8>) {
+    let file = TestFile::new(world);
+    let bytes = Rng::new(blocks).bytes(blocks * BLOCK);
+    file.fill(&bytes);
+    let handle = file.open(world, true, true).expect("it is there");
+    (file, handle, bytes)
+}
+
+fn read(world: &World, handle: u64, offset: u64, length: u64) -> Result<Vec<u8>> {
+    let (pending, reply) = Pending::new();
+    let reply = move |result: Result<&[&[u8]]>| reply(result.map(<[&[u8]]>::concat));
+    world.engine.read(handle, offset, length, Box::new(reply));
+    pending.wait(world, "read")
+}
+
+fn write(world: &World, handle: u64, offset: u64, data: &[u8]) -> Result<usize> {
+    let (pending, reply) = Pending::new();
+    world
+        .engine
+        .write(handle, offset, data, false, Box::new(reply));
+    pending.wait(world, "write")
+}
+
+fn sync(world: &World, handle: u64, data_only: bool) -> Result<()> {
+    let (pending, reply) = Pending::new();
+    world.engine.sync(handle, data_only, Box::new(reply));
+    pending.wait(world, "sync")
+}
+
+fn allocate(world: &World, handle: u64, mode: i32, offset: u64, length: u64) -> Result<()> {
+    let (pending, reply) = Pending::new();
+    world
+        .engine
+        .allocate(handle, mode, offset, length, Box::new(reply));
+    pending.wait(world, "allocate")
+}
+
+#[test]
+fn a_read_makes_no_room_with_its_own_blocks() {
+    let world = world(Kind::Sound, 4096, MemoryFolder::unbounded(), 0);
+    let (_a, a, bytes) = file(&world, 4);
+    let (_b, b, _) = file(&world, 3);
+    read(&world, a, 0, 100).expect("block 0, the oldest then");
+    read(&world, b, 0, 3 * BLOCK).expect("the other buffers");
+    let found = read(&world, a, 0, 2 * BLOCK);
+    assert!(found == Ok(bytes[..2 * BLOCK as usize].to_vec()));
+    world.engine.release(a);
+    world.engine.release(b);
+    world.end();
+}
+
+#[test]
+fn reading_ahead_leaves_alone_what_is_about_to_be_copied() {
+    let world = world(Kind::Sound, 4096, MemoryFolder::unbounded(), BLOCK);
+    let (_a, a, bytes) = file(&world, 8);
+    let all = 4 * BLOCK as usize;
+    for block in 0..4 {
+        read(&world, a, block * BLOCK, BLOCK).expect("resident");
+    }
+    for _ in 0..3 {
+        assert!(read(&world, a, 0, 4 * BLOCK) == Ok(bytes[..all].to_vec()));
+    }
+    world.engine.release(a);
+    world.end();
+}
+
+#[test]
+fn a_punched_tail_still_counts_for_the_size() {
+    for data_only in [false, true] {
+        let world = world(Kind::Sound, 4096, MemoryFolder::unbounded(), 0);
+        let test = TestFile::new(&world);
+        let handle = test.open(&world, true, true).expect("new");
+        assert_eq!(write(&world, handle, 100_000, &[7; 5000]), Ok(5000));
+        let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        assert_eq!(allocate(&world, handle, punch, 0, 200_000), Ok(()));
+        assert_eq!(sync(&world, handle, data_only), Ok(()));
+        assert!(test.file.bytes() == [0; 105_000]);
+        world.engine.release(handle);
+        world.end();
+    }
+}
+
+#[test]
+fn a_partial_write_over_lost_bytes_fails_even_when_old_ones_are_resident() {
+    let world = world(Kind::Faulty, 4096, MemoryFolder::unbounded(), 0);
+    let (a, handle, bytes) = file(&world, 2);
+    let (_b, other, _) = file(&world, 4);
+    plan(
+        &world,
+        FaultPlan {
+            write_error: 1.0,
+            ..FaultPlan::default()
+        },
+    );
+    assert_eq!(write(&world, handle, 3 * 4096, &[9; 4096]), Ok(4096));
+    assert_eq!(sync(&world, handle, false), Err(Errno::EIO));
+    assert_eq!(
+        world.engine.info(a.key).expect("open").error,
+        Some(Errno::EIO)
+    );
+    assert_eq!(read(&world, handle, 3 * 4096, 3), Ok(vec![9; 3]));
+    plan(&world, FaultPlan::default());
+    read(&world, other, 0, 4 * BLOCK).expect("needs every buffer");
+    assert_eq!(read(&world, handle, 0, 100), Ok(bytes[..100].to_vec()));
+    // Goes on from there, which reads the rest of the block too.
+    let found = read(&world, handle, 100, 4096);
+    assert!(found == Ok(bytes[100..4196].to_vec()));
+    assert_eq!(read(&world, handle, 3 * 4096, 1), Err(Errno::EIO));
+    assert_eq!(
+        write(&world, handle, 3 * 4096 + 5, b"part"),
+        Err(Errno::EIO)
+    );
+    assert_eq!(write(&world, handle, 3 * 4096, &[8; 4096]), Ok(4096));
+    assert_eq!(read(&world, handle, 3 * 4096, 4096), Ok(vec![8; 4096]));
+    assert_eq!(sync(&world, handle, false), Ok(()));
+    assert_eq!(world.engine.info(a.key).expect("open").error, None);
+    world.engine.release(handle);
+    world.engine.release(other);
+    world.end();
+}
+
+#[test]
+fn a_page_is_completed_in_steps_by_short_transfers() {
+    let world = world(Kind::Awkward, 512, MemoryFolder::unbounded(), 0);
+    let (a, handle, mut bytes) = file(&world, 1);
+    plan(
+        &world,
+        FaultPlan {
+            short_read: 1.0,
+            ..FaultPlan::default()
+        },
+    );
+    assert_eq!(write(&world, handle, 5000, &[7; 100]), Ok(100));
+    bytes[5000..5100].fill(7);
+    assert_eq!(sync(&world, handle, false), Ok(()));
+    assert!(a.file.bytes() == bytes);
+    world.engine.release(handle);
+    world.end();
+}
+
+#[test]
+fn a_write_whose_page_cannot_be_completed_fails() {
+    let world = world(Kind::Faulty, 4096, MemoryFolder::unbounded(), 0);
+    let (a, handle, mut bytes) = file(&world, 1);
+    plan(
+        &world,
+        FaultPlan {
+            read_error: 1.0,
+            ..FaultPlan::default()
+        },
+    );
+    assert_eq!(write(&world, handle, 100, &[7; 10]), Ok(10));
+    assert_eq!(write(&world, handle, 1000, &[7; 10]), Err(Errno::EIO));
+    plan(&world, FaultPlan::default());
+    assert_eq!(write(&world, handle, 2000, &[7; 10]), Ok(10));
+    bytes[100..110].fill(7);
+    bytes[2000..2010].fill(7);
+    assert_eq!(sync(&world, handle, false), Err(Errno::EIO));
+    assert_eq!(sync(&world, handle, false), Ok(()));
+    assert!(a.file.bytes() == bytes);
+    assert_eq!(world.engine.info(a.key).expect("open").error, None);
+    world.engine.release(handle);
+    world.end();
+}
+
+#[test]
+fn an_error_is_cleared_when_what_failed_succeeds() {
+    let world = world(Kind::Faulty, 4096, MemoryFolder::unbounded(), 0);
+    let (a, handle, bytes) = file(&world, 1);
+    let error = || world.engine.info(a.key).expect("open").error;
+    plan(
+        &world,
+        FaultPlan {
+            read_error: 1.0,
+            sync_error: 1.0,
+            ..FaultPlan::default()
+        },
+    );
+    assert_eq!(read(&world, handle, 0, 10), Err(Errno::EIO));
+    assert_eq!(sync(&world, handle, false), Err(Errno::EIO));
+    assert_eq!(error(), Some(Errno::EIO));
+    plan(&world, FaultPlan::default());
+    assert_eq!(sync(&world, handle, false), Ok(()));
+    assert_eq!(error(), Some(Errno::EIO), "not read yet");
+    assert!(read(&world, handle, 0, BLOCK) == Ok(bytes));
+    assert_eq!(error(), None);
+    world.engine.release(handle);
+    world.end();
+}
+
+#[test]
+fn a_truncate_to_the_same_size_gives_back_reserved_space() {
+    let folder = MemoryFolder::new(64 * 1024);
+    let world = world(Kind::Full, 4096, folder.clone(), 0);
+    let (a, b) = (TestFile::new(&world), TestFile::new(&world));
+    let open = |test: &TestFile| test.open(&world, true, true).expect("new");
+    let handles = [open(&a), open(&b)];
+    let keep = libc::FALLOC_FL_KEEP_SIZE;
+    assert_eq!(allocate(&world, handles[0], keep, 0, 64 * 1024), Ok(()));
+    let (pending, reply) = Pending::new();
+    world.engine.truncate(handles[0], 0, Box::new(reply));
+    assert_eq!(pending.wait(&world, "truncate"), Ok(()));
+    assert_eq!(folder.used(), 0);
+    b.file.reserve(0, 64 * 1024).expect("it is free");
+    assert_eq!(write(&world, handles[0], 0, &[1; 100]), Err(Errno::ENOSPC));
+    for handle in handles {
+        world.engine.release(handle);
+    }
+    world.end();
+}
