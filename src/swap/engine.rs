@@ -404,12 +404,13 @@ impl Engine {
         }
     }
 
-    /// The user set a partition's modification time: writing out must not change it.
+    /// The user set a partition's modification time: neither writing out nor giving space back must
+    /// change it. Kept for a clean partition too: a transfer that ended just now, or the end of a
+    /// settling under way, may have changed the backing file's after the user's call.
     pub fn set_modified(&self, key: FileKey, time: SystemTime) {
         self.with(|st, actions| {
             if let Some(id) = st.keys.get(&key).copied() {
-                let part = st.part(id);
-                part.modified = (!part.clean() || part.disk_size != part.size).then_some(time);
+                st.part(id).modified = Some(time);
                 self.settle_if_due(st, id, actions);
             }
         });

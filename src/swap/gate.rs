@@ -427,9 +427,8 @@ impl Engine {
         } else if mode & PUNCH_HOLE == 0 {
             part.user_end = part.user_end.max(range.end);
         }
-        if !part.clean() {
-            part.modified = Some(file_time_now());
-        }
+        // The call has set the backing file's own time.
+        part.modified = (!part.clean()).then(file_time_now);
     }
 
     /// Settles a partition that nobody has open, as soon as it is clean.
