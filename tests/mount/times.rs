@@ -52,6 +52,22 @@ fn a_time_that_was_set_survives_the_write_out() {
     }
 }
 
+/// The same when everything was written out before, and only what was reserved ahead is left to give back.
+#[test]
+fn a_time_that_was_set_on_clean_bytes_survives_the_close() {
+    let mount = Mount::new("pool_size=8m");
+    let file = open(&mount.at("file"));
+    write_pattern(&file, 3 * MIB, 400_000);
+    file.sync_data().unwrap();
+    file.set_times(FileTimes::new().set_modified(long_ago(5)))
+        .unwrap();
+    drop(file);
+    sync_all(&mount.mnt);
+    mount.unmount();
+    let found = fs::metadata(mount.backing("file")).unwrap();
+    assert_eq!(found.modified().unwrap(), long_ago(5));
+}
+
 /// A write changes the time at once, to what it stays at when written out.
 #[test]
 fn a_write_sets_the_time_once() {
