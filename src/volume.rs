@@ -168,18 +168,31 @@ impl Volume {
     /// Opens a partition and returns its handle.
     ///
     /// # Errors
-    /// As [`Tree::open_file`]; EIO when bytes of it were lost and `read` is asked for.
+    /// As [`Tree::open_file`]; EIO when bytes of it were lost and `read` is asked for; ESTALE when it has
+    /// neither a name nor a handle.
     pub fn open(&self, id: u64, read: bool, write: bool) -> Result<u64> {
         let key = self.tree.key(id)?;
-        self.engine.open(key, read, write, || {
+        let mut is_new = false;
+        let handle = self.engine.open(key, read, write, || {
+            is_new = true;
             let access = if write {
                 Access::ReadWrite
             } else {
                 Access::ReadOnly
             };
             let descriptor = self.tree.open_file(id, access, self.options.direct)?;
+            // What was dirty of a file without name and handle is dropped: whoever found it by a name that
+            // was replaced meanwhile looks the name up again (the kernel does, on ESTALE).
+            if self.tree.attributes(id)?.nlink == 0 && self.engine.info(key).is_none() {
+                return Err(Errno::ESTALE);
+            }
             Ok(Arc::new(DiskFile::new(descriptor)?) as Arc<dyn BackingFile>)
-        })
+        })?;
+        // Its last name may have gone before the engine knew it, and nobody would tell it again.
+        if is_new && self.tree.attributes(id).is_ok_and(|now| now.nlink == 0) {
+            self.engine.unlinked(key);
+        }
+        Ok(handle)
     }
 
     /// Creates a partition, or opens the one that is there unless `exclusive`; returns its handle and

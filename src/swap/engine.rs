@@ -259,7 +259,8 @@ impl Engine {
     /// present descriptor cannot); it is called without the engine's lock.
     ///
     /// # Errors
-    /// What `open` fails with; EIO when bytes of the partition were lost and `read` is asked for.
+    /// What `open` fails with; EIO when bytes of the partition were lost and `read` is asked for; ESTALE
+    /// when it has neither a name nor a handle any more.
     pub fn open(
         &self,
         key: FileKey,
@@ -319,6 +320,10 @@ impl Engine {
     ) -> Result<u64> {
         let unit = st.shape.unit;
         let part = st.part(id);
+        if part.unlinked && part.handles == 0 {
+            // Its bytes are being dropped.
+            return Err(Errno::ESTALE);
+        }
         if read && !part.lost.is_empty() {
             return Err(Errno::EIO);
         }
