@@ -12,6 +12,7 @@ mod names;
 mod openers;
 mod owners;
 mod place;
+mod rush;
 mod space;
 mod stop;
 mod support;

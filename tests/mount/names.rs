@@ -271,3 +271,20 @@ fn locks_keep_others_out() {
     let set = nix::fcntl::FcntlArg::F_OFD_SETLK(&lock);
     nix::fcntl::fcntl(&second, set).unwrap();
 }
+
+/// A file without a name that somebody has open can be opened again, as /proc does it.
+#[test]
+fn a_nameless_file_is_opened_again() {
+    let mount = Mount::new("pool_size=8m");
+    let path = mount.at("file");
+    fs::write(&path, "bytes").unwrap();
+    let reader = File::open(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    let again = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&reader));
+    let writer = File::options().write(true).open(&again).unwrap();
+    writer.write_all_at(b"BY", 0).unwrap();
+    drop(writer);
+    let mut bytes = [0; 5];
+    reader.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"BYtes");
+}
