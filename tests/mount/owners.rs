@@ -36,7 +36,7 @@ fn what_a_user_creates_is_the_users() {
     as_user(&mount.mnt, user(1234), || {
         File::options()
             .write(true)
-            .create(true)
+            .create_new(true)
             .mode(0o666)
             .open("open/file")
             .unwrap();

@@ -22,6 +22,9 @@ fn is_pattern_or_zero(bytes: &[u8], offset: u64) {
     assert_eq!(wrong, None, "at {offset}+");
 }
 
+/// What one thread does again and again.
+type Act = fn(&File, &mut Random);
+
 const END: u64 = 6 * MIB;
 
 fn range(random: &mut Random) -> (u64, usize) {
@@ -68,7 +71,7 @@ fn rush(options: &str) {
         .open(&path)
         .unwrap();
     let stop = AtomicBool::new(false);
-    let work: [(&File, fn(&File, &mut Random)); 6] = [
+    let work: [(&File, Act); 6] = [
         (&file, write),
         (&direct, write),
         (&file, write),
