@@ -4,8 +4,10 @@
 //! configuration file are all read by it. [`Settings`] collects the sources in rising order of
 //! precedence (built-in, file, `-o`, flag) and [`Settings::build`] turns them into a checked [`Config`].
 
+mod deepspeed;
 mod error;
 mod file;
+mod json;
 mod mount_options;
 mod options;
 mod settings;
@@ -15,6 +17,8 @@ pub use mount_options::MountFlags;
 pub(crate) use options::parse_switch;
 pub use options::{Kind, OPTIONS, OptionDefinition, Value};
 pub use settings::{Origin, Settings};
+
+use std::path::PathBuf;
 
 use serde_json::{Map, json};
 
@@ -106,6 +110,32 @@ impl Config {
     #[must_use]
     pub fn buffers(&self) -> u64 {
         self.pool_size / self.block_size
+    }
+
+    /// Lines for the user about what the file says and is ignored.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.settings.warnings
+    }
+
+    /// How the pool's size was reckoned from a DeepSpeed configuration, when it was.
+    #[must_use]
+    pub fn pool_note(&self) -> Option<String> {
+        match self.settings.get("pool_size") {
+            (Some(value), Origin::Offload { from, .. }) => {
+                Some(format!("pool_size {value} from {from}"))
+            }
+            _ => None,
+        }
+    }
+
+    /// The directory that the file's DeepSpeed run writes to; `None` when there is no file.
+    ///
+    /// # Errors
+    /// The file names no such directory, or two.
+    pub fn nvme_path(&self) -> Result<Option<PathBuf>, ConfigError> {
+        let offload = self.settings.offload.as_ref();
+        offload.map(deepspeed::Offload::nvme_path).transpose()
     }
 
     /// The configuration in force as `.swapfs/config.json` shows it: each key with `value` and `origin`.

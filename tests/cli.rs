@@ -166,6 +166,55 @@ fn config_show_tells_values_and_origins() {
 }
 
 #[test]
+fn a_deepspeed_file_says_where_to_mount_or_why_it_cannot() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, nvme) = (folder.path().join("ds.json"), folder.path().join("nvme"));
+    let (file, nvme) = (file.to_str().unwrap(), nvme.to_str().unwrap());
+    let write = |param: &str, optimizer: &str| {
+        let text = format!(
+            r#"{{"fp16": {{"enabled": true}}, "zero_optimization": {{
+                "offload_param": {{"device": "nvme", "nvme_path": "{param}", "buffer_size": 1e6}},
+                "offload_optimizer": {{"device": "nvme", "nvme_path": "{optimizer}"}}}}}}"#
+        );
+        std::fs::write(file, text).unwrap();
+    };
+    let mount = || failure(&swapfs(&["mount", "--config", file]));
+    write(nvme, nvme);
+    let line =
+        format!("swapfs: {file}: the nvme_path {nvme} does not exist; create it: mkdir -p {nvme}");
+    assert_eq!(mount(), (Some(1), line));
+    write(nvme, "/other");
+    let (status, line) = mount();
+    assert_eq!(status, Some(1));
+    assert!(
+        line.contains(&format!(
+            "two mounts, `swapfs mount --config {file} {nvme} {nvme}` and"
+        )),
+        "{line}"
+    );
+    std::fs::write(file, r#"{"aio": {"use_gds": "true"}}"#).unwrap();
+    let (status, line) = mount();
+    assert_eq!(status, Some(1));
+    assert!(line.ends_with("give SWAP_FOLDER and MOUNTPOINT"), "{line}");
+    let shown = swapfs(&["config", "show", "--config", file]);
+    assert_eq!(
+        String::from_utf8_lossy(&shown.stderr),
+        format!(
+            "swapfs: {file}: aio.use_gds: true is ignored, a filesystem cannot transfer from and \
+             to the GPU\n"
+        )
+    );
+    write(nvme, nvme);
+    let table = stdout(&swapfs(&["config", "show", "--config", file, "-o", "ro"]));
+    let row = table
+        .lines()
+        .find(|line| line.contains("pool_size"))
+        .unwrap();
+    let origin = format!("file {file} (offload_param: 5 buffers of 1000000 elements of 2 bytes)");
+    assert!(row.contains("10 MiB") && row.contains(&origin), "{row}");
+}
+
+#[test]
 fn switches_take_a_value_or_none() {
     let value = |arguments: &[&str], key: &str| {
         let all = [&["config", "show", "--json"], arguments].concat();

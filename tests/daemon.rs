@@ -20,13 +20,14 @@ macro_rules! tests {
     ($($name:ident),* $(,)?) => { [$((stringify!($name), $name as fn())),*] };
 }
 
-const TESTS: [Test; 15] = tests![
+const TESTS: [Test; 16] = tests![
     mount_returns_when_the_mount_answers_and_umount_when_the_daemon_is_gone,
     the_mount_carries_the_standard_options,
     the_daemons_own_line_reaches_the_user,
     a_daemon_that_dies_without_a_word_is_reported_and_leaves_no_mount,
     a_swap_folder_in_use_and_a_mountpoint_in_use_are_refused,
     a_folder_can_be_mounted_over_itself,
+    a_deepspeed_file_alone_mounts_over_its_nvme_path,
     a_mountpoint_inside_the_swap_folder_is_refused,
     sigterm_synchronizes_unmounts_and_finishes,
     a_busy_mount_goes_for_new_users_and_ends_with_the_last_handle,
@@ -201,6 +202,33 @@ fn a_folder_can_be_mounted_over_itself() {
     );
     assert_done(&command("", &["umount", path]).output().unwrap());
     assert_eq!(place.state().state, swapfs::daemon::Phase::Finished);
+}
+
+fn a_deepspeed_file_alone_mounts_over_its_nvme_path() {
+    let place = Place::new();
+    let (file, swap) = (place.folder.path().join("ds.json"), place.swap());
+    let (file, path) = (file.to_str().unwrap(), swap.to_str().unwrap());
+    let text = format!(
+        r#"{{"aio": {{"use_gds": true}}, "zero_optimization": {{"offload_param": {{
+            "device": "nvme", "nvme_path": "{path}", "buffer_size": 1000000}}}}}}"#
+    );
+    std::fs::write(file, text).unwrap();
+    let output = command("", &["mount", "--config", file]).output().unwrap();
+    assert_done(&output);
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        format!(
+            "swap folder and mountpoint: {path}\n\
+             pool_size 20 MiB from offload_param: 5 buffers of 1000000 elements of 4 bytes\n"
+        )
+    );
+    let warned = complaint(&output);
+    assert!(warned.contains("aio.use_gds: true is ignored"), "{warned}");
+    let mounts = swapfs::fuse::mount::swapfs_mounts().unwrap();
+    assert!(mounts.iter().any(|mount| mount.mountpoint == swap));
+    let again = complaint(&command("", &["mount", "--config", file]).output().unwrap());
+    assert!(again.contains("is in use by swapfs pid "), "{again}");
+    assert_done(&command("", &["umount", path]).output().unwrap());
 }
 
 fn a_mountpoint_inside_the_swap_folder_is_refused() {

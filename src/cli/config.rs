@@ -50,6 +50,7 @@ impl ShowArgs {
             Some(mountpoint) => of_mount(mountpoint)?,
             None => {
                 let config = self.config.settings(0)?.build()?;
+                warn(&config);
                 (
                     config.to_json(),
                     config.rows().into_iter().map(columns).collect(),
@@ -62,6 +63,13 @@ impl ShowArgs {
         let mut table = table(&["KEY", "VALUE", "ORIGIN"]);
         table.add_rows(rows);
         print(&table.trim_fmt())
+    }
+}
+
+/// Says what the configuration file asks for in vain.
+pub(super) fn warn(config: &Config) {
+    for line in config.warnings() {
+        eprintln!("swapfs: {line}");
     }
 }
 

@@ -15,7 +15,8 @@ use crate::sys_process::reason;
 /// Arguments of `swapfs mount`.
 #[derive(Debug, Args)]
 pub struct MountArgs {
-    /// The backing directory on NVMe; with MOUNTPOINT left out too, one of your own.
+    /// The backing directory on NVMe; with MOUNTPOINT left out too, the nvme_path of the --config
+    /// FILE is mounted over, or without one a folder of your own is used.
     #[arg(requires = "mountpoint")]
     pub swap_folder: Option<PathBuf>,
     /// Where to mount; may be the swap folder itself.
@@ -39,8 +40,15 @@ impl MountArgs {
         let config = self.config.settings(verbose)?.build()?;
         let (swap_folder, mountpoint) = match (self.swap_folder, self.mountpoint) {
             (Some(swap_folder), Some(mountpoint)) => (swap_folder, mountpoint),
-            _ => default_paths()?,
+            _ => match config.nvme_path()? {
+                Some(path) => over(path, self.config.config.as_deref())?,
+                None => default_paths()?,
+            },
         };
+        super::config::warn(&config);
+        if let Some(note) = config.pool_note() {
+            print(&note)?;
+        }
         let request = MountRequest {
             swap_folder,
             mountpoint,
@@ -50,6 +58,21 @@ impl MountArgs {
         };
         Ok(daemon::run(&request, factory, self.foreground)?)
     }
+}
+
+/// The directory that DeepSpeed writes to is both, so that it goes on as before. `file` named it.
+fn over(nvme_path: PathBuf, file: Option<&Path>) -> Result<(PathBuf, PathBuf), Failure> {
+    let shown = nvme_path.display();
+    if let Err(error) = std::fs::metadata(&nvme_path)
+        && error.kind() == io::ErrorKind::NotFound
+    {
+        let file = file.unwrap_or(Path::new("--config")).display();
+        return Err(Failure::Failed(format!(
+            "{file}: the nvme_path {shown} does not exist; create it: mkdir -p {shown}"
+        )));
+    }
+    print(&format!("swap folder and mountpoint: {shown}"))?;
+    Ok((nvme_path.clone(), nvme_path))
 }
 
 /// The user's own swap folder and mountpoint, made when missing, and printed.

@@ -1,29 +1,27 @@
 //! The configuration file: a JSON object whose `aio` and `swapfs` blocks are swapfs's. A DeepSpeed
-//! configuration is such a file; everything else in it is DeepSpeed's own.
+//! configuration is such a file, and what it says about NVMe counts too; the rest is DeepSpeed's own.
 
 use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
 use super::ConfigError;
+use super::deepspeed;
 use super::error::nearest;
-use super::options::{OPTIONS, OptionDefinition, find};
+use super::json::{given, read_object, shown, shown_key};
+use super::options::{Kind, OPTIONS, OptionDefinition, Value, find};
 use super::settings::{Origin, Settings};
 
-/// Keys that DeepSpeed knows inside `aio` and that mean nothing to a filesystem.
-const AIO_KEYS_WITHOUT_MEANING: [&str; 1] = ["use_gds"];
+/// What DeepSpeed's `aio` block has and a filesystem cannot do: transfers from and to the GPU.
+const USE_GDS: &str = "use_gds";
 
 /// Reads the file into `settings`. Blocks are applied in rising order of precedence.
 pub(super) fn read(settings: &mut Settings, path: &Path) -> Result<(), ConfigError> {
-    let fail = |reason: String| ConfigError::File {
+    let root = read_object(path).map_err(|reason| ConfigError::File {
         path: path.to_owned(),
         reason,
-    };
-    let text = std::fs::read(path).map_err(|error| fail(crate::sys_process::reason(&error)))?;
-    let json: Json = serde_json::from_slice(&text).map_err(|error| fail(error.to_string()))?;
-    let Json::Object(root) = json else {
-        return Err(fail("the file is not a JSON object".to_owned()));
-    };
+    })?;
+    deepspeed::apply(settings, path, &root)?;
     apply_block(settings, path, &root, &AIO)?;
     apply_block(settings, path, &root, &OWN)
 }
@@ -35,6 +33,7 @@ struct Block {
     option: fn(&str) -> Option<&'static OptionDefinition>,
     /// Every key, in the order in which they are applied.
     keys: fn() -> Vec<&'static str>,
+    /// Switches that mean nothing here.
     ignored: &'static [&'static str],
 }
 
@@ -47,7 +46,7 @@ const AIO: Block = Block {
             .flat_map(|option| option.aio_keys.iter().copied())
             .collect()
     },
-    ignored: &AIO_KEYS_WITHOUT_MEANING,
+    ignored: &[USE_GDS],
 };
 
 const OWN: Block = Block {
@@ -63,13 +62,13 @@ fn apply_block(
     root: &Map<String, Json>,
     block: &Block,
 ) -> Result<(), ConfigError> {
-    let object = match root.get(block.name) {
-        None | Some(Json::Null) => return Ok(()),
+    let object = match given(root, block.name) {
+        None => return Ok(()),
         Some(Json::Object(object)) => object,
         Some(other) => {
             return Err(ConfigError::Value {
                 place: format!("{}: {}", path.display(), block.name),
-                value: other.to_string(),
+                value: shown(other),
                 accepted: "a JSON object".to_owned(),
             });
         }
@@ -80,35 +79,40 @@ fn apply_block(
         return Err(ConfigError::UnknownKey {
             path: path.to_owned(),
             section: block.name,
-            key: key.clone(),
+            key: shown_key(key),
             nearest: nearest(key, keys.iter().copied()),
         });
     }
     for key in keys {
-        let value = object.get(key).filter(|value| !value.is_null());
-        if let (Some(value), Some(option)) = (value, (block.option)(key)) {
-            set_json(settings, option, value, path, block.name, key)?;
+        if let (Some(value), Some(option)) = (given(object, key), (block.option)(key)) {
+            let parsed = parse(option.kind, value, path, block.name, key)?;
+            settings.set(option, parsed, Origin::File(path.to_owned()));
+        }
+    }
+    for key in block.ignored {
+        if let Some(value) = given(object, key)
+            && parse(Kind::Switch, value, path, block.name, key)? == Value::Switch(true)
+        {
+            settings.warnings.push(format!(
+                "{}: {}.{key}: true is ignored, a filesystem cannot transfer from and to the GPU",
+                path.display(),
+                block.name
+            ));
         }
     }
     Ok(())
 }
 
-fn set_json(
-    settings: &mut Settings,
-    option: &'static OptionDefinition,
+fn parse(
+    kind: Kind,
     value: &Json,
     path: &Path,
     block: &str,
     key: &str,
-) -> Result<(), ConfigError> {
-    let parsed = option
-        .kind
-        .parse_json(value)
-        .ok_or_else(|| ConfigError::Value {
-            place: format!("{}: {block}.{key}", path.display()),
-            value: value.to_string(),
-            accepted: option.kind.accepted(),
-        })?;
-    settings.set(option, parsed, Origin::File(path.to_owned()));
-    Ok(())
+) -> Result<Value, ConfigError> {
+    kind.parse_json(value).ok_or_else(|| ConfigError::Value {
+        place: format!("{}: {block}.{key}", path.display()),
+        value: shown(value),
+        accepted: kind.accepted(),
+    })
 }

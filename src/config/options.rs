@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde_json::json;
 
+use super::json::whole;
 use crate::units::{KIB, MIB, TIB, format_exact, parse_size};
 
 /// What values an option takes.
@@ -49,7 +50,7 @@ pub struct OptionDefinition {
 }
 
 /// Upper limit of any size, so that sums of sizes stay far from overflow.
-const SIZE_MAX: u64 = 64 * TIB;
+pub(super) const SIZE_MAX: u64 = 64 * TIB;
 
 const fn size(min: u64, max: u64) -> Kind {
     Kind::Size {
@@ -113,7 +114,8 @@ pub const OPTIONS: [OptionDefinition; 16] = [
         "1",
         "Aio threads",
     )
-    .in_aio(&["thread_count", "intra_op_parallelism"]),
+    // DeepSpeed's first name for it, its tuner's, and the one it reads now.
+    .in_aio(&["thread_count", "num_threads", "intra_op_parallelism"]),
     option(
         "single_submit",
         Kind::Switch,
@@ -246,6 +248,12 @@ pub(crate) fn parse_switch(text: &str) -> Option<bool> {
     }
 }
 
+/// Whether a file may write a switch so.
+fn is_switch_word(text: &str) -> bool {
+    let words = ["on", "off", "true", "false"];
+    words.iter().any(|word| text.eq_ignore_ascii_case(word))
+}
+
 impl Kind {
     /// What can be given, for error messages: "a size from …".
     #[must_use]
@@ -290,15 +298,13 @@ impl Kind {
     pub fn parse_json(&self, value: &serde_json::Value) -> Option<Value> {
         use serde_json::Value as Json;
         match (self, value) {
-            (Kind::Size { .. }, Json::Number(number)) => self.limit_size(number.as_u64()?),
-            (Kind::Count { .. }, Json::Number(number)) => self.limit_count(number.as_u64()?),
+            (Kind::Size { .. }, Json::Number(number)) => self.limit_size(whole(number)?),
+            (Kind::Count { .. }, Json::Number(number)) => self.limit_count(whole(number)?),
             (Kind::Switch, Json::Bool(on)) => Some(Value::Switch(*on)),
-            (Kind::Switch, Json::String(text)) if text == "on" || text == "off" => {
-                self.parse_text(text)
-            }
-            (Kind::Size { .. } | Kind::Choice(_) | Kind::LogFilter, Json::String(text)) => {
-                self.parse_text(text)
-            }
+            // DeepSpeed's tuner writes its switches as words.
+            (Kind::Switch, Json::String(text)) if is_switch_word(text) => self.parse_text(text),
+            (Kind::Switch, _) => None,
+            (_, Json::String(text)) => self.parse_text(text),
             _ => None,
         }
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::deepspeed::{Offload, free_memory};
 use super::options::{OPTIONS, OptionDefinition, Value, find};
 use super::{Config, ConfigError, MountFlags};
 
@@ -13,6 +14,13 @@ pub enum Origin {
     BuiltIn,
     /// A key of the configuration file.
     File(PathBuf),
+    /// What the file says about DeepSpeed's offloading.
+    Offload {
+        /// The configuration file.
+        path: PathBuf,
+        /// The section, and what was reckoned from it.
+        from: String,
+    },
     /// `-o name=value`.
     MountOption,
     /// `--name value`.
@@ -24,6 +32,7 @@ impl fmt::Display for Origin {
         match self {
             Origin::BuiltIn => f.write_str("built-in"),
             Origin::File(path) => write!(f, "file {}", path.display()),
+            Origin::Offload { path, from } => write!(f, "file {} ({from})", path.display()),
             Origin::MountOption => f.write_str("-o"),
             Origin::Flag => f.write_str("flag"),
         }
@@ -35,7 +44,9 @@ impl Origin {
     pub(super) fn place(&self, name: &str) -> String {
         match self {
             Origin::BuiltIn => name.to_owned(),
-            Origin::File(path) => format!("{}: {name}", path.display()),
+            Origin::File(path) | Origin::Offload { path, .. } => {
+                format!("{}: {name}", path.display())
+            }
             Origin::MountOption => format!("-o {name}"),
             Origin::Flag => format!("--{}", name.replace('_', "-")),
         }
@@ -48,6 +59,10 @@ impl Origin {
 pub struct Settings {
     chosen: [Option<(Value, Origin)>; OPTIONS.len()],
     pub(super) mount: MountFlags,
+    /// What the file says about DeepSpeed's offloading; `None` when there is no file.
+    pub(super) offload: Option<Offload>,
+    /// Lines for the user about what was understood and is ignored.
+    pub(super) warnings: Vec<String>,
 }
 
 impl Settings {
@@ -78,8 +93,20 @@ impl Settings {
     }
 
     /// The checked configuration.
-    pub fn build(self) -> Result<Config, ConfigError> {
+    pub fn build(mut self) -> Result<Config, ConfigError> {
+        self.size_pool();
         Config::from_settings(self)
+    }
+
+    /// Unless a size was chosen, the pool follows DeepSpeed's buffers where the file has them.
+    fn size_pool(&mut self) {
+        let Some(offload) = &self.offload else { return };
+        if self.get("pool_size").1 == Origin::BuiltIn
+            && let Some((bytes, origin)) = offload.pool(self.number("block_size"), free_memory())
+        {
+            let option = find("pool_size").expect("pool_size is in the table");
+            self.set(option, Value::Size(bytes), origin);
+        }
     }
 
     /// The value and origin of an option; no value where it is computed from others.

@@ -174,8 +174,8 @@ fn wrong_types_and_values_name_key_value_and_what_is_accepted() {
             r#"aio.queue_depth: "many" is not accepted; give a whole number from 1 to 4096"#,
         ),
         (
-            r#"{"aio": {"single_submit": "true"}}"#,
-            r#"aio.single_submit: "true" is not accepted; give on, off, true or false"#,
+            r#"{"aio": {"single_submit": "yes"}}"#,
+            r#"aio.single_submit: "yes" is not accepted; give on, off, true or false"#,
         ),
         (
             r#"{"swapfs": {"block_size": 100000}}"#,
@@ -244,7 +244,7 @@ fn unknown_names_are_errors_with_the_nearest() {
 
 #[test]
 fn files_that_are_no_configuration_are_named() {
-    assert!(message(from_file("{")).starts_with("EOF while parsing"));
+    assert!(message(from_file("{")).starts_with("not valid JSON: EOF while parsing"));
     assert_eq!(message(from_file("[]")), "the file is not a JSON object");
     let error = Settings::new()
         .read_file("/nonexistent/x.json".as_ref())

@@ -1,0 +1,150 @@
+//! Reads a JSON object from a file, strictly: a key that stands twice in one object is an error, as it is
+//! in DeepSpeed, and nothing that a file may contain takes memory or time without end.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value as Json};
+
+/// No configuration is larger than this many bytes.
+const FILE_BYTES_MAX: u64 = 16 << 20;
+
+/// Letters of a value that a message repeats.
+const SHOWN_MAX: usize = 60;
+
+/// The object that the file consists of; the error is the reason alone, without the file's name.
+pub(super) fn read_object(path: &Path) -> Result<Map<String, Json>, String> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
+        .map_err(|error| crate::sys_process::reason(&error))?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(format!(
+            "larger than {}, which no configuration is",
+            crate::units::format_exact(FILE_BYTES_MAX)
+        ));
+    }
+    let text = std::str::from_utf8(&bytes)
+        .map_err(|error| format!("not UTF-8 text (byte {})", error.valid_up_to()))?;
+    if text.trim().is_empty() {
+        return Err("the file is empty; {} is the least".to_owned());
+    }
+    let parsed = serde_json::from_str(text).map_err(|error| match error.is_data() {
+        true => error.to_string(),
+        false => format!("not valid JSON: {error}"),
+    });
+    match parsed? {
+        Strict(Json::Object(root)) => Ok(root),
+        Strict(_) => Err("the file is not a JSON object".to_owned()),
+    }
+}
+
+/// The value when it was given: `null` and DeepSpeed's `"auto"` are as if absent.
+pub(super) fn given<'a>(object: &'a Map<String, Json>, key: &str) -> Option<&'a Json> {
+    object
+        .get(key)
+        .filter(|value| !value.is_null() && value.as_str() != Some("auto"))
+}
+
+/// A value for a message, cut when it is long.
+pub(super) fn shown(value: &Json) -> String {
+    cut(&value.to_string())
+}
+
+/// A key for a message: without line breaks, cut when it is long.
+pub(super) fn shown_key(key: &str) -> String {
+    match key.chars().any(char::is_control) {
+        true => cut(&format!("{key:?}")),
+        false => cut(key),
+    }
+}
+
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_MAX) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// The number when it is whole; people write `1e8` too.
+pub(super) fn whole(number: &serde_json::Number) -> Option<u64> {
+    /// Every whole number up to this one is exact as a float.
+    const EXACT_MAX: f64 = (1_u64 << f64::MANTISSA_DIGITS) as f64;
+    number.as_u64().or_else(|| {
+        let float = number.as_f64()?;
+        let exact = (0.0..=EXACT_MAX).contains(&float) && float.fract() == 0.0;
+        exact.then_some(float as u64)
+    })
+}
+
+/// JSON without double keys.
+struct Strict(Json);
+
+impl<'de> Deserialize<'de> for Strict {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(StrictVisitor).map(Self)
+    }
+}
+
+struct StrictVisitor;
+
+impl<'de> Visitor<'de> for StrictVisitor {
+    type Value = Json;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Json, E> {
+        Ok(Json::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Json, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Json, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Json, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Json, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Json, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Json, A::Error> {
+        let mut array = Vec::new();
+        while let Some(Strict(item)) = items.next_element()? {
+            array.push(item);
+        }
+        Ok(Json::Array(array))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Json, A::Error> {
+        let mut object = Map::new();
+        while let Some(key) = entries.next_key::<String>()? {
+            if object.contains_key(&key) {
+                let key = shown_key(&key);
+                return Err(de::Error::custom(format_args!(
+                    "the key {key} stands twice"
+                )));
+            }
+            let Strict(value) = entries.next_value()?;
+            object.insert(key, value);
+        }
+        Ok(Json::Object(object))
+    }
+}
+
+#[cfg(test)]
+mod tests;
