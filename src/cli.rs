@@ -8,6 +8,7 @@ mod config;
 mod helpers;
 mod mount;
 mod options;
+mod request;
 mod status;
 mod umount;
 
@@ -15,6 +16,7 @@ pub use config::ConfigCommand;
 pub use helpers::{MountHelper, UmountHelper};
 pub use mount::MountArgs;
 pub use options::{ConfigArgs, OptionFlags};
+pub use request::RequestArgs;
 pub use status::StatusArgs;
 pub use umount::UmountArgs;
 
@@ -26,6 +28,7 @@ use clap::{ArgAction, Parser, Subcommand};
 
 use crate::config::ConfigError;
 use crate::daemon::Factory;
+use request::Request;
 
 /// A FUSE filesystem that moves tensors between memory and NVMe through one bounded buffer pool.
 #[derive(Debug, Parser)]
@@ -48,6 +51,12 @@ pub enum Command {
     Umount(UmountArgs),
     /// Show the mounts, or the partitions of a mount.
     Status(StatusArgs),
+    /// Read partitions into the pool, where they stay until they are released.
+    SwapIn(RequestArgs),
+    /// Write what the pool has of partitions to the swap folder.
+    SwapOut(RequestArgs),
+    /// Write what is dirty, then drop the partitions' buffers.
+    Release(RequestArgs),
     /// Show the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -120,6 +129,9 @@ impl Cli {
             Command::Mount(arguments) => arguments.run(self.verbose, factory),
             Command::Umount(arguments) => arguments.run(),
             Command::Status(arguments) => arguments.run(),
+            Command::SwapIn(arguments) => arguments.run(Request::SwapIn),
+            Command::SwapOut(arguments) => arguments.run(Request::SwapOut),
+            Command::Release(arguments) => arguments.run(Request::Release),
             Command::Config(command) => command.run(),
             Command::Completions { shell } => completions::run(shell),
         }

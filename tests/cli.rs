@@ -29,6 +29,9 @@ fn help_is_there_for_each_command() {
         &["mount", "--help"],
         &["umount", "--help"],
         &["status", "--help"],
+        &["swap-in", "--help"],
+        &["swap-out", "--help"],
+        &["release", "--help"],
         &["config", "--help"],
         &["config", "show", "--help"],
         &["config", "default", "--help"],
@@ -63,6 +66,8 @@ fn wrong_usage_is_status_2() {
         &["mount", "/only-one"],
         &["umount"],
         &["umount", "/", "--timeout", "soon"],
+        &["swap-in"],
+        &["release", "/", "--timeout", "1"],
         &["completions", "nonsense"],
     ] {
         assert_eq!(swapfs(arguments).status.code(), Some(2), "{arguments:?}");
@@ -113,6 +118,14 @@ fn failures_are_status_1_with_one_line() {
         (
             &["status", path],
             format!("{path} is not on a swapfs mount"),
+        ),
+        (
+            &["swap-in", path],
+            format!("{path} is not on a swapfs mount"),
+        ),
+        (
+            &["release", missing.as_str()],
+            format!("{missing}: No such file or directory"),
         ),
         (
             &["config", "show", "--config", missing.as_str()],

@@ -4,6 +4,7 @@
 //! The daemon forks, which a process with the many threads of a test harness must not; so each test
 //! starts this very program again as the `swapfs` command with a fake filesystem ([`main`]).
 
+mod asking;
 mod fake;
 mod place;
 
@@ -11,6 +12,12 @@ use std::os::unix::fs::MetadataExt;
 use std::process::{Child, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
+use asking::{
+    each_request_is_waited_for_until_it_is_done,
+    ten_thousand_partitions_are_asked_by_one_request_and_waited_for,
+    what_fails_or_takes_too_long_is_named,
+    what_is_refused_is_one_clear_line_each_and_the_others_are_asked,
+};
 use place::{ARGUMENTS, Place, assert_done, assert_failed, command, complaint, wait_until};
 
 /// A test's name and body.
@@ -20,7 +27,7 @@ macro_rules! tests {
     ($($name:ident),* $(,)?) => { [$((stringify!($name), $name as fn())),*] };
 }
 
-const TESTS: [Test; 16] = tests![
+const TESTS: [Test; 20] = tests![
     mount_returns_when_the_mount_answers_and_umount_when_the_daemon_is_gone,
     the_mount_carries_the_standard_options,
     the_daemons_own_line_reaches_the_user,
@@ -37,6 +44,10 @@ const TESTS: [Test; 16] = tests![
     a_killed_daemon_leaves_a_dead_mount_that_is_named_and_cleared,
     in_the_foreground_the_command_is_the_daemon,
     status_shows_mounts_and_partitions,
+    ten_thousand_partitions_are_asked_by_one_request_and_waited_for,
+    each_request_is_waited_for_until_it_is_done,
+    what_is_refused_is_one_clear_line_each_and_the_others_are_asked,
+    what_fails_or_takes_too_long_is_named,
 ];
 
 fn main() -> ExitCode {

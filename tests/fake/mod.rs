@@ -1,6 +1,8 @@
 //! A filesystem of one directory and one file that answers what `umount` and `status` ask, and that
 //! misbehaves on demand.
 
+pub(crate) mod partitions;
+
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -78,6 +80,10 @@ impl Service for FakeService {
         }
         let mut config = fuser::Config::default();
         config.n_threads = Some(2);
+        if let Some(count) = self.behaviour.strip_prefix(partitions::PARTITIONS) {
+            let partitions = partitions::Partitions::new(count);
+            return Session::from_fd(partitions, fuse, SessionACL::All, config)?.run();
+        }
         Session::from_fd(FakeFs(self), fuse, SessionACL::All, config)?.run()
     }
 

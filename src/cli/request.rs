@@ -1,0 +1,252 @@
+//! `swapfs swap-in`, `swap-out` and `release`: requests to a mount, and waiting until they are done.
+
+mod targets;
+mod wait;
+
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+use serde::Serialize;
+
+use super::{Failure, print};
+use crate::sys_process::{reason, text_xattr};
+use crate::units::format_short;
+use targets::{Mounts, expand, files_below};
+
+/// The attribute that asks.
+const REQUEST_XATTR: &str = "user.swap.request";
+
+/// Arguments of `swapfs swap-in`, `swap-out` and `release`.
+#[derive(Debug, Args)]
+pub struct RequestArgs {
+    /// Partitions, directories (for all below them), or patterns with *, ?, [ ] and **.
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+    /// Wait until it is done, and fail for what failed.
+    #[arg(long)]
+    pub wait: bool,
+    /// Seconds to wait at most; without it, as long as it takes.
+    #[arg(long, value_name = "S", requires = "wait")]
+    pub timeout: Option<u64>,
+    /// Print JSON, an object for each path.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Request {
+    SwapIn,
+    SwapOut,
+    Release,
+}
+
+impl Request {
+    /// The value of `user.swap.request`.
+    fn value(self) -> &'static str {
+        match self {
+            Self::SwapIn => "swap_in",
+            Self::SwapOut => "swap_out",
+            Self::Release => "release",
+        }
+    }
+
+    /// The command's name.
+    fn command(self) -> &'static str {
+        match self {
+            Self::SwapIn => "swap-in",
+            Self::SwapOut => "swap-out",
+            Self::Release => "release",
+        }
+    }
+}
+
+/// A path after the expansion of patterns, and how it went.
+#[derive(Debug)]
+struct Target {
+    path: PathBuf,
+    /// Each a line that begins with the path that it is about.
+    failures: Vec<String>,
+    /// The mount's root; `None` when nothing was asked there.
+    root: Option<PathBuf>,
+}
+
+/// The object of `--json` about a path; sizes in bytes, of a directory the sums over all below.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    path: &'a Path,
+    request: Request,
+    status: Option<&'static str>,
+    resident: u64,
+    size: u64,
+    error: Option<String>,
+}
+
+impl RequestArgs {
+    pub(super) fn run(self, request: Request) -> Result<(), Failure> {
+        let start = Instant::now();
+        let mounts = Mounts::read()?;
+        let mut targets: Vec<Target> = self
+            .paths
+            .iter()
+            .flat_map(|path| expand(path))
+            .map(|expanded| ask(&mounts, expanded, request))
+            .collect();
+        if self.wait {
+            let wait = wait::Wait {
+                request,
+                deadline: self.timeout.and_then(|seconds| {
+                    let time = Duration::from_secs(seconds);
+                    start.checked_add(time).map(|at| (at, seconds))
+                }),
+                bar: bar(request),
+            };
+            wait.run(&mut targets);
+            wait.bar.finish_and_clear();
+        }
+        if self.json {
+            let reports: Vec<Report> = targets
+                .iter()
+                .map(|target| Report::of(target, request))
+                .collect();
+            print(&serde_json::to_string_pretty(&reports).map_err(|error| error.to_string())?)?;
+        }
+        let lines: Vec<String> = targets
+            .into_iter()
+            .flat_map(|target| target.failures)
+            .collect();
+        match lines.is_empty() {
+            true => Ok(()),
+            false => Err(Failure::Failed(lines.join("\nswapfs: "))),
+        }
+    }
+}
+
+/// Sends the request for one path.
+fn ask(mounts: &Mounts, expanded: Result<PathBuf, (PathBuf, String)>, request: Request) -> Target {
+    let (path, root) = match expanded {
+        Ok(path) => {
+            let root = mounts
+                .root_of(&path)
+                .and_then(|root| send(&path, request, &root).map(|()| root));
+            (path, root)
+        }
+        Err((path, line)) => (path, Err(line)),
+    };
+    match root {
+        Ok(root) => Target {
+            path,
+            failures: Vec::new(),
+            root: Some(root),
+        },
+        Err(line) => Target {
+            path,
+            failures: vec![line],
+            root: None,
+        },
+    }
+}
+
+/// Sets the attribute; the error is the line for the user.
+fn send(path: &Path, request: Request, root: &Path) -> Result<(), String> {
+    let value = request.value().as_bytes();
+    let refusal = match rustix::fs::setxattr(path, REQUEST_XATTR, value, XattrFlags::empty()) {
+        Ok(()) => return Ok(()),
+        Err(refusal) => refusal,
+    };
+    let (shown, command) = (path.display(), request.command());
+    let why = reason(&refusal.into());
+    Err(match refusal {
+        Errno::NOBUFS => no_room(path, root),
+        Errno::ACCESS | Errno::PERM => format!("{shown}: {why}; {command} needs write permission"),
+        Errno::ROFS => format!("{shown}: {why}; {command} needs a mount without ro"),
+        Errno::INVAL => format!("{shown}: the mount does not take {command} requests here"),
+        _ => format!("{shown}: {why}"),
+    })
+}
+
+/// The line about a swap-in that the pool can never hold, with figures.
+fn no_room(path: &Path, root: &Path) -> String {
+    let size = match files_below(path) {
+        Ok(files) => files.iter().map(|file| file.size).sum(),
+        Err(_) => 0,
+    };
+    let (shown, size) = (path.display(), format_short(size));
+    let count = |name: &str| number(root, &format!("user.swap.pool.{name}"));
+    let figures = || {
+        let (buffers, reserved) = (count("buffers")?, count("reserved")?);
+        let free = buffers.saturating_sub(reserved);
+        let buffer_size = format_short(count("buffer_size")?);
+        Some(format!(
+            ", {free} of {buffer_size} ({buffers} less {reserved} reserved)"
+        ))
+    };
+    let figures = figures().unwrap_or_default();
+    format!("{shown}: {size} are more than the pool's free buffers hold{figures}")
+}
+
+fn number(path: &Path, name: &str) -> Option<u64> {
+    text_xattr(path, name).ok()??.trim().parse().ok()
+}
+
+impl<'a> Report<'a> {
+    fn of(target: &'a Target, request: Request) -> Self {
+        let mut report = Self {
+            path: &target.path,
+            request,
+            status: None,
+            resident: 0,
+            size: 0,
+            error: (!target.failures.is_empty()).then(|| target.failures.join("; ")),
+        };
+        if target.root.is_none() {
+            return report;
+        }
+        let files = match files_below(&target.path) {
+            Ok(files) => files,
+            Err(line) => {
+                report.error.get_or_insert(line);
+                return report;
+            }
+        };
+        // Of a directory: `inflight` when anything is, `available` when everything is.
+        let mut status = "available";
+        for file in &files {
+            let own = text_xattr(&file.path, "user.swap.status").ok().flatten();
+            match own.as_deref() {
+                Some("inflight") => status = "inflight",
+                Some("not_available") if status == "available" => status = "not_available",
+                // Removed meanwhile, or fine.
+                _ => {}
+            }
+            report.size += file.size;
+            report.resident += number(&file.path, "user.swap.resident").unwrap_or(0);
+            if report.error.is_none() {
+                report.error = text_xattr(&file.path, "user.swap.error").ok().flatten();
+            }
+        }
+        report.status = Some(status);
+        report
+    }
+}
+
+/// A bar on a terminal, counting bytes.
+fn bar(request: Request) -> ProgressBar {
+    let target = match io::stderr().is_terminal() {
+        true => ProgressDrawTarget::stderr(),
+        false => ProgressDrawTarget::hidden(),
+    };
+    let template = "{msg} {bar:30} {binary_bytes}/{binary_total_bytes}, {binary_bytes_per_sec}, \
+                    {eta} left";
+    let style =
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::with_draw_target(Some(0), target)
+        .with_style(style)
+        .with_message(request.command())
+}
