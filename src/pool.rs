@@ -2,6 +2,8 @@
 
 mod arena;
 mod lease;
+mod sole;
 
 pub use arena::{Arena, ArenaOptions};
 pub use lease::{ReadLease, WriteLease};
+pub use sole::SoleArena;
