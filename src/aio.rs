@@ -5,12 +5,14 @@
 //! is on this side of it.
 //!
 //! [`open_device`] chooses between the devices of production, [`uring`] and [`threads`]; [`memory`]
-//! is the one without a disk, and [`fault`] makes any of them fail on purpose.
+//! is the one without a disk, and [`fault`] makes any of them fail on purpose. [`handle`] is for
+//! programs that move their own buffers: DeepSpeed's aio handle over the same devices.
 
 mod counters;
 pub mod device;
 pub mod fault;
 pub mod file;
+pub mod handle;
 pub mod memory;
 mod open;
 pub mod probe;
@@ -20,5 +22,6 @@ pub mod threads;
 pub mod uring;
 mod waiting;
 
+pub use handle::{Handle, HandleOptions, LockedTensor};
 pub use open::open_device;
 pub use settings::{AioSettings, Engine};

@@ -106,7 +106,7 @@ fn create(folder: BorrowedFd<'_>, extra: OFlags) -> rustix::io::Result<OwnedFd> 
 
 /// What the filesystem says: memory and offset alignment, `(0, 0)` for no direct I/O; `None` when
 /// it does not say.
-fn stated_alignment(file: BorrowedFd<'_>) -> Option<(usize, usize)> {
+pub(super) fn stated_alignment(file: BorrowedFd<'_>) -> Option<(usize, usize)> {
     let mask = StatxFlags::from_bits_retain(STATX_DIOALIGN);
     let statx = rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, mask).ok()?;
     if statx.stx_mask & STATX_DIOALIGN == 0 {

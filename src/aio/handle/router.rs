@@ -1,0 +1,328 @@
+//! Between operations and the device: turns pieces into transfers and completions into pieces done.
+//!
+//! Everything here runs on whichever thread comes by: the one that asks for an operation, or a device
+//! thread with completions. Locks, none held while another of them is taken but an operation's, inside
+//! which `flights` may be: an operation's state, `flights`, the bounce buffers.
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock, Weak};
+
+use parking_lot::Mutex;
+
+use super::bounce::{Bounce, Chunk, Request};
+use super::error::{Direction, ErrorKind};
+use super::operation::Op;
+use super::plan::Piece;
+use super::tensor::Region;
+use crate::aio::device::{
+    Action, BackingFile, Completion, CompletionSink, Device, Transfer, refused,
+};
+use crate::error::Errno;
+use crate::pool::WriteLease;
+
+/// For the thread that lends its slice to an operation.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A bounce buffer to fill with the piece's bytes, for [`Router::filled`].
+    Fill(Piece, Chunk),
+    /// The piece's bytes, from this byte of the bounce buffer on.
+    Arrived(Piece, Chunk, usize),
+    /// The operation is done.
+    Done,
+}
+
+/// A handle's device, and what is on its way there and back.
+#[derive(Debug)]
+pub(super) struct Router {
+    pub(super) bounce: Bounce,
+    device: OnceLock<Weak<dyn Device>>,
+    flights: Mutex<Flights>,
+    /// Pieces of one operation under way at once.
+    window: usize,
+}
+
+#[derive(Debug, Default)]
+struct Flights {
+    next: u64,
+    flying: HashMap<u64, Flight>,
+}
+
+/// A transfer under way.
+#[derive(Debug)]
+struct Flight {
+    op: Arc<Op>,
+    piece: Piece,
+    memory: Ground,
+    file: Arc<dyn BackingFile>,
+    /// The file's; 1 once the transfer was sent through the page cache instead.
+    alignment: usize,
+    /// Where the transfer's first attempt begins in the file.
+    start: u64,
+    /// What earlier attempts moved, from `start` on.
+    front: Option<WriteLease>,
+}
+
+/// Whose memory a transfer uses.
+#[derive(Debug)]
+enum Ground {
+    /// The tensor's own.
+    Tensor(Arc<Region>),
+    /// A bounce buffer's, with the part of the tensor that it stands for if there is one.
+    Chunk(Chunk, Option<WriteLease>),
+}
+
+impl Router {
+    pub(super) fn new(bounce: Bounce, window: usize) -> Arc<Self> {
+        Arc::new(Self {
+            bounce,
+            device: OnceLock::new(),
+            flights: Mutex::default(),
+            window,
+        })
+    }
+
+    /// Names the device; called once, before the first operation.
+    pub(super) fn connect(self: &Arc<Self>, device: &Arc<dyn Device>) {
+        device.connect(Arc::new(Sink(Arc::clone(self))));
+        let set = self.device.set(Arc::downgrade(device));
+        assert!(set.is_ok(), "connect is called once");
+    }
+
+    fn submit(self: &Arc<Self>, mut batch: Vec<Transfer>) {
+        if batch.is_empty() {
+            return;
+        }
+        match self.device.get().and_then(Weak::upgrade) {
+            Some(device) => device.submit(&mut batch),
+            // The handle waits for its operations before it lets the device go.
+            None => {
+                let late = batch.into_iter();
+                let mut late = late
+                    .map(|transfer| refused(transfer, Errno::ENODEV))
+                    .collect();
+                self.landed(&mut late);
+            }
+        }
+    }
+
+    /// Starts as many of the operation's pieces as the window has room for.
+    pub(super) fn pump(self: &Arc<Self>, op: &Arc<Op>) {
+        let mut batch = Vec::new();
+        self.pump_into(op, &mut batch);
+        self.submit(batch);
+    }
+
+    fn pump_into(self: &Arc<Self>, op: &Arc<Op>, batch: &mut Vec<Transfer>) {
+        let mut requests = Vec::new();
+        op.next_pieces(self.window, |piece, file, part| match part {
+            Some((lease, region)) if piece.straight => {
+                let flight = Flight {
+                    op: Arc::clone(op),
+                    piece,
+                    memory: Ground::Tensor(region),
+                    file: Arc::clone(file),
+                    alignment: op.alignment(),
+                    start: piece.start,
+                    front: None,
+                };
+                batch.push(self.take_off(flight, lease));
+            }
+            part => requests.push(Request {
+                op: Arc::clone(op),
+                piece,
+                part: part.map(|(lease, _)| lease),
+            }),
+        });
+        Bounce::request(self, requests);
+    }
+
+    /// A transfer of what is still to move of a flight: `lease`, behind its front.
+    fn take_off(&self, flight: Flight, lease: WriteLease) -> Transfer {
+        let moved = flight.front.as_ref().map_or(0, WriteLease::len);
+        let offset = flight.start + moved as u64;
+        let file = Arc::clone(&flight.file);
+        let action = match flight.op.direction() {
+            Direction::Read => Action::Read(lease),
+            Direction::Write => Action::Write(lease.downgrade()),
+        };
+        let mut flights = self.flights.lock();
+        let token = flights.next;
+        flights.next += 1;
+        flights.flying.insert(token, flight);
+        Transfer {
+            token,
+            action,
+            file,
+            offset,
+        }
+    }
+
+    /// A piece has got its bounce buffer.
+    pub(super) fn granted(self: &Arc<Self>, request: Request, mut chunk: Chunk) {
+        let Request { op, piece, part } = request;
+        if op.failed() {
+            drop(chunk);
+            return self.cancelled(&op, part);
+        }
+        match op.direction() {
+            Direction::Read => self.fly(&op, piece, chunk, part),
+            Direction::Write => match op.fill(piece, part.as_deref(), chunk.bytes()) {
+                Some(caller) => {
+                    // The receiver waits for the operation; were it gone, the chunk is free again.
+                    if caller.send(Event::Fill(piece, chunk)).is_err() {
+                        self.cancelled(&op, None);
+                    }
+                }
+                None => self.fly(&op, piece, chunk, part),
+            },
+        }
+    }
+
+    /// The thread that lends its slice has filled the buffer.
+    pub(super) fn filled(self: &Arc<Self>, op: &Arc<Op>, piece: Piece, chunk: Chunk) {
+        self.fly(op, piece, chunk, None);
+    }
+
+    fn fly(
+        self: &Arc<Self>,
+        op: &Arc<Op>,
+        piece: Piece,
+        mut chunk: Chunk,
+        part: Option<WriteLease>,
+    ) {
+        let alignment = op.alignment() as u64;
+        let start = piece.start / alignment * alignment;
+        let length = piece.end.next_multiple_of(alignment) - start;
+        let lease = chunk.lend(usize::try_from(length).expect("fits a chunk"));
+        let flight = Flight {
+            op: Arc::clone(op),
+            piece,
+            memory: Ground::Chunk(chunk, part),
+            file: op.file(),
+            alignment: op.alignment(),
+            start,
+            front: None,
+        };
+        let transfer = self.take_off(flight, lease);
+        self.submit(vec![transfer]);
+    }
+
+    fn cancelled(self: &Arc<Self>, op: &Arc<Op>, part: Option<WriteLease>) {
+        op.piece_done(part, Ok(0));
+    }
+
+    fn landed(self: &Arc<Self>, done: &mut Vec<Completion>) {
+        let mut batch = Vec::new();
+        for Completion { transfer, result } in done.drain(..) {
+            let Transfer {
+                token,
+                action,
+                file,
+                ..
+            } = transfer;
+            // Now: the file is closed when its operation is done, not some time later.
+            drop(file);
+            let flight = self.flights.lock().flying.remove(&token);
+            let flight = flight.expect("a completion for a transfer under way");
+            let lease = match (action, &flight.memory) {
+                (Action::Read(lease), _) => lease,
+                (Action::Write(lease), Ground::Tensor(region)) => region.reclaim(lease),
+                (Action::Write(lease), Ground::Chunk(..)) => self.bounce.reclaim(lease),
+                (Action::Sync { .. }, _) => unreachable!("no syncs are submitted"),
+            };
+            let op = Arc::clone(&flight.op);
+            if let Some(again) = self.land(flight, lease, result) {
+                batch.push(again);
+            }
+            self.pump_into(&op, &mut batch);
+        }
+        self.submit(batch);
+    }
+
+    /// Judges what one attempt moved; the next one, if there is more to do.
+    fn land(
+        self: &Arc<Self>,
+        mut flight: Flight,
+        lease: WriteLease,
+        result: Result<usize, Errno>,
+    ) -> Option<Transfer> {
+        let before = flight.front.as_ref().map_or(0, WriteLease::len);
+        let at = flight.start + before as u64;
+        let moved = match result {
+            Err(Errno::EINVAL) if flight.alignment > 1 => match flight.op.buffered() {
+                Ok(file) => {
+                    flight.file = file;
+                    flight.alignment = 1;
+                    return Some(self.take_off(flight, lease));
+                }
+                Err(errno) => {
+                    self.arrive(flight, lease, Err(ErrorKind::Open(errno)));
+                    return None;
+                }
+            },
+            Err(errno) => {
+                self.arrive(flight, lease, Err(ErrorKind::Transfer { at, errno }));
+                return None;
+            }
+            Ok(moved) => moved,
+        };
+        if at + moved as u64 >= flight.piece.end {
+            self.arrive(flight, lease, Ok(()));
+            return None;
+        }
+        // Continued where the next attempt is aligned. A read that ends between is at the file's end.
+        let kept = moved / flight.alignment * flight.alignment;
+        if kept == 0 {
+            let at = at + moved as u64;
+            self.arrive(flight, lease, Err(ErrorKind::Short { at }));
+            return None;
+        }
+        let (moved, rest) = lease.split_front(kept);
+        flight.front = Some(match flight.front.take() {
+            Some(front) => front.join(moved),
+            None => moved,
+        });
+        Some(self.take_off(flight, rest))
+    }
+
+    /// The last attempt is over: bytes to where they belong, memory back.
+    fn arrive(&self, flight: Flight, lease: WriteLease, result: Result<(), ErrorKind>) {
+        let Flight {
+            op,
+            piece,
+            memory,
+            start,
+            front,
+            file,
+            ..
+        } = flight;
+        drop(file);
+        let lease = match front {
+            Some(front) => front.join(lease),
+            None => lease,
+        };
+        let result = result.map(|()| piece.end - piece.start);
+        match memory {
+            Ground::Tensor(_) => op.piece_done(Some(lease), result),
+            Ground::Chunk(mut chunk, mut part) => {
+                chunk.mend(lease);
+                if op.direction() == Direction::Read && result.is_ok() {
+                    let lead = usize::try_from(piece.start - start).expect("below the alignment");
+                    op.deliver(piece, part.as_deref_mut(), chunk, lead);
+                } else {
+                    drop(chunk);
+                }
+                op.piece_done(part, result);
+            }
+        }
+    }
+}
+
+/// The device's way back. (A type of its own, because continuing takes an `Arc` of the router.)
+struct Sink(Arc<Router>);
+
+impl CompletionSink for Sink {
+    fn complete(&self, done: &mut Vec<Completion>) {
+        self.0.landed(done);
+    }
+}
