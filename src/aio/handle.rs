@@ -47,6 +47,8 @@ mod operation;
 mod plan;
 mod router;
 mod tensor;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::sync::Arc;
@@ -89,6 +91,11 @@ pub struct HandleOptions {
 impl HandleOptions {
     /// Largest `block_size`, in bytes.
     pub const BLOCK_SIZE_MAX: usize = 1 << 30;
+
+    /// Transfers in flight on all threads.
+    fn depth(&self) -> usize {
+        self.queue_depth as usize * self.intra_op_parallelism as usize
+    }
 
     fn check(&self) -> io::Result<()> {
         let invalid = |name, value: usize, most: usize| {
@@ -167,23 +174,31 @@ impl Handle {
             stripe: options.block_size as u64,
             engine,
         };
-        let depth = options.queue_depth as usize * options.intra_op_parallelism as usize;
-        let bounce = Bounce::new(options.block_size, depth)?;
+        let bounce = Bounce::new(options.block_size, options.depth())?;
         // Files of any filesystem may come, each with an alignment of its own; this side sees to it.
         let (device, refusal) = open_device(&settings, bounce.arena(), 1, true)?;
         if let Some(refusal) = &refusal {
             log::warn!("an aio handle works without io_uring: {refusal}");
         }
+        Ok(Self::over(options, bounce, device, refusal))
+    }
+
+    fn over(
+        options: HandleOptions,
+        bounce: Bounce,
+        device: Arc<dyn Device>,
+        refusal: Option<String>,
+    ) -> Self {
         // Twice the depth: the next batch waits in the device when one is done.
-        let router = Router::new(bounce, 2 * depth);
+        let router = Router::new(bounce, 2 * options.depth());
         router.connect(&device);
-        Ok(Self {
+        Self {
             options,
             device,
             router,
             ledger: Arc::default(),
             refusal,
-        })
+        }
     }
 
     /// Bytes of a transfer, as given. DeepSpeed: `get_block_size`.

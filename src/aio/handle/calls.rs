@@ -17,7 +17,7 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// See [`ErrorKind`]; [`SizeMismatch`](ErrorKind::SizeMismatch) for a file of another size.
+    /// See [`ErrorKind`](super::ErrorKind); [`SizeMismatch`](super::ErrorKind::SizeMismatch) for a file of another size.
     pub fn read<'a>(
         &self,
         buffer: impl Into<Target<'a>>,
@@ -39,7 +39,7 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// See [`ErrorKind`].
+    /// See [`ErrorKind`](super::ErrorKind).
     pub fn write<'a>(
         &self,
         buffer: impl Into<Source<'a>>,
@@ -60,7 +60,7 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// See [`ErrorKind`]; [`FileTooShort`](ErrorKind::FileTooShort) when the file ends before the buffer is full.
+    /// See [`ErrorKind`](super::ErrorKind); [`FileTooShort`](super::ErrorKind::FileTooShort) when the file ends before the buffer is full.
     pub fn pread<'a>(
         &self,
         buffer: impl Into<Target<'a>>,
@@ -77,7 +77,7 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// See [`ErrorKind`].
+    /// See [`ErrorKind`](super::ErrorKind).
     pub fn pwrite<'a>(
         &self,
         buffer: impl Into<Source<'a>>,

@@ -249,17 +249,7 @@ impl Router {
         let before = flight.front.as_ref().map_or(0, WriteLease::len);
         let at = flight.start + before as u64;
         let moved = match result {
-            Err(Errno::EINVAL) if flight.alignment > 1 => match flight.op.buffered() {
-                Ok(file) => {
-                    flight.file = file;
-                    flight.alignment = 1;
-                    return Some(self.take_off(flight, lease));
-                }
-                Err(errno) => {
-                    self.arrive(flight, lease, Err(ErrorKind::Open(errno)));
-                    return None;
-                }
-            },
+            Err(Errno::EINVAL) if flight.alignment > 1 => return self.detour(flight, lease),
             Err(errno) => {
                 self.arrive(flight, lease, Err(ErrorKind::Transfer { at, errno }));
                 return None;
@@ -270,10 +260,12 @@ impl Router {
             self.arrive(flight, lease, Ok(()));
             return None;
         }
-        // Continued where the next attempt is aligned. A read that ends between is at the file's end.
+        // Continued where the next attempt is aligned; the page cache can do without.
         let kept = moved / flight.alignment * flight.alignment;
+        if kept == 0 && moved > 0 {
+            return self.detour(flight, lease);
+        }
         if kept == 0 {
-            let at = at + moved as u64;
             self.arrive(flight, lease, Err(ErrorKind::Short { at }));
             return None;
         }
@@ -283,6 +275,21 @@ impl Router {
             None => moved,
         });
         Some(self.take_off(flight, rest))
+    }
+
+    /// Sends a flight's rest through the page cache, where anything is aligned.
+    fn detour(&self, mut flight: Flight, lease: WriteLease) -> Option<Transfer> {
+        match flight.op.buffered() {
+            Ok(file) => {
+                flight.file = file;
+                flight.alignment = 1;
+                Some(self.take_off(flight, lease))
+            }
+            Err(errno) => {
+                self.arrive(flight, lease, Err(ErrorKind::Open(errno)));
+                None
+            }
+        }
     }
 
     /// The last attempt is over: bytes to where they belong, memory back.
