@@ -1,0 +1,82 @@
+# Sourced by every suite: bounds its time, makes its own swap folder and mount below $1, and removes both.
+#
+#   SUITE_SECONDS=120 (optional, before sourcing) is when the suite is ended.
+#   $swap, $mnt, $work   the swap folder, the mountpoint, and the scratch folder that holds them
+set -euo pipefail
+
+suite=$(basename "$0" .sh)
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+
+if [[ -z ${SUITE_BOUNDED:-} ]]; then
+    export SUITE_BOUNDED=1
+    status=0
+    timeout --kill-after=30 "${SUITE_SECONDS:-300}" "$0" "$@" || status=$?
+    ((status != 124)) || echo "$suite: ended after ${SUITE_SECONDS:-300} s" >&2
+    exit "$status"
+fi
+
+fail() {
+    echo "$suite: FAILED: $*" >&2
+    exit 1
+}
+
+need() {
+    local tool
+    for tool; do
+        command -v "$tool" >/dev/null || fail "$tool is not installed"
+    done
+}
+
+[[ -c /dev/fuse ]] || fail "/dev/fuse is missing: load the fuse module, or give the container the device"
+need cargo python3
+
+(cd "$repo" && cargo build --release --quiet)
+swapfs=${CARGO_TARGET_DIR:-$repo/target}/release/swapfs
+
+work=$(mktemp -d "${1:-/var/tmp}/swapfs-$suite.XXXXXX")
+swap=$work/swap
+mnt=$work/mnt
+mkdir "$swap" "$mnt"
+
+mounted() { findmnt --noheadings --mountpoint "$mnt" >/dev/null; }
+
+# mount_swap [OPTION...]: -o options of swapfs mount, one per argument.
+mount_swap() {
+    local option options=()
+    for option; do options+=(-o "$option"); done
+    "$swapfs" mount "$swap" "$mnt" "${options[@]}"
+    mounted || fail "swapfs mount returned, and nothing is mounted"
+}
+
+umount_swap() {
+    "$swapfs" umount "$mnt" --timeout 120 2>"$work/umount.err" || fail "umount: $(cat "$work/umount.err")"
+}
+
+# Everything in the pool is dropped: what is read afterwards comes from the swap folder.
+remount_swap() {
+    umount_swap
+    mount_swap "$@"
+}
+
+daemon_pid() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["mount"]["pid"])' "$mnt/.swapfs/stats.json"; }
+
+# On failure the daemon's log is shown before the scratch folder goes.
+finish() {
+    local status=$?
+    cd /
+    trap - EXIT
+    if ((status)) && [[ -s $swap/.swapfs/log ]]; then
+        echo "$suite: the daemon's last lines:" >&2
+        tail -n 20 "$swap/.swapfs/log" >&2
+    fi
+    if mounted; then
+        "$swapfs" umount "$mnt" --timeout 30 || umount --lazy "$mnt" || status=1
+    fi
+    rm -rf --one-file-system "$work"
+    exit "$status"
+}
+trap finish EXIT
+trap 'exit 143' TERM
+trap 'exit 130' INT
+
+passed() { echo "$suite: ok ($*; ${SECONDS} s)"; }
