@@ -2,8 +2,8 @@
 # An ordinary user mounts with no arguments, writes, reads, and unmounts, through fusermount3. In a mount namespace of its own, with
 # a device node that everyone may open: the host's stays as it is.
 SUITE_SECONDS=120
-if [[ -z ${SUITE_NAMESPACE:-} ]]; then
-    exec env SUITE_NAMESPACE=1 unshare --mount --propagation private "$0" "$@"
+if [[ -z ${USER_MOUNT_NAMESPACE:-} ]]; then
+    exec env USER_MOUNT_NAMESPACE=1 unshare --mount --propagation private "$0" "$@"
 fi
 source "$(dirname "$0")/lib.sh"
 need fusermount3 setpriv
