@@ -10,6 +10,7 @@ run() {
     cat >"$work/fsx.toml" <<END
 flen = $4
 [opsize]
+min = 1
 max = $5
 [weights]
 close_open = 1
@@ -27,6 +28,7 @@ sendfile = 3
 posix_fadvise = 1
 copy_file_range = 3
 END
+    # Without a least length it asks for no bytes at times, which posix_fallocate refuses everywhere.
     fsx -q -S "$2" -N "$3" -f "$work/fsx.toml" -P "$work" "$mnt/t" >"$work/fsx.log" 2>&1 ||
         { tail -n 40 "$work/fsx.log" >&2; fail "fsx -S $2 -N $3, flen $4, opsize.max $5"; }
     rm "$mnt/t"
