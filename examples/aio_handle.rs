@@ -6,9 +6,7 @@ use swapfs::aio::{Handle, HandleOptions};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
-    let path = arguments
-        .next()
-        .unwrap_or_else(|| "aio_handle.swp".to_owned());
+    let path = arguments.next().unwrap_or_else(|| "aio_handle.swp".to_owned());
     let mib: usize = arguments.next().as_deref().unwrap_or("256").parse()?;
     let handle = Handle::new(HandleOptions {
         queue_depth: 32,

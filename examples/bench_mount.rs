@@ -91,10 +91,8 @@ impl Mount {
     }
 
     fn command(&self, arguments: &[&std::ffi::OsStr]) -> Outcome<()> {
-        let status = Command::new(std::env::current_exe()?)
-            .env(AS_COMMAND, "1")
-            .args(arguments)
-            .status()?;
+        let status =
+            Command::new(std::env::current_exe()?).env(AS_COMMAND, "1").args(arguments).status()?;
         if status.success() {
             Ok(())
         } else {
@@ -147,10 +145,7 @@ fn fio(folder: &Path, engine: &str, direction: Direction, mib: u32) -> Outcome<f
         .args(["--name=bench", "--filename=fio", "--direct=1", "--bs=1m"])
         .args(["--iodepth=8", "--overwrite=1", "--output-format=json"])
         .arg("--invalidate=0")
-        .arg(format!(
-            "--end_fsync={}",
-            u8::from(direction == Direction::Write)
-        ))
+        .arg(format!("--end_fsync={}", u8::from(direction == Direction::Write)))
         .arg(format!("--directory={}", folder.display()))
         .arg(format!("--ioengine={engine}"))
         .arg(format!("--rw={rw}"))
@@ -175,11 +170,8 @@ fn plain(folder: &Path, direction: Direction, mib: u32) -> Outcome<f64> {
     let mut moved = 0_u32;
     match direction {
         Direction::Write => {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(path)?;
+            let mut file =
+                OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
             while moved < mib {
                 file.write_all(&block)?;
                 moved += 1;
@@ -225,11 +217,7 @@ fn run(arguments: &Arguments) -> Outcome<Vec<Row>> {
     for direction in [Direction::Write, Direction::Read] {
         for way in WAYS {
             let rates = Vec::new();
-            rows.push(Row {
-                way,
-                direction,
-                rates,
-            });
+            rows.push(Row { way, direction, rates });
         }
     }
     for way in WAYS {
@@ -279,10 +267,7 @@ fn print(arguments: &Arguments, rows: &[Row]) {
         "{mib} MiB sequentially, 1 MiB a call, pool of {} MiB, {rounds} rounds, MB/s",
         arguments.pool_mib
     );
-    println!(
-        "{:<6} {:<38} {:>7} {:>7} {:>7} {:>6}",
-        "", "", "median", "least", "most", "ratio"
-    );
+    println!("{:<6} {:<38} {:>7} {:>7} {:>7} {:>6}", "", "", "median", "least", "most", "ratio");
     for row in rows {
         let direction = match row.direction {
             Direction::Write => "write",

@@ -43,10 +43,7 @@ struct Files {
 impl Files {
     fn new(folder: &Path, tag: &str) -> io::Result<Self> {
         let name = |part: &str| folder.join(format!("status-latency-{tag}-{part}"));
-        let files = Self {
-            asked: name("asked"),
-            written: name("written"),
-        };
+        let files = Self { asked: name("asked"), written: name("written") };
         let mut asked = File::create(&files.asked)?;
         asked.write_all(&vec![7; 4 * WRITE_BYTES])?;
         asked.sync_all()?;
@@ -119,10 +116,7 @@ fn measure(files: &Files, name: &str) -> Result<Measured, Box<dyn Error>> {
         });
         let latencies = ask(&files.asked, name, &ended);
         let stream = writer.join().expect("the writer does not panic")?;
-        Ok(Measured {
-            latencies: latencies?,
-            stream,
-        })
+        Ok(Measured { latencies: latencies?, stream })
     })
 }
 
@@ -131,10 +125,7 @@ fn folder_behind(file: &Path) -> Result<PathBuf, Box<dyn Error>> {
     let mut value = [0_u8; 4096];
     let length = rustix::fs::getxattr(file, "user.swap.path", &mut value)?;
     let path = PathBuf::from(std::str::from_utf8(&value[..length])?);
-    Ok(path
-        .parent()
-        .ok_or("the swap folder is hidden beneath the mount")?
-        .to_owned())
+    Ok(path.parent().ok_or("the swap folder is hidden beneath the mount")?.to_owned())
 }
 
 fn print(rows: &[(&str, Measured)], json: bool) {
@@ -155,10 +146,7 @@ fn print(rows: &[(&str, Measured)], json: bool) {
         return;
     }
     println!("{QUESTIONS} getxattr calls during a sequential write of 2 GiB, in microseconds");
-    println!(
-        "{:<12} {:>8} {:>8} {:>8} {:>12}",
-        "", "p50", "p99", "max", "write MB/s"
-    );
+    println!("{:<12} {:>8} {:>8} {:>8} {:>12}", "", "p50", "p99", "max", "write MB/s");
     for (name, measured) in rows {
         let [p50, p99, max] = [50, 99, 100].map(|percent| measured.microseconds(percent));
         let rate = measured.megabytes_per_second();
@@ -170,12 +158,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
     let through = Files::new(&arguments.mountpoint, "mount")?;
     let behind = Files::new(&folder_behind(&through.asked)?, "folder")?;
-    rustix::fs::setxattr(
-        &behind.asked,
-        "user.note",
-        b"available",
-        XattrFlags::empty(),
-    )?;
+    rustix::fs::setxattr(&behind.asked, "user.note", b"available", XattrFlags::empty())?;
     let mount = measure(&through, "user.swap.status")?;
     let folder = measure(&behind, "user.note")?;
     print(&[("mount", mount), ("swap folder", folder)], arguments.json);

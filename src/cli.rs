@@ -153,8 +153,6 @@ fn print(text: &str) -> Result<(), Failure> {
 /// A table without lines, for people and `awk` alike.
 fn table(header: &[&str]) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
-    table
-        .load_style(comfy_table::presets::NOTHING)
-        .set_header(header.to_vec());
+    table.load_style(comfy_table::presets::NOTHING).set_header(header.to_vec());
     table
 }

@@ -88,9 +88,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Settings::new()
-            .build()
-            .expect("the built-in values are valid")
+        Settings::new().build().expect("the built-in values are valid")
     }
 }
 

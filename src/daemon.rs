@@ -49,11 +49,7 @@ pub trait Factory {
     /// Starts serving `swap` through the session `fuse`, which is mounted at `mountpoint` already.
     /// The error is one line for the user.
     fn start(
-        &self,
-        config: &Config,
-        swap: &SwapFolder,
-        mountpoint: &Path,
-        fuse: OwnedFd,
+        &self, config: &Config, swap: &SwapFolder, mountpoint: &Path, fuse: OwnedFd,
     ) -> Result<Arc<dyn Service>, String>;
 
     /// Largest READ request in bytes to ask the kernel for, when it is to be limited.
@@ -124,33 +120,22 @@ fn resolve(request: &MountRequest) -> Result<MountRequest, String> {
     refuse_second_mount(&mountpoint, &swap_folder)?;
     if mountpoint != swap_folder && mountpoint.starts_with(&swap_folder) {
         let (inner, outer) = (mountpoint.display(), swap_folder.display());
-        return Err(format!(
-            "mountpoint {inner} lies inside the swap folder {outer}"
-        ));
+        return Err(format!("mountpoint {inner} lies inside the swap folder {outer}"));
     }
-    Ok(MountRequest {
-        swap_folder,
-        mountpoint,
-        ..request.clone()
-    })
+    Ok(MountRequest { swap_folder, mountpoint, ..request.clone() })
 }
 
 /// Refuses a mountpoint that a swapfs mount has already.
 fn refuse_second_mount(mountpoint: &Path, swap_folder: &Path) -> Result<(), String> {
     let mounts = mount::swapfs_mounts().unwrap_or_default();
-    let Some(entry) = mounts
-        .into_iter()
-        .rfind(|mount| mount.mountpoint == mountpoint)
-    else {
+    let Some(entry) = mounts.into_iter().rfind(|mount| mount.mountpoint == mountpoint) else {
         return Ok(());
     };
     if let Some(holder) = read_state(swap_folder).filter(|state| state.mountpoint == mountpoint) {
         return Err(folder::in_use_line(swap_folder, Some(&holder)));
     }
     let (shown, folder) = (mountpoint.display(), entry.source.display());
-    Err(format!(
-        "{shown} is a swapfs mount already (of {folder}); unmount it first"
-    ))
+    Err(format!("{shown} is a swapfs mount already (of {folder}); unmount it first"))
 }
 
 /// Takes away the mount of a daemon that died while starting.
@@ -163,9 +148,7 @@ fn clear_dead_mount(mountpoint: &Path) {
 
 /// The daemon itself, from the lock to the exit.
 fn start(
-    request: &MountRequest,
-    factory: &dyn Factory,
-    mut reporter: Reporter,
+    request: &MountRequest, factory: &dyn Factory, mut reporter: Reporter,
 ) -> Result<(), String> {
     let result = lock_and_serve(request, factory, &mut reporter);
     if let Err(line) = &result {
@@ -175,9 +158,7 @@ fn start(
 }
 
 fn lock_and_serve(
-    request: &MountRequest,
-    factory: &dyn Factory,
-    reporter: &mut Reporter,
+    request: &MountRequest, factory: &dyn Factory, reporter: &mut Reporter,
 ) -> Result<(), String> {
     prepare_process();
     let mut swap = SwapFolder::lock(
@@ -193,11 +174,7 @@ fn lock_and_serve(
     let signals = block_signals().map_err(|errno| format!("signals: {}", errno.desc()))?;
     let device_before = std::fs::metadata(&request.mountpoint)
         .map_err(|error| {
-            format!(
-                "{}: {}",
-                request.mountpoint.display(),
-                sys_process::reason(&error)
-            )
+            format!("{}: {}", request.mountpoint.display(), sys_process::reason(&error))
         })?
         .dev();
     let fuse = mount_folder(request, factory)?;
@@ -210,14 +187,8 @@ fn lock_and_serve(
             return Err(line);
         }
     };
-    session::Session::new(
-        service,
-        &mut swap,
-        &request.mountpoint,
-        signals,
-        device_before,
-    )
-    .run(reporter)
+    session::Session::new(service, &mut swap, &request.mountpoint, signals, device_before)
+        .run(reporter)
 }
 
 fn mount_folder(request: &MountRequest, factory: &dyn Factory) -> Result<OwnedFd, String> {

@@ -75,10 +75,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            descriptors_max: 4000,
-            handles: true,
-        }
+        Self { descriptors_max: 4000, handles: true }
     }
 }
 
@@ -136,9 +133,7 @@ impl Tree {
             table: Mutex::new(Table::new(options.descriptors_max)),
         };
         let found = tree.examine(path)?;
-        tree.table
-            .lock()
-            .install_root(Arc::new(found.node), Arc::new(found.descriptor));
+        tree.table.lock().install_root(Arc::new(found.node), Arc::new(found.descriptor));
         Ok(tree)
     }
 
@@ -185,22 +180,14 @@ impl Tree {
     /// # Errors
     /// ESTALE.
     pub fn key(&self, id: u64) -> Result<FileKey> {
-        self.table
-            .lock()
-            .node(id)
-            .map(|node| node.key)
-            .ok_or(Errno::ESTALE)
+        self.table.lock().node(id).map(|node| node.key).ok_or(Errno::ESTALE)
     }
 
     /// The id under which the inode with this identity is known now.
     #[must_use]
     pub fn id_of_key(&self, key: &FileKey) -> Option<u64> {
         let id = self.id_of(key.ino);
-        self.table
-            .lock()
-            .node(id)
-            .filter(|node| node.key == *key)
-            .map(|_| id)
+        self.table.lock().node(id).filter(|node| node.key == *key).map(|_| id)
     }
 
     /// How many inodes are known now, the root included.
@@ -214,9 +201,7 @@ impl Tree {
     /// # Errors
     /// What fstatvfs(3) fails with.
     pub fn space(&self) -> Result<Space> {
-        rustix::fs::fstatvfs(&self.mount)
-            .map(|status| Space::new(&status))
-            .map_err(errno)
+        rustix::fs::fstatvfs(&self.mount).map(|status| Space::new(&status)).map_err(errno)
     }
 
     /// Waits until everything the swap folder's filesystem holds in memory is on stable storage
@@ -234,24 +219,14 @@ impl Tree {
 
     /// Enters what a lookup found into the table; its lookup count grows by one.
     fn adopt(&self, found: Found, hint: Hint) -> Entry {
-        let Found {
-            node,
-            descriptor,
-            status,
-        } = found;
+        let Found { node, descriptor, status } = found;
         let id = node.id;
         let generation = node.key.generation;
         let attributes = Attributes::new(&status, id);
         // Bound to a name, so that what it closes is closed after the lock is gone.
         let _displaced =
-            self.table
-                .lock()
-                .adopt(node, Arc::new(descriptor), hint, status.stx_nlink);
-        Entry {
-            id,
-            generation,
-            attributes,
-        }
+            self.table.lock().adopt(node, Arc::new(descriptor), hint, status.stx_nlink);
+        Entry { id, generation, attributes }
     }
 }
 
@@ -267,8 +242,7 @@ fn id_of(root_ino: u64, ino: u64) -> u64 {
 /// This process's user and group, if it is root's and so may act as others.
 fn own_owner() -> Option<(u32, u32)> {
     let uid = rustix::process::geteuid();
-    uid.is_root()
-        .then(|| (uid.as_raw(), rustix::process::getegid().as_raw()))
+    uid.is_root().then(|| (uid.as_raw(), rustix::process::getegid().as_raw()))
 }
 
 /// The magic link that stands for an open descriptor: calls that want a path, or a descriptor that

@@ -37,11 +37,7 @@ struct SwapService {
 
 impl Factory for SwapFactory {
     fn start(
-        &self,
-        config: &Config,
-        swap: &SwapFolder,
-        mountpoint: &Path,
-        fuse: OwnedFd,
+        &self, config: &Config, swap: &SwapFolder, mountpoint: &Path, fuse: OwnedFd,
     ) -> Result<Arc<dyn Service>, String> {
         keep_capabilities();
         let folder = swap.path().display().to_string();
@@ -52,10 +48,7 @@ impl Factory for SwapFactory {
         let volume = make_volume(config, swap, mountpoint, &probe, engine)?;
         let serving = serve(volume.clone(), fuse, config.fuse_threads as usize)
             .map_err(|error| format!("FUSE session: {}", reason(&error)))?;
-        Ok(Arc::new(SwapService {
-            volume,
-            serving: Mutex::new(Some(serving)),
-        }))
+        Ok(Arc::new(SwapService { volume, serving: Mutex::new(Some(serving)) }))
     }
 }
 
@@ -65,10 +58,7 @@ fn keep_capabilities() {
     if nix::unistd::geteuid().is_root()
         && let Err(errno) = crate::sys::keep_capabilities()
     {
-        log::warn!(
-            "creating files for other users may fail: securebits: {}",
-            errno.desc()
-        );
+        log::warn!("creating files for other users may fail: securebits: {}", errno.desc());
     }
 }
 
@@ -99,9 +89,7 @@ fn start_engine(config: &Config, probe: &Probe) -> Result<Arc<Engine>, String> {
         idle_partitions_max: descriptors / 4,
     };
     let arena = Arena::new(ArenaOptions {
-        size: options
-            .arena_size(alignment)
-            .next_multiple_of(HUGE_PAGE_BYTES),
+        size: options.arena_size(alignment).next_multiple_of(HUGE_PAGE_BYTES),
         pin_memory: config.pin_memory,
         huge_pages: true,
     })
@@ -138,27 +126,14 @@ fn descriptor_limit() -> usize {
 }
 
 fn make_volume(
-    config: &Config,
-    swap: &SwapFolder,
-    mountpoint: &Path,
-    probe: &Probe,
-    engine: Arc<Engine>,
+    config: &Config, swap: &SwapFolder, mountpoint: &Path, probe: &Probe, engine: Arc<Engine>,
 ) -> Result<Arc<Volume>, String> {
     let failed = |what: String| format!("{}: {what}", swap.path().display());
-    let root = swap
-        .folder()
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(|error| failed(reason(&error)))?;
+    let root =
+        swap.folder().as_fd().try_clone_to_owned().map_err(|error| failed(reason(&error)))?;
     let descriptors_max = descriptor_limit() / 4;
-    let tree = Tree::new(
-        root,
-        Options {
-            descriptors_max,
-            ..Options::default()
-        },
-    )
-    .map_err(|errno| failed(errno.desc().to_owned()))?;
+    let tree = Tree::new(root, Options { descriptors_max, ..Options::default() })
+        .map_err(|errno| failed(errno.desc().to_owned()))?;
     let options = VolumeOptions {
         swap_folder: swap.path().to_path_buf(),
         mountpoint: mountpoint.to_path_buf(),

@@ -6,9 +6,9 @@
 //!
 //! # Locks
 //!
-//! One mutex guards all state ([`state`]); steps under it take microseconds. Nothing is copied,
+//! One mutex guards all state (module `state`); steps under it take microseconds. Nothing is copied,
 //! submitted, answered or waited for while it is held: a step collects what is to be done afterwards in
-//! [`actions`]. The device's own locks are only taken without it, except that a device may call
+//! module `actions`. The device's own locks are only taken without it, except that a device may call
 //! [`crate::aio::device::CompletionSink::complete`] on its threads while it holds none of its own.
 //!
 //! # States of a block
@@ -52,3 +52,4 @@ pub use partition::{FileKey, PartitionStatus};
 pub use request::Request;
 pub use state::CacheStats;
 pub use status::{Overlay, PartitionCounts, PartitionInfo, PoolInfo};
+pub use sync::FailedReply;

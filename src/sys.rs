@@ -30,11 +30,9 @@ impl FileHandle {
     #[must_use]
     pub fn hash(&self) -> u64 {
         let kind = self.kind.to_le_bytes();
-        kind.iter()
-            .chain(&self.bytes)
-            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-                (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-            })
+        kind.iter().chain(&self.bytes).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        })
     }
 }
 
@@ -52,11 +50,8 @@ struct RawHandle {
 /// EOPNOTSUPP where the filesystem has no handles, EOVERFLOW where they are larger than the
 /// kernel's limit.
 pub fn name_to_handle_at(descriptor: impl AsFd) -> Result<FileHandle> {
-    let mut raw = RawHandle {
-        bytes_count: HANDLE_BYTES_MAX as u32,
-        kind: 0,
-        bytes: [0; HANDLE_BYTES_MAX],
-    };
+    let mut raw =
+        RawHandle { bytes_count: HANDLE_BYTES_MAX as u32, kind: 0, bytes: [0; HANDLE_BYTES_MAX] };
     let mut mount_id = 0;
     // SAFETY: name_to_handle_at wants a NUL-terminated path (a literal), a handle whose header says
     // how many bytes follow it (`raw`: HANDLE_BYTES_MAX of them, same C layout) and room for an
@@ -72,14 +67,8 @@ pub fn name_to_handle_at(descriptor: impl AsFd) -> Result<FileHandle> {
     };
     Errno::result(outcome)?;
     let count = raw.bytes_count as usize;
-    assert!(
-        count <= HANDLE_BYTES_MAX,
-        "the kernel stays within the room it was given"
-    );
-    Ok(FileHandle {
-        kind: raw.kind,
-        bytes: SmallVec::from_slice(&raw.bytes[..count]),
-    })
+    assert!(count <= HANDLE_BYTES_MAX, "the kernel stays within the room it was given");
+    Ok(FileHandle { kind: raw.kind, bytes: SmallVec::from_slice(&raw.bytes[..count]) })
 }
 
 /// Opens the inode that `handle` names with `flags` (O_CLOEXEC is added). `mount` is any descriptor
@@ -88,20 +77,12 @@ pub fn name_to_handle_at(descriptor: impl AsFd) -> Result<FileHandle> {
 /// # Errors
 /// EPERM without CAP_DAC_READ_SEARCH, ESTALE when the inode is gone.
 pub fn open_by_handle_at(
-    mount: impl AsFd,
-    handle: &FileHandle,
-    flags: rustix::fs::OFlags,
+    mount: impl AsFd, handle: &FileHandle, flags: rustix::fs::OFlags,
 ) -> Result<OwnedFd> {
     let count = handle.bytes.len();
-    assert!(
-        count <= HANDLE_BYTES_MAX,
-        "handles come from name_to_handle_at"
-    );
-    let mut raw = RawHandle {
-        bytes_count: count as u32,
-        kind: handle.kind,
-        bytes: [0; HANDLE_BYTES_MAX],
-    };
+    assert!(count <= HANDLE_BYTES_MAX, "handles come from name_to_handle_at");
+    let mut raw =
+        RawHandle { bytes_count: count as u32, kind: handle.kind, bytes: [0; HANDLE_BYTES_MAX] };
     raw.bytes[..count].copy_from_slice(&handle.bytes);
     // SAFETY: open_by_handle_at reads a handle whose header says how many bytes follow it: `raw`
     // has that layout, holds at least `count` bytes, and outlives the call.
@@ -137,11 +118,7 @@ pub fn act_as(uid: u32, gid: u32) -> Result<ActingAs> {
     // the user.
     let previous_gid = set_fsgid(gid);
     let previous_uid = set_fsuid(uid);
-    let acting = ActingAs {
-        uid: previous_uid,
-        gid: previous_gid,
-        bound_to_thread: PhantomData,
-    };
+    let acting = ActingAs { uid: previous_uid, gid: previous_gid, bound_to_thread: PhantomData };
     // The calls report no failure; asking again (with an id that is never valid) shows what is in
     // force.
     if set_fsuid(u32::MAX) != uid || set_fsgid(u32::MAX) != gid {
@@ -154,11 +131,7 @@ impl Drop for ActingAs {
     fn drop(&mut self) {
         set_fsuid(self.uid);
         set_fsgid(self.gid);
-        debug_assert_eq!(
-            set_fsuid(u32::MAX),
-            self.uid,
-            "a thread may go back to its own user"
-        );
+        debug_assert_eq!(set_fsuid(u32::MAX), self.uid, "a thread may go back to its own user");
     }
 }
 

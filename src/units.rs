@@ -91,35 +91,16 @@ mod tests {
 
     #[test]
     fn nonsense_and_overflow_are_no_sizes() {
-        for text in [
-            "",
-            "k",
-            "-1",
-            "1.5G",
-            "1KB",
-            "1 x",
-            "0x10",
-            "18446744073709551616",
-            "99999999999t",
-        ] {
+        for text in
+            ["", "k", "-1", "1.5G", "1KB", "1 x", "0x10", "18446744073709551616", "99999999999t"]
+        {
             assert_eq!(parse_size(text), None, "{text:?}");
         }
     }
 
     #[test]
     fn exact_format_is_read_back_unchanged() {
-        for bytes in [
-            0,
-            1,
-            1000,
-            KIB,
-            1536,
-            MIB + 1,
-            GIB,
-            3 * GIB / 2,
-            5 * TIB,
-            u64::MAX,
-        ] {
+        for bytes in [0, 1, 1000, KIB, 1536, MIB + 1, GIB, 3 * GIB / 2, 5 * TIB, u64::MAX] {
             assert_eq!(parse_size(&format_exact(bytes)), Some(bytes));
         }
         assert_eq!(format_exact(GIB), "1 GiB");

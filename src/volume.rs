@@ -175,11 +175,7 @@ impl Volume {
         let mut is_new = false;
         let handle = self.engine.open(key, read, write, || {
             is_new = true;
-            let access = if write {
-                Access::ReadWrite
-            } else {
-                Access::ReadOnly
-            };
+            let access = if write { Access::ReadWrite } else { Access::ReadOnly };
             let descriptor = self.tree.open_file(id, access, self.options.direct)?;
             // What was dirty of a file without name and handle is dropped: whoever found it by a name that
             // was replaced meanwhile looks the name up again (the kernel does, on ESTALE).
@@ -201,17 +197,9 @@ impl Volume {
     /// # Errors
     /// As [`Tree::create`].
     pub fn create(
-        &self,
-        parent: u64,
-        name: &OsStr,
-        caller: &Caller,
-        mode: u32,
-        exclusive: bool,
-        read: bool,
+        &self, parent: u64, name: &OsStr, caller: &Caller, mode: u32, exclusive: bool, read: bool,
     ) -> Result<(Entry, u64, bool)> {
-        let made = self
-            .tree
-            .create(parent, name, caller, mode, exclusive, self.options.direct)?;
+        let made = self.tree.create(parent, name, caller, mode, exclusive, self.options.direct)?;
         let (mut entry, descriptor) = (made.entry, made.descriptor);
         let opened = self.tree.key(entry.id).and_then(|key| {
             self.engine.open(key, read, true, || {
@@ -235,11 +223,7 @@ impl Volume {
     /// Changes attributes; the answer holds them as they are afterwards. A size change waits for
     /// transfers of the partition, the rest does not.
     pub fn change(
-        self: &Arc<Self>,
-        id: u64,
-        handle: Option<u64>,
-        changes: Changes,
-        privileged: bool,
+        self: &Arc<Self>, id: u64, handle: Option<u64>, changes: Changes, privileged: bool,
         answer: Answer<Attributes>,
     ) {
         if let Err(errno) = self.change_owner_and_mode(id, &changes) {
@@ -316,11 +300,7 @@ impl Volume {
         if mode & 0o010 != 0 {
             kept &= !0o2000;
         }
-        if kept == mode {
-            Ok(())
-        } else {
-            self.tree.set_mode(id, kept)
-        }
+        if kept == mode { Ok(()) } else { self.tree.set_mode(id, kept) }
     }
 
     /// Removes a name; the space of a partition that has lost its last one comes back at once.
@@ -338,12 +318,7 @@ impl Volume {
     /// # Errors
     /// As [`Tree::rename`].
     pub fn rename(
-        &self,
-        parent: u64,
-        name: &OsStr,
-        new_parent: u64,
-        new_name: &OsStr,
-        kind: RenameKind,
+        &self, parent: u64, name: &OsStr, new_parent: u64, new_name: &OsStr, kind: RenameKind,
     ) -> Result<()> {
         let gone = self.tree.rename(parent, name, new_parent, new_name, kind)?;
         self.forget_bytes(gone);
@@ -363,10 +338,7 @@ impl Volume {
             let engine = volume.engine.clone();
             engine.run_blocking(Box::new(move || {
                 if let Err(errno) = volume.tree.synchronize() {
-                    failed.push(format!(
-                        "{}: {errno:?}",
-                        volume.options.swap_folder.display()
-                    ));
+                    failed.push(format!("{}: {errno:?}", volume.options.swap_folder.display()));
                 }
                 answer(failed);
             }));
@@ -390,9 +362,5 @@ impl Volume {
 /// # Errors
 /// EIO when `failed` names anything.
 pub fn outcome(failed: &[String]) -> Result<()> {
-    if failed.is_empty() {
-        Ok(())
-    } else {
-        Err(Errno::EIO)
-    }
+    if failed.is_empty() { Ok(()) } else { Err(Errno::EIO) }
 }

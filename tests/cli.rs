@@ -4,10 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 
 fn swapfs(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_swapfs"))
-        .args(arguments)
-        .output()
-        .unwrap()
+    Command::new(env!("CARGO_BIN_EXE_swapfs")).args(arguments).output().unwrap()
 }
 
 fn stdout(output: &Output) -> String {
@@ -37,10 +34,7 @@ fn help_is_there_for_each_command() {
         &["config", "default", "--help"],
         &["completions", "--help"],
     ] {
-        assert!(
-            stdout(&swapfs(command)).contains("Usage: swapfs"),
-            "{command:?}"
-        );
+        assert!(stdout(&swapfs(command)).contains("Usage: swapfs"), "{command:?}");
     }
     assert!(stdout(&swapfs(&["--version"])).starts_with("swapfs "));
 }
@@ -49,11 +43,7 @@ fn help_is_there_for_each_command() {
 fn the_help_of_mount_names_every_option_and_default() {
     let help = stdout(&swapfs(&["mount", "--help"]));
     for option in swapfs::config::OPTIONS {
-        assert!(
-            help.contains(&format!("--{}", option.name.replace('_', "-"))),
-            "{}",
-            option.name
-        );
+        assert!(help.contains(&format!("--{}", option.name.replace('_', "-"))), "{}", option.name);
     }
     assert!(help.contains("[default: 1 GiB]"), "{help}");
 }
@@ -74,17 +64,11 @@ fn wrong_usage_is_status_2() {
     }
     assert_eq!(
         failure(&swapfs(&["mount", "/a", "/b", "-o", "poolsize=1g"])),
-        (
-            Some(2),
-            "swapfs: -o poolsize: no such mount option; the nearest is pool_size".to_owned()
-        )
+        (Some(2), "swapfs: -o poolsize: no such mount option; the nearest is pool_size".to_owned())
     );
     let (status, line) = failure(&swapfs(&["mount", "/a", "/b", "--queue-depth", "many"]));
     assert_eq!(status, Some(2));
-    assert!(
-        line.starts_with(r#"swapfs: --queue-depth: "many" is not accepted; give"#),
-        "{line}"
-    );
+    assert!(line.starts_with(r#"swapfs: --queue-depth: "many" is not accepted; give"#), "{line}");
 }
 
 #[test]
@@ -107,26 +91,11 @@ fn failures_are_status_1_with_one_line() {
             &["mount", "/etc/hostname", path],
             "swap folder /etc/hostname: Not a directory".to_owned(),
         ),
-        (
-            &["umount", path],
-            format!("{path} is not a swapfs mountpoint"),
-        ),
-        (
-            &["umount", missing.as_str()],
-            format!("{missing}: No such file or directory"),
-        ),
-        (
-            &["status", path],
-            format!("{path} is not on a swapfs mount"),
-        ),
-        (
-            &["swap-in", path],
-            format!("{path} is not on a swapfs mount"),
-        ),
-        (
-            &["release", missing.as_str()],
-            format!("{missing}: No such file or directory"),
-        ),
+        (&["umount", path], format!("{path} is not a swapfs mountpoint")),
+        (&["umount", missing.as_str()], format!("{missing}: No such file or directory")),
+        (&["status", path], format!("{path} is not on a swapfs mount")),
+        (&["swap-in", path], format!("{path} is not on a swapfs mount")),
+        (&["release", missing.as_str()], format!("{missing}: No such file or directory")),
         (
             &["config", "show", "--config", missing.as_str()],
             format!("{missing}: No such file or directory"),
@@ -149,22 +118,10 @@ fn config_show_tells_values_and_origins() {
     let file = folder.path().join("ds.json");
     std::fs::write(&file, r#"{"aio": {"queue_depth": 32}, "fp16": {}}"#).unwrap();
     let file = file.to_str().unwrap();
-    let arguments = [
-        "config",
-        "show",
-        "--config",
-        file,
-        "-o",
-        "pool_size=2g,ro",
-        "--log",
-        "warn",
-    ];
+    let arguments = ["config", "show", "--config", file, "-o", "pool_size=2g,ro", "--log", "warn"];
     let table = stdout(&swapfs(&arguments));
     let row = |key: &str| -> Vec<String> {
-        let line = table
-            .lines()
-            .find(|line| line.trim_start().starts_with(key))
-            .unwrap();
+        let line = table.lines().find(|line| line.trim_start().starts_with(key)).unwrap();
         line.split_whitespace().skip(1).map(str::to_owned).collect()
     };
     assert_eq!(row("queue_depth"), ["32", "file", file]);
@@ -200,9 +157,7 @@ fn a_deepspeed_file_says_where_to_mount_or_why_it_cannot() {
     let (status, line) = mount();
     assert_eq!(status, Some(1));
     assert!(
-        line.contains(&format!(
-            "two mounts, `swapfs mount --config {file} {nvme} {nvme}` and"
-        )),
+        line.contains(&format!("two mounts, `swapfs mount --config {file} {nvme} {nvme}` and")),
         "{line}"
     );
     std::fs::write(file, r#"{"aio": {"use_gds": "true"}}"#).unwrap();
@@ -219,10 +174,7 @@ fn a_deepspeed_file_says_where_to_mount_or_why_it_cannot() {
     );
     write(nvme, nvme);
     let table = stdout(&swapfs(&["config", "show", "--config", file, "-o", "ro"]));
-    let row = table
-        .lines()
-        .find(|line| line.contains("pool_size"))
-        .unwrap();
+    let row = table.lines().find(|line| line.contains("pool_size")).unwrap();
     let origin = format!("file {file} (offload_param: 5 buffers of 1000000 elements of 2 bytes)");
     assert!(row.contains("10 MiB") && row.contains(&origin), "{row}");
 }
@@ -237,10 +189,7 @@ fn switches_take_a_value_or_none() {
     assert_eq!(value(&["--allow-other"], "allow_other"), true);
     assert_eq!(value(&["--pin-memory", "false"], "pin_memory"), false);
     assert_eq!(value(&["--pin-memory=off"], "pin_memory"), false);
-    assert_eq!(
-        value(&["-o", "close_wait", "-o", "list_xattr=off"], "close_wait"),
-        true
-    );
+    assert_eq!(value(&["-o", "close_wait", "-o", "list_xattr=off"], "close_wait"), true);
 }
 
 #[test]
@@ -248,23 +197,14 @@ fn config_default_is_a_configuration_file() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("template.json");
     std::fs::write(&file, stdout(&swapfs(&["config", "default"]))).unwrap();
-    stdout(&swapfs(&[
-        "config",
-        "show",
-        "--config",
-        file.to_str().unwrap(),
-    ]));
+    stdout(&swapfs(&["config", "show", "--config", file.to_str().unwrap()]));
 }
 
 #[test]
 fn status_without_mounts_is_no_failure() {
     stdout(&swapfs(&["status"]));
     let json = stdout(&swapfs(&["status", "--json"]));
-    assert!(
-        serde_json::from_str::<serde_json::Value>(&json)
-            .unwrap()
-            .is_array()
-    );
+    assert!(serde_json::from_str::<serde_json::Value>(&json).unwrap().is_array());
 }
 
 #[test]
@@ -281,25 +221,12 @@ fn as_mount_helper_it_takes_mounts_arguments() {
     let path = folder.path().to_str().unwrap();
     let helper = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_swapfs"));
-        command
-            .arg0("/sbin/mount.swapfs")
-            .args(arguments)
-            .output()
-            .unwrap()
+        command.arg0("/sbin/mount.swapfs").args(arguments).output().unwrap()
     };
-    stdout(&helper(&[
-        path,
-        path,
-        "-f",
-        "-o",
-        "rw,nosuid,_netdev,pool_size=64m",
-    ]));
+    stdout(&helper(&[path, path, "-f", "-o", "rw,nosuid,_netdev,pool_size=64m"]));
     stdout(&helper(&[path, path, "-sfn", "-o", "nonsense"]));
     let (status, line) = failure(&helper(&[path, path, "-f", "-o", "nonsense"]));
     assert_eq!(status, Some(2));
-    assert!(
-        line.starts_with("swapfs: -o nonsense: no such mount option"),
-        "{line}"
-    );
+    assert!(line.starts_with("swapfs: -o nonsense: no such mount option"), "{line}");
     assert_eq!(helper(&[path]).status.code(), Some(2));
 }

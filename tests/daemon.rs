@@ -52,9 +52,7 @@ const TESTS: [Test; 20] = tests![
 
 fn main() -> ExitCode {
     if let Ok(arguments) = std::env::var(ARGUMENTS) {
-        let arguments = std::iter::once("swapfs")
-            .chain(arguments.lines())
-            .map(Into::into);
+        let arguments = std::iter::once("swapfs").chain(arguments.lines()).map(Into::into);
         return swapfs::cli::run(arguments, &fake::FakeFactory);
     }
     // As libtest does: words are parts of names; flags it would know are skipped.
@@ -69,13 +67,7 @@ fn main() -> ExitCode {
         .into_iter()
         .filter(|(name, _)| wanted(name))
         .map(|(name, test)| {
-            (
-                name,
-                std::thread::Builder::new()
-                    .name(name.to_owned())
-                    .spawn(test)
-                    .unwrap(),
-            )
+            (name, std::thread::Builder::new().name(name.to_owned()).spawn(test).unwrap())
         })
         .collect();
     let mut failed = 0;
@@ -98,41 +90,26 @@ fn mount_returns_when_the_mount_answers_and_umount_when_the_daemon_is_gone() {
     let pid = place.state().pid;
     assert_ne!(pid, std::process::id().cast_signed());
     assert_eq!(
-        nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(pid)))
-            .unwrap()
-            .as_raw(),
+        nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(pid))).unwrap().as_raw(),
         pid,
         "in a session of its own"
     );
     assert_done(&place.umount());
     assert!(!place.is_mounted());
     let state = place.state();
-    assert_eq!(
-        (state.pid, state.state),
-        (pid, swapfs::daemon::Phase::Finished)
-    );
-    assert!(
-        place.log().contains("synchronized 1 times, finished"),
-        "{}",
-        place.log()
-    );
+    assert_eq!((state.pid, state.state), (pid, swapfs::daemon::Phase::Finished));
+    assert!(place.log().contains("synchronized 1 times, finished"), "{}", place.log());
     assert_done(&place.mount("", &["--ro"]));
     assert_done(&place.umount());
 }
 
 fn the_mount_carries_the_standard_options() {
     let place = Place::new();
-    let options = [
-        "-o",
-        "ro,noexec,noatime,suid,fsname=some name,allow_other,_netdev",
-    ];
+    let options = ["-o", "ro,noexec,noatime,suid,fsname=some name,allow_other,_netdev"];
     assert_done(&place.mount("", &options));
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let mnt = place.mnt();
-    let line = table
-        .lines()
-        .find(|line| line.contains(mnt.to_str().unwrap()))
-        .unwrap();
+    let line = table.lines().find(|line| line.contains(mnt.to_str().unwrap())).unwrap();
     assert!(line.contains(" ro,nodev,noexec,noatime "), "{line}");
     assert!(line.contains(r"- fuse.swapfs some\040name ro,"), "{line}");
     assert!(line.contains("default_permissions,allow_other"), "{line}");
@@ -145,10 +122,7 @@ fn the_daemons_own_line_reaches_the_user() {
     assert!(!place.is_mounted());
     assert_failed(
         &place.mount("serve-error", &[]),
-        &format!(
-            "the session of {} failed: the fake's session",
-            place.mnt().display()
-        ),
+        &format!("the session of {} failed: the fake's session", place.mnt().display()),
     );
     assert!(!place.is_mounted());
 }
@@ -156,16 +130,10 @@ fn the_daemons_own_line_reaches_the_user() {
 fn a_daemon_that_dies_without_a_word_is_reported_and_leaves_no_mount() {
     let place = Place::new();
     let output = place.mount("die", &[]);
-    assert_failed(
-        &output,
-        "the daemon died before the mount answered (killed by SIGKILL)",
-    );
+    assert_failed(&output, "the daemon died before the mount answered (killed by SIGKILL)");
     assert!(!place.is_mounted());
     let output = place.mount("exit", &[]);
-    assert_failed(
-        &output,
-        "the daemon died before the mount answered (exit status 7)",
-    );
+    assert_failed(&output, "the daemon died before the mount answered (exit status 7)");
     assert_done(&place.mount("", &[]));
     assert_done(&place.umount());
 }
@@ -185,15 +153,9 @@ fn a_swap_folder_in_use_and_a_mountpoint_in_use_are_refused() {
             &format!("swap folder {shown} {in_use} (mounted at {first})"),
         );
     }
-    let output = command(
-        "",
-        &["mount", other.to_str().unwrap(), mnt.to_str().unwrap()],
-    )
-    .output();
-    let line = format!(
-        "{} is a swapfs mount already (of {shown}); unmount it first",
-        mnt.display()
-    );
+    let output = command("", &["mount", other.to_str().unwrap(), mnt.to_str().unwrap()]).output();
+    let line =
+        format!("{} is a swapfs mount already (of {shown}); unmount it first", mnt.display());
     assert_failed(&output.unwrap(), &line);
     assert_done(&place.umount());
 }
@@ -206,9 +168,7 @@ fn a_folder_can_be_mounted_over_itself() {
     let again = command("", &["mount", path, path]).output().unwrap();
     let line = complaint(&again);
     assert!(
-        line.starts_with(&format!(
-            "swapfs: swap folder {path} is in use by swapfs pid "
-        )),
+        line.starts_with(&format!("swapfs: swap folder {path} is in use by swapfs pid ")),
         "{line}"
     );
     assert_done(&command("", &["umount", path]).output().unwrap());
@@ -247,11 +207,7 @@ fn a_mountpoint_inside_the_swap_folder_is_refused() {
     let inner = place.swap().join("inner");
     std::fs::create_dir(&inner).unwrap();
     let swap = place.swap();
-    let output = command(
-        "",
-        &["mount", swap.to_str().unwrap(), inner.to_str().unwrap()],
-    )
-    .output();
+    let output = command("", &["mount", swap.to_str().unwrap(), inner.to_str().unwrap()]).output();
     let (inner, swap) = (inner.display(), swap.display());
     assert_failed(
         &output.unwrap(),
@@ -266,11 +222,7 @@ fn sigterm_synchronizes_unmounts_and_finishes() {
     place.wait_gone();
     assert!(!place.is_mounted());
     assert_eq!(place.state().state, swapfs::daemon::Phase::Finished);
-    assert!(
-        place.log().contains("synchronized 1 times, finished"),
-        "{}",
-        place.log()
-    );
+    assert!(place.log().contains("synchronized 1 times, finished"), "{}", place.log());
 }
 
 fn a_busy_mount_goes_for_new_users_and_ends_with_the_last_handle() {
@@ -280,16 +232,11 @@ fn a_busy_mount_goes_for_new_users_and_ends_with_the_last_handle() {
     let output = place.umount();
     assert_eq!(output.status.code(), Some(1));
     let line = complaint(&output);
-    assert!(
-        line.starts_with(&format!("swapfs: {} is busy", place.mnt().display())),
-        "{line}"
-    );
+    assert!(line.starts_with(&format!("swapfs: {} is busy", place.mnt().display())), "{line}");
     place.signal(nix::sys::signal::Signal::SIGINT);
     wait_until("the unmount", || !place.is_mounted());
     place.signal(nix::sys::signal::Signal::SIGTERM);
-    wait_until("the second signal", || {
-        place.log().contains("stopping already")
-    });
+    wait_until("the second signal", || place.log().contains("stopping already"));
     assert_eq!(place.state().state, swapfs::daemon::Phase::Mounted);
     drop(open);
     place.wait_gone();
@@ -304,10 +251,7 @@ fn after_a_raw_umount_the_next_mount_waits_for_the_daemon() {
     let output = place.mount("", &[]);
     assert_done(&output);
     let line = complaint(&output);
-    assert!(
-        line.contains(&format!("waiting for swapfs pid {first} to finish")),
-        "{line}"
-    );
+    assert!(line.contains(&format!("waiting for swapfs pid {first} to finish")), "{line}");
     assert_ne!(place.state().pid, first);
     assert_done(&place.umount());
     assert_done(&place.mount("slow-finish", &[]));
@@ -332,10 +276,7 @@ fn partitions_that_are_not_stored_fail_the_umount() {
     place.signal(nix::sys::signal::Signal::SIGTERM);
     place.wait_gone();
     assert_done(&place.mount("finish-fails", &[]));
-    assert_failed(
-        &place.umount(),
-        "unmounted, but not on stable storage: a/b, c",
-    );
+    assert_failed(&place.umount(), "unmounted, but not on stable storage: a/b, c");
     assert!(place.log().contains("not on stable storage: a/b, c"));
 }
 
@@ -370,18 +311,12 @@ fn a_killed_daemon_leaves_a_dead_mount_that_is_named_and_cleared() {
     let line = complaint(&place.mount("", &[]));
     assert!(line.contains(&format!("`umount -l {shown}`")), "{line}");
     let output = command("", &["status"]).output().unwrap();
-    assert!(
-        String::from_utf8_lossy(&output.stdout).contains(" dead "),
-        "{output:?}"
-    );
+    assert!(String::from_utf8_lossy(&output.stdout).contains(" dead "), "{output:?}");
     assert_done(&place.mount("", &["--replace"]));
     place.signal(nix::sys::signal::Signal::SIGKILL);
     place.wait_gone();
     let line = complaint(&place.umount());
-    assert!(
-        line.contains(&format!("{shown} was a dead mount and is unmounted now")),
-        "{line}"
-    );
+    assert!(line.contains(&format!("{shown} was a dead mount and is unmounted now")), "{line}");
     assert!(!place.is_mounted());
 }
 
@@ -389,11 +324,8 @@ fn in_the_foreground_the_command_is_the_daemon() {
     let place = Place::new();
     let (swap, mnt) = (place.swap(), place.mnt());
     let arguments = ["mount", "-f", swap.to_str().unwrap(), mnt.to_str().unwrap()];
-    let mut child: Child = command("", &arguments)
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child: Child =
+        command("", &arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     wait_until("the mount", || {
         swapfs::daemon::read_state(&swap)
             .is_some_and(|state| state.state == swapfs::daemon::Phase::Mounted)
@@ -403,10 +335,7 @@ fn in_the_foreground_the_command_is_the_daemon() {
     assert!(child.wait().unwrap().success());
     let output = child.wait_with_output().unwrap();
     let log = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        log.contains("SIGINT received") && log.contains("synchronized 1 times"),
-        "{log}"
-    );
+    assert!(log.contains("SIGINT received") && log.contains("synchronized 1 times"), "{log}");
     assert!(place.log().is_empty());
 }
 
@@ -421,10 +350,7 @@ fn status_shows_mounts_and_partitions() {
     let mnt = place.mnt();
     let path = mnt.to_str().unwrap();
     let mounts = stdout(&["status"]);
-    let row = mounts
-        .lines()
-        .find(|line| line.contains(path))
-        .expect("a row");
+    let row = mounts.lines().find(|line| line.contains(path)).expect("a row");
     let pid = place.state().pid.to_string();
     let columns: Vec<&str> = row.split_whitespace().collect();
     assert_eq!(columns[2..], [pid.as_str(), "16", "MiB", "11", "3", "2"]);

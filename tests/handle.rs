@@ -39,11 +39,7 @@ fn deepspeed_handles(test: impl Fn(&Handle)) {
     for (single_submit, overlap_events) in
         [(false, false), (false, true), (true, false), (true, true)]
     {
-        let options = HandleOptions {
-            single_submit,
-            overlap_events,
-            ..DEEPSPEED
-        };
+        let options = HandleOptions { single_submit, overlap_events, ..DEEPSPEED };
         both_engines(|engine| test(&Handle::with_engine(options, engine).unwrap()));
     }
 }
@@ -75,11 +71,7 @@ impl Random {
     fn uneven(&mut self, bound: usize) -> usize {
         let unit = [1, 512, 4096][self.below(3)];
         let near = (self.below(bound) / unit * unit + self.below(3)).saturating_sub(1);
-        if self.below(2) == 0 {
-            near.min(bound - 1)
-        } else {
-            self.below(bound) / unit * unit
-        }
+        if self.below(2) == 0 { near.min(bound - 1) } else { self.below(bound) / unit * unit }
     }
 
     fn bytes(&mut self, length: usize) -> Vec<u8> {
@@ -119,36 +111,14 @@ fn settings_are_echoed() {
         assert_eq!(handle.get_intra_op_parallelism(), 2);
         assert_eq!(handle.get_alignment(), 1024);
     });
-    let one = Handle::new(HandleOptions {
-        single_submit: true,
-        overlap_events: true,
-        ..options
-    })
-    .unwrap();
+    let one = Handle::new(HandleOptions { single_submit: true, overlap_events: true, ..options })
+        .unwrap();
     assert!(one.get_single_submit() && one.get_overlap_events());
     assert_eq!(one.get_alignment(), 512);
     for (wrong, name) in [
-        (
-            HandleOptions {
-                block_size: 0,
-                ..options
-            },
-            "block_size",
-        ),
-        (
-            HandleOptions {
-                queue_depth: 0,
-                ..options
-            },
-            "queue_depth",
-        ),
-        (
-            HandleOptions {
-                intra_op_parallelism: 65,
-                ..options
-            },
-            "intra_op_parallelism",
-        ),
+        (HandleOptions { block_size: 0, ..options }, "block_size"),
+        (HandleOptions { queue_depth: 0, ..options }, "queue_depth"),
+        (HandleOptions { intra_op_parallelism: 65, ..options }, "intra_op_parallelism"),
     ] {
         let error = Handle::new(wrong).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
@@ -184,21 +154,15 @@ fn deepspeed_parallel_read_and_write() {
         assert_eq!(handle.wait(), Ok(1));
         assert_eq!(write.into_buffer(), expected);
         assert_eq!(std::fs::read(&copy).unwrap(), expected);
-        assert_eq!(
-            std::fs::metadata(&copy).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
+        assert_eq!(std::fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
         std::fs::remove_file(&copy).unwrap();
         handle.free_cpu_locked_tensor(buffer);
     });
 }
 
 /// Two partitions of the shapes that DeepSpeed's tests of offsets use: (offset, length) in units.
-const PARTITIONS: [[(usize, usize); 3]; 3] = [
-    [(0, 1), (1, 1), (2, 2)],
-    [(0, 2), (2, 1), (3, 1)],
-    [(3, 1), (1, 2), (0, 1)],
-];
+const PARTITIONS: [[(usize, usize); 3]; 3] =
+    [[(0, 1), (1, 1), (2, 2)], [(0, 2), (2, 1), (3, 1)], [(3, 1), (1, 2), (0, 1)]];
 
 #[test]
 fn deepspeed_offset_write() {
@@ -212,9 +176,8 @@ fn deepspeed_offset_write() {
                 for (offset, length) in order.map(|(offset, length)| (offset * unit, length * unit))
                 {
                     let part = &bytes[offset..offset + length];
-                    let write = handle
-                        .async_pwrite(tensor(handle, part), &path, offset as u64)
-                        .unwrap();
+                    let write =
+                        handle.async_pwrite(tensor(handle, part), &path, offset as u64).unwrap();
                     assert_eq!(handle.wait(), Ok(1));
                     drop(write);
                     model.resize(model.len().max(offset + length), 0);
@@ -239,9 +202,7 @@ fn deepspeed_offset_read() {
             deepspeed_handles(|handle| {
                 let reads = order.map(|(offset, length)| {
                     let buffer = handle.new_cpu_locked_tensor(length * unit).unwrap();
-                    handle
-                        .async_pread(buffer, &path, (offset * unit) as u64)
-                        .unwrap()
+                    handle.async_pread(buffer, &path, (offset * unit) as u64).unwrap()
                 });
                 assert_eq!(handle.wait(), Ok(3));
                 for (read, (offset, length)) in reads.into_iter().zip(order) {
@@ -280,12 +241,7 @@ fn descriptors_stay_the_callers() {
     let handle = Handle::new(DEEPSPEED).unwrap();
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true);
-    for flags in [
-        0,
-        libc::O_DIRECT,
-        libc::O_APPEND,
-        libc::O_APPEND | libc::O_DIRECT,
-    ] {
+    for flags in [0, libc::O_DIRECT, libc::O_APPEND, libc::O_APPEND | libc::O_DIRECT] {
         let file = options.custom_flags(flags).open(&path).unwrap();
         let bytes = Random::seeded().bytes(3001);
         handle.pwrite_fd(&bytes[..], &file, 7).unwrap();
@@ -293,9 +249,7 @@ fn descriptors_stay_the_callers() {
         handle.pread_fd(&mut read, &file, 7).unwrap();
         assert_eq!(read, bytes);
         // Closed by the caller before it is done.
-        let write = handle
-            .async_pwrite_fd(tensor(&handle, &bytes), &file, 9)
-            .unwrap();
+        let write = handle.async_pwrite_fd(tensor(&handle, &bytes), &file, 9).unwrap();
         assert_eq!(file.metadata().unwrap().nlink(), 1);
         drop(file);
         assert_eq!(write.finish().result, Ok(3001));
@@ -322,9 +276,7 @@ fn read_and_write_on_the_calling_thread() {
         let mut tensor = handle.new_cpu_locked_tensor(100_000).unwrap();
         handle.read(&mut tensor, &path, true, 0).unwrap();
         assert_eq!(*tensor, *bytes);
-        handle
-            .read(tensor.narrow(10..1000), &path, false, 99_010)
-            .unwrap();
+        handle.read(tensor.narrow(10..1000), &path, false, 99_010).unwrap();
         assert_eq!(tensor[10..1000], bytes[99_010..]);
         let error = handle.read(&mut [0; 99_999], &path, false, 0).unwrap_err();
         let (size, buffer) = (100_000, 99_999);
@@ -344,14 +296,9 @@ fn validation_finds_a_difference() {
     let bytes = Random::seeded().bytes(2_500_001);
     let handle = Handle::new(DEEPSPEED).unwrap();
     handle.pwrite(&bytes, &path, true, 3).unwrap();
-    let write = handle
-        .pwrite_async(tensor(&handle, &bytes), &path, true, 3)
-        .unwrap();
+    let write = handle.pwrite_async(tensor(&handle, &bytes), &path, true, 3).unwrap();
     assert_eq!(handle.wait(), Ok(1));
-    let mut read = handle
-        .pread_async(write.into_buffer(), &path, true, 3)
-        .unwrap()
-        .finish();
+    let mut read = handle.pread_async(write.into_buffer(), &path, true, 3).unwrap().finish();
     assert_eq!(read.result, Ok(2_500_001));
     assert_eq!(handle.wait(), Ok(1));
     handle.pread(&mut read.buffer, &path, true, 3).unwrap();
@@ -365,10 +312,7 @@ fn validation_finds_a_difference() {
         file.write_at(&[!bytes[at]], at as u64 + 3).unwrap();
         let error = handle.wait().unwrap_err();
         assert_eq!((error.completed, error.failed.len()), (1, 1));
-        assert_eq!(
-            error.failed[0].kind,
-            ErrorKind::Mismatch { at: at as u64 + 3 }
-        );
+        assert_eq!(error.failed[0].kind, ErrorKind::Mismatch { at: at as u64 + 3 });
         read.buffer = write.into_buffer();
     }
 }
@@ -390,9 +334,8 @@ fn one_of_three_fails() {
         let full = PathBuf::from("/dev/full");
         let good = handle.async_pread(vec![0; 64 * KIB], &path, 0).unwrap();
         let bad = handle.async_pwrite(vec![0; 10_000], &full, 0).unwrap();
-        let also_good = handle
-            .async_pread(handle.new_cpu_locked_tensor(1000).unwrap(), &path, 77)
-            .unwrap();
+        let also_good =
+            handle.async_pread(handle.new_cpu_locked_tensor(1000).unwrap(), &path, 77).unwrap();
         let error = handle.wait().unwrap_err();
         assert_eq!((error.completed, error.failed.len()), (3, 1));
         let failed = &error.failed[0];
@@ -402,10 +345,7 @@ fn one_of_three_fails() {
         assert_eq!((failed.offset, failed.length, failed.moved), (0, 10_000, 0));
         let text = error.to_string();
         assert!(text.contains("1 of 3 operations failed"), "{text}");
-        assert!(
-            text.contains("/dev/full") && text.contains("ENOSPC"),
-            "{text}"
-        );
+        assert!(text.contains("/dev/full") && text.contains("ENOSPC"), "{text}");
         assert_eq!(good.into_buffer(), vec![5; 64 * KIB]);
         assert_eq!(*also_good.into_buffer(), [5; 1000]);
         assert_eq!(bad.into_buffer().len(), 10_000);
@@ -421,13 +361,9 @@ fn failures_are_typed() {
     let refused = handle.async_pread(vec![7; 10], &missing, 0).unwrap_err();
     assert_eq!(refused.error.kind, ErrorKind::Stat(Errno::ENOENT));
     assert_eq!(refused.buffer, [7; 10]);
-    let error = handle
-        .sync_pwrite(&[1], missing.join("below"), 0)
-        .unwrap_err();
+    let error = handle.sync_pwrite(&[1], missing.join("below"), 0).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Open(Errno::ENOENT));
-    let error = handle
-        .sync_pread(&mut [1; 3], folder.path(), 0)
-        .unwrap_err();
+    let error = handle.sync_pread(&mut [1; 3], folder.path(), 0).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Open(Errno::EISDIR));
     let error = handle.sync_pwrite(&[1; 3], folder.path(), 0).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Open(Errno::EISDIR));
@@ -439,9 +375,7 @@ fn failures_are_typed() {
         let needed = offset + 1001;
         assert_eq!(error.kind, ErrorKind::FileTooShort { size: 1000, needed });
     }
-    let error = handle
-        .sync_pwrite(&mut buffer, &short, u64::MAX - 5)
-        .unwrap_err();
+    let error = handle.sync_pwrite(&mut buffer, &short, u64::MAX - 5).unwrap_err();
     assert_eq!(error.errno(), Errno::EFBIG);
     assert_eq!(handle.wait(), Ok(0));
     // A file without a size, which ends: the read is short.
@@ -449,17 +383,10 @@ fn failures_are_typed() {
     drop(writer);
     let error = handle.pread_fd(&mut buffer, &reader, 0).unwrap_err();
     println!("{error}");
-    assert!(matches!(
-        error.kind,
-        ErrorKind::Short { .. } | ErrorKind::Transfer { .. }
-    ));
+    assert!(matches!(error.kind, ErrorKind::Short { .. } | ErrorKind::Transfer { .. }));
     // Nothing to move is no failure, and creates the file.
-    handle
-        .sync_pwrite(&[], folder.path().join("empty"), 0)
-        .unwrap();
-    handle
-        .read(&mut [], folder.path().join("empty"), true, 0)
-        .unwrap();
+    handle.sync_pwrite(&[], folder.path().join("empty"), 0).unwrap();
+    handle.read(&mut [], folder.path().join("empty"), true, 0).unwrap();
 }
 
 #[test]
@@ -484,9 +411,7 @@ fn locked_tensors_and_views() {
     let mut whole = front.join(back).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), bytes);
     whole.fill(0);
-    handle
-        .sync_pread(whole.narrow(4096..8192), &path, 4096)
-        .unwrap();
+    handle.sync_pread(whole.narrow(4096..8192), &path, 4096).unwrap();
     assert_eq!(whole[4096..8192], bytes[4096..8192]);
     assert!(whole[..4096].iter().all(|byte| *byte == 0));
     assert!(whole[8192..].iter().all(|byte| *byte == 0));

@@ -9,10 +9,7 @@ use tempfile::TempDir;
 const MIB: u64 = 1 << 20;
 
 fn swapfs(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_swapfs"))
-        .args(arguments)
-        .output()
-        .unwrap()
+    Command::new(env!("CARGO_BIN_EXE_swapfs")).args(arguments).output().unwrap()
 }
 
 /// A mount with a pool of 16 buffers of 1 MiB; gone at the end whatever happens.
@@ -53,12 +50,9 @@ impl Mount {
 
     fn xattr(&self, name: &str, attribute: &str) -> String {
         let mut value = [0; 64];
-        let length = rustix::fs::getxattr(
-            self.path(name),
-            format!("user.swap.{attribute}"),
-            &mut value[..],
-        )
-        .unwrap();
+        let length =
+            rustix::fs::getxattr(self.path(name), format!("user.swap.{attribute}"), &mut value[..])
+                .unwrap();
         String::from_utf8_lossy(&value[..length]).into_owned()
     }
 
@@ -75,10 +69,7 @@ impl Mount {
     fn refusal(&self, asked: &str, name: &str) -> String {
         let output = swapfs(&[asked, "--wait", &self.path(name)]);
         assert_eq!(output.status.code(), Some(1), "{output:?}");
-        String::from_utf8(output.stderr)
-            .unwrap()
-            .trim_end()
-            .to_owned()
+        String::from_utf8(output.stderr).unwrap().trim_end().to_owned()
     }
 }
 
@@ -109,12 +100,7 @@ fn a_partition_goes_out_and_comes_back() {
         (Some("available"), Some(size))
     );
     assert_eq!(mount.xattr("a", "status"), "available");
-    assert!(
-        std::fs::read(mount.path("a"))
-            .unwrap()
-            .iter()
-            .all(|byte| *byte == 1)
-    );
+    assert!(std::fs::read(mount.path("a")).unwrap().iter().all(|byte| *byte == 1));
     mount.umount();
 }
 
@@ -181,9 +167,6 @@ fn requests_need_a_mount_that_may_be_written() {
     mount.umount();
     mount.start(&["--ro"]);
     let line = mount.refusal("swap-in", "a");
-    assert!(
-        line.ends_with("Read-only file system; swap-in needs a mount without ro"),
-        "{line}"
-    );
+    assert!(line.ends_with("Read-only file system; swap-in needs a mount without ro"), "{line}");
     mount.umount();
 }

@@ -172,8 +172,5 @@ pub trait BackingFile: Send + Sync + Debug {
 /// Builds the completion of a transfer that never reached a device.
 #[must_use]
 pub fn refused(transfer: Transfer, errno: Errno) -> Completion {
-    Completion {
-        transfer,
-        result: Err(errno),
-    }
+    Completion { transfer, result: Err(errno) }
 }

@@ -169,11 +169,7 @@ impl FaultDevice {
         let thread = std::thread::Builder::new()
             .name("swapfs-fault".to_owned())
             .spawn(move || worker.run())?;
-        Ok(Arc::new(Self {
-            inner,
-            shared,
-            thread: Mutex::new(Some(thread)),
-        }))
+        Ok(Arc::new(Self { inner, shared, thread: Mutex::new(Some(thread)) }))
     }
 
     /// Switches all faults on or off.
@@ -200,8 +196,7 @@ impl Device for FaultDevice {
 
     fn connect(&self, sink: Arc<dyn CompletionSink>) {
         assert!(self.shared.sink.set(sink).is_ok(), "connect is called once");
-        self.inner
-            .connect(Arc::clone(&self.shared) as Arc<dyn CompletionSink>);
+        self.inner.connect(Arc::clone(&self.shared) as Arc<dyn CompletionSink>);
     }
 
     fn submit(&self, batch: &mut Vec<Transfer>) {
@@ -290,10 +285,7 @@ impl Shared {
 
     fn deliver(&self, done: &mut Vec<Completion>) {
         if !done.is_empty() {
-            self.sink
-                .get()
-                .expect("connect comes before the first submission")
-                .complete(done);
+            self.sink.get().expect("connect comes before the first submission").complete(done);
             done.clear();
         }
     }
@@ -334,12 +326,7 @@ impl State {
 
     /// What the device inside gets to do: a prefix, if the transfer is to be short.
     fn pass(&mut self, transfer: Transfer, alignment: usize) -> Transfer {
-        let Transfer {
-            token,
-            action,
-            file,
-            offset,
-        } = transfer;
+        let Transfer { token, action, file, offset } = transfer;
         let (action, rest) = match action {
             Action::Read(lease) => {
                 match self.prefix(self.plan.short_read, lease.len(), alignment) {
@@ -368,12 +355,7 @@ impl State {
             self.pending.len() - 1
         });
         self.pending[index] = Some(Pending { token, rest });
-        Transfer {
-            token: index as u64,
-            action,
-            file,
-            offset,
-        }
+        Transfer { token: index as u64, action, file, offset }
     }
 
     /// The length of a short transfer; `None` to do it whole.
@@ -388,20 +370,9 @@ impl State {
 
     /// The submitter's own transfer again, whole.
     fn restore(&mut self, completion: Completion) -> Completion {
-        let Completion {
-            transfer:
-                Transfer {
-                    token,
-                    action,
-                    file,
-                    offset,
-                },
-            result,
-        } = completion;
+        let Completion { transfer: Transfer { token, action, file, offset }, result } = completion;
         let index = usize::try_from(token).expect("an index");
-        let pending = self.pending[index]
-            .take()
-            .expect("a transfer passed on before");
+        let pending = self.pending[index].take().expect("a transfer passed on before");
         self.free.push(index);
         let action = match (action, pending.rest) {
             (Action::Read(front), Some(Rest::Read(rest))) => Action::Read(front.join(rest)),
@@ -409,22 +380,13 @@ impl State {
             (action, None) => action,
             (action, Some(_)) => unreachable!("{action:?} came back as another action"),
         };
-        let transfer = Transfer {
-            token: pending.token,
-            action,
-            file,
-            offset,
-        };
+        let transfer = Transfer { token: pending.token, action, file, offset };
         Completion { transfer, result }
     }
 
     fn hold_back(&mut self, completion: Completion, delay: Duration) {
         self.sequence += 1;
         let (due, sequence) = (Instant::now() + delay, self.sequence);
-        self.late.push(Reverse(Late {
-            due,
-            sequence,
-            completion,
-        }));
+        self.late.push(Reverse(Late { due, sequence, completion }));
     }
 }

@@ -49,12 +49,7 @@ impl DiskFile {
         let flags = rustix::fs::fcntl_getfl(&descriptor).map_err(errno)?;
         let access = flags & OFlags::ACCMODE;
         let writable = access == OFlags::RDWR || access == OFlags::WRONLY;
-        Ok(Self {
-            id: next_id(),
-            writable,
-            registrars: Mutex::new(Vec::new()),
-            descriptor,
-        })
+        Ok(Self { id: next_id(), writable, registrars: Mutex::new(Vec::new()), descriptor })
     }
 
     /// Remembers to tell `registrar` when this file is dropped. To be called before it registers.
@@ -104,10 +99,7 @@ impl BackingFile for DiskFile {
         Ok(FileStatus {
             size: stat.st_size.cast_unsigned(),
             allocated: stat.st_blocks.cast_unsigned() * 512,
-            modified: system_time(
-                stat.st_mtime,
-                u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
-            ),
+            modified: system_time(stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)),
             links: stat.st_nlink,
         })
     }
@@ -127,14 +119,8 @@ impl BackingFile for DiskFile {
     }
 
     fn set_modified(&self, time: SystemTime) -> Result<()> {
-        let omit = Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_OMIT,
-        };
-        let times = Timestamps {
-            last_access: omit,
-            last_modification: timespec(time)?,
-        };
+        let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+        let times = Timestamps { last_access: omit, last_modification: timespec(time)? };
         rustix::fs::futimens(&self.descriptor, &times).map_err(errno)
     }
 
@@ -144,11 +130,7 @@ impl BackingFile for DiskFile {
     }
 
     fn seek(&self, offset: u64, hole: bool) -> Result<u64> {
-        let target = if hole {
-            SeekFrom::Hole(offset)
-        } else {
-            SeekFrom::Data(offset)
-        };
+        let target = if hole { SeekFrom::Hole(offset) } else { SeekFrom::Data(offset) };
         rustix::fs::seek(&self.descriptor, target).map_err(errno)
     }
 
@@ -177,11 +159,7 @@ pub(super) fn uninterrupted<T>(call: impl FnMut() -> rustix::io::Result<T>) -> R
 
 fn system_time(seconds: i64, nanoseconds: u32) -> SystemTime {
     let whole = Duration::from_secs(seconds.unsigned_abs());
-    let base = if seconds < 0 {
-        UNIX_EPOCH - whole
-    } else {
-        UNIX_EPOCH + whole
-    };
+    let base = if seconds < 0 { UNIX_EPOCH - whole } else { UNIX_EPOCH + whole };
     base + Duration::from_nanos(nanoseconds.into())
 }
 
@@ -192,17 +170,11 @@ fn timespec(time: SystemTime) -> Result<Timespec> {
             let before = error.duration();
             let borrow = i64::from(before.subsec_nanos() > 0);
             let seconds = i64::try_from(before.as_secs()).map(|seconds| -seconds - borrow);
-            (
-                seconds,
-                (1_000_000_000 - before.subsec_nanos()) % 1_000_000_000,
-            )
+            (seconds, (1_000_000_000 - before.subsec_nanos()) % 1_000_000_000)
         }
     };
     let tv_sec = seconds.map_err(|_| Errno::EOVERFLOW)?;
-    Ok(Timespec {
-        tv_sec,
-        tv_nsec: nanoseconds.into(),
-    })
+    Ok(Timespec { tv_sec, tv_nsec: nanoseconds.into() })
 }
 
 /// What a device needs of a file to hand it to the kernel; `None` for files in memory.
@@ -215,12 +187,7 @@ mod tests {
     use super::*;
 
     fn file() -> DiskFile {
-        DiskFile::new(
-            tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR"))
-                .unwrap()
-                .into(),
-        )
-        .unwrap()
+        DiskFile::new(tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap().into()).unwrap()
     }
 
     #[test]

@@ -104,11 +104,7 @@ impl HandleOptions {
         };
         for (name, value, most) in [
             ("block_size", self.block_size, Self::BLOCK_SIZE_MAX),
-            (
-                "queue_depth",
-                self.queue_depth as usize,
-                AioSettings::QUEUE_DEPTH_MAX as usize,
-            ),
+            ("queue_depth", self.queue_depth as usize, AioSettings::QUEUE_DEPTH_MAX as usize),
             (
                 "intra_op_parallelism",
                 self.intra_op_parallelism as usize,
@@ -184,21 +180,12 @@ impl Handle {
     }
 
     fn over(
-        options: HandleOptions,
-        bounce: Bounce,
-        device: Arc<dyn Device>,
-        refusal: Option<String>,
+        options: HandleOptions, bounce: Bounce, device: Arc<dyn Device>, refusal: Option<String>,
     ) -> Self {
         // Twice the depth: the next batch waits in the device when one is done.
         let router = Router::new(bounce, 2 * options.depth());
         router.connect(&device);
-        Self {
-            options,
-            device,
-            router,
-            ledger: Arc::default(),
-            refusal,
-        }
+        Self { options, device, router, ledger: Arc::default(), refusal }
     }
 
     /// Bytes of a transfer, as given. DeepSpeed: `get_block_size`.
@@ -293,11 +280,7 @@ impl Handle {
             op.wait();
             failed.extend(op.outcome().err());
         }
-        if failed.is_empty() {
-            Ok(completed)
-        } else {
-            Err(WaitError { completed, failed })
-        }
+        if failed.is_empty() { Ok(completed) } else { Err(WaitError { completed, failed }) }
     }
 }
 

@@ -35,11 +35,7 @@ pub struct MemoryOptions {
 
 impl Default for MemoryOptions {
     fn default() -> Self {
-        Self {
-            seed: 1,
-            delay_max: Duration::ZERO,
-            alignment: 4096,
-        }
+        Self { seed: 1, delay_max: Duration::ZERO, alignment: 4096 }
     }
 }
 
@@ -83,17 +79,9 @@ impl MemoryDevice {
     ///
     /// Those of creating a thread.
     pub fn new(options: MemoryOptions) -> io::Result<Arc<Self>> {
-        assert!(
-            options.alignment.is_power_of_two(),
-            "an alignment of {}",
-            options.alignment
-        );
-        let state = State {
-            waiting: Vec::new(),
-            refused: Vec::new(),
-            draining: false,
-            closed: false,
-        };
+        assert!(options.alignment.is_power_of_two(), "an alignment of {}", options.alignment);
+        let state =
+            State { waiting: Vec::new(), refused: Vec::new(), draining: false, closed: false };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
             work: Condvar::new(),
@@ -104,20 +92,13 @@ impl MemoryDevice {
         let thread = std::thread::Builder::new()
             .name("swapfs-memory".to_owned())
             .spawn(move || worker.run(options))?;
-        Ok(Arc::new(Self {
-            shared,
-            thread: Mutex::new(Some(thread)),
-            options,
-        }))
+        Ok(Arc::new(Self { shared, thread: Mutex::new(Some(thread)), options }))
     }
 }
 
 impl Device for MemoryDevice {
     fn geometry(&self) -> Geometry {
-        Geometry {
-            alignment: self.options.alignment,
-            direct: true,
-        }
+        Geometry { alignment: self.options.alignment, direct: true }
     }
 
     fn connect(&self, sink: Arc<dyn CompletionSink>) {
@@ -131,9 +112,7 @@ impl Device for MemoryDevice {
         let mut state = self.shared.state.lock();
         if state.closed {
             drop(state);
-            let late = batch
-                .drain(..)
-                .map(|transfer| refused(transfer, Errno::ENODEV));
+            let late = batch.drain(..).map(|transfer| refused(transfer, Errno::ENODEV));
             let mut done: Vec<_> = late.collect();
             self.shared.deliver(&mut done);
             return;
@@ -147,10 +126,7 @@ impl Device for MemoryDevice {
     }
 
     fn stats(&self) -> DeviceStats {
-        let mut stats = DeviceStats {
-            engine: "memory",
-            ..DeviceStats::default()
-        };
+        let mut stats = DeviceStats { engine: "memory", ..DeviceStats::default() };
         self.shared.counters.add_to(&mut stats);
         stats
     }
@@ -214,12 +190,8 @@ impl Shared {
         if done.is_empty() {
             return;
         }
-        done.iter()
-            .for_each(|completion| self.counters.completed(completion));
-        self.sink
-            .get()
-            .expect("connect comes before the first submission")
-            .complete(done);
+        done.iter().for_each(|completion| self.counters.completed(completion));
+        self.sink.get().expect("connect comes before the first submission").complete(done);
         debug_assert!(done.is_empty(), "a sink takes all completions");
         done.clear();
     }

@@ -19,10 +19,7 @@ use crate::pool::Arena;
 /// EINVAL for settings out of range; with [`Engine::IoUring`] the kernel's refusal (EPERM or ENOSYS where
 /// io_uring is switched off); those of creating threads.
 pub fn open_device(
-    settings: &AioSettings,
-    arena: &Arc<Arena>,
-    alignment: usize,
-    direct: bool,
+    settings: &AioSettings, arena: &Arc<Arena>, alignment: usize, direct: bool,
 ) -> io::Result<(Arc<dyn Device>, Option<String>)> {
     let geometry = Geometry { alignment, direct };
     if settings.engine == Engine::Threads {

@@ -44,11 +44,7 @@ impl Probe {
 /// Those of creating a file in the folder: EACCES, EROFS, ENOSPC, ... A filesystem without direct I/O is
 /// no error.
 pub fn probe(folder: BorrowedFd<'_>) -> Result<Probe> {
-    let refused = Probe {
-        direct: false,
-        memory_alignment: 512,
-        offset_alignment: 512,
-    };
+    let refused = Probe { direct: false, memory_alignment: 512, offset_alignment: 512 };
     let file = match create(folder, OFlags::DIRECT) {
         Ok(file) => file,
         // EINVAL is open's answer where O_DIRECT is not supported.
@@ -70,11 +66,7 @@ pub fn probe(folder: BorrowedFd<'_>) -> Result<Probe> {
     for (memory_alignment, offset_alignment) in stated.into_iter().take(tried) {
         match try_transfers(file.as_fd(), memory_alignment, offset_alignment) {
             Ok(()) => {
-                return Ok(Probe {
-                    direct: true,
-                    memory_alignment,
-                    offset_alignment,
-                });
+                return Ok(Probe { direct: true, memory_alignment, offset_alignment });
             }
             Err(error) => log::debug!("O_DIRECT with {offset_alignment} bytes: {error}"),
         }
@@ -85,12 +77,7 @@ pub fn probe(folder: BorrowedFd<'_>) -> Result<Probe> {
 /// A new file for reading and writing, with no name in the folder.
 fn create(folder: BorrowedFd<'_>, extra: OFlags) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | extra;
-    match rustix::fs::openat(
-        folder,
-        c".",
-        flags | OFlags::TMPFILE,
-        Mode::RUSR | Mode::WUSR,
-    ) {
+    match rustix::fs::openat(folder, c".", flags | OFlags::TMPFILE, Mode::RUSR | Mode::WUSR) {
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT | Errno::INVAL) => {}
         result => return result,
     }
@@ -125,9 +112,7 @@ pub(super) fn stated_alignment(file: BorrowedFd<'_>) -> Option<(usize, usize)> {
 /// Writes `length` bytes at offset `length` and reads them back, at an address that is a multiple
 /// of `memory_alignment`.
 fn try_transfers(
-    file: BorrowedFd<'_>,
-    memory_alignment: usize,
-    length: usize,
+    file: BorrowedFd<'_>, memory_alignment: usize, length: usize,
 ) -> rustix::io::Result<()> {
     let mut memory = vec![0x5A_u8; length + memory_alignment];
     let start = memory.as_ptr().addr().next_multiple_of(memory_alignment) - memory.as_ptr().addr();
@@ -136,10 +121,26 @@ fn try_transfers(
     buffer.fill(0);
     let read = rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut *buffer, length as u64))?;
     let same = buffer.iter().all(|byte| *byte == 0x5A);
-    if written == length && read == length && same {
-        Ok(())
-    } else {
-        Err(Errno::IO)
+    if written == length && read == length && same { Ok(()) } else { Err(Errno::IO) }
+}
+
+/// Why the filesystem of `folder` cannot promise space for bytes it has accepted; `None` when
+/// fallocate(2) does. Copy-on-write filesystems take new space for every rewrite.
+#[must_use]
+pub fn unreservable(folder: BorrowedFd<'_>) -> Option<&'static str> {
+    const BTRFS: i64 = 0x9123_683E;
+    const ZFS: i64 = 0x2FC1_2FC1;
+    const BCACHEFS: i64 = 0xCA45_1A4E;
+    match rustix::fs::fstatfs(folder).ok()?.f_type as i64 {
+        BTRFS => return Some("btrfs does not reserve space for rewrites"),
+        ZFS => return Some("ZFS does not reserve space"),
+        BCACHEFS => return Some("bcachefs does not reserve space for rewrites"),
+        _ => {}
+    }
+    let file = create(folder, OFlags::empty()).ok()?;
+    match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, 4096) {
+        Err(rustix::io::Errno::OPNOTSUPP) => Some("the filesystem has no fallocate"),
+        _ => None,
     }
 }
 
@@ -162,25 +163,5 @@ mod tests {
     fn unwritable_folder_is_an_error() {
         let folder = std::fs::File::open("/proc").unwrap();
         assert!(probe(folder.as_fd()).is_err());
-    }
-}
-
-/// Why the filesystem of `folder` cannot promise space for bytes it has accepted; `None` when
-/// fallocate(2) does. Copy-on-write filesystems take new space for every rewrite.
-#[must_use]
-pub fn unreservable(folder: BorrowedFd<'_>) -> Option<&'static str> {
-    const BTRFS: i64 = 0x9123_683E;
-    const ZFS: i64 = 0x2FC1_2FC1;
-    const BCACHEFS: i64 = 0xCA45_1A4E;
-    match rustix::fs::fstatfs(folder).ok()?.f_type as i64 {
-        BTRFS => return Some("btrfs does not reserve space for rewrites"),
-        ZFS => return Some("ZFS does not reserve space"),
-        BCACHEFS => return Some("bcachefs does not reserve space for rewrites"),
-        _ => {}
-    }
-    let file = create(folder, OFlags::empty()).ok()?;
-    match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, 4096) {
-        Err(rustix::io::Errno::OPNOTSUPP) => Some("the filesystem has no fallocate"),
-        _ => None,
     }
 }

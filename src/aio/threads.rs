@@ -57,10 +57,7 @@ enum Phase {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("Shared")
-            .field("counters", &self.counters)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Shared").field("counters", &self.counters).finish_non_exhaustive()
     }
 }
 
@@ -87,15 +84,8 @@ impl ThreadDevice {
             counters: Counters::default(),
         });
         // Made first: dropping it ends the threads that started when a later one cannot.
-        let device = Arc::new(Self {
-            shared,
-            threads: Mutex::new(Vec::new()),
-            geometry,
-        });
-        let count = settings
-            .queue_depth
-            .saturating_mul(settings.thread_count)
-            .min(THREADS_MAX);
+        let device = Arc::new(Self { shared, threads: Mutex::new(Vec::new()), geometry });
+        let count = settings.queue_depth.saturating_mul(settings.thread_count).min(THREADS_MAX);
         for index in 0..count {
             let shared = Arc::clone(&device.shared);
             let thread = std::thread::Builder::new()
@@ -126,16 +116,12 @@ impl Device for ThreadDevice {
         let count = batch.len();
         let mut state = self.shared.state.lock();
         match state.phase {
-            Phase::Open => batch
-                .drain(..)
-                .for_each(|transfer| state.waiting.push(transfer)),
+            Phase::Open => batch.drain(..).for_each(|transfer| state.waiting.push(transfer)),
             Phase::Draining => state.refused.append(batch),
             Phase::Closed => {
                 drop(state);
-                let mut done: Vec<_> = batch
-                    .drain(..)
-                    .map(|transfer| refused(transfer, Errno::ENODEV))
-                    .collect();
+                let mut done: Vec<_> =
+                    batch.drain(..).map(|transfer| refused(transfer, Errno::ENODEV)).collect();
                 self.shared.deliver(&mut done);
                 return;
             }
@@ -149,10 +135,7 @@ impl Device for ThreadDevice {
     }
 
     fn stats(&self) -> DeviceStats {
-        let mut stats = DeviceStats {
-            engine: "threads",
-            ..DeviceStats::default()
-        };
+        let mut stats = DeviceStats { engine: "threads", ..DeviceStats::default() };
         self.shared.counters.add_to(&mut stats);
         stats
     }
@@ -172,10 +155,8 @@ impl Device for ThreadDevice {
             state.phase = Phase::Closed;
             std::mem::take(&mut state.refused)
         };
-        let mut done: Vec<_> = left
-            .into_iter()
-            .map(|transfer| refused(transfer, Errno::ENODEV))
-            .collect();
+        let mut done: Vec<_> =
+            left.into_iter().map(|transfer| refused(transfer, Errno::ENODEV)).collect();
         self.shared.deliver(&mut done);
     }
 }
@@ -208,12 +189,7 @@ pub(super) fn check(transfer: &Transfer, geometry: Geometry) {
     let mask = geometry.alignment - 1;
     debug_assert_eq!(address & mask, 0, "memory of transfer {}", transfer.token);
     debug_assert_eq!(length & mask, 0, "length of transfer {}", transfer.token);
-    debug_assert_eq!(
-        transfer.offset & mask as u64,
-        0,
-        "offset of transfer {}",
-        transfer.token
-    );
+    debug_assert_eq!(transfer.offset & mask as u64, 0, "offset of transfer {}", transfer.token);
 }
 
 /// What read(2) and write(2) move at most in one call (`MAX_RW_COUNT`), in whole pages.
@@ -250,12 +226,8 @@ impl Shared {
         if done.is_empty() {
             return;
         }
-        done.iter()
-            .for_each(|completion| self.counters.completed(completion));
-        self.sink
-            .get()
-            .expect("connect comes before the first submission")
-            .complete(done);
+        done.iter().for_each(|completion| self.counters.completed(completion));
+        self.sink.get().expect("connect comes before the first submission").complete(done);
         debug_assert!(done.is_empty(), "a sink takes all completions");
         done.clear();
     }

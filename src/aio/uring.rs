@@ -60,18 +60,14 @@ impl UringDevice {
     /// EINVAL for settings out of range; ENOSYS, EPERM and the like where io_uring is not to be had; those
     /// of creating threads.
     pub fn new(
-        settings: &AioSettings,
-        arena: Option<Arc<Arena>>,
-        geometry: Geometry,
+        settings: &AioSettings, arena: Option<Arc<Arena>>, geometry: Geometry,
     ) -> io::Result<Arc<Self>> {
         if !settings.valid() || !geometry.alignment.is_power_of_two() {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
         let rings = setup::make_rings(settings.thread_count, settings.queue_depth, arena.as_ref())?;
-        let lanes = rings
-            .iter()
-            .map(|_| Lane::new().map(Arc::new))
-            .collect::<io::Result<Vec<_>>>()?;
+        let lanes =
+            rings.iter().map(|_| Lane::new().map(Arc::new)).collect::<io::Result<Vec<_>>>()?;
         // Made before the threads: dropping it ends those that started when a later one cannot.
         let device = Arc::new(Self {
             lanes,
@@ -114,10 +110,7 @@ impl Device for UringDevice {
         if batch.is_empty() {
             return;
         }
-        assert!(
-            self.sink.get().is_some(),
-            "connect comes before the first submission"
-        );
+        assert!(self.sink.get().is_some(), "connect comes before the first submission");
         for transfer in batch.iter() {
             check(transfer, self.geometry);
         }
@@ -137,10 +130,7 @@ impl Device for UringDevice {
             }
         }
         if !closed.is_empty() {
-            self.sink
-                .get()
-                .expect("asserted above")
-                .complete(&mut closed);
+            self.sink.get().expect("asserted above").complete(&mut closed);
         }
     }
 
@@ -151,9 +141,7 @@ impl Device for UringDevice {
             registered_files: self.registered_files,
             ..DeviceStats::default()
         };
-        self.lanes
-            .iter()
-            .for_each(|lane| lane.counters.add_to(&mut stats));
+        self.lanes.iter().for_each(|lane| lane.counters.add_to(&mut stats));
         stats
     }
 

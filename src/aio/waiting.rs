@@ -38,11 +38,7 @@ impl Waiting {
         if !(write_waits && self.reads_in_a_row >= READS_IN_A_ROW_MAX)
             && let Some(read) = self.reads.pop_front()
         {
-            self.reads_in_a_row = if write_waits {
-                self.reads_in_a_row + 1
-            } else {
-                0
-            };
+            self.reads_in_a_row = if write_waits { self.reads_in_a_row + 1 } else { 0 };
             return Some(read);
         }
         self.reads_in_a_row = 0;
@@ -64,19 +60,10 @@ mod tests {
 
     #[test]
     fn reads_go_first_but_writes_are_not_starved() {
-        let options = ArenaOptions {
-            size: 4096,
-            pin_memory: false,
-            huge_pages: false,
-        };
+        let options = ArenaOptions { size: 4096, pin_memory: false, huge_pages: false };
         let arena = Arena::new(options).unwrap();
         let file = Arc::new(MemoryFile::new(&MemoryFolder::unbounded()));
-        let transfer = |token, action| Transfer {
-            token,
-            action,
-            file: file.clone(),
-            offset: 0,
-        };
+        let transfer = |token, action| Transfer { token, action, file: file.clone(), offset: 0 };
         let mut waiting = Waiting::with_capacity(4);
         waiting.push(transfer(100, Action::Sync { data_only: true }));
         waiting.push(transfer(101, Action::Sync { data_only: true }));
@@ -85,9 +72,8 @@ mod tests {
             let lease = unsafe { arena.write_lease(0, 0) };
             waiting.push(transfer(token, Action::Read(lease)));
         }
-        let order: Vec<u64> = std::iter::from_fn(|| waiting.pop())
-            .map(|transfer| transfer.token)
-            .collect();
+        let order: Vec<u64> =
+            std::iter::from_fn(|| waiting.pop()).map(|transfer| transfer.token).collect();
         assert_eq!(order[..8], [0, 1, 2, 3, 4, 5, 6, 7]);
         assert_eq!(order[8], 100);
         assert_eq!(order[17], 101);

@@ -51,10 +51,7 @@ impl ShowArgs {
             None => {
                 let config = self.config.settings(0)?.build()?;
                 warn(&config);
-                (
-                    config.to_json(),
-                    config.rows().into_iter().map(columns).collect(),
-                )
+                (config.to_json(), config.rows().into_iter().map(columns).collect())
             }
         };
         if self.json {
@@ -83,11 +80,7 @@ fn of_mount(mountpoint: &Path) -> Result<(Json, Vec<[String; 3]>), Failure> {
     let failed = |why: String| format!("{}: {why}", path.display());
     let text = std::fs::read(&path).map_err(|error| failed(reason(&error)))?;
     let json: Json = serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))?;
-    let text = |value: &Json| {
-        value
-            .as_str()
-            .map_or_else(|| value.to_string(), str::to_owned)
-    };
+    let text = |value: &Json| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let entries = json.as_object().into_iter().flatten();
     let rows = entries
         .map(|(key, entry)| [key.clone(), text(&entry["value"]), text(&entry["origin"])])

@@ -96,15 +96,7 @@ pub struct UmountHelper {
 
 impl UmountHelper {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let detach = if self.lazy {
-            Detach::Lazily
-        } else {
-            Detach::WhenIdle
-        };
-        UmountArgs {
-            mountpoint: self.mountpoint,
-            timeout: UMOUNT_TIMEOUT_S,
-        }
-        .unmount(detach)
+        let detach = if self.lazy { Detach::Lazily } else { Detach::WhenIdle };
+        UmountArgs { mountpoint: self.mountpoint, timeout: UMOUNT_TIMEOUT_S }.unmount(detach)
     }
 }

@@ -78,10 +78,7 @@ fn over(nvme_path: PathBuf, file: Option<&Path>) -> Result<(PathBuf, PathBuf), F
 /// The user's own swap folder and mountpoint, made when missing, and printed.
 fn default_paths() -> Result<(PathBuf, PathBuf), Failure> {
     let (swap_folder, mountpoint) = if nix::unistd::geteuid().is_root() {
-        (
-            PathBuf::from("/var/lib/swapfs/swap"),
-            PathBuf::from("/mnt/swapfs"),
-        )
+        (PathBuf::from("/var/lib/swapfs/swap"), PathBuf::from("/mnt/swapfs"))
     } else {
         let home = std::env::home_dir()
             .filter(|home| home.is_absolute())

@@ -54,9 +54,7 @@ pub struct OptionFlags {
 
 impl Args for OptionFlags {
     fn augment_args(command: Command) -> Command {
-        OPTIONS
-            .iter()
-            .fold(command, |command, option| command.arg(flag(option)))
+        OPTIONS.iter().fold(command, |command, option| command.arg(flag(option)))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -117,9 +115,7 @@ pub(super) fn join_switches(arguments: Vec<OsString>) -> Vec<OsString> {
     let is_switch = |argument: &OsString| {
         let name = argument.to_str().and_then(|text| text.strip_prefix("--"));
         name.is_some_and(|name| {
-            OPTIONS
-                .iter()
-                .any(|option| option.kind == Kind::Switch && long_name(option) == name)
+            OPTIONS.iter().any(|option| option.kind == Kind::Switch && long_name(option) == name)
         })
     };
     let mut joined: Vec<OsString> = Vec::with_capacity(arguments.len());
@@ -146,10 +142,7 @@ mod tests {
 
     fn joined(line: &str) -> String {
         let words = line.split(' ').map(OsString::from).collect();
-        join_switches(words)
-            .join(std::ffi::OsStr::new(" "))
-            .into_string()
-            .unwrap()
+        join_switches(words).join(std::ffi::OsStr::new(" ")).into_string().unwrap()
     }
 
     #[test]

@@ -111,16 +111,11 @@ impl RequestArgs {
             wait.bar.finish_and_clear();
         }
         if self.json {
-            let reports: Vec<Report> = targets
-                .iter()
-                .map(|target| Report::of(target, request))
-                .collect();
+            let reports: Vec<Report> =
+                targets.iter().map(|target| Report::of(target, request)).collect();
             print(&serde_json::to_string_pretty(&reports).map_err(|error| error.to_string())?)?;
         }
-        let lines: Vec<String> = targets
-            .into_iter()
-            .flat_map(|target| target.failures)
-            .collect();
+        let lines: Vec<String> = targets.into_iter().flat_map(|target| target.failures).collect();
         match lines.is_empty() {
             true => Ok(()),
             false => Err(Failure::Failed(lines.join("\nswapfs: "))),
@@ -132,24 +127,15 @@ impl RequestArgs {
 fn ask(mounts: &Mounts, expanded: Result<PathBuf, (PathBuf, String)>, request: Request) -> Target {
     let (path, root) = match expanded {
         Ok(path) => {
-            let root = mounts
-                .root_of(&path)
-                .and_then(|root| send(&path, request, &root).map(|()| root));
+            let root =
+                mounts.root_of(&path).and_then(|root| send(&path, request, &root).map(|()| root));
             (path, root)
         }
         Err((path, line)) => (path, Err(line)),
     };
     match root {
-        Ok(root) => Target {
-            path,
-            failures: Vec::new(),
-            root: Some(root),
-        },
-        Err(line) => Target {
-            path,
-            failures: vec![line],
-            root: None,
-        },
+        Ok(root) => Target { path, failures: Vec::new(), root: Some(root) },
+        Err(line) => Target { path, failures: vec![line], root: None },
     }
 }
 
@@ -183,9 +169,7 @@ fn no_room(path: &Path, root: &Path) -> String {
         let (buffers, reserved) = (count("buffers")?, count("reserved")?);
         let free = buffers.saturating_sub(reserved);
         let buffer_size = format_short(count("buffer_size")?);
-        Some(format!(
-            ", {free} of {buffer_size} ({buffers} less {reserved} reserved)"
-        ))
+        Some(format!(", {free} of {buffer_size} ({buffers} less {reserved} reserved)"))
     };
     let figures = figures().unwrap_or_default();
     format!("{shown}: {size} are more than the pool's free buffers hold{figures}")
@@ -246,7 +230,5 @@ fn bar(request: Request) -> ProgressBar {
                     {eta} left";
     let style =
         ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::with_draw_target(Some(0), target)
-        .with_style(style)
-        .with_message(request.command())
+    ProgressBar::with_draw_target(Some(0), target).with_style(style).with_message(request.command())
 }

@@ -63,11 +63,7 @@ struct PoolRow {
 
 impl PoolRow {
     fn read(root: &Path) -> Option<Self> {
-        let count = |name: &str| {
-            number(root, &format!("user.swap.pool.{name}"))
-                .ok()
-                .flatten()
-        };
+        let count = |name: &str| number(root, &format!("user.swap.pool.{name}")).ok().flatten();
         Some(Self {
             buffers: count("buffers")?,
             available: count("available")?,
@@ -127,15 +123,7 @@ fn show_mounts(json: bool) -> Result<(), Failure> {
     if rows.is_empty() {
         return print("no swapfs mounts");
     }
-    let header = [
-        "MOUNTPOINT",
-        "SWAP FOLDER",
-        "PID",
-        "POOL",
-        "AVAILABLE",
-        "DIRTY",
-        "IN FLIGHT",
-    ];
+    let header = ["MOUNTPOINT", "SWAP FOLDER", "PID", "POOL", "AVAILABLE", "DIRTY", "IN FLIGHT"];
     let mut table = table(&header);
     table.add_rows(rows.iter().map(MountRow::columns));
     print(&table.trim_fmt())
@@ -182,10 +170,7 @@ fn collect(path: &Path, rows: &mut Vec<PartitionRow>) -> Result<(), Failure> {
     };
     let entry = mount::entry_of_path(path).map_err(|error| failed(path, &error))?;
     if entry.is_none() {
-        return Err(Failure::Failed(format!(
-            "{} is not on a swapfs mount",
-            path.display()
-        )));
+        return Err(Failure::Failed(format!("{} is not on a swapfs mount", path.display())));
     }
     let metadata = std::fs::metadata(path).map_err(|error| failed(path, &error))?;
     if !metadata.is_dir() {
@@ -217,15 +202,7 @@ fn collect(path: &Path, rows: &mut Vec<PartitionRow>) -> Result<(), Failure> {
 }
 
 fn show_partitions(rows: &[PartitionRow]) -> Result<(), Failure> {
-    let header = [
-        "PARTITION",
-        "STATUS",
-        "SIZE",
-        "RESIDENT",
-        "DIRTY",
-        "IN FLIGHT",
-        "ERROR",
-    ];
+    let header = ["PARTITION", "STATUS", "SIZE", "RESIDENT", "DIRTY", "IN FLIGHT", "ERROR"];
     let mut table = table(&header);
     table.add_rows(rows.iter().map(|row| {
         [

@@ -116,10 +116,7 @@ fn clear_dead(at: &Path) -> Failure {
 /// mount's answer, and would keep this process past its timeout.
 fn synchronize(at: &Path, root: File, deadline: Instant, timeout_s: u64) -> Result<(), Failure> {
     let failed = |why: &str| {
-        Failure::Failed(format!(
-            "cannot synchronize {}: {why}; still mounted",
-            at.display()
-        ))
+        Failure::Failed(format!("cannot synchronize {}: {why}; still mounted", at.display()))
     };
     let answer = start_fsync(root).map_err(|error| failed(&reason(&error)))?;
     // Not opened by name: names in the root wait for the fsync.
@@ -138,9 +135,7 @@ fn synchronize(at: &Path, root: File, deadline: Instant, timeout_s: u64) -> Resu
     match read_answer(answer).map_err(|error| failed(&reason(&error)))? {
         0 => Ok(()),
         code => {
-            let partitions = MountStats::read(at)
-                .ok()
-                .and_then(|stats| stats.failed_partitions());
+            let partitions = MountStats::read(at).ok().and_then(|stats| stats.failed_partitions());
             let count = match partitions {
                 Some(1) => " (1 partition is not on stable storage)".to_owned(),
                 Some(count) => format!(" ({count} partitions are not on stable storage)"),
@@ -203,14 +198,7 @@ impl Progress {
 
     /// Buffers that are not on stable storage; asked of the root itself, which never waits.
     fn left(at: &Path) -> Option<u64> {
-        let count = |name| {
-            text_xattr(at, name)
-                .ok()
-                .flatten()?
-                .trim()
-                .parse::<u64>()
-                .ok()
-        };
+        let count = |name| text_xattr(at, name).ok().flatten()?.trim().parse::<u64>().ok();
         Some(count("user.swap.pool.dirty")? + count("user.swap.pool.inflight").unwrap_or(0))
     }
 
@@ -239,11 +227,7 @@ impl Daemon {
     fn open(stats: &MountStats) -> Option<Self> {
         let pid = stats.pid()?;
         let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-        Some(Self {
-            pid,
-            fd,
-            swap_folder: stats.swap_folder(),
-        })
+        Some(Self { pid, fd, swap_folder: stats.swap_folder() })
     }
 
     /// Waits for its exit, and repeats what it could not store.
@@ -256,10 +240,9 @@ impl Daemon {
         }
         let state = self.swap_folder.as_deref().and_then(read_state);
         match state {
-            Some(state) if state.pid == self.pid && !state.failed.is_empty() => Err(format!(
-                "unmounted, but not on stable storage: {}",
-                state.failed.join(", ")
-            )),
+            Some(state) if state.pid == self.pid && !state.failed.is_empty() => {
+                Err(format!("unmounted, but not on stable storage: {}", state.failed.join(", ")))
+            }
             _ => Ok(()),
         }
     }

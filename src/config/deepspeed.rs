@@ -16,10 +16,8 @@ const ZERO: &str = "zero_optimization";
 
 /// A section, and whether its `buffer_size` has a default. The optimizer's buffers have the size of the
 /// largest sub-group, which only the run knows.
-const SECTIONS: [(&str, u64, Option<u64>); 2] = [
-    ("offload_param", 5, Some(100_000_000)),
-    ("offload_optimizer", 4, None),
-];
+const SECTIONS: [(&str, u64, Option<u64>); 2] =
+    [("offload_param", 5, Some(100_000_000)), ("offload_optimizer", 4, None)];
 
 /// Largest count and size that are taken; their product has room in 128 bits.
 const NUMBER_MAX: u64 = 1 << 48;
@@ -48,9 +46,7 @@ struct Buffers {
 
 /// Reads the sections into `settings`.
 pub(super) fn apply(
-    settings: &mut Settings,
-    path: &Path,
-    root: &Map<String, Json>,
+    settings: &mut Settings, path: &Path, root: &Map<String, Json>,
 ) -> Result<(), ConfigError> {
     let offload = Offload::read(path, root)?;
     let pinned = |wanted| {
@@ -59,10 +55,8 @@ pub(super) fn apply(
     };
     if let Some(section) = pinned(true).or_else(|| pinned(false)) {
         let option = find("pin_memory").expect("pin_memory is in the table");
-        let origin = Origin::Offload {
-            path: path.to_owned(),
-            from: format!("{}.pin_memory", section.name),
-        };
+        let origin =
+            Origin::Offload { path: path.to_owned(), from: format!("{}.pin_memory", section.name) };
         let value = Value::Switch(section.pin_memory == Some(true));
         settings.set(option, value, origin);
     }
@@ -72,10 +66,7 @@ pub(super) fn apply(
 
 impl Offload {
     fn read(path: &Path, root: &Map<String, Json>) -> Result<Self, ConfigError> {
-        let mut offload = Self {
-            file: path.to_owned(),
-            sections: Vec::new(),
-        };
+        let mut offload = Self { file: path.to_owned(), sections: Vec::new() };
         let zero = match given(root, ZERO) {
             // Once a switch.
             None | Some(Json::Bool(_)) => return Ok(offload),
@@ -86,11 +77,7 @@ impl Offload {
             let Some(section) = given(zero, name) else {
                 continue;
             };
-            let fields = Fields {
-                path,
-                object: object(path, &place, section)?,
-                place,
-            };
+            let fields = Fields { path, object: object(path, &place, section)?, place };
             let device = fields.value("device", Kind::Choice(&["none", "cpu", "nvme"]))?;
             if device != Some(Value::Text("nvme".to_owned())) {
                 continue;
@@ -105,11 +92,7 @@ impl Offload {
                     Some(Value::Switch(on)) => Some(on),
                     _ => None,
                 },
-                buffers: elements.map(|elements| Buffers {
-                    count,
-                    elements,
-                    element_size,
-                }),
+                buffers: elements.map(|elements| Buffers { count, elements, element_size }),
             });
         }
         Ok(offload)
@@ -120,10 +103,7 @@ impl Offload {
     /// # Errors
     /// None is named, or two.
     pub(super) fn nvme_path(&self) -> Result<PathBuf, ConfigError> {
-        let fail = |reason: String| ConfigError::File {
-            path: self.file.clone(),
-            reason,
-        };
+        let fail = |reason: String| ConfigError::File { path: self.file.clone(), reason };
         if self.sections.is_empty() {
             return Err(fail(format!(
                 "neither {ZERO}.offload_param nor .offload_optimizer has the device nvme; give \
@@ -165,10 +145,8 @@ impl Offload {
         let blocks = wanted.div_ceil(u128::from(block_size));
         let most = free.map_or(SIZE_MAX, |free| free / 2).min(SIZE_MAX) / block_size;
         let kept = u64::try_from(blocks).unwrap_or(u64::MAX).min(most);
-        let from: Vec<String> = buffers
-            .iter()
-            .map(|(name, buffers)| format!("{name}: {}", buffers.text()))
-            .collect();
+        let from: Vec<String> =
+            buffers.iter().map(|(name, buffers)| format!("{name}: {}", buffers.text())).collect();
         let mut from = from.join(" and ");
         if kept < POOL_BUFFERS_MIN {
             from.push_str(", raised to the smallest pool");
@@ -178,10 +156,7 @@ impl Offload {
                 None => ", cut to the largest pool",
             });
         }
-        let origin = Origin::Offload {
-            path: self.file.clone(),
-            from,
-        };
+        let origin = Origin::Offload { path: self.file.clone(), from };
         Some((kept.max(POOL_BUFFERS_MIN) * block_size, origin))
     }
 }
@@ -202,9 +177,7 @@ impl Buffers {
 /// Bytes the kernel could give without swapping: MemAvailable.
 pub(super) fn free_memory() -> Option<u64> {
     let table = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = table
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = table.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(crate::units::KIB)
 }
@@ -224,11 +197,7 @@ fn element_size(path: &Path, root: &Map<String, Json>) -> Result<u64, ConfigErro
         let Some(block) = given(root, name) else {
             continue;
         };
-        let fields = Fields {
-            path,
-            object: object(path, name, block)?,
-            place: name.to_owned(),
-        };
+        let fields = Fields { path, object: object(path, name, block)?, place: name.to_owned() };
         if fields.value("enabled", Kind::Switch)? == Some(Value::Switch(true)) {
             return Ok(2);
         }
@@ -237,9 +206,7 @@ fn element_size(path: &Path, root: &Map<String, Json>) -> Result<u64, ConfigErro
 }
 
 fn object<'a>(
-    path: &Path,
-    place: &str,
-    value: &'a Json,
+    path: &Path, place: &str, value: &'a Json,
 ) -> Result<&'a Map<String, Json>, ConfigError> {
     value.as_object().ok_or_else(|| ConfigError::Value {
         place: format!("{}: {place}", path.display()),
@@ -259,10 +226,7 @@ struct Fields<'a> {
 impl Fields<'_> {
     /// A value that `read` makes of what was given.
     fn field<T>(
-        &self,
-        key: &str,
-        accepted: impl FnOnce() -> String,
-        read: impl FnOnce(&Json) -> Option<T>,
+        &self, key: &str, accepted: impl FnOnce() -> String, read: impl FnOnce(&Json) -> Option<T>,
     ) -> Result<Option<T>, ConfigError> {
         let Some(value) = given(self.object, key) else {
             return Ok(None);

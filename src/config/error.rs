@@ -83,8 +83,7 @@ fn nearest_hint(nearest: &Option<&'static str>) -> String {
 
 /// The name most like `given`.
 pub(super) fn nearest(
-    given: &str,
-    names: impl Iterator<Item = &'static str>,
+    given: &str, names: impl Iterator<Item = &'static str>,
 ) -> Option<&'static str> {
     let given = given.to_ascii_lowercase().replace('-', "_");
     names

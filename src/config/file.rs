@@ -17,10 +17,8 @@ const USE_GDS: &str = "use_gds";
 
 /// Reads the file into `settings`. Blocks are applied in rising order of precedence.
 pub(super) fn read(settings: &mut Settings, path: &Path) -> Result<(), ConfigError> {
-    let root = read_object(path).map_err(|reason| ConfigError::File {
-        path: path.to_owned(),
-        reason,
-    })?;
+    let root =
+        read_object(path).map_err(|reason| ConfigError::File { path: path.to_owned(), reason })?;
     deepspeed::apply(settings, path, &root)?;
     apply_block(settings, path, &root, &AIO)?;
     apply_block(settings, path, &root, &OWN)
@@ -40,12 +38,7 @@ struct Block {
 const AIO: Block = Block {
     name: "aio",
     option: |key| OPTIONS.iter().find(|option| option.aio_keys.contains(&key)),
-    keys: || {
-        OPTIONS
-            .iter()
-            .flat_map(|option| option.aio_keys.iter().copied())
-            .collect()
-    },
+    keys: || OPTIONS.iter().flat_map(|option| option.aio_keys.iter().copied()).collect(),
     ignored: &[USE_GDS],
 };
 
@@ -57,10 +50,7 @@ const OWN: Block = Block {
 };
 
 fn apply_block(
-    settings: &mut Settings,
-    path: &Path,
-    root: &Map<String, Json>,
-    block: &Block,
+    settings: &mut Settings, path: &Path, root: &Map<String, Json>, block: &Block,
 ) -> Result<(), ConfigError> {
     let object = match given(root, block.name) {
         None => return Ok(()),
@@ -104,11 +94,7 @@ fn apply_block(
 }
 
 fn parse(
-    kind: Kind,
-    value: &Json,
-    path: &Path,
-    block: &str,
-    key: &str,
+    kind: Kind, value: &Json, path: &Path, block: &str, key: &str,
 ) -> Result<Value, ConfigError> {
     kind.parse_json(value).ok_or_else(|| ConfigError::Value {
         place: format!("{}: {block}.{key}", path.display()),

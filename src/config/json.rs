@@ -44,9 +44,7 @@ pub(super) fn read_object(path: &Path) -> Result<Map<String, Json>, String> {
 
 /// The value when it was given: `null` and DeepSpeed's `"auto"` are as if absent.
 pub(super) fn given<'a>(object: &'a Map<String, Json>, key: &str) -> Option<&'a Json> {
-    object
-        .get(key)
-        .filter(|value| !value.is_null() && value.as_str() != Some("auto"))
+    object.get(key).filter(|value| !value.is_null() && value.as_str() != Some("auto"))
 }
 
 /// A value for a message, cut when it is long.
@@ -135,9 +133,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
         while let Some(key) = entries.next_key::<String>()? {
             if object.contains_key(&key) {
                 let key = shown_key(&key);
-                return Err(de::Error::custom(format_args!(
-                    "the key {key} stands twice"
-                )));
+                return Err(de::Error::custom(format_args!("the key {key} stands twice")));
             }
             let Strict(value) = entries.next_value()?;
             object.insert(key, value);

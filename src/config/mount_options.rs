@@ -21,10 +21,7 @@ pub struct MountFlags {
 
 impl Default for MountFlags {
     fn default() -> Self {
-        Self {
-            flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV),
-            fsname: None,
-        }
+        Self { flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV), fsname: None }
     }
 }
 
@@ -52,9 +49,8 @@ const FLAG_OPTIONS: [(&str, MsFlags, bool); 19] = [
 ];
 
 /// Options for mount(8), systemd and fstab that mean nothing to the mount itself.
-const OPTIONS_FOR_OTHERS: [&str; 9] = [
-    "auto", "noauto", "defaults", "_netdev", "nofail", "nouser", "nousers", "noowner", "nogroup",
-];
+const OPTIONS_FOR_OTHERS: [&str; 9] =
+    ["auto", "noauto", "defaults", "_netdev", "nofail", "nouser", "nousers", "noowner", "nogroup"];
 
 /// Options that let users mount; as mount(8) says, they imply these flags unless a later option lifts them.
 const USER_OPTIONS: [&str; 4] = ["user", "users", "owner", "group"];
@@ -80,9 +76,7 @@ pub(super) fn apply(settings: &mut Settings, list: &str, sloppy: bool) -> Result
 }
 
 fn apply_own(
-    settings: &mut Settings,
-    name: &str,
-    value: Option<&str>,
+    settings: &mut Settings, name: &str, value: Option<&str>,
 ) -> Result<bool, ConfigError> {
     let Some(option) = find(name) else {
         return Ok(false);
@@ -102,18 +96,14 @@ fn apply_own(
 }
 
 fn apply_standard(
-    settings: &mut Settings,
-    name: &str,
-    value: Option<&str>,
+    settings: &mut Settings, name: &str, value: Option<&str>,
 ) -> Result<bool, ConfigError> {
     if name == "fsname" {
-        let text = value
-            .filter(|text| !text.is_empty())
-            .ok_or_else(|| ConfigError::Value {
-                place: "-o fsname".to_owned(),
-                value: "nothing".to_owned(),
-                accepted: "a name".to_owned(),
-            })?;
+        let text = value.filter(|text| !text.is_empty()).ok_or_else(|| ConfigError::Value {
+            place: "-o fsname".to_owned(),
+            value: "nothing".to_owned(),
+            accepted: "a name".to_owned(),
+        })?;
         settings.mount.fsname = Some(text.to_owned());
         return Ok(true);
     }

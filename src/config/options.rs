@@ -53,26 +53,13 @@ pub struct OptionDefinition {
 pub(super) const SIZE_MAX: u64 = 64 * TIB;
 
 const fn size(min: u64, max: u64) -> Kind {
-    Kind::Size {
-        min,
-        max,
-        power_of_two: false,
-    }
+    Kind::Size { min, max, power_of_two: false }
 }
 
 const fn option(
-    name: &'static str,
-    kind: Kind,
-    default: &'static str,
-    help: &'static str,
+    name: &'static str, kind: Kind, default: &'static str, help: &'static str,
 ) -> OptionDefinition {
-    OptionDefinition {
-        name,
-        kind,
-        default,
-        help,
-        aio_keys: &[],
-    }
+    OptionDefinition { name, kind, default, help, aio_keys: &[] }
 }
 
 impl OptionDefinition {
@@ -84,19 +71,10 @@ impl OptionDefinition {
 
 /// Every mount option of swapfs.
 pub const OPTIONS: [OptionDefinition; 16] = [
-    option(
-        "pool_size",
-        size(KIB, SIZE_MAX),
-        "1 GiB",
-        "Bytes of the buffer pool",
-    ),
+    option("pool_size", size(KIB, SIZE_MAX), "1 GiB", "Bytes of the buffer pool"),
     option(
         "block_size",
-        Kind::Size {
-            min: 64 * KIB,
-            max: 16 * MIB,
-            power_of_two: true,
-        },
+        Kind::Size { min: 64 * KIB, max: 16 * MIB, power_of_two: true },
         "1 MiB",
         "Bytes per block and buffer, a power of two from 64 KiB to 16 MiB",
     )
@@ -108,46 +86,21 @@ pub const OPTIONS: [OptionDefinition; 16] = [
         "Transfers in flight per aio thread",
     )
     .in_aio(&["queue_depth"]),
-    option(
-        "thread_count",
-        Kind::Count { min: 1, max: 64 },
-        "1",
-        "Aio threads",
-    )
-    // DeepSpeed's first name for it, its tuner's, and the one it reads now.
-    .in_aio(&["thread_count", "num_threads", "intra_op_parallelism"]),
-    option(
-        "single_submit",
-        Kind::Switch,
-        "false",
-        "One submission per call",
-    )
-    .in_aio(&["single_submit"]),
-    option(
-        "overlap_events",
-        Kind::Switch,
-        "true",
-        "Reap completions while submitting",
-    )
-    .in_aio(&["overlap_events"]),
+    option("thread_count", Kind::Count { min: 1, max: 64 }, "1", "Aio threads")
+        // DeepSpeed's first name for it, its tuner's, and the one it reads now.
+        .in_aio(&["thread_count", "num_threads", "intra_op_parallelism"]),
+    option("single_submit", Kind::Switch, "false", "One submission per call")
+        .in_aio(&["single_submit"]),
+    option("overlap_events", Kind::Switch, "true", "Reap completions while submitting")
+        .in_aio(&["overlap_events"]),
     option(
         "min_swap_size",
         size(0, SIZE_MAX),
         "1 MiB",
         "Smaller partitions stay resident while the pool has room",
     ),
-    option(
-        "pin_memory",
-        Kind::Switch,
-        "true",
-        "Lock the pool in memory",
-    ),
-    option(
-        "fuse_threads",
-        Kind::Count { min: 1, max: 64 },
-        "4",
-        "FUSE request threads",
-    ),
+    option("pin_memory", Kind::Switch, "true", "Lock the pool in memory"),
+    option("fuse_threads", Kind::Count { min: 1, max: 64 }, "4", "FUSE request threads"),
     option(
         "read_ahead",
         size(0, SIZE_MAX),
@@ -161,18 +114,8 @@ pub const OPTIONS: [OptionDefinition; 16] = [
         "ahead",
         "What opening for reading starts: nothing, the first read_ahead bytes, or all",
     ),
-    option(
-        "list_xattr",
-        Kind::Switch,
-        "on",
-        "List the user.swap.* names in listxattr",
-    ),
-    option(
-        "allow_other",
-        Kind::Switch,
-        "off",
-        "Let other users use the mount",
-    ),
+    option("list_xattr", Kind::Switch, "on", "List the user.swap.* names in listxattr"),
+    option("allow_other", Kind::Switch, "off", "Let other users use the mount"),
     option("ro", Kind::Switch, "off", "Mount read-only"),
     option(
         "close_wait",
@@ -259,16 +202,8 @@ impl Kind {
     #[must_use]
     pub fn accepted(&self) -> String {
         match *self {
-            Kind::Size {
-                min,
-                max,
-                power_of_two,
-            } => {
-                let what = if power_of_two {
-                    "a power of two"
-                } else {
-                    "a size"
-                };
+            Kind::Size { min, max, power_of_two } => {
+                let what = if power_of_two { "a power of two" } else { "a size" };
                 let (min, max) = (format_exact(min), format_exact(max));
                 format!("{what} from {min} to {max} (units: k, m, g, t)")
             }
@@ -310,12 +245,7 @@ impl Kind {
     }
 
     fn limit_size(&self, bytes: u64) -> Option<Value> {
-        let Kind::Size {
-            min,
-            max,
-            power_of_two,
-        } = *self
-        else {
+        let Kind::Size { min, max, power_of_two } = *self else {
             return None;
         };
         let fits = (min..=max).contains(&bytes) && (!power_of_two || bytes.is_power_of_two());

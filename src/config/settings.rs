@@ -115,10 +115,7 @@ impl Settings {
         let index = index.unwrap_or_else(|| unreachable!("{name} is not in the table"));
         match &self.chosen[index] {
             Some((value, origin)) => (Some(value.clone()), origin.clone()),
-            None => (
-                OPTIONS[index].kind.parse_text(OPTIONS[index].default),
-                Origin::BuiltIn,
-            ),
+            None => (OPTIONS[index].kind.parse_text(OPTIONS[index].default), Origin::BuiltIn),
         }
     }
 
@@ -128,19 +125,13 @@ impl Settings {
     }
 
     pub(super) fn set_text(
-        &mut self,
-        option: &OptionDefinition,
-        text: &str,
-        origin: Origin,
+        &mut self, option: &OptionDefinition, text: &str, origin: Origin,
     ) -> Result<(), ConfigError> {
-        let value = option
-            .kind
-            .parse_text(text)
-            .ok_or_else(|| ConfigError::Value {
-                place: origin.place(option.name),
-                value: format!("{text:?}"),
-                accepted: option.kind.accepted(),
-            })?;
+        let value = option.kind.parse_text(text).ok_or_else(|| ConfigError::Value {
+            place: origin.place(option.name),
+            value: format!("{text:?}"),
+            accepted: option.kind.accepted(),
+        })?;
         self.set(option, value, origin);
         Ok(())
     }

@@ -36,10 +36,7 @@ fn message(result: Result<Config, ConfigError>) -> String {
 fn the_built_in_values_are_the_documented_ones() {
     let config = Config::default();
     assert_eq!((config.pool_size, config.block_size), (GIB, MIB));
-    assert_eq!(
-        (config.queue_depth, config.thread_count, config.fuse_threads),
-        (8, 1, 4)
-    );
+    assert_eq!((config.queue_depth, config.thread_count, config.fuse_threads), (8, 1, 4));
     assert!(!config.single_submit && config.overlap_events && config.pin_memory);
     assert_eq!((config.min_swap_size, config.read_ahead), (MIB, 8 * MIB));
     assert_eq!(config.open_swap_in, OpenSwapIn::Ahead);
@@ -71,28 +68,12 @@ fn every_option_works_in_every_source() {
         };
         let by_file =
             from_file(&format!(r#"{{"swapfs": {{"{}": {json}}}}}"#, option.name)).unwrap();
-        for (config, origin) in [
-            (by_flag.build().unwrap(), "flag"),
-            (by_list, "-o"),
-            (by_file, "file"),
-        ] {
-            let row = config
-                .rows()
-                .into_iter()
-                .find(|row| row.key == option.name)
-                .unwrap();
-            assert_eq!(
-                Some(row.value),
-                expected.as_ref().map(Value::to_string),
-                "{}",
-                option.name
-            );
-            assert!(
-                row.origin.starts_with(origin),
-                "{}: {}",
-                option.name,
-                row.origin
-            );
+        for (config, origin) in
+            [(by_flag.build().unwrap(), "flag"), (by_list, "-o"), (by_file, "file")]
+        {
+            let row = config.rows().into_iter().find(|row| row.key == option.name).unwrap();
+            assert_eq!(Some(row.value), expected.as_ref().map(Value::to_string), "{}", option.name);
+            assert!(row.origin.starts_with(origin), "{}: {}", option.name, row.origin);
         }
     }
 }
@@ -102,39 +83,21 @@ fn flag_beats_list_beats_file_beats_built_in() {
     let file = file(r#"{"swapfs": {"queue_depth": 2, "thread_count": 2, "fuse_threads": 2}}"#);
     let mut settings = Settings::new();
     settings.read_file(file.path()).unwrap();
-    settings
-        .mount_options("queue_depth=3,thread_count=3", false)
-        .unwrap();
+    settings.mount_options("queue_depth=3,thread_count=3", false).unwrap();
     settings.flag("queue_depth", "4").unwrap();
     let config = settings.build().unwrap();
-    assert_eq!(
-        (config.queue_depth, config.thread_count, config.fuse_threads),
-        (4, 3, 2)
-    );
+    assert_eq!((config.queue_depth, config.thread_count, config.fuse_threads), (4, 3, 2));
     let json = config.to_json();
     assert_eq!(json["queue_depth"], json!({"value": 4, "origin": "flag"}));
     assert_eq!(json["thread_count"]["origin"], "-o");
-    assert!(
-        json["fuse_threads"]["origin"]
-            .as_str()
-            .unwrap()
-            .starts_with("file /")
-    );
-    assert_eq!(
-        json["pool_size"],
-        json!({"value": GIB, "origin": "built-in"})
-    );
+    assert!(json["fuse_threads"]["origin"].as_str().unwrap().starts_with("file /"));
+    assert_eq!(json["pool_size"], json!({"value": GIB, "origin": "built-in"}));
     assert_eq!(json["read_ahead"]["value"], 4 * MIB);
 }
 
 #[test]
 fn the_last_of_a_list_counts() {
-    assert_eq!(
-        from_list("queue_depth=3,queue_depth=5")
-            .unwrap()
-            .queue_depth,
-        5
-    );
+    assert_eq!(from_list("queue_depth=3,queue_depth=5").unwrap().queue_depth, 5);
     assert!(!from_list("ro,rw").unwrap().ro);
     assert!(from_list("rw,ro").unwrap().ro);
 }
@@ -147,10 +110,7 @@ fn a_deepspeed_aio_block_is_read() {
             "use_gds": false}, "zero_optimization": {"stage": 3}}"#,
     )
     .unwrap();
-    assert_eq!(
-        (config.block_size, config.queue_depth, config.thread_count),
-        (256 * KIB, 32, 2)
-    );
+    assert_eq!((config.block_size, config.queue_depth, config.thread_count), (256 * KIB, 32, 2));
     assert!(config.single_submit && !config.overlap_events);
     let config = from_file(r#"{"aio": {"thread_count": 3}, "swapfs": null}"#).unwrap();
     assert_eq!(config.thread_count, 3);
@@ -186,10 +146,7 @@ fn wrong_types_and_values_name_key_value_and_what_is_accepted() {
             r#"{"swapfs": {"open_swap_in": "some"}}"#,
             r#"swapfs.open_swap_in: "some" is not accepted; give one of none, ahead, all"#,
         ),
-        (
-            r#"{"aio": []}"#,
-            "aio: [] is not accepted; give a JSON object",
-        ),
+        (r#"{"aio": []}"#, "aio: [] is not accepted; give a JSON object"),
         (
             r#"{"swapfs": {"queue_depth": 1.5}}"#,
             "swapfs.queue_depth: 1.5 is not accepted; give a whole number from 1 to 4096",
@@ -211,10 +168,7 @@ fn wrong_types_and_values_name_key_value_and_what_is_accepted() {
         r#"-o nosuid: "1" is not accepted; give the name alone"#
     );
     let error = Settings::new().flag("log", "loud").unwrap_err().to_string();
-    assert!(
-        error.starts_with(r#"--log: "loud" is not accepted; give off, error"#),
-        "{error}"
-    );
+    assert!(error.starts_with(r#"--log: "loud" is not accepted; give off, error"#), "{error}");
 }
 
 #[test]
@@ -232,27 +186,16 @@ fn unknown_names_are_errors_with_the_nearest() {
         "swapfs.listxattr: no such key; the nearest is list_xattr"
     );
     let mut settings = Settings::new();
-    settings
-        .mount_options("poolsize=1g,queue_depth=2", true)
-        .unwrap();
-    assert_eq!(
-        settings.build().unwrap().queue_depth,
-        2,
-        "sloppy skips what it does not know"
-    );
+    settings.mount_options("poolsize=1g,queue_depth=2", true).unwrap();
+    assert_eq!(settings.build().unwrap().queue_depth, 2, "sloppy skips what it does not know");
 }
 
 #[test]
 fn files_that_are_no_configuration_are_named() {
     assert!(message(from_file("{")).starts_with("not valid JSON: EOF while parsing"));
     assert_eq!(message(from_file("[]")), "the file is not a JSON object");
-    let error = Settings::new()
-        .read_file("/nonexistent/x.json".as_ref())
-        .unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "/nonexistent/x.json: No such file or directory"
-    );
+    let error = Settings::new().read_file("/nonexistent/x.json".as_ref()).unwrap_err();
+    assert_eq!(error.to_string(), "/nonexistent/x.json: No such file or directory");
 }
 
 #[test]
@@ -269,20 +212,14 @@ fn a_pool_of_too_few_buffers_is_refused_in_one_line() {
         "pool_size: 1 MiB holds 16 buffers of 64 KiB (block_size), at least 32 are needed; \
          give at least 2 MiB"
     );
-    assert_eq!(
-        from_list("pool_size=2m,block_size=64k").unwrap().buffers(),
-        32
-    );
+    assert_eq!(from_list("pool_size=2m,block_size=64k").unwrap().buffers(), 32);
 }
 
 #[test]
 fn read_ahead_follows_depth_and_pool_unless_chosen() {
     assert_eq!(from_list("queue_depth=16").unwrap().read_ahead, 16 * MIB);
     assert_eq!(from_list("pool_size=16m").unwrap().read_ahead, 2 * MIB);
-    assert_eq!(
-        from_list("pool_size=16m,read_ahead=4m").unwrap().read_ahead,
-        4 * MIB
-    );
+    assert_eq!(from_list("pool_size=16m,read_ahead=4m").unwrap().read_ahead, 4 * MIB);
     assert_eq!(from_list("read_ahead=0").unwrap().read_ahead, 0);
     assert_eq!(
         message(from_list("pool_size=16m,read_ahead=17m")),
@@ -296,32 +233,20 @@ fn standard_mount_options_become_flags() {
     let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     assert_eq!(flags(""), safe);
     assert_eq!(flags("suid,dev"), MsFlags::empty());
-    assert_eq!(
-        flags("noexec,noatime"),
-        safe | MsFlags::MS_NOEXEC | MsFlags::MS_NOATIME
-    );
+    assert_eq!(flags("noexec,noatime"), safe | MsFlags::MS_NOEXEC | MsFlags::MS_NOATIME);
     assert_eq!(flags("noexec,exec,noatime,atime"), safe);
     assert_eq!(flags("suid,dev,user"), safe | MsFlags::MS_NOEXEC);
     assert_eq!(flags("user,exec"), safe);
     let list = "_netdev,nofail,auto,noauto,defaults,x-systemd.automount,user=me,users,rw";
     assert!(from_list(list).is_ok());
     let named = from_list(r#"fsname="a,b",queue_depth=2"#).unwrap();
-    assert_eq!(
-        (named.mount.fsname.as_deref(), named.queue_depth),
-        (Some("a,b"), 2)
-    );
-    assert_eq!(
-        from_list(r"fsname=a\,b").unwrap().mount.fsname.as_deref(),
-        Some("a,b")
-    );
+    assert_eq!((named.mount.fsname.as_deref(), named.queue_depth), (Some("a,b"), 2));
+    assert_eq!(from_list(r"fsname=a\,b").unwrap().mount.fsname.as_deref(), Some("a,b"));
 }
 
 #[test]
 fn log_filters_may_name_modules() {
-    assert_eq!(
-        from_list(r#"log="warn,swapfs::aio=debug""#).unwrap().log,
-        "warn,swapfs::aio=debug"
-    );
+    assert_eq!(from_list(r#"log="warn,swapfs::aio=debug""#).unwrap().log, "warn,swapfs::aio=debug");
     assert!(from_list("log=debgu").is_err());
 }
 

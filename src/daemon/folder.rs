@@ -75,17 +75,10 @@ impl SwapFolder {
     /// Opens and locks the folder. A daemon that is only finishing there is waited for, for at most
     /// `timeout`; `note` is told so once.
     pub(crate) fn lock(
-        path: &Path,
-        mountpoint: &Path,
-        timeout: Duration,
-        note: &mut dyn FnMut(&str),
+        path: &Path, mountpoint: &Path, timeout: Duration, note: &mut dyn FnMut(&str),
     ) -> Result<Self, String> {
         let failed = |what: &str, error: rustix::io::Errno| {
-            format!(
-                "swap folder {}: {what}{}",
-                path.display(),
-                reason(&error.into())
-            )
+            format!("swap folder {}: {what}{}", path.display(), reason(&error.into()))
         };
         let directory = OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder = open(path, directory, Mode::empty()).map_err(|error| failed("", error))?;
@@ -94,13 +87,8 @@ impl SwapFolder {
             Err(error) => return Err(failed("cannot create .swapfs: ", error)),
         }
         // Whoever may write to the folder must not lead a root daemon elsewhere by a symbolic link.
-        let control = openat(
-            &folder,
-            CONTROL_FOLDER,
-            directory | OFlags::NOFOLLOW,
-            Mode::empty(),
-        )
-        .map_err(|error| failed(".swapfs: ", error))?;
+        let control = openat(&folder, CONTROL_FOLDER, directory | OFlags::NOFOLLOW, Mode::empty())
+            .map_err(|error| failed(".swapfs: ", error))?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let lock = openat(&control, LOCK_FILE, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|error| failed(".swapfs/lock: ", error))?;
@@ -112,13 +100,7 @@ impl SwapFolder {
             state: Phase::Starting,
             failed: Vec::new(),
         };
-        let mut swap = Self {
-            path: path.to_owned(),
-            folder,
-            control,
-            lock,
-            state,
-        };
+        let mut swap = Self { path: path.to_owned(), folder, control, lock, state };
         swap.enter(Phase::Starting)
             .map_err(|error| format!("{}/.swapfs/lock: {}", path.display(), reason(&error)))?;
         Ok(swap)
@@ -179,10 +161,7 @@ fn parse_state(lock: &File) -> Option<DaemonState> {
         std::thread::sleep(READ_RETRY * tries);
         let text = read_all(lock).ok()?;
         // A longer text from before may still follow.
-        serde_json::Deserializer::from_slice(&text)
-            .into_iter()
-            .next()?
-            .ok()
+        serde_json::Deserializer::from_slice(&text).into_iter().next()?.ok()
     })
 }
 
@@ -198,10 +177,7 @@ fn read_all(file: &File) -> io::Result<Vec<u8>> {
 }
 
 fn acquire(
-    lock: &File,
-    path: &Path,
-    timeout: Duration,
-    note: &mut dyn FnMut(&str),
+    lock: &File, path: &Path, timeout: Duration, note: &mut dyn FnMut(&str),
 ) -> Result<(), String> {
     let start = Instant::now();
     let mut noted = false;
@@ -244,10 +220,7 @@ fn may_finish(holder: &DaemonState, waited: Duration) -> bool {
         Phase::Starting => false,
         Phase::Mounted => {
             let mounts = swapfs_mounts().unwrap_or_default();
-            waited < GRACE
-                && mounts
-                    .iter()
-                    .all(|mount| mount.mountpoint != holder.mountpoint)
+            waited < GRACE && mounts.iter().all(|mount| mount.mountpoint != holder.mountpoint)
         }
     }
 }
@@ -255,9 +228,7 @@ fn may_finish(holder: &DaemonState, waited: Duration) -> bool {
 pub(super) fn in_use_line(path: &Path, holder: Option<&DaemonState>) -> String {
     let shown = path.display();
     match holder {
-        Some(DaemonState {
-            pid, mountpoint, ..
-        }) => {
+        Some(DaemonState { pid, mountpoint, .. }) => {
             let mountpoint = mountpoint.display();
             format!("swap folder {shown} is in use by swapfs pid {pid} (mounted at {mountpoint})")
         }
@@ -271,9 +242,7 @@ pub(super) fn refuse_mounted(path: &Path) -> Result<(), String> {
         return Ok(());
     };
     let (shown, mountpoint) = (path.display(), entry.mountpoint.display());
-    let pid = MountStats::read(&entry.mountpoint)
-        .ok()
-        .and_then(|stats| stats.pid());
+    let pid = MountStats::read(&entry.mountpoint).ok().and_then(|stats| stats.pid());
     let holder = pid.map_or_else(|| "swapfs".to_owned(), |pid| format!("swapfs pid {pid}"));
     Err(match entry.mountpoint == path {
         true => format!("swap folder {shown} is in use by {holder} (mounted at {mountpoint})"),
@@ -299,13 +268,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (swap, notes) = lock(folder.path(), Duration::ZERO).unwrap();
         assert!(notes.is_empty() && !swap.is_hidden());
-        let mode = folder
-            .path()
-            .join(".swapfs")
-            .metadata()
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = folder.path().join(".swapfs").metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
         let state = read_state(folder.path()).unwrap();
         assert_eq!(state.pid, std::process::id().cast_signed());

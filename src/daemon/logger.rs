@@ -20,11 +20,7 @@ pub(super) fn start(filter: &str, swap: &SwapFolder, foreground: bool) -> Result
     builder.parse_filters(filter).format_timestamp_millis();
     if !foreground {
         let file = open(swap).map_err(|error| {
-            format!(
-                "{}/.swapfs/log: {}",
-                swap.path().display(),
-                reason(&error.into())
-            )
+            format!("{}/.swapfs/log: {}", swap.path().display(), reason(&error.into()))
         })?;
         builder.target(env_logger::Target::Pipe(Box::new(file)));
         STARTING.store(true, Ordering::Relaxed);
@@ -47,10 +43,7 @@ fn open(swap: &SwapFolder) -> rustix::io::Result<File> {
         OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let open = || openat(swap.control(), "log", flags, Mode::RUSR | Mode::WUSR).map(File::from);
     let file = open()?;
-    if file
-        .metadata()
-        .is_ok_and(|metadata| metadata.len() > LOG_BYTES_MAX)
-    {
+    if file.metadata().is_ok_and(|metadata| metadata.len() > LOG_BYTES_MAX) {
         renameat(swap.control(), "log", swap.control(), "log.1")?;
         return open();
     }
@@ -68,11 +61,7 @@ impl log::Log for DaemonLog {
         self.0.log(record);
         let for_user = record.level() <= log::Level::Warn && self.0.matches(record);
         if for_user && STARTING.load(Ordering::Relaxed) {
-            eprintln!(
-                "swapfs: {}: {}",
-                record.level().as_str().to_lowercase(),
-                record.args()
-            );
+            eprintln!("swapfs: {}: {}", record.level().as_str().to_lowercase(), record.args());
         }
     }
 

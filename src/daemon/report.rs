@@ -71,11 +71,7 @@ impl Reporter {
 }
 
 fn open_null() -> Option<File> {
-    File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/null")
-        .ok()
+    File::options().read(true).write(true).open("/dev/null").ok()
 }
 
 /// Sends a line; when the parent is gone there is nobody to tell.

@@ -53,10 +53,7 @@ pub(super) struct Session<'a> {
 
 impl<'a> Session<'a> {
     pub(super) fn new(
-        service: Arc<dyn Service>,
-        swap: &'a mut SwapFolder,
-        mountpoint: &'a Path,
-        signals: SigSet,
+        service: Arc<dyn Service>, swap: &'a mut SwapFolder, mountpoint: &'a Path, signals: SigSet,
         device_before: u64,
     ) -> Self {
         let (sender, events) = unbounded();
@@ -141,10 +138,9 @@ impl<'a> Session<'a> {
                 self.device = Some(device);
                 Ok(())
             }
-            Ok(Event::Answered(Err(error))) => Err(format!(
-                "the mount at {shown} does not answer: {}",
-                reason(&error)
-            )),
+            Ok(Event::Answered(Err(error))) => {
+                Err(format!("the mount at {shown} does not answer: {}", reason(&error)))
+            }
             Ok(Event::Ended(ended)) => {
                 self.has_ended = true;
                 Err(match ended {
@@ -254,20 +250,12 @@ fn first_call(mountpoint: &Path, device_before: u64, sender: &Sender<Event>) {
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    thread::Builder::new()
-        .name(format!("swapfs-{name}"))
-        .spawn(work)
-        .map(drop)
+    thread::Builder::new().name(format!("swapfs-{name}")).spawn(work).map(drop)
 }
 
 /// The line about partitions that are lost if the machine stops now.
 fn not_stored(names: &[String]) -> String {
-    let listed = names
-        .iter()
-        .take(NAMES_MAX)
-        .map(String::as_str)
-        .collect::<Vec<_>>()
-        .join(", ");
+    let listed = names.iter().take(NAMES_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
     match names.len().saturating_sub(NAMES_MAX) {
         0 => format!("not on stable storage: {listed}"),
         more => format!("not on stable storage: {listed} and {more} more"),

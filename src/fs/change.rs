@@ -51,10 +51,7 @@ impl Tree {
     /// ESTALE; EPERM; EROFS.
     pub fn set_times(&self, id: u64, atime: TimeChange, mtime: TimeChange) -> Result<()> {
         let descriptor = self.descriptor(id)?;
-        let times = Timestamps {
-            last_access: timespec(atime),
-            last_modification: timespec(mtime),
-        };
+        let times = Timestamps { last_access: timespec(atime), last_modification: timespec(mtime) };
         rustix::fs::utimensat(&descriptor, c"", &times, ITSELF).map_err(errno)
     }
 
@@ -123,16 +120,11 @@ impl Tree {
         {
             let path = path_of(&directory);
             let is_known = !path.as_os_str().is_empty();
-            return Ok(if is_known {
-                path.join(&hint.name)
-            } else {
-                path
-            });
+            return Ok(if is_known { path.join(&hint.name) } else { path });
         }
         let path = path_of(&descriptor);
-        let is_usable = path
-            .file_name()
-            .is_some_and(|name| !name.as_bytes().ends_with(b" (deleted)"));
+        let is_usable =
+            path.file_name().is_some_and(|name| !name.as_bytes().ends_with(b" (deleted)"));
         Ok(if is_usable { path } else { PathBuf::new() })
     }
 }
@@ -149,14 +141,8 @@ fn path_of(descriptor: impl AsFd) -> PathBuf {
 
 fn timespec(change: TimeChange) -> Timespec {
     match change {
-        TimeChange::Keep => Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_OMIT,
-        },
-        TimeChange::Now => Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_NOW,
-        },
+        TimeChange::Keep => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        TimeChange::Now => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
         TimeChange::At(time) => since_epoch(time),
     }
 }
@@ -172,14 +158,10 @@ fn since_epoch(time: SystemTime) -> Timespec {
             let before = error.duration();
             let seconds = i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
             match i64::from(before.subsec_nanos()) {
-                0 => Timespec {
-                    tv_sec: -seconds,
-                    tv_nsec: 0,
-                },
-                nanoseconds => Timespec {
-                    tv_sec: -seconds - 1,
-                    tv_nsec: 1_000_000_000 - nanoseconds,
-                },
+                0 => Timespec { tv_sec: -seconds, tv_nsec: 0 },
+                nanoseconds => {
+                    Timespec { tv_sec: -seconds - 1, tv_nsec: 1_000_000_000 - nanoseconds }
+                }
             }
         }
     }

@@ -40,13 +40,7 @@ impl Tree {
     /// EINVAL when `direct` and the filesystem has no O_DIRECT (a new file then stays); EPERM for
     /// the root's private name; ENOSPC, EDQUOT, EROFS and the like from the swap folder.
     pub fn create(
-        &self,
-        parent: u64,
-        name: &OsStr,
-        caller: &Caller,
-        mode: u32,
-        exclusive: bool,
-        direct: bool,
+        &self, parent: u64, name: &OsStr, caller: &Caller, mode: u32, exclusive: bool, direct: bool,
     ) -> Result<Created> {
         self.check_new(parent, name)?;
         let directory = self.descriptor(parent)?;
@@ -86,13 +80,7 @@ impl Tree {
     /// EEXIST; EINVAL for a directory or symlink; EPERM for the root's private name; else the swap
     /// folder's own.
     pub fn mknod(
-        &self,
-        parent: u64,
-        name: &OsStr,
-        caller: &Caller,
-        kind: FileKind,
-        mode: u32,
-        rdev: u32,
+        &self, parent: u64, name: &OsStr, caller: &Caller, kind: FileKind, mode: u32, rdev: u32,
     ) -> Result<Entry> {
         if matches!(kind, FileKind::Directory | FileKind::Symlink) {
             return Err(Errno::EINVAL);
@@ -111,11 +99,7 @@ impl Tree {
     /// EEXIST; ENAMETOOLONG; ENOENT for an empty target; EPERM for the root's private name; else
     /// the swap folder's own.
     pub fn symlink(
-        &self,
-        parent: u64,
-        name: &OsStr,
-        caller: &Caller,
-        target: &OsStr,
+        &self, parent: u64, name: &OsStr, caller: &Caller, target: &OsStr,
     ) -> Result<Entry> {
         self.make(parent, name, |directory| {
             let _acting = self.act_as(caller)?;
@@ -138,10 +122,7 @@ impl Tree {
 
     /// Makes `name` in `parent` by calling `make`, and looks it up.
     fn make(
-        &self,
-        parent: u64,
-        name: &OsStr,
-        make: impl FnOnce(BorrowedFd<'_>) -> Result<()>,
+        &self, parent: u64, name: &OsStr, make: impl FnOnce(BorrowedFd<'_>) -> Result<()>,
     ) -> Result<Entry> {
         self.check_new(parent, name)?;
         let directory = self.descriptor(parent)?;
@@ -152,11 +133,7 @@ impl Tree {
     }
 
     fn create_new(
-        &self,
-        directory: BorrowedFd<'_>,
-        name: &OsStr,
-        caller: &Caller,
-        mode: u32,
+        &self, directory: BorrowedFd<'_>, name: &OsStr, caller: &Caller, mode: u32,
     ) -> Result<OwnedFd> {
         let mode = creation_mode(directory, caller, mode, FileKind::Regular)?;
         let flags =
@@ -174,21 +151,13 @@ impl Tree {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let place = rustix::fs::openat(CWD, link_of(&descriptor), flags, Mode::empty());
         let entry = self.adopt(self.examine(place.map_err(errno)?)?, hint);
-        Ok(Created {
-            entry,
-            descriptor,
-            is_new: true,
-        })
+        Ok(Created { entry, descriptor, is_new: true })
     }
 
     fn open_existing(&self, parent: u64, name: &OsStr, direct: bool) -> Result<Created> {
         let entry = self.lookup(parent, name)?;
         match self.open_file(entry.id, Access::ReadWrite, direct) {
-            Ok(descriptor) => Ok(Created {
-                entry,
-                descriptor,
-                is_new: false,
-            }),
+            Ok(descriptor) => Ok(Created { entry, descriptor, is_new: false }),
             Err(error) => {
                 self.forget(entry.id, 1);
                 Err(error)
@@ -210,10 +179,7 @@ impl Tree {
 
 /// The mode for the call that creates something in `directory`.
 fn creation_mode(
-    directory: BorrowedFd<'_>,
-    caller: &Caller,
-    mode: u32,
-    kind: FileKind,
+    directory: BorrowedFd<'_>, caller: &Caller, mode: u32, kind: FileKind,
 ) -> Result<Mode> {
     let mut mode = mode & 0o7777;
     // With a default ACL the filesystem computes the mode from it, and the umask has no say

@@ -74,12 +74,7 @@ impl Tree {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let descriptor =
             rustix::fs::openat(CWD, link_of(&place), flags, Mode::empty()).map_err(errno)?;
-        Ok(Directory {
-            id,
-            root_ino: self.root_ino,
-            descriptor,
-            batch: Mutex::default(),
-        })
+        Ok(Directory { id, root_ino: self.root_ino, descriptor, batch: Mutex::default() })
     }
 }
 
@@ -147,28 +142,16 @@ impl Directory {
 
     /// Returns what `take` says; true for an entry that is not shown.
     fn hand_out(
-        &self,
-        batch: &Batch,
-        entry: &BatchEntry,
-        take: &mut impl FnMut(Listed<'_>) -> bool,
+        &self, batch: &Batch, entry: &BatchEntry, take: &mut impl FnMut(Listed<'_>) -> bool,
     ) -> bool {
         let name = OsStr::from_bytes(&batch.names[entry.name.clone()]);
         if is_private(self.id, name) {
             return true;
         }
         let is_root_itself = self.id == ROOT_ID && name == "..";
-        let ino = if is_root_itself {
-            ROOT_ID
-        } else {
-            id_of(self.root_ino, entry.ino)
-        };
+        let ino = if is_root_itself { ROOT_ID } else { id_of(self.root_ino, entry.ino) };
         let kind = entry.kind.unwrap_or_else(|| self.kind_of(name));
-        take(Listed {
-            name,
-            ino,
-            kind,
-            next_offset: entry.next_offset,
-        })
+        take(Listed { name, ino, kind, next_offset: entry.next_offset })
     }
 
     /// The kind of a name where the filesystem does not list it.
@@ -184,19 +167,13 @@ impl Directory {
 impl Batch {
     /// Moves to the entry at `offset` if it is here, else empties the batch.
     fn go_to(&mut self, offset: u64) {
-        let before = self
-            .position
-            .checked_sub(1)
-            .and_then(|last| self.entries.get(last));
+        let before = self.position.checked_sub(1).and_then(|last| self.entries.get(last));
         // First where reading stopped: filesystems whose cookies are hashes may give one cookie
         // twice.
         if before.is_some_and(|entry| entry.next_offset == offset) && offset != 0 {
             return;
         }
-        let index = self
-            .entries
-            .iter()
-            .position(|entry| entry.next_offset == offset);
+        let index = self.entries.iter().position(|entry| entry.next_offset == offset);
         match index {
             Some(index) if offset != 0 => self.position = index + 1,
             _ => {

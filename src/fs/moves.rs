@@ -53,11 +53,7 @@ impl Moves {
         let _first = self.stripes[from.min(to)].write();
         let _second = (from != to).then(|| self.stripes[from.max(to)].write());
         let _walks = self.has_walks.then(|| self.walks.write());
-        Moving {
-            _walks,
-            _second,
-            _first,
-        }
+        Moving { _walks, _second, _first }
     }
 
     /// For following names through any number of directories.

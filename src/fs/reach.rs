@@ -87,11 +87,7 @@ impl Tree {
             directory = Some(open_place(above, name)?);
         }
         let found = self.find(directory.as_ref().map_or(start.as_fd(), AsFd::as_fd), last)?;
-        if found.node.is_same(node) {
-            Ok(found.descriptor)
-        } else {
-            Err(Errno::ESTALE)
-        }
+        if found.node.is_same(node) { Ok(found.descriptor) } else { Err(Errno::ESTALE) }
     }
 
     /// Opens and examines what `name` is in `directory`.
@@ -106,10 +102,7 @@ impl Tree {
         if dev != self.root_dev {
             return Err(Errno::EXDEV);
         }
-        let handle = match self
-            .has_handles
-            .then(|| sys::name_to_handle_at(&descriptor))
-        {
+        let handle = match self.has_handles.then(|| sys::name_to_handle_at(&descriptor)) {
             Some(Ok(handle)) => Some(handle),
             // Some filesystems have them for some inodes only.
             None | Some(Err(Errno::EOPNOTSUPP | Errno::EOVERFLOW)) => None,
@@ -118,39 +111,23 @@ impl Tree {
         let generation = handle.as_ref().map_or(0, sys::FileHandle::hash);
         let node = Node {
             id: self.id_of(status.stx_ino),
-            key: FileKey {
-                dev,
-                ino: status.stx_ino,
-                generation,
-            },
+            key: FileKey { dev, ino: status.stx_ino, generation },
             kind: FileKind::of_mode(u32::from(status.stx_mode)).ok_or(Errno::EIO)?,
             handle,
         };
-        Ok(Found {
-            node,
-            descriptor,
-            status,
-        })
+        Ok(Found { node, descriptor, status })
     }
 
     /// Refuses names that cannot exist.
     pub(super) fn check_existing(&self, parent: u64, name: &OsStr) -> Result<()> {
         check_name(name)?;
-        if is_private(parent, name) {
-            Err(Errno::ENOENT)
-        } else {
-            Ok(())
-        }
+        if is_private(parent, name) { Err(Errno::ENOENT) } else { Ok(()) }
     }
 
     /// Refuses names that cannot be made.
     pub(super) fn check_new(&self, parent: u64, name: &OsStr) -> Result<()> {
         check_name(name)?;
-        if is_private(parent, name) {
-            Err(Errno::EPERM)
-        } else {
-            Ok(())
-        }
+        if is_private(parent, name) { Err(Errno::EPERM) } else { Ok(()) }
     }
 }
 

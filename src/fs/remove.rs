@@ -82,12 +82,7 @@ impl Tree {
     /// ENOENT; EEXIST; ENOTEMPTY; EISDIR; ENOTDIR; EINVAL for a directory into itself; EPERM for
     /// the root's private name as a target; EXDEV for a mount point; else the swap folder's own.
     pub fn rename(
-        &self,
-        parent: u64,
-        name: &OsStr,
-        new_parent: u64,
-        new_name: &OsStr,
-        kind: RenameKind,
+        &self, parent: u64, name: &OsStr, new_parent: u64, new_name: &OsStr, kind: RenameKind,
     ) -> Result<Option<Gone>> {
         self.check_existing(parent, name)?;
         self.check_new(new_parent, new_name)?;
@@ -105,10 +100,7 @@ impl Tree {
         };
         rustix::fs::renameat_with(&directory, name, &new_directory, new_name, kind.flags())
             .map_err(errno)?;
-        if target
-            .as_ref()
-            .is_some_and(|target| target.node.is_same(&source.node))
-        {
+        if target.as_ref().is_some_and(|target| target.node.is_same(&source.node)) {
             // Two names of one inode: POSIX leaves both.
             return Ok(None);
         }
@@ -144,9 +136,7 @@ impl Tree {
 
     /// `found` is no longer reached by `hint`. Returns what to drop after `moves`, too.
     fn lost_name(&self, found: Found, hint: &Hint) -> Result<(Option<Gone>, Displaced)> {
-        let Found {
-            node, descriptor, ..
-        } = found;
+        let Found { node, descriptor, .. } = found;
         // Asked again: it may have other names.
         let links = status_of(&descriptor)?.stx_nlink;
         // Some filesystems do not count a directory's links.
@@ -162,11 +152,7 @@ impl Tree {
             Displaced::of(descriptor)
         };
         drop(table);
-        let gone = Gone {
-            key: node.key,
-            kind: node.kind,
-            id: is_known.then_some(node.id),
-        };
+        let gone = Gone { key: node.key, kind: node.kind, id: is_known.then_some(node.id) };
         Ok(((links == 0 && !is_directory).then_some(gone), displaced))
     }
 }

@@ -40,10 +40,7 @@ pub(super) struct Hint {
 
 impl Hint {
     pub(super) fn new(parent: u64, name: &OsStr) -> Self {
-        Self {
-            parent,
-            name: name.to_owned(),
-        }
+        Self { parent, name: name.to_owned() }
     }
 }
 
@@ -99,11 +96,7 @@ impl Table {
     pub(super) fn new(descriptors_max: usize) -> Self {
         // Unbounded, because a bounded cache drops what it evicts itself: the limit is kept in
         // `open`.
-        Self {
-            nodes: HashMap::new(),
-            descriptors: LruCache::unbounded(),
-            descriptors_max,
-        }
+        Self { nodes: HashMap::new(), descriptors: LruCache::unbounded(), descriptors_max }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -130,12 +123,7 @@ impl Table {
 
     pub(super) fn install_root(&mut self, node: Arc<Node>, descriptor: Arc<OwnedFd>) {
         assert_eq!(node.id, ROOT_ID, "the root's inode number is mapped to 1");
-        let known = Known {
-            node,
-            lookups: 1,
-            hint: None,
-            pinned: Some(descriptor),
-        };
+        let known = Known { node, lookups: 1, hint: None, pinned: Some(descriptor) };
         self.nodes.insert(ROOT_ID, known);
     }
 
@@ -159,10 +147,7 @@ impl Table {
         for _ in 0..self.nodes.len() {
             names.push(hint.name.clone());
             let parent = self.nodes.get(&hint.parent)?;
-            let open = parent
-                .pinned
-                .as_ref()
-                .or_else(|| self.descriptors.peek(&hint.parent));
+            let open = parent.pinned.as_ref().or_else(|| self.descriptors.peek(&hint.parent));
             if let Some(descriptor) = open {
                 names.reverse();
                 return Some((descriptor.clone(), names));
@@ -174,22 +159,14 @@ impl Table {
 
     /// One lookup more of what a name was found to be.
     pub(super) fn adopt(
-        &mut self,
-        node: Node,
-        descriptor: Arc<OwnedFd>,
-        hint: Hint,
-        links: u32,
+        &mut self, node: Node, descriptor: Arc<OwnedFd>, hint: Hint, links: u32,
     ) -> Displaced {
         let id = node.id;
         let mut displaced = Displaced::default();
         match self.nodes.get_mut(&id) {
             None => {
-                let known = Known {
-                    node: Arc::new(node),
-                    lookups: 1,
-                    hint: Some(hint),
-                    pinned: None,
-                };
+                let known =
+                    Known { node: Arc::new(node), lookups: 1, hint: Some(hint), pinned: None };
                 self.nodes.insert(id, known);
             }
             Some(known) if id == ROOT_ID || (known.node.is_same(&node) && links == 0) => {
@@ -230,9 +207,7 @@ impl Table {
     fn open(&mut self, id: u64, descriptor: Arc<OwnedFd>, displaced: &mut Displaced) {
         displaced.0.extend(self.descriptors.put(id, descriptor));
         while self.descriptors.len() > self.descriptors_max {
-            displaced
-                .0
-                .extend(self.descriptors.pop_lru().map(|(_, descriptor)| descriptor));
+            displaced.0.extend(self.descriptors.pop_lru().map(|(_, descriptor)| descriptor));
         }
     }
 
@@ -273,18 +248,13 @@ impl Table {
 
     /// Whether this very inode is known.
     pub(super) fn knows(&self, node: &Node) -> bool {
-        self.nodes
-            .get(&node.id)
-            .is_some_and(|known| known.node.is_same(node))
+        self.nodes.get(&node.id).is_some_and(|known| known.node.is_same(node))
     }
 
     /// `count` lookups less; the node is taken out with the last one.
     pub(super) fn forget(&mut self, id: u64, count: u64) -> Option<Forgotten> {
         let known = self.nodes.get_mut(&id)?;
-        debug_assert!(
-            known.lookups >= count || id == ROOT_ID,
-            "more forgotten than looked up"
-        );
+        debug_assert!(known.lookups >= count || id == ROOT_ID, "more forgotten than looked up");
         known.lookups = known.lookups.saturating_sub(count);
         if known.lookups > 0 || id == ROOT_ID {
             return None;
@@ -293,9 +263,6 @@ impl Table {
         let mut displaced = Displaced::default();
         displaced.0.extend(known.pinned);
         displaced.0.extend(self.descriptors.pop(&id));
-        Some(Forgotten {
-            node: known.node,
-            _displaced: displaced,
-        })
+        Some(Forgotten { node: known.node, _displaced: displaced })
     }
 }

@@ -54,16 +54,12 @@ impl Swap {
     }
 
     fn make(&self, parent: u64, name: &str) -> Entry {
-        let created = self
-            .tree
-            .create(parent, OsStr::new(name), &own(), 0o644, true, false);
+        let created = self.tree.create(parent, OsStr::new(name), &own(), 0o644, true, false);
         created.unwrap().entry
     }
 
     fn mkdir(&self, parent: u64, name: &str) -> Entry {
-        self.tree
-            .mkdir(parent, OsStr::new(name), &own(), 0o755)
-            .unwrap()
+        self.tree.mkdir(parent, OsStr::new(name), &own(), 0o755).unwrap()
     }
 
     fn rename(&self, from: (u64, &str), to: (u64, &str)) {
@@ -84,11 +80,7 @@ impl Swap {
 
 /// The tests' own user, with nothing taken out of modes.
 fn own() -> Caller {
-    caller(
-        rustix::process::geteuid().as_raw(),
-        rustix::process::getegid().as_raw(),
-        0,
-    )
+    caller(rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw(), 0)
 }
 
 fn caller(uid: u32, gid: u32, umask: u32) -> Caller {

@@ -202,7 +202,5 @@ fn time_of(timestamp: StatxTimestamp) -> SystemTime {
         UNIX_EPOCH.checked_add(seconds)
     };
     let nanoseconds = Duration::from_nanos(u64::from(timestamp.tv_nsec));
-    start
-        .and_then(|start| start.checked_add(nanoseconds))
-        .unwrap_or(UNIX_EPOCH)
+    start.and_then(|start| start.checked_add(nanoseconds)).unwrap_or(UNIX_EPOCH)
 }

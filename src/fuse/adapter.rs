@@ -1,4 +1,5 @@
-//! fuser's trait, request by request.
+//! fuser's trait, request by request. Longer than other files: one trait has one impl, and each of its
+//! methods is a few lines of decoding, a call and a reply.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -38,21 +39,13 @@ pub(super) struct Adapter {
 }
 
 fn caller(req: &Request, umask: u32) -> Caller {
-    Caller {
-        uid: req.uid(),
-        gid: req.gid(),
-        umask,
-    }
+    Caller { uid: req.uid(), gid: req.gid(), umask }
 }
 
 fn answer_entry(result: Result<Entry>, reply: ReplyEntry) {
     match result {
         Ok(entry) => {
-            reply.entry(
-                &TTL,
-                &file_attr(&entry.attributes),
-                Generation(entry.generation),
-            );
+            reply.entry(&TTL, &file_attr(&entry.attributes), Generation(entry.generation));
         }
         Err(error) => reply.error(errno(error)),
     }
@@ -78,11 +71,7 @@ fn answer_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
 
 impl Adapter {
     pub(super) fn new(volume: Arc<Volume>) -> Adapter {
-        Adapter {
-            volume,
-            opened: Mutex::new(HashMap::new()),
-            next_handle: AtomicU64::new(1),
-        }
+        Adapter { volume, opened: Mutex::new(HashMap::new()), next_handle: AtomicU64::new(1) }
     }
 
     fn count(&self) {
@@ -135,21 +124,10 @@ impl Filesystem for Adapter {
     }
 
     fn setattr(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        mode: Option<u32>,
-        uid: Option<u32>,
-        gid: Option<u32>,
-        size: Option<u64>,
-        atime: Option<TimeOrNow>,
-        mtime: Option<TimeOrNow>,
-        _ctime: Option<SystemTime>,
-        fh: Option<FileHandle>,
-        _crtime: Option<SystemTime>,
-        _chgtime: Option<SystemTime>,
-        _bkuptime: Option<SystemTime>,
-        _flags: Option<BsdFileFlags>,
+        &self, req: &Request, ino: INodeNo, mode: Option<u32>, uid: Option<u32>, gid: Option<u32>,
+        size: Option<u64>, atime: Option<TimeOrNow>, mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>, fh: Option<FileHandle>, _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>, _bkuptime: Option<SystemTime>, _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
         self.count();
@@ -169,8 +147,7 @@ impl Filesystem for Adapter {
             Err(error) => reply.error(errno(error)),
         });
         let privileged = req.uid() == 0;
-        self.volume
-            .change(ino.0, fh.map(|fh| fh.0), changes, privileged, answer);
+        self.volume.change(ino.0, fh.map(|fh| fh.0), changes, privileged, answer);
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -182,13 +159,7 @@ impl Filesystem for Adapter {
     }
 
     fn mknod(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        rdev: u32,
+        &self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32,
         reply: ReplyEntry,
     ) {
         self.count();
@@ -199,30 +170,19 @@ impl Filesystem for Adapter {
             return reply.error(errno(Errno::EINVAL));
         };
         let caller = caller(req, umask);
-        let made = self
-            .volume
-            .tree
-            .mknod(parent.0, name, &caller, kind, mode & 0o7777, rdev);
+        let made = self.volume.tree.mknod(parent.0, name, &caller, kind, mode & 0o7777, rdev);
         answer_entry(made, reply);
     }
 
     fn mkdir(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
+        &self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32,
         reply: ReplyEntry,
     ) {
         self.count();
         if control::is_ours(parent, name) {
             return reply.error(errno(Errno::EPERM));
         }
-        let made = self
-            .volume
-            .tree
-            .mkdir(parent.0, name, &caller(req, umask), mode & 0o7777);
+        let made = self.volume.tree.mkdir(parent.0, name, &caller(req, umask), mode & 0o7777);
         answer_entry(made, reply);
     }
 
@@ -243,12 +203,7 @@ impl Filesystem for Adapter {
     }
 
     fn symlink(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        link_name: &OsStr,
-        target: &Path,
-        reply: ReplyEntry,
+        &self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry,
     ) {
         self.count();
         if control::is_ours(parent, link_name) {
@@ -256,54 +211,35 @@ impl Filesystem for Adapter {
         }
         let caller = caller(req, 0);
         answer_entry(
-            self.volume
-                .tree
-                .symlink(parent.0, link_name, &caller, target.as_os_str()),
+            self.volume.tree.symlink(parent.0, link_name, &caller, target.as_os_str()),
             reply,
         );
     }
 
     fn rename(
-        &self,
-        _req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        newparent: INodeNo,
-        newname: &OsStr,
-        flags: RenameFlags,
-        reply: ReplyEmpty,
+        &self, _req: &Request, parent: INodeNo, name: &OsStr, newparent: INodeNo, newname: &OsStr,
+        flags: RenameFlags, reply: ReplyEmpty,
     ) {
         self.count();
         if control::is_ours(parent, name) || control::is_ours(newparent, newname) {
             return reply.error(errno(Errno::EPERM));
         }
-        let moved = RenameKind::from_flags(flags.bits()).and_then(|kind| {
-            self.volume
-                .rename(parent.0, name, newparent.0, newname, kind)
-        });
+        let moved = RenameKind::from_flags(flags.bits())
+            .and_then(|kind| self.volume.rename(parent.0, name, newparent.0, newname, kind));
         answer_empty(moved, reply);
     }
 
     fn link(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        newparent: INodeNo,
-        newname: &OsStr,
-        reply: ReplyEntry,
+        &self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry,
     ) {
         self.count();
         if control::node(ino).is_some() || control::is_ours(newparent, newname) {
             return reply.error(errno(Errno::EPERM));
         }
-        let linked = self
-            .volume
-            .tree
-            .link(ino.0, newparent.0, newname)
-            .map(|mut entry| {
-                self.volume.present(&mut entry);
-                entry
-            });
+        let linked = self.volume.tree.link(ino.0, newparent.0, newname).map(|mut entry| {
+            self.volume.present(&mut entry);
+            entry
+        });
         answer_entry(linked, reply);
     }
 
@@ -325,36 +261,21 @@ impl Filesystem for Adapter {
     }
 
     fn create(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        flags: i32,
+        &self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, flags: i32,
         reply: ReplyCreate,
     ) {
         self.count();
         if control::is_ours(parent, name) {
             return reply.error(errno(Errno::EPERM));
         }
-        let (exclusive, read) = (
-            flags & libc::O_EXCL != 0,
-            flags & libc::O_ACCMODE != libc::O_WRONLY,
-        );
+        let (exclusive, read) =
+            (flags & libc::O_EXCL != 0, flags & libc::O_ACCMODE != libc::O_WRONLY);
         let caller = caller(req, umask);
-        match self
-            .volume
-            .create(parent.0, name, &caller, mode & 0o7777, exclusive, read)
-        {
+        match self.volume.create(parent.0, name, &caller, mode & 0o7777, exclusive, read) {
             Ok((entry, handle, is_new)) => {
                 let volume = self.volume.clone();
                 let finish = move |result: Result<()>| match result.and_then(|()| {
-                    if is_new {
-                        Ok(entry.attributes)
-                    } else {
-                        volume.attributes(entry.id)
-                    }
+                    if is_new { Ok(entry.attributes) } else { volume.attributes(entry.id) }
                 }) {
                     Ok(attributes) => reply.created(
                         &TTL,
@@ -381,15 +302,8 @@ impl Filesystem for Adapter {
     }
 
     fn read(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        size: u32,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyData,
+        &self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, size: u32,
+        _flags: OpenFlags, _lock_owner: Option<LockOwner>, reply: ReplyData,
     ) {
         self.count();
         if control::node(ino).is_some() {
@@ -403,15 +317,8 @@ impl Filesystem for Adapter {
     }
 
     fn write(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        bytes: &[u8],
-        write_flags: WriteFlags,
-        flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
+        &self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, bytes: &[u8],
+        write_flags: WriteFlags, flags: OpenFlags, _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         self.count();
@@ -427,11 +334,7 @@ impl Filesystem for Adapter {
     }
 
     fn flush(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        _lock_owner: LockOwner,
+        &self, _req: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
         self.count();
@@ -439,20 +342,12 @@ impl Filesystem for Adapter {
             return reply.ok();
         }
         let wait = self.volume.close_wait();
-        self.volume
-            .engine
-            .close(fh.0, wait, data::empty(&self.volume, reply));
+        self.volume.engine.close(fh.0, wait, data::empty(&self.volume, reply));
     }
 
     fn release(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        _flush: bool,
-        reply: ReplyEmpty,
+        &self, _req: &Request, ino: INodeNo, fh: FileHandle, _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>, _flush: bool, reply: ReplyEmpty,
     ) {
         self.count();
         if control::node(ino).is_some() {
@@ -464,20 +359,13 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        datasync: bool,
-        reply: ReplyEmpty,
+        &self, _req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty,
     ) {
         self.count();
         if control::node(ino).is_some() {
             return reply.ok();
         }
-        self.volume
-            .engine
-            .sync(fh.0, datasync, data::empty(&self.volume, reply));
+        self.volume.engine.sync(fh.0, datasync, data::empty(&self.volume, reply));
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -495,12 +383,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectory,
+        &self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory,
     ) {
         self.count();
         if control::node(ino).is_some() {
@@ -508,12 +391,7 @@ impl Filesystem for Adapter {
         }
         let listed = self.directory(fh).and_then(|directory| {
             directory.read(offset, |entry| {
-                !reply.add(
-                    INodeNo(entry.ino),
-                    entry.next_offset,
-                    file_type(entry.kind),
-                    entry.name,
-                )
+                !reply.add(INodeNo(entry.ino), entry.next_offset, file_type(entry.kind), entry.name)
             })
         });
         match listed {
@@ -523,11 +401,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdirplus(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
+        &self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
         self.count();
@@ -565,12 +439,7 @@ impl Filesystem for Adapter {
     }
 
     fn releasedir(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
-        _flags: OpenFlags,
-        reply: ReplyEmpty,
+        &self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty,
     ) {
         self.count();
         self.opened.lock().remove(&fh.0);
@@ -578,31 +447,18 @@ impl Filesystem for Adapter {
     }
 
     fn fsyncdir(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        _datasync: bool,
-        reply: ReplyEmpty,
+        &self, _req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty,
     ) {
         self.count();
         let answer = data::empty(&self.volume, reply);
         if ino.0 == ROOT_ID {
-            return self
-                .volume
-                .synchronize(Box::new(move |failed| answer(outcome(&failed))));
+            return self.volume.synchronize(Box::new(move |failed| answer(outcome(&failed))));
         }
         match self.directory(fh) {
             Ok(directory) => {
-                self.volume
-                    .engine
-                    .run_blocking(Box::new(move || answer(directory.synchronize())));
+                self.volume.engine.run_blocking(Box::new(move || answer(directory.synchronize())));
             }
-            Err(error) => answer(if control::node(ino).is_some() {
-                Ok(())
-            } else {
-                Err(error)
-            }),
+            Err(error) => answer(if control::node(ino).is_some() { Ok(()) } else { Err(error) }),
         }
     }
 
@@ -624,13 +480,7 @@ impl Filesystem for Adapter {
     }
 
     fn setxattr(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        name: &OsStr,
-        value: &[u8],
-        flags: i32,
-        _position: u32,
+        &self, req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _position: u32,
         reply: ReplyEmpty,
     ) {
         self.count();
@@ -638,10 +488,7 @@ impl Filesystem for Adapter {
             return reply.error(errno(Errno::EPERM));
         }
         if name == REQUEST_NAME {
-            let asker = Asker {
-                uid: req.uid(),
-                gid: req.gid(),
-            };
+            let asker = Asker { uid: req.uid(), gid: req.gid() };
             let answer = data::empty(&self.volume, reply);
             return self.volume.request(ino.0, value, asker, answer);
         }
@@ -688,49 +535,26 @@ impl Filesystem for Adapter {
     }
 
     fn fallocate(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        length: u64,
-        mode: i32,
+        &self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32,
         reply: ReplyEmpty,
     ) {
         self.count();
         let reply = data::empty(&self.volume, reply);
-        self.volume
-            .engine
-            .allocate(fh.0, mode, offset, length, reply);
+        self.volume.engine.allocate(fh.0, mode, offset, length, reply);
     }
 
     fn ioctl(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _flags: IoctlFlags,
-        _cmd: u32,
-        _in_data: &[u8],
-        _out_size: u32,
-        reply: ReplyIoctl,
+        &self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _flags: IoctlFlags, _cmd: u32,
+        _in_data: &[u8], _out_size: u32, reply: ReplyIoctl,
     ) {
         self.count();
         reply.error(errno(Errno::ENOTTY));
     }
 
     fn copy_file_range(
-        &self,
-        _req: &Request,
-        _ino_in: INodeNo,
-        _fh_in: FileHandle,
-        _offset_in: u64,
-        _ino_out: INodeNo,
-        _fh_out: FileHandle,
-        _offset_out: u64,
-        _len: u64,
-        _flags: CopyFileRangeFlags,
-        reply: ReplyWrite,
+        &self, _req: &Request, _ino_in: INodeNo, _fh_in: FileHandle, _offset_in: u64,
+        _ino_out: INodeNo, _fh_out: FileHandle, _offset_out: u64, _len: u64,
+        _flags: CopyFileRangeFlags, reply: ReplyWrite,
     ) {
         self.count();
         // Never asked again: the kernel copies by read and write, which go through the pool.
@@ -738,14 +562,8 @@ impl Filesystem for Adapter {
     }
 
     fn poll(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        ph: PollNotifier,
-        events: PollEvents,
-        flags: PollFlags,
-        reply: ReplyPoll,
+        &self, _req: &Request, ino: INodeNo, fh: FileHandle, ph: PollNotifier, events: PollEvents,
+        flags: PollFlags, reply: ReplyPoll,
     ) {
         self.count();
         if control::node(ino).is_some() {
@@ -756,12 +574,7 @@ impl Filesystem for Adapter {
     }
 
     fn lseek(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: i64,
-        whence: i32,
+        &self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32,
         reply: ReplyLseek,
     ) {
         self.count();

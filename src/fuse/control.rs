@@ -23,18 +23,11 @@ pub(super) fn is_ours(parent: INodeNo, name: &OsStr) -> bool {
 }
 
 pub(super) fn lookup(volume: &Volume, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-    let found = if parent.0 == ROOT_ID {
-        Some(ControlNode::Folder)
-    } else {
-        ControlNode::of_name(name)
-    };
+    let found =
+        if parent.0 == ROOT_ID { Some(ControlNode::Folder) } else { ControlNode::of_name(name) };
     match found {
         Some(node) => {
-            reply.entry(
-                &TTL,
-                &file_attr(&volume.control_attributes(node)),
-                Generation(0),
-            );
+            reply.entry(&TTL, &file_attr(&volume.control_attributes(node)), Generation(0));
         }
         None => reply.error(errno(Errno::ENOENT)),
     }

@@ -50,12 +50,7 @@ pub(super) fn read(volume: &Arc<Volume>, handle: u64, offset: u64, size: u32, re
 }
 
 pub(super) fn write(
-    volume: &Arc<Volume>,
-    handle: u64,
-    offset: u64,
-    data: &[u8],
-    stable: bool,
-    reply: ReplyWrite,
+    volume: &Arc<Volume>, handle: u64, offset: u64, data: &[u8], stable: bool, reply: ReplyWrite,
 ) {
     RequestCounts::count(&volume.requests.writes);
     let counts = volume.clone();
@@ -70,11 +65,7 @@ pub(super) fn write(
 }
 
 pub(super) fn lseek(
-    volume: &Arc<Volume>,
-    handle: u64,
-    offset: i64,
-    whence: i32,
-    reply: ReplyLseek,
+    volume: &Arc<Volume>, handle: u64, offset: i64, whence: i32, reply: ReplyLseek,
 ) {
     let (volume, engine) = (volume.clone(), volume.engine.clone());
     // Asks the backing file, which may wait for the filesystem's lock on it.
@@ -100,11 +91,7 @@ pub(super) const ALWAYS_READY: PollEvents = PollEvents::POLLIN
 
 /// POLLPRI tells that the partition's status has changed since the handle was told last.
 pub(super) fn poll(
-    volume: &Arc<Volume>,
-    handle: u64,
-    notifier: PollNotifier,
-    events: PollEvents,
-    notify: bool,
+    volume: &Arc<Volume>, handle: u64, notifier: PollNotifier, events: PollEvents, notify: bool,
     reply: ReplyPoll,
 ) {
     let wake = notify.then(|| {

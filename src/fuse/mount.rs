@@ -100,11 +100,7 @@ fn mount_as_root(call: &MountCall<'_>) -> Result<OwnedFd, Refusal> {
     match result {
         Ok(()) => Ok(OwnedFd::from(fuse)),
         Err(errno) => {
-            let line = format!(
-                "cannot mount at {}: {}",
-                call.mountpoint.display(),
-                errno.desc()
-            );
+            let line = format!("cannot mount at {}: {}", call.mountpoint.display(), errno.desc());
             Err(match errno {
                 Errno::EPERM => Refusal::NotPermitted(line),
                 _ => Refusal::Other(line),
@@ -171,10 +167,7 @@ pub fn unmount_or_detach(mountpoint: &Path) -> Result<Detach, UnmountError> {
 /// Whether this is the error of a mount whose daemon is gone.
 #[must_use]
 pub fn is_dead(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::ENOTCONN | libc::ECONNABORTED)
-    )
+    matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))
 }
 
 /// Asks the filesystem at `path` something that the kernel never answers from its caches, as it does a
@@ -203,9 +196,7 @@ pub fn check_mountpoint(path: &Path, replace: bool) -> Result<PathBuf, String> {
         Ok(_) => {}
         Err(error) if is_dead(&error) => return Err(dead_mount_line(path)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(format!(
-                "mountpoint {shown} does not exist; create it: mkdir -p {shown}"
-            ));
+            return Err(format!("mountpoint {shown} does not exist; create it: mkdir -p {shown}"));
         }
         Err(error) => return Err(format!("mountpoint {shown}: {}", reason(&error))),
     }
@@ -248,10 +239,7 @@ pub fn raise_read_ahead(mountpoint: &Path) -> io::Result<()> {
     let device = std::fs::metadata(mountpoint)?.dev();
     let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
     let setting = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-    let current = std::fs::read_to_string(&setting)?
-        .trim()
-        .parse::<u64>()
-        .unwrap_or(0);
+    let current = std::fs::read_to_string(&setting)?.trim().parse::<u64>().unwrap_or(0);
     if current < READ_AHEAD_KIB {
         std::fs::write(&setting, READ_AHEAD_KIB.to_string())?;
     }
@@ -277,10 +265,7 @@ mod tests {
 
     #[test]
     fn commas_and_backslashes_of_a_name_are_escaped() {
-        assert_eq!(
-            escape_commas(OsStr::new(r"/a,b\c")),
-            OsStr::new(r"/a\,b\\c")
-        );
+        assert_eq!(escape_commas(OsStr::new(r"/a,b\c")), OsStr::new(r"/a\,b\\c"));
     }
 
     #[test]
@@ -288,10 +273,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("missing");
         let error = check_mountpoint(&missing, false).unwrap_err();
-        assert!(
-            error.contains("does not exist; create it: mkdir -p /"),
-            "{error}"
-        );
+        assert!(error.contains("does not exist; create it: mkdir -p /"), "{error}");
         let file = folder.path().join("file");
         std::fs::write(&file, "").unwrap();
         let error = check_mountpoint(&file, false).unwrap_err();
@@ -307,10 +289,7 @@ mod tests {
     fn unmounting_a_plain_directory_says_so() {
         let folder = tempfile::tempdir().unwrap();
         let result = unmount(folder.path(), Detach::WhenIdle);
-        assert!(
-            matches!(result, Err(UnmountError::NotMounted)),
-            "{result:?}"
-        );
+        assert!(matches!(result, Err(UnmountError::NotMounted)), "{result:?}");
     }
 
     #[test]
@@ -326,16 +305,8 @@ mod tests {
         drop(mount(&call).expect("the tests need root and /dev/fuse"));
         let error = check_mountpoint(folder.path(), false).unwrap_err();
         assert!(error.contains("is a dead mount"), "{error}");
-        assert!(
-            error.contains(&format!("`umount -l {}`", folder.path().display())),
-            "{error}"
-        );
+        assert!(error.contains(&format!("`umount -l {}`", folder.path().display())), "{error}");
         check_mountpoint(folder.path(), true).unwrap();
-        assert!(
-            swapfs_mounts()
-                .unwrap()
-                .iter()
-                .all(|mount| mount.mountpoint != folder.path())
-        );
+        assert!(swapfs_mounts().unwrap().iter().all(|mount| mount.mountpoint != folder.path()));
     }
 }

@@ -17,41 +17,17 @@ const BACKGROUND_MAX: u16 = 64;
 
 /// What is asked of the kernel, and what is lost where it refuses.
 const WANTED: [(InitFlags, &str); 9] = [
-    (
-        InitFlags::FUSE_ASYNC_DIO,
-        "asynchronous direct I/O runs one request at a time",
-    ),
-    (
-        InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-        "shared mmap fails with ENODEV",
-    ),
-    (
-        InitFlags::FUSE_PARALLEL_DIROPS,
-        "lookups in one directory wait for each other",
-    ),
-    (
-        InitFlags::FUSE_DO_READDIRPLUS,
-        "listing a directory with attributes asks for each name",
-    ),
-    (
-        InitFlags::FUSE_READDIRPLUS_AUTO,
-        "every listing reads attributes too",
-    ),
+    (InitFlags::FUSE_ASYNC_DIO, "asynchronous direct I/O runs one request at a time"),
+    (InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP, "shared mmap fails with ENODEV"),
+    (InitFlags::FUSE_PARALLEL_DIROPS, "lookups in one directory wait for each other"),
+    (InitFlags::FUSE_DO_READDIRPLUS, "listing a directory with attributes asks for each name"),
+    (InitFlags::FUSE_READDIRPLUS_AUTO, "every listing reads attributes too"),
     (InitFlags::FUSE_POSIX_ACL, "POSIX ACLs are not honoured"),
     // The umask is ours to apply: a default ACL replaces it.
-    (
-        InitFlags::FUSE_DONT_MASK,
-        "the umask applies in folders with a default ACL too",
-    ),
+    (InitFlags::FUSE_DONT_MASK, "the umask applies in folders with a default ACL too"),
     // Spares a getxattr of security.capability before every cached write.
-    (
-        InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-        "cached writes ask for security.capability each time",
-    ),
-    (
-        InitFlags::FUSE_CACHE_SYMLINKS,
-        "symlinks are read anew each time",
-    ),
+    (InitFlags::FUSE_HANDLE_KILLPRIV_V2, "cached writes ask for security.capability each time"),
+    (InitFlags::FUSE_CACHE_SYMLINKS, "symlinks are read anew each time"),
 ];
 
 /// Asks for the abilities this filesystem needs.

@@ -64,22 +64,13 @@ impl Arena {
         if options.size == 0 || !options.size.is_multiple_of(PAGE_BYTES) {
             return Err(Errno::INVAL.into());
         }
-        let mapped = if options.huge_pages {
-            map_hugetlb(options.size)
-        } else {
-            None
-        };
+        let mapped = if options.huge_pages { map_hugetlb(options.size) } else { None };
         let (base, hugetlb) = match mapped {
             Some(base) => (base, true),
             None => (map_small(options.size, options.huge_pages)?, false),
         };
         // From here on dropping the arena unmaps.
-        let mut arena = Self {
-            base,
-            size: options.size,
-            lock: Lock::NotAsked,
-            huge: "none",
-        };
+        let mut arena = Self { base, size: options.size, lock: Lock::NotAsked, huge: "none" };
         arena.advise(Advice::LinuxDontFork)?;
         arena.advise(Advice::LinuxDontDump)?;
         if !hugetlb {
@@ -182,10 +173,7 @@ fn lock_refusal(size: usize, error: Errno) -> String {
         Some(bytes) => format!("{} KiB", bytes / 1024),
         None => "unlimited".to_owned(),
     };
-    format!(
-        "mlock of {} MiB: {error} (RLIMIT_MEMLOCK is {limit})",
-        size >> 20
-    )
+    format!("mlock of {} MiB: {error} (RLIMIT_MEMLOCK is {limit})", size >> 20)
 }
 
 /// Calls madvise on a range that this module mapped. Never with an advice that discards contents.
@@ -296,12 +284,7 @@ mod tests {
     use super::*;
 
     fn arena(size: usize, pin_memory: bool, huge_pages: bool) -> Arc<Arena> {
-        Arena::new(ArenaOptions {
-            size,
-            pin_memory,
-            huge_pages,
-        })
-        .unwrap()
+        Arena::new(ArenaOptions { size, pin_memory, huge_pages }).unwrap()
     }
 
     #[test]
@@ -334,11 +317,7 @@ mod tests {
     #[test]
     fn sizes_that_are_no_pages_are_refused() {
         for size in [0, 1, 4095, 4097] {
-            let options = ArenaOptions {
-                size,
-                pin_memory: false,
-                huge_pages: false,
-            };
+            let options = ArenaOptions { size, pin_memory: false, huge_pages: false };
             assert!(Arena::new(options).is_err(), "{size}");
         }
     }

@@ -21,9 +21,7 @@ impl Arena {
     /// overlaps them. (The engine's page claims guarantee it.)
     #[must_use]
     pub unsafe fn read_lease(self: &Arc<Self>, offset: usize, length: usize) -> ReadLease {
-        ReadLease {
-            run: self.run(offset, length),
-        }
+        ReadLease { run: self.run(offset, length) }
     }
 
     /// Leases `length` bytes from `offset` on for reading and writing.
@@ -38,25 +36,17 @@ impl Arena {
     /// other lease overlaps them. (The engine's page claims guarantee it.)
     #[must_use]
     pub unsafe fn write_lease(self: &Arc<Self>, offset: usize, length: usize) -> WriteLease {
-        WriteLease {
-            run: self.run(offset, length),
-        }
+        WriteLease { run: self.run(offset, length) }
     }
 
     fn run(self: &Arc<Self>, offset: usize, length: usize) -> Run {
-        let end = offset
-            .checked_add(length)
-            .expect("the end of a lease fits an address");
+        let end = offset.checked_add(length).expect("the end of a lease fits an address");
         assert!(
             end <= self.size(),
             "lease of {offset}..{end} in an arena of {} bytes",
             self.size()
         );
-        Run {
-            arena: Arc::clone(self),
-            offset,
-            length,
-        }
+        Run { arena: Arc::clone(self), offset, length }
     }
 }
 
@@ -75,17 +65,9 @@ impl Run {
     }
 
     fn split(self, length: usize) -> (Self, Self) {
-        assert!(
-            length <= self.length,
-            "split at {length} of {} bytes",
-            self.length
-        );
+        assert!(length <= self.length, "split at {length} of {} bytes", self.length);
         let (offset, rest) = (self.offset + length, self.length - length);
-        let tail = Self {
-            arena: Arc::clone(&self.arena),
-            offset,
-            length: rest,
-        };
+        let tail = Self { arena: Arc::clone(&self.arena), offset, length: rest };
         (Self { length, ..self }, tail)
     }
 
@@ -119,10 +101,7 @@ macro_rules! lease_methods {
 
         /// Bytes.
         #[must_use]
-        #[expect(
-            clippy::len_without_is_empty,
-            reason = "the slice it derefs to has is_empty"
-        )]
+        #[expect(clippy::len_without_is_empty, reason = "the slice it derefs to has is_empty")]
         pub fn len(&self) -> usize {
             self.run.length
         }
@@ -151,9 +130,7 @@ macro_rules! lease_methods {
         /// When `tail` does not begin where this lease ends.
         #[must_use]
         pub fn join(self, tail: Self) -> Self {
-            Self {
-                run: self.run.join(tail.run),
-            }
+            Self { run: self.run.join(tail.run) }
         }
     };
 }
@@ -221,12 +198,7 @@ mod tests {
     use crate::pool::ArenaOptions;
 
     fn arena(size: usize, pin_memory: bool, huge_pages: bool) -> Arc<Arena> {
-        Arena::new(ArenaOptions {
-            size,
-            pin_memory,
-            huge_pages,
-        })
-        .unwrap()
+        Arena::new(ArenaOptions { size, pin_memory, huge_pages }).unwrap()
     }
 
     #[test]

@@ -56,11 +56,7 @@ mod tests {
 
     #[test]
     fn what_was_given_up_can_be_written_again() {
-        let options = ArenaOptions {
-            size: 8192,
-            pin_memory: false,
-            huge_pages: false,
-        };
+        let options = ArenaOptions { size: 8192, pin_memory: false, huge_pages: false };
         let (sole, lease) = SoleArena::new(options).unwrap();
         let (mut head, tail) = lease.split_front(4096);
         head.fill(1);
@@ -73,11 +69,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "a lease of this arena")]
     fn foreign_leases_are_refused() {
-        let options = ArenaOptions {
-            size: 4096,
-            pin_memory: false,
-            huge_pages: false,
-        };
+        let options = ArenaOptions { size: 4096, pin_memory: false, huge_pages: false };
         let (sole, _lease) = SoleArena::new(options).unwrap();
         let (_other, lease) = SoleArena::new(options).unwrap();
         drop(sole.reclaim(lease.downgrade()));

@@ -57,10 +57,7 @@ impl Failure {
 pub(crate) fn label(file: &dyn BackingFile) -> String {
     file.descriptor()
         .and_then(|fd| std::fs::read_link(format!("/proc/self/fd/{fd}")).ok())
-        .map_or_else(
-            || format!("partition #{}", file.id()),
-            |path| path.display().to_string(),
-        )
+        .map_or_else(|| format!("partition #{}", file.id()), |path| path.display().to_string())
 }
 
 impl Answer {

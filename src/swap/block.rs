@@ -153,23 +153,11 @@ impl Block {
         if self.partition == NONE {
             ListKind::None
         } else if self.failed.is_some() {
-            if self.idle() {
-                ListKind::Failed
-            } else {
-                ListKind::None
-            }
+            if self.idle() { ListKind::Failed } else { ListKind::None }
         } else if !self.dirty.is_empty() {
-            if self.flush {
-                ListKind::None
-            } else {
-                ListKind::Dirty
-            }
+            if self.flush { ListKind::None } else { ListKind::Dirty }
         } else if self.idle() {
-            if self.kept {
-                ListKind::Kept
-            } else {
-                ListKind::Clean
-            }
+            if self.kept { ListKind::Kept } else { ListKind::Clean }
         } else {
             ListKind::None
         }

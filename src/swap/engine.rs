@@ -92,9 +92,7 @@ pub struct Engine {
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engine")
-            .field("options", &self.options)
-            .finish_non_exhaustive()
+        f.debug_struct("Engine").field("options", &self.options).finish_non_exhaustive()
     }
 }
 
@@ -105,9 +103,7 @@ impl Engine {
     /// When the options contradict each other or the arena is too small; the configuration checks both.
     #[must_use]
     pub fn start(
-        options: EngineOptions,
-        arena: Arc<Arena>,
-        device: Arc<dyn Device>,
+        options: EngineOptions, arena: Arc<Arena>, device: Arc<dyn Device>,
     ) -> Arc<Engine> {
         let alignment = device.geometry().alignment;
         assert!(options.block_size.is_power_of_two() && options.block_size >= 64 * 1024);
@@ -166,10 +162,7 @@ impl Engine {
                 }),
             ));
         }
-        threads.push(spawn(
-            "swap-keeper".into(),
-            Box::new(|engine| engine.keep()),
-        ));
+        threads.push(spawn("swap-keeper".into(), Box::new(|engine| engine.keep())));
     }
 
     pub(crate) fn device(&self) -> &Arc<dyn Device> {
@@ -192,9 +185,7 @@ impl Engine {
 
     /// Waits on `tick` for at most `time`, then runs `step` under the lock.
     pub(crate) fn with_after<R>(
-        &self,
-        time: Duration,
-        step: impl FnOnce(&mut State, &mut Actions) -> R,
+        &self, time: Duration, step: impl FnOnce(&mut State, &mut Actions) -> R,
     ) -> R {
         let mut actions = Actions::default();
         let result = {
@@ -229,17 +220,11 @@ impl Engine {
     /// Queues a parked operation to be tried again. Never runs it here: the caller may be in the
     /// middle of something.
     pub(crate) fn dispatch(&self, op: Op) {
-        self.ops
-            .0
-            .send(Some(op))
-            .expect("the engine holds the receiver");
+        self.ops.0.send(Some(op)).expect("the engine holds the receiver");
     }
 
     pub(crate) fn queue_job(&self, job: Job) {
-        self.jobs
-            .0
-            .send(Some(job))
-            .expect("the engine holds the receiver");
+        self.jobs.0.send(Some(job)).expect("the engine holds the receiver");
     }
 
     /// Goes on with an operation that was parked.
@@ -262,10 +247,7 @@ impl Engine {
     /// What `open` fails with; EIO when bytes of the partition were lost and `read` is asked for; ESTALE
     /// when it has neither a name nor a handle any more.
     pub fn open(
-        &self,
-        key: FileKey,
-        read: bool,
-        write: bool,
+        &self, key: FileKey, read: bool, write: bool,
         open: impl FnOnce() -> Result<Arc<dyn BackingFile>>,
     ) -> Result<u64> {
         let known = |st: &mut State| {
@@ -312,11 +294,7 @@ impl Engine {
     }
 
     fn add_handle(
-        &self,
-        st: &mut State,
-        id: u32,
-        read: bool,
-        actions: &mut Actions,
+        &self, st: &mut State, id: u32, read: bool, actions: &mut Actions,
     ) -> Result<u64> {
         let unit = st.shape.unit;
         let part = st.part(id);
@@ -344,10 +322,8 @@ impl Engine {
                 OpenSwapIn::All => u64::MAX,
             };
             self.fetch(st, id, 0, length, actions);
-            st.handles
-                .get_mut(handle as usize)
-                .expect("inserted above")
-                .ahead_to = length.min(self.options.read_ahead);
+            st.handles.get_mut(handle as usize).expect("inserted above").ahead_to =
+                length.min(self.options.read_ahead);
         }
         Ok(handle)
     }
@@ -373,10 +349,7 @@ impl Engine {
 
     /// The partition a handle belongs to.
     pub(crate) fn partition_of(st: &State, handle: u64) -> Result<u32> {
-        st.handles
-            .get(handle as usize)
-            .map(|h| h.partition)
-            .ok_or(Errno::EBADF)
+        st.handles.get(handle as usize).map(|h| h.partition).ok_or(Errno::EBADF)
     }
 
     /// Tells the engine that the last name of a file is gone: without handles, its buffers and its

@@ -39,41 +39,21 @@ impl Engine {
     /// fallocate(2) on a partition: allocation, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE; other modes fail
     /// with EOPNOTSUPP.
     pub fn allocate(&self, handle: u64, mode: i32, offset: u64, length: u64, reply: Reply) {
-        let known = [
-            0,
-            KEEP_SIZE,
-            PUNCH_HOLE | KEEP_SIZE,
-            ZERO_RANGE,
-            ZERO_RANGE | KEEP_SIZE,
-        ];
-        let end = offset
-            .checked_add(length)
-            .filter(|end| *end <= i64::MAX as u64);
+        let known = [0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE];
+        let end = offset.checked_add(length).filter(|end| *end <= i64::MAX as u64);
         if !known.contains(&mode) {
             return reply(Err(Errno::EOPNOTSUPP));
         }
         if end.is_none() {
             return reply(Err(Errno::EFBIG));
         }
-        self.change(
-            handle,
-            Change::Allocate {
-                mode,
-                offset,
-                length,
-            },
-            reply,
-        );
+        self.change(handle, Change::Allocate { mode, offset, length }, reply);
     }
 
     fn change(&self, handle: u64, change: Change, reply: Reply) {
         self.with(|st, actions| match Engine::partition_of(st, handle) {
             Ok(partition) => {
-                let op = Box::new(BarrierOp {
-                    partition,
-                    change,
-                    reply: Some(reply),
-                });
+                let op = Box::new(BarrierOp { partition, change, reply: Some(reply) });
                 self.enter_barrier(st, op, actions);
             }
             Err(errno) => actions.answer(Some(reply), Err(errno)),
@@ -82,10 +62,7 @@ impl Engine {
 
     /// A new operation must queue.
     pub(crate) fn gate_closed(&self, st: &mut State, id: u32, write: bool) -> bool {
-        st.part(id)
-            .barrier
-            .as_ref()
-            .is_some_and(|op| write || op.change.excludes_reads())
+        st.part(id).barrier.as_ref().is_some_and(|op| write || op.change.excludes_reads())
     }
 
     /// Lets a change enter that was queued at the gate.
@@ -116,11 +93,7 @@ impl Engine {
         if part.barrier_running || !drained {
             return;
         }
-        if let Change::Allocate {
-            mode,
-            offset,
-            length,
-        } = barrier.change
+        if let Change::Allocate { mode, offset, length } = barrier.change
             && mode & (PUNCH_HOLE | ZERO_RANGE) != 0
         {
             match self.fill_edges(st, id, offset, offset + length, actions) {
@@ -139,12 +112,7 @@ impl Engine {
     /// Completes partial pages at the borders of a range. True when it had to start something; the
     /// errno when a page cannot be completed.
     fn fill_edges(
-        &self,
-        st: &mut State,
-        id: u32,
-        from: u64,
-        to: u64,
-        actions: &mut Actions,
+        &self, st: &mut State, id: u32, from: u64, to: u64, actions: &mut Actions,
     ) -> Result<bool> {
         let mut started = false;
         for offset in [from, to] {
@@ -181,20 +149,18 @@ impl Engine {
                     engine.end_barrier(st, id, result, actions);
                 });
             })),
-            Change::Allocate {
-                mode,
-                offset,
-                length,
-            } => actions.jobs.push(Box::new(move |engine| {
-                let result = file.allocate(mode, offset, length);
-                drop(file);
-                engine.with(|st, actions| {
-                    if result.is_ok() {
-                        engine.allocated(st, id, mode, offset..offset + length, actions);
-                    }
-                    engine.end_barrier(st, id, result, actions);
-                });
-            })),
+            Change::Allocate { mode, offset, length } => {
+                actions.jobs.push(Box::new(move |engine| {
+                    let result = file.allocate(mode, offset, length);
+                    drop(file);
+                    engine.with(|st, actions| {
+                        if result.is_ok() {
+                            engine.allocated(st, id, mode, offset..offset + length, actions);
+                        }
+                        engine.end_barrier(st, id, result, actions);
+                    });
+                }));
+            }
             Change::Discard => {
                 drop(file);
                 self.discarded(st, id, actions);
@@ -207,10 +173,7 @@ impl Engine {
     /// Makes the backing file's size and modification time the logical ones, and gives back space that
     /// was reserved ahead of a writer.
     fn run_settle(
-        &self,
-        st: &mut State,
-        id: u32,
-        file: std::sync::Arc<dyn crate::aio::device::BackingFile>,
+        &self, st: &mut State, id: u32, file: std::sync::Arc<dyn crate::aio::device::BackingFile>,
         actions: &mut Actions,
     ) {
         let part = st.part(id);
@@ -222,9 +185,7 @@ impl Engine {
             || (part.clean() && (part.over_reserved || part.disk_size < size));
         // Growing a file gives nothing back: what lies beyond its new end goes with a second call.
         let twice = part.over_reserved && part.disk_size < size;
-        let modified = part
-            .modified
-            .filter(|_| part.clean() && part.failed_blocks == 0);
+        let modified = part.modified.filter(|_| part.clean() && part.failed_blocks == 0);
         actions.jobs.push(Box::new(move |engine| {
             let mut result = if cut { file.set_len(size) } else { Ok(()) };
             if result.is_ok() && cut && twice {
@@ -238,10 +199,7 @@ impl Engine {
             }
             if let Err(errno) = &result {
                 let name = super::actions::label(&*file);
-                log::error!(
-                    "setting size or time of {name} failed: {errno:?} ({})",
-                    errno.desc()
-                );
+                log::error!("setting size or time of {name} failed: {errno:?} ({})", errno.desc());
             }
             drop(file);
             engine.with(|st, actions| {
@@ -315,15 +273,11 @@ impl Engine {
         }
         if size < old {
             part.lost.remove(size.next_multiple_of(unit)..u64::MAX);
-            part.unreadable
-                .remove(size.next_multiple_of(unit)..u64::MAX);
+            part.unreadable.remove(size.next_multiple_of(unit)..u64::MAX);
         }
         part.modified = (!part.clean()).then(file_time_now);
-        let emptied: Vec<BufferIndex> = part
-            .blocks
-            .range(size.div_ceil(block_size)..)
-            .map(|(_, buffer)| *buffer)
-            .collect();
+        let emptied: Vec<BufferIndex> =
+            part.blocks.range(size.div_ceil(block_size)..).map(|(_, buffer)| *buffer).collect();
         for buffer in emptied {
             if st.blocks[buffer as usize].idle() {
                 st.detach(buffer, actions);
@@ -341,12 +295,8 @@ impl Engine {
     fn drop_pages(&self, st: &mut State, id: u32, range: Range<u64>) {
         let (unit, block_size) = (st.shape.unit, st.shape.block_size);
         let first = st.shape.block_of(range.start);
-        let buffers: Vec<BufferIndex> = st
-            .part(id)
-            .blocks
-            .range(first..)
-            .map(|(_, buffer)| *buffer)
-            .collect();
+        let buffers: Vec<BufferIndex> =
+            st.part(id).blocks.range(first..).map(|(_, buffer)| *buffer).collect();
         for buffer in buffers {
             let start = st.blocks[buffer as usize].index * block_size;
             if start >= range.end {
@@ -355,10 +305,9 @@ impl Engine {
             let from = range.start.saturating_sub(start).min(block_size);
             let to = (range.end - start).min(block_size);
             let whole = from.div_ceil(unit) as usize..(to / unit) as usize;
-            for edge in [
-                from..to.min(from.next_multiple_of(unit)),
-                (to / unit * unit).max(from)..to,
-            ] {
+            for edge in
+                [from..to.min(from.next_multiple_of(unit)), (to / unit * unit).max(from)..to]
+            {
                 self.zero_edge(st, buffer, edge);
             }
             st.edit(buffer, |block| {
@@ -398,12 +347,7 @@ impl Engine {
     }
 
     fn allocated(
-        &self,
-        st: &mut State,
-        id: u32,
-        mode: i32,
-        range: Range<u64>,
-        _actions: &mut Actions,
+        &self, st: &mut State, id: u32, mode: i32, range: Range<u64>, _actions: &mut Actions,
     ) {
         let unit = st.shape.unit;
         if mode & (PUNCH_HOLE | ZERO_RANGE) != 0 {
@@ -446,11 +390,7 @@ impl Engine {
         if due && !part.settle_queued && !part.settle_failed {
             part.settle_queued = true;
             let change = Change::Settle { then: Vec::new() };
-            let op = Box::new(BarrierOp {
-                partition: id,
-                change,
-                reply: None,
-            });
+            let op = Box::new(BarrierOp { partition: id, change, reply: None });
             self.enter_barrier(st, op, actions);
         }
     }

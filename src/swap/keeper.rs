@@ -56,9 +56,8 @@ fn expired(st: &mut State, now: Instant) -> Vec<super::op::Reply> {
         .collect();
     let mut replies = Vec::new();
     let mut take = |waiters: &mut Vec<super::partition::StatusWaiter>| {
-        let (over, left): (Vec<_>, Vec<_>) = std::mem::take(waiters)
-            .into_iter()
-            .partition(|waiter| waiter.deadline <= now);
+        let (over, left): (Vec<_>, Vec<_>) =
+            std::mem::take(waiters).into_iter().partition(|waiter| waiter.deadline <= now);
         *waiters = left;
         replies.extend(over.into_iter().map(|waiter| waiter.reply));
     };

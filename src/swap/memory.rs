@@ -24,12 +24,7 @@ impl Memory {
     pub(crate) fn new(arena: Arc<Arena>, shape: Shape, buffers: usize) -> Memory {
         let address = arena.base().as_ptr().addr();
         let skipped = address.next_multiple_of(shape.unit as usize) - address;
-        Memory {
-            skipped,
-            arena,
-            shape,
-            buffers,
-        }
+        Memory { skipped, arena, shape, buffers }
     }
 
     fn at(&self, buffer: BufferIndex, offset: u64) -> usize {
@@ -38,10 +33,7 @@ impl Memory {
 
     /// Bytes that a transfer fills; their pages are in `reading`.
     pub(crate) fn for_read(
-        &self,
-        st: &State,
-        buffer: BufferIndex,
-        bytes: Range<u64>,
+        &self, st: &State, buffer: BufferIndex, bytes: Range<u64>,
     ) -> WriteLease {
         let pages = self.shape.pages_of(0, bytes.start, bytes.end);
         let block = &st.blocks[buffer as usize];
@@ -50,19 +42,13 @@ impl Memory {
         // are in `reading`: every other claim excludes such pages, and the pages leave the set only
         // when the completion has given the lease back.
         unsafe {
-            self.arena.write_lease(
-                self.at(buffer, bytes.start),
-                (bytes.end - bytes.start) as usize,
-            )
+            self.arena.write_lease(self.at(buffer, bytes.start), (bytes.end - bytes.start) as usize)
         }
     }
 
     /// Bytes that a transfer stores; their pages are in `writing`.
     pub(crate) fn for_write(
-        &self,
-        st: &State,
-        buffer: BufferIndex,
-        bytes: Range<u64>,
+        &self, st: &State, buffer: BufferIndex, bytes: Range<u64>,
     ) -> ReadLease {
         let pages = self.shape.pages_of(0, bytes.start, bytes.end);
         let block = &st.blocks[buffer as usize];
@@ -70,47 +56,32 @@ impl Memory {
         // SAFETY: read_lease needs that nobody writes these bytes while it lives. Their pages are in
         // `writing`, which excludes `reading` and `copying`, until the completion gives the lease back.
         unsafe {
-            self.arena.read_lease(
-                self.at(buffer, bytes.start),
-                (bytes.end - bytes.start) as usize,
-            )
+            self.arena.read_lease(self.at(buffer, bytes.start), (bytes.end - bytes.start) as usize)
         }
     }
 
     /// Bytes that a client's data is copied into; their pages are in `copying`.
     pub(crate) fn for_copy_in(
-        &self,
-        st: &State,
-        buffer: BufferIndex,
-        bytes: Range<u64>,
+        &self, st: &State, buffer: BufferIndex, bytes: Range<u64>,
     ) -> WriteLease {
         let pages = self.shape.pages_of(0, bytes.start, bytes.end);
         assert!(st.blocks[buffer as usize].copying.all(pages));
         // SAFETY: as for_read, with `copying`: the pages leave the set after the lease is dropped.
         unsafe {
-            self.arena.write_lease(
-                self.at(buffer, bytes.start),
-                (bytes.end - bytes.start) as usize,
-            )
+            self.arena.write_lease(self.at(buffer, bytes.start), (bytes.end - bytes.start) as usize)
         }
     }
 
     /// Bytes that are copied out to a client; their pages are in `shared`.
     pub(crate) fn for_copy_out(
-        &self,
-        st: &State,
-        buffer: BufferIndex,
-        bytes: Range<u64>,
+        &self, st: &State, buffer: BufferIndex, bytes: Range<u64>,
     ) -> ReadLease {
         let pages = self.shape.pages_of(0, bytes.start, bytes.end);
         let block = &st.blocks[buffer as usize];
         assert!(block.shared.all(pages) && block.readers > 0);
         // SAFETY: as for_write, with `shared`, which is only cleared when the last reader has ended.
         unsafe {
-            self.arena.read_lease(
-                self.at(buffer, bytes.start),
-                (bytes.end - bytes.start) as usize,
-            )
+            self.arena.read_lease(self.at(buffer, bytes.start), (bytes.end - bytes.start) as usize)
         }
     }
 
@@ -123,10 +94,7 @@ impl Memory {
         // SAFETY: no claim on these pages exists, none can be made while the caller holds the lock
         // (`st` is borrowed from it), and the lease ends before that.
         let mut lease = unsafe {
-            self.arena.write_lease(
-                self.at(buffer, bytes.start),
-                (bytes.end - bytes.start) as usize,
-            )
+            self.arena.write_lease(self.at(buffer, bytes.start), (bytes.end - bytes.start) as usize)
         };
         lease.fill(0);
     }
@@ -142,20 +110,12 @@ impl Memory {
         // SAFETY: the scratch index was taken out of the free list and returns to it only after the
         // completion has given the lease back, so nobody else has it; one fill has one transfer, and
         // asks for the whole page only after that has ended.
-        unsafe {
-            self.arena
-                .write_lease(start + done as usize, length - done as usize)
-        }
+        unsafe { self.arena.write_lease(start + done as usize, length - done as usize) }
     }
 
     /// Copies the bytes around `kept` of a filled scratch page into its page, which is in `reading`.
     pub(crate) fn merge(
-        &self,
-        st: &State,
-        buffer: BufferIndex,
-        page: usize,
-        kept: Range<usize>,
-        filled: &[u8],
+        &self, st: &State, buffer: BufferIndex, page: usize, kept: Range<usize>, filled: &[u8],
     ) {
         let unit = self.shape.unit;
         let start = page as u64 * unit;

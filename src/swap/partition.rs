@@ -204,10 +204,7 @@ impl Partition {
             *self.epochs.entry(epoch).or_insert(0) += 1;
         }
         if let Some(epoch) = before {
-            let left = self
-                .epochs
-                .get_mut(&epoch)
-                .expect("an epoch counted before");
+            let left = self.epochs.get_mut(&epoch).expect("an epoch counted before");
             *left -= 1;
             if *left == 0 {
                 self.epochs.remove(&epoch);
@@ -217,9 +214,7 @@ impl Partition {
 
     /// Everything written in `epoch` or before is out of the pool's hands, or has failed.
     pub(crate) fn epoch_done(&self, epoch: u64) -> bool {
-        self.epochs
-            .first_key_value()
-            .is_none_or(|(oldest, _)| *oldest > epoch)
+        self.epochs.first_key_value().is_none_or(|(oldest, _)| *oldest > epoch)
     }
 
     /// Something is under transfer, or queued for it.

@@ -56,9 +56,7 @@ impl Engine {
         else {
             return;
         };
-        let ReadOp {
-            partition, reply, ..
-        } = *op;
+        let ReadOp { partition, reply, .. } = *op;
         let runs: SmallVec<[&[u8]; 4]> = pieces.iter().map(|piece| &*piece.lease).collect();
         reply(Ok(&runs));
         drop(runs);
@@ -104,10 +102,7 @@ impl Engine {
             st.edit(buffer, |block| block.waiters.push(Op::Read(op)));
             return Step::Done;
         }
-        let absent = indices
-            .clone()
-            .filter(|index| st.find(id, *index).is_none())
-            .count();
+        let absent = indices.clone().filter(|index| st.find(id, *index).is_none()).count();
         if absent > 0 {
             op.requested = false;
         }
@@ -134,10 +129,7 @@ impl Engine {
     /// Lets a read through its partition's gate, cut to the partition's size; None when it was parked
     /// or answered.
     fn enter_read(
-        &self,
-        st: &mut State,
-        mut op: Box<ReadOp>,
-        actions: &mut Actions,
+        &self, st: &mut State, mut op: Box<ReadOp>, actions: &mut Actions,
     ) -> Option<Box<ReadOp>> {
         let handle = op.handle.expect("reads come through handles");
         let id = match Engine::partition_of(st, handle) {
@@ -163,10 +155,7 @@ impl Engine {
 
     /// Remembers where a handle reads; true when it goes on from where it was.
     fn note_position(&self, st: &mut State, handle: u64, offset: u64, length: u64) -> bool {
-        let handle = st
-            .handles
-            .get_mut(handle as usize)
-            .expect("checked on entry");
+        let handle = st.handles.get_mut(handle as usize).expect("checked on entry");
         let slack = length * SEQUENTIAL_SLACK;
         let sequential = offset <= handle.expected + slack && offset + slack >= handle.expected;
         if sequential {
@@ -180,10 +169,7 @@ impl Engine {
 
     /// A block of the range into which a client's bytes are just being copied.
     fn copied_over(
-        &self,
-        st: &mut State,
-        id: u32,
-        bytes: &std::ops::Range<u64>,
+        &self, st: &mut State, id: u32, bytes: &std::ops::Range<u64>,
         indices: std::ops::RangeInclusive<u64>,
     ) -> Option<BufferIndex> {
         for index in indices {
@@ -199,10 +185,7 @@ impl Engine {
 
     /// All blocks of the read are in place: asks for what is missing, or claims the bytes.
     fn request_or_copy(
-        &self,
-        st: &mut State,
-        mut op: Box<ReadOp>,
-        indices: std::ops::RangeInclusive<u64>,
+        &self, st: &mut State, mut op: Box<ReadOp>, indices: std::ops::RangeInclusive<u64>,
         actions: &mut Actions,
     ) -> Step {
         let (id, bytes) = (op.partition, op.offset..op.offset + op.length);
@@ -217,11 +200,7 @@ impl Engine {
                 failed = Some(st.blocks[buffer as usize].read_error.unwrap_or(Errno::EIO));
                 break;
             }
-            let wanted = if op.sequential {
-                pages.start..st.shape.pages()
-            } else {
-                pages.clone()
-            };
+            let wanted = if op.sequential { pages.start..st.shape.pages() } else { pages.clone() };
             self.read_pages(st, buffer, wanted, actions);
             self.fill_partials(st, buffer, pages.clone(), actions);
             if !st.blocks[buffer as usize].valid.all(pages) {
@@ -245,19 +224,14 @@ impl Engine {
             st.stats.read_hits += 1;
         }
         // Claimed first: reading ahead may evict whatever nobody is busy with.
-        let pieces = indices
-            .map(|index| self.claim_out(st, id, index, &bytes))
-            .collect();
+        let pieces = indices.map(|index| self.claim_out(st, id, index, &bytes)).collect();
         self.read_on(st, &op, actions);
         Step::Copy(op, pieces)
     }
 
     /// Keeps the blocks of a range that are in the pool there, until [`Engine::unpin`].
     pub(crate) fn pin_present(
-        &self,
-        st: &mut State,
-        id: u32,
-        indices: std::ops::RangeInclusive<u64>,
+        &self, st: &mut State, id: u32, indices: std::ops::RangeInclusive<u64>,
     ) -> SmallVec<[BufferIndex; 2]> {
         let present = indices.filter_map(|index| st.find(id, index));
         let present: SmallVec<[BufferIndex; 2]> = present.collect();
@@ -280,10 +254,7 @@ impl Engine {
     }
 
     pub(crate) fn fill_partials(
-        &self,
-        st: &mut State,
-        buffer: BufferIndex,
-        pages: std::ops::Range<usize>,
+        &self, st: &mut State, buffer: BufferIndex, pages: std::ops::Range<usize>,
         actions: &mut Actions,
     ) {
         let partial: SmallVec<[usize; 4]> = st.blocks[buffer as usize]
@@ -298,11 +269,7 @@ impl Engine {
     }
 
     fn claim_out(
-        &self,
-        st: &mut State,
-        id: u32,
-        index: u64,
-        bytes: &std::ops::Range<u64>,
+        &self, st: &mut State, id: u32, index: u64, bytes: &std::ops::Range<u64>,
     ) -> Piece {
         let buffer = st.find(id, index).expect("attached above");
         let pages = st.shape.pages_of(index, bytes.start, bytes.end);
@@ -314,10 +281,7 @@ impl Engine {
         let start = index * st.shape.block_size;
         let within =
             bytes.start.saturating_sub(start)..(bytes.end - start).min(st.shape.block_size);
-        Piece {
-            buffer,
-            lease: self.memory.for_copy_out(st, buffer, within),
-        }
+        Piece { buffer, lease: self.memory.for_copy_out(st, buffer, within) }
     }
 
     /// Keeps `read_ahead` bytes in flight ahead of a sequential reader.
@@ -332,11 +296,7 @@ impl Engine {
         let from = handle.ahead_to.max(op.offset + op.length);
         let to = (handle.expected + self.options.read_ahead)
             .next_multiple_of(self.options.block_size)
-            .min(
-                st.partitions
-                    .get(op.partition as usize)
-                    .map_or(0, |part| part.size),
-            );
+            .min(st.partitions.get(op.partition as usize).map_or(0, |part| part.size));
         // Topping up in steps of a block keeps this off the path of most requests.
         if from >= to
             || (to - from < self.options.block_size && handle.ahead_to >= op.offset + op.length)
@@ -352,12 +312,7 @@ impl Engine {
     /// Starts reading whole blocks of a range into buffers that can be had without waiting. Returns
     /// how far it got.
     pub(crate) fn fetch(
-        &self,
-        st: &mut State,
-        id: u32,
-        from: u64,
-        length: u64,
-        actions: &mut Actions,
+        &self, st: &mut State, id: u32, from: u64, length: u64, actions: &mut Actions,
     ) -> u64 {
         let end = from.saturating_add(length).min(st.part(id).size);
         if from >= end || self.gate_closed(st, id, false) {
@@ -387,30 +342,18 @@ impl Engine {
     }
 
     fn fail_read(
-        &self,
-        st: &mut State,
-        op: Box<ReadOp>,
-        errno: Errno,
-        actions: &mut Actions,
+        &self, st: &mut State, op: Box<ReadOp>, errno: Errno, actions: &mut Actions,
     ) -> Step {
         self.finish_read(st, op, Err(errno), actions)
     }
 
     fn end_read(&self, st: &mut State, op: Box<ReadOp>, actions: &mut Actions) -> Step {
-        let result = if op.length == 0 {
-            Ok(())
-        } else {
-            Err(Errno::EIO)
-        };
+        let result = if op.length == 0 { Ok(()) } else { Err(Errno::EIO) };
         self.finish_read(st, op, result, actions)
     }
 
     fn finish_read(
-        &self,
-        st: &mut State,
-        op: Box<ReadOp>,
-        result: Result<()>,
-        actions: &mut Actions,
+        &self, st: &mut State, op: Box<ReadOp>, result: Result<()>, actions: &mut Actions,
     ) -> Step {
         let mut op = op;
         st.return_granted(&mut op.granted);

@@ -64,7 +64,7 @@ impl Engine {
             let part = st.part(id);
             let end = part.size.div_ceil(self.shape.block_size);
             if op.next >= end || part.unlinked || part.releases != op.releases || st.stopping {
-                return self.end_fetch(st, op, actions);
+                return self.end_fetch(st, *op, actions);
             }
             if self.gate_closed(st, id, false) {
                 st.part(id).gate_queue.push_back(Op::Fetch(op));
@@ -91,7 +91,7 @@ impl Engine {
         actions.ready.push(Op::Fetch(op));
     }
 
-    fn end_fetch(&self, st: &mut State, mut op: Box<FetchOp>, actions: &mut Actions) {
+    fn end_fetch(&self, st: &mut State, mut op: FetchOp, actions: &mut Actions) {
         st.return_granted(&mut op.granted);
         let id = op.partition;
         st.queued -= 1;
@@ -128,15 +128,14 @@ impl Engine {
     fn ask(&self, st: &mut State, id: u32, request: Request, actions: &mut Actions) {
         st.part(id).jobs += 1;
         match request {
-            Request::SwapOut => self.write_all(st, id, actions),
+            Request::SwapOut => {
+                let epoch = st.part(id).epoch;
+                self.write_all(st, id, epoch, actions);
+            }
             Request::Release => self.release_blocks(st, id, actions),
             Request::Discard => {
                 st.part(id).releases += 1;
-                let op = BarrierOp {
-                    partition: id,
-                    change: Change::Discard,
-                    reply: None,
-                };
+                let op = BarrierOp { partition: id, change: Change::Discard, reply: None };
                 self.enter_barrier(st, Box::new(op), actions);
             }
         }
@@ -145,13 +144,12 @@ impl Engine {
         st.drop_if_unused(id, actions);
     }
 
-    /// Starts writing out everything dirty of a partition, failed blocks again.
-    pub(crate) fn write_all(&self, st: &mut State, id: u32, actions: &mut Actions) {
+    /// Starts writing out everything dirty of a partition, failed blocks again as part of `epoch`.
+    pub(crate) fn write_all(&self, st: &mut State, id: u32, epoch: u64, actions: &mut Actions) {
         if st.part(id).dirty_pages == 0 {
             return;
         }
         st.part(id).settle_failed = false;
-        let epoch = st.part(id).epoch;
         let buffers: Vec<BufferIndex> = st.part(id).blocks.values().copied().collect();
         for buffer in buffers {
             if st.blocks[buffer as usize].dirty.is_empty() {
@@ -175,7 +173,8 @@ impl Engine {
                 block.release = true;
             });
         }
-        self.write_all(st, id, actions);
+        let epoch = st.part(id).epoch;
+        self.write_all(st, id, epoch, actions);
     }
 
     /// Drops blocks that were released, now that they are clean and idle.
@@ -239,11 +238,7 @@ impl Engine {
     /// Fails with ENOSPC, EDQUOT, EFBIG, EBADF.
     pub fn reserve_space(&self, handle: u64, size: u64, reply: Reply) {
         if size == 0 || i64::try_from(size).is_err() {
-            return reply(Err(if size == 0 {
-                Errno::EINVAL
-            } else {
-                Errno::EFBIG
-            }));
+            return reply(Err(if size == 0 { Errno::EINVAL } else { Errno::EFBIG }));
         }
         let started = self.with(|st, _| {
             let id = Engine::partition_of(st, handle)?;
@@ -281,11 +276,7 @@ impl Engine {
             let id = Engine::partition_of(st, handle)?;
             let unit = st.shape.unit;
             let status = st.part(id).status(unit);
-            let seen = &mut st
-                .handles
-                .get_mut(handle as usize)
-                .ok_or(Errno::EBADF)?
-                .status_seen;
+            let seen = &mut st.handles.get_mut(handle as usize).ok_or(Errno::EBADF)?.status_seen;
             if *seen != status {
                 *seen = status;
                 return Ok(true);

@@ -22,11 +22,7 @@ pub(crate) struct List {
 }
 
 impl List {
-    const EMPTY: List = List {
-        head: NONE,
-        tail: NONE,
-        length: 0,
-    };
+    const EMPTY: List = List { head: NONE, tail: NONE, length: 0 };
 }
 
 /// Bytes of the largest request of a client; its blocks must find room together.
@@ -37,10 +33,7 @@ pub(crate) const REQUEST_BYTES_MAX: u64 = 1 << 20;
 /// after it.
 pub(crate) fn file_time_now() -> SystemTime {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
-    let (seconds, nanoseconds) = (
-        time.tv_sec.unsigned_abs(),
-        time.tv_nsec.unsigned_abs() as u32,
-    );
+    let (seconds, nanoseconds) = (time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32);
     SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds)
 }
 
@@ -67,10 +60,7 @@ impl Shape {
     pub(crate) fn pages_of(&self, index: u64, from: u64, to: u64) -> std::ops::Range<usize> {
         let start = index * self.block_size;
         let first = from.saturating_sub(start).min(self.block_size) / self.unit;
-        let last = to
-            .saturating_sub(start)
-            .min(self.block_size)
-            .div_ceil(self.unit);
+        let last = to.saturating_sub(start).min(self.block_size).div_ceil(self.unit);
         first as usize..last as usize
     }
 
@@ -82,25 +72,9 @@ impl Shape {
 /// What a transfer under way is for. `done` bytes of it were moved before; the file held at least
 /// `stored` bytes when it began, and what it holds beyond is zero.
 pub(crate) enum Purpose {
-    Read {
-        buffer: BufferIndex,
-        pages: std::ops::Range<usize>,
-        done: u64,
-        stored: u64,
-    },
-    Fill {
-        buffer: BufferIndex,
-        page: usize,
-        scratch: usize,
-        done: u64,
-        stored: u64,
-    },
-    Write {
-        buffer: BufferIndex,
-        pages: std::ops::Range<usize>,
-        bytes: u64,
-        done: u64,
-    },
+    Read { buffer: BufferIndex, pages: std::ops::Range<usize>, done: u64, stored: u64 },
+    Fill { buffer: BufferIndex, page: usize, scratch: usize, done: u64, stored: u64 },
+    Write { buffer: BufferIndex, pages: std::ops::Range<usize>, bytes: u64, done: u64 },
     Sync(SyncOp),
 }
 
@@ -113,10 +87,7 @@ pub(crate) struct Slab<T> {
 
 impl<T> Slab<T> {
     pub(crate) fn new() -> Slab<T> {
-        Slab {
-            items: Vec::new(),
-            free: Vec::new(),
-        }
+        Slab { items: Vec::new(), free: Vec::new() }
     }
 
     pub(crate) fn insert(&mut self, item: T) -> usize {
@@ -151,10 +122,7 @@ impl<T> Slab<T> {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &T)> {
-        self.items
-            .iter()
-            .enumerate()
-            .filter_map(|(i, item)| Some((i, item.as_ref()?)))
+        self.items.iter().enumerate().filter_map(|(i, item)| Some((i, item.as_ref()?)))
     }
 }
 
@@ -249,9 +217,7 @@ impl State {
 
     /// The partition at `id`, which somebody still refers to.
     pub(crate) fn part(&mut self, id: u32) -> &mut Partition {
-        self.partitions
-            .get_mut(id as usize)
-            .expect("a referenced partition stays in the table")
+        self.partitions.get_mut(id as usize).expect("a referenced partition stays in the table")
     }
 
     pub(crate) fn block(&mut self, buffer: BufferIndex) -> &mut Block {
@@ -260,9 +226,7 @@ impl State {
 
     /// Changes a block, then brings counters and lists up to date.
     pub(crate) fn edit<R>(
-        &mut self,
-        buffer: BufferIndex,
-        change: impl FnOnce(&mut Block) -> R,
+        &mut self, buffer: BufferIndex, change: impl FnOnce(&mut Block) -> R,
     ) -> R {
         let block = &mut self.blocks[buffer as usize];
         let before = block.counts();
@@ -278,32 +242,19 @@ impl State {
 
     fn account(&mut self, partition: u32, before: Counts, after: Counts) {
         let delta = |counter: &mut u64, before: u64, after: u64| {
-            *counter = (*counter + after)
-                .checked_sub(before)
-                .expect("a counter never goes negative");
+            *counter =
+                (*counter + after).checked_sub(before).expect("a counter never goes negative");
         };
         let part = self.part(partition);
         let polled = !part.pollers.is_empty();
         delta(&mut part.valid_pages, before.valid, after.valid);
         delta(&mut part.dirty_pages, before.dirty, after.dirty);
         delta(&mut part.inflight_pages, before.inflight, after.inflight);
-        delta(
-            &mut part.pending_blocks,
-            before.pending.into(),
-            after.pending.into(),
-        );
-        delta(
-            &mut part.failed_blocks,
-            before.failed.into(),
-            after.failed.into(),
-        );
+        delta(&mut part.pending_blocks, before.pending.into(), after.pending.into());
+        delta(&mut part.failed_blocks, before.failed.into(), after.failed.into());
         part.account_epoch(before.epoch_dirty, after.epoch_dirty);
         part.account_epoch(before.epoch_writing, after.epoch_writing);
-        delta(
-            &mut self.pending_blocks,
-            before.pending.into(),
-            after.pending.into(),
-        );
+        delta(&mut self.pending_blocks, before.pending.into(), after.pending.into());
         if polled {
             self.polled.push(partition);
         }
@@ -393,9 +344,7 @@ impl State {
     /// request to go on.
     fn limit(&self) -> usize {
         let least = (REQUEST_BYTES_MAX / self.shape.block_size + 1).max(2) as usize;
-        (self.blocks.len() - self.reserved)
-            .max(least)
-            .min(self.blocks.len())
+        (self.blocks.len() - self.reserved).max(least).min(self.blocks.len())
     }
 
     /// Buffers in use that no eviction can give.
@@ -419,11 +368,7 @@ impl State {
 
     /// Drops the clean block that was not used for the longest time; those swapped in on request last.
     fn evict(&mut self, actions: &mut Actions) -> bool {
-        let victim = if self.clean.head == NONE {
-            self.kept.head
-        } else {
-            self.clean.head
-        };
+        let victim = if self.clean.head == NONE { self.kept.head } else { self.clean.head };
         if victim == NONE {
             return false;
         }
@@ -452,10 +397,7 @@ impl State {
 
     /// Takes `count` buffers at once, or none. Those who wait already come first.
     pub(crate) fn acquire(
-        &mut self,
-        granted: &mut Granted,
-        count: usize,
-        actions: &mut Actions,
+        &mut self, granted: &mut Granted, count: usize, actions: &mut Actions,
     ) -> bool {
         if granted.len() >= count {
             return true;
@@ -509,15 +451,8 @@ impl State {
 
     /// Forgets a partition that nothing refers to any more; its descriptor is closed outside the lock.
     pub(crate) fn drop_if_unused(&mut self, partition: u32, actions: &mut Actions) {
-        if self
-            .partitions
-            .get(partition as usize)
-            .is_some_and(Partition::droppable)
-        {
-            let part = self
-                .partitions
-                .remove(partition as usize)
-                .expect("looked up just now");
+        if self.partitions.get(partition as usize).is_some_and(Partition::droppable) {
+            let part = self.partitions.remove(partition as usize).expect("looked up just now");
             self.keys.remove(&part.key);
             actions.files.push(part.file);
         }

@@ -116,16 +116,9 @@ impl Engine {
             let unit = st.shape.unit;
             let part = st.part(id);
             let kept = part.size.max(part.user_end).next_multiple_of(unit);
-            let excess = if part.over_reserved {
-                part.reserved.end().saturating_sub(kept)
-            } else {
-                0
-            };
-            Some(Overlay {
-                size: part.size,
-                modified: part.modified,
-                excess,
-            })
+            let excess =
+                if part.over_reserved { part.reserved.end().saturating_sub(kept) } else { 0 };
+            Some(Overlay { size: part.size, modified: part.modified, excess })
         })
     }
 
@@ -146,10 +139,8 @@ impl Engine {
     #[must_use]
     pub fn partitions(&self) -> PartitionCounts {
         self.with(|st, _| {
-            let mut counts = PartitionCounts {
-                handles: st.handles.len() as u64,
-                ..PartitionCounts::default()
-            };
+            let mut counts =
+                PartitionCounts { handles: st.handles.len() as u64, ..PartitionCounts::default() };
             for (_, part) in st.partitions.iter() {
                 counts.known += 1;
                 counts.dirty += u64::from(part.dirty_pages > 0);
@@ -186,10 +177,7 @@ impl Engine {
     /// Replies as soon as nothing of the partition is in flight or queued for it, at the latest after
     /// `time`. At once for a partition the engine does not know.
     pub fn wait_idle(&self, key: FileKey, time: Duration, reply: Reply) {
-        let waiter = StatusWaiter {
-            deadline: Instant::now() + time,
-            reply,
-        };
+        let waiter = StatusWaiter { deadline: Instant::now() + time, reply };
         self.with(|st, actions| match st.keys.get(&key).copied() {
             Some(id) if st.part(id).moving() => st.part(id).status_waiters.push(waiter),
             _ => actions.answer(Some(waiter.reply), Ok(())),
@@ -198,10 +186,7 @@ impl Engine {
 
     /// As [`Engine::wait_idle`], for the whole pool.
     pub fn wait_all_idle(&self, time: Duration, reply: Reply) {
-        let waiter = StatusWaiter {
-            deadline: Instant::now() + time,
-            reply,
-        };
+        let waiter = StatusWaiter { deadline: Instant::now() + time, reply };
         self.with(|st, actions| {
             if st.pending_blocks + st.queued > 0 {
                 st.idle_waiters.push(waiter);
@@ -240,11 +225,7 @@ impl Engine {
                 (Some(a), Some(b)) => a.min(b),
                 (a, b) => a.or(b).ok_or(Errno::ENXIO)?,
             };
-            return if found < size {
-                Ok(found)
-            } else {
-                Err(Errno::ENXIO)
-            };
+            return if found < size { Ok(found) } else { Err(Errno::ENXIO) };
         }
         let mut at = offset;
         while at < size {

@@ -64,7 +64,7 @@ impl Engine {
 
     /// Writes out every partition and waits for stable storage; `reply` gets the backing paths of those
     /// that could not be. Names and attributes are the caller's to synchronize.
-    pub fn sync_all(&self, reply: Box<dyn FnOnce(Vec<String>) + Send>) {
+    pub fn sync_all(&self, reply: FailedReply) {
         let group = Arc::new(Group {
             left: AtomicUsize::new(1),
             failed: Mutex::new(Vec::new()),
@@ -85,10 +85,7 @@ impl Engine {
                 let (group, file) = (group.clone(), st.file(partition));
                 let reply = Box::new(move |result: Result<()>| {
                     if let Err(errno) = result {
-                        group
-                            .failed
-                            .lock()
-                            .push(format!("{}: {errno:?}", label(&*file)));
+                        group.failed.lock().push(format!("{}: {errno:?}", label(&*file)));
                     }
                     group.end_one();
                 });
@@ -115,23 +112,9 @@ impl Engine {
         op.errors_before = op.errors_before.min(st.part(id).error_count);
         st.part(id).epoch += 1;
         st.part(id).settle_failed = false;
-        let dirty = st.part(id).dirty_pages > 0;
         st.part(id).sync_ops.push(op);
-        if dirty {
-            let epoch = st.part(id).epoch - 1;
-            let buffers: Vec<BufferIndex> = st.part(id).blocks.values().copied().collect();
-            for buffer in buffers {
-                if st.blocks[buffer as usize].dirty.is_empty() {
-                    continue;
-                }
-                st.edit(buffer, |block| {
-                    if block.failed.take().is_some() {
-                        block.epoch_dirty = epoch;
-                    }
-                });
-                self.flush_block(st, buffer, actions);
-            }
-        }
+        let epoch = st.part(id).epoch - 1;
+        self.write_all(st, id, epoch, actions);
         self.quiet_down(st, id, actions);
         st.drop_if_unused(id, actions);
     }
@@ -226,11 +209,7 @@ impl Engine {
         }
         if !settle.is_empty() {
             let change = Change::Settle { then: settle };
-            let op = Box::new(BarrierOp {
-                partition: id,
-                change,
-                reply: None,
-            });
+            let op = Box::new(BarrierOp { partition: id, change, reply: None });
             self.enter_barrier(st, op, actions);
         }
     }
@@ -247,11 +226,7 @@ impl Engine {
 
     /// A device sync has ended.
     pub(crate) fn synced(
-        &self,
-        st: &mut State,
-        op: SyncOp,
-        result: Result<()>,
-        actions: &mut Actions,
+        &self, st: &mut State, op: SyncOp, result: Result<()>, actions: &mut Actions,
     ) {
         let id = op.partition;
         st.part(id).jobs -= 1;
@@ -262,13 +237,8 @@ impl Engine {
             part.sync_failed = true;
             part.record_error(errno);
             let file = st.file(id);
-            let failure = super::actions::Failure {
-                operation: "sync",
-                file,
-                offset: 0,
-                length: 0,
-                errno,
-            };
+            let failure =
+                super::actions::Failure { operation: "sync", file, offset: 0, length: 0, errno };
             actions.failures.push(failure);
         } else if !st.part(id).unsynced {
             let part = st.part(id);
@@ -286,11 +256,14 @@ impl Engine {
     }
 }
 
+/// Receives the backing paths of the partitions that could not be put on stable storage.
+pub type FailedReply = Box<dyn FnOnce(Vec<String>) + Send>;
+
 /// The partitions of one [`Engine::sync_all`].
 struct Group {
     left: AtomicUsize,
     failed: Mutex<Vec<String>>,
-    reply: Mutex<Option<Box<dyn FnOnce(Vec<String>) + Send>>>,
+    reply: Mutex<Option<FailedReply>>,
 }
 
 impl Group {

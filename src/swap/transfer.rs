@@ -20,38 +20,21 @@ enum Taken {
 
 impl Engine {
     fn start_transfer(
-        &self,
-        st: &mut State,
-        id: u32,
-        purpose: Purpose,
-        offset: u64,
-        action: Action,
+        &self, st: &mut State, id: u32, purpose: Purpose, offset: u64, action: Action,
         actions: &mut Actions,
     ) {
         let file = st.file(id);
         let token = st.transfers.insert(purpose) as u64;
-        actions.transfers.push(Transfer {
-            token,
-            action,
-            file,
-            offset,
-        });
+        actions.transfers.push(Transfer { token, action, file, offset });
     }
 
     /// Starts reading every page of `pages` that is neither valid, nor partial, nor on its way. Pages
     /// beyond the backing file's end are zeroed at once. Returns the bytes asked of the device.
     pub(crate) fn read_pages(
-        &self,
-        st: &mut State,
-        buffer: BufferIndex,
-        pages: Range<usize>,
-        actions: &mut Actions,
+        &self, st: &mut State, buffer: BufferIndex, pages: Range<usize>, actions: &mut Actions,
     ) -> u64 {
         let (unit, block_size) = (st.shape.unit, st.shape.block_size);
-        let (id, index) = (
-            st.blocks[buffer as usize].partition,
-            st.blocks[buffer as usize].index,
-        );
+        let (id, index) = (st.blocks[buffer as usize].partition, st.blocks[buffer as usize].index);
         let start = index * block_size;
         let (size, disk_size) = (st.part(id).size, st.part(id).disk_size);
         let pages = pages.start..pages.end.min(st.shape.pages_of(index, start, size).end);
@@ -70,8 +53,7 @@ impl Engine {
                 break;
             };
             if run.start >= on_disk {
-                self.memory
-                    .zero(st, buffer, run.start as u64 * unit..run.end as u64 * unit);
+                self.memory.zero(st, buffer, run.start as u64 * unit..run.end as u64 * unit);
                 st.edit(buffer, |block| block.valid.insert(run.clone()));
                 at = run.end;
                 continue;
@@ -86,12 +68,7 @@ impl Engine {
     }
 
     fn read_run(
-        &self,
-        st: &mut State,
-        buffer: BufferIndex,
-        pages: Range<usize>,
-        done: u64,
-        stored: u64,
+        &self, st: &mut State, buffer: BufferIndex, pages: Range<usize>, done: u64, stored: u64,
         actions: &mut Actions,
     ) {
         let (unit, block_size) = (st.shape.unit, st.shape.block_size);
@@ -108,29 +85,13 @@ impl Engine {
         }
         let bytes = pages.start as u64 * unit + done..pages.end as u64 * unit;
         let lease = self.memory.for_read(st, buffer, bytes.clone());
-        let purpose = Purpose::Read {
-            buffer,
-            pages,
-            done,
-            stored,
-        };
-        self.start_transfer(
-            st,
-            id,
-            purpose,
-            start + bytes.start,
-            Action::Read(lease),
-            actions,
-        );
+        let purpose = Purpose::Read { buffer, pages, done, stored };
+        self.start_transfer(st, id, purpose, start + bytes.start, Action::Read(lease), actions);
     }
 
     /// Starts completing a partial page from the swap folder, through a scratch page.
     pub(crate) fn fill(
-        &self,
-        st: &mut State,
-        buffer: BufferIndex,
-        page: usize,
-        actions: &mut Actions,
+        &self, st: &mut State, buffer: BufferIndex, page: usize, actions: &mut Actions,
     ) {
         let block = &st.blocks[buffer as usize];
         if block.reading.contains(page) || block.copying.contains(page) {
@@ -154,14 +115,8 @@ impl Engine {
 
     #[expect(clippy::too_many_arguments, reason = "a transfer's parts")]
     fn start_fill(
-        &self,
-        st: &mut State,
-        buffer: BufferIndex,
-        page: usize,
-        scratch: usize,
-        done: u64,
-        stored: u64,
-        actions: &mut Actions,
+        &self, st: &mut State, buffer: BufferIndex, page: usize, scratch: usize, done: u64,
+        stored: u64, actions: &mut Actions,
     ) {
         let block = &st.blocks[buffer as usize];
         let (id, start) = (block.partition, block.index * st.shape.block_size);
@@ -170,13 +125,7 @@ impl Engine {
         self.start_transfer(
             st,
             id,
-            Purpose::Fill {
-                buffer,
-                page,
-                scratch,
-                done,
-                stored,
-            },
+            Purpose::Fill { buffer, page, scratch, done, stored },
             offset,
             action,
             actions,
@@ -231,32 +180,15 @@ impl Engine {
     }
 
     fn write_run(
-        &self,
-        st: &mut State,
-        buffer: BufferIndex,
-        pages: Range<usize>,
-        bytes: u64,
-        done: u64,
+        &self, st: &mut State, buffer: BufferIndex, pages: Range<usize>, bytes: u64, done: u64,
         actions: &mut Actions,
     ) {
         let block = &st.blocks[buffer as usize];
         let (id, start) = (block.partition, block.index * st.shape.block_size);
         let from = pages.start as u64 * st.shape.unit;
         let lease = self.memory.for_write(st, buffer, from + done..from + bytes);
-        let purpose = Purpose::Write {
-            buffer,
-            pages,
-            bytes,
-            done,
-        };
-        self.start_transfer(
-            st,
-            id,
-            purpose,
-            start + from + done,
-            Action::Write(lease),
-            actions,
-        );
+        let purpose = Purpose::Write { buffer, pages, bytes, done };
+        self.start_transfer(st, id, purpose, start + from + done, Action::Write(lease), actions);
     }
 
     /// Starts the device sync of `op`.
@@ -264,35 +196,19 @@ impl Engine {
         let id = op.partition;
         st.part(id).jobs += 1;
         st.part(id).unsynced = false;
-        let action = Action::Sync {
-            data_only: op.data_only,
-        };
+        let action = Action::Sync { data_only: op.data_only };
         self.start_transfer(st, id, Purpose::Sync(op), 0, action, actions);
     }
 
     /// Takes one finished transfer.
     pub(crate) fn completed(&self, st: &mut State, done: Completion, actions: &mut Actions) {
         let Completion { transfer, result } = done;
-        let purpose = st
-            .transfers
-            .remove(transfer.token as usize)
-            .expect("completed once");
+        let purpose = st.transfers.remove(transfer.token as usize).expect("completed once");
         match purpose {
-            Purpose::Read {
-                buffer,
-                pages,
-                done,
-                stored,
-            } => {
+            Purpose::Read { buffer, pages, done, stored } => {
                 self.read_completed(st, buffer, pages, done, stored, transfer, result, actions);
             }
-            Purpose::Fill {
-                buffer,
-                page,
-                scratch,
-                done,
-                stored,
-            } => {
+            Purpose::Fill { buffer, page, scratch, done, stored } => {
                 let moved = self.taken(transfer, stored, result);
                 match moved {
                     Ok(Taken::Part(step)) => {
@@ -306,12 +222,7 @@ impl Engine {
                     self.free_scratch(st, scratch, actions);
                 }
             }
-            Purpose::Write {
-                buffer,
-                pages,
-                bytes,
-                done,
-            } => {
+            Purpose::Write { buffer, pages, bytes, done } => {
                 drop(transfer.action);
                 self.write_completed(st, buffer, pages, bytes, done, result, actions);
             }
@@ -321,15 +232,8 @@ impl Engine {
 
     #[expect(clippy::too_many_arguments, reason = "a completion's parts")]
     fn read_completed(
-        &self,
-        st: &mut State,
-        buffer: BufferIndex,
-        pages: Range<usize>,
-        done: u64,
-        stored: u64,
-        transfer: Transfer,
-        result: Result<usize>,
-        actions: &mut Actions,
+        &self, st: &mut State, buffer: BufferIndex, pages: Range<usize>, done: u64, stored: u64,
+        transfer: Transfer, result: Result<usize>, actions: &mut Actions,
     ) {
         let id = st.blocks[buffer as usize].partition;
         let outcome = match self.taken(transfer, stored, result) {
@@ -358,9 +262,7 @@ impl Engine {
     /// What has arrived of a read of a file that holds at least `stored` bytes. It may end within the
     /// pages: what lies beyond its end is zero.
     fn taken(&self, transfer: Transfer, stored: u64, result: Result<usize>) -> Result<Taken> {
-        let Action::Read(mut lease) = transfer.action else {
-            unreachable!("it was a read")
-        };
+        let Action::Read(mut lease) = transfer.action else { unreachable!("it was a read") };
         let (moved, asked) = (result?, lease.len());
         let expected = stored.saturating_sub(transfer.offset).min(asked as u64) as usize;
         if moved >= expected {
@@ -387,11 +289,7 @@ impl Engine {
     }
 
     fn read_failed(
-        &self,
-        st: &mut State,
-        buffer: BufferIndex,
-        pages: &Range<usize>,
-        errno: Errno,
+        &self, st: &mut State, buffer: BufferIndex, pages: &Range<usize>, errno: Errno,
         actions: &mut Actions,
     ) {
         let block = &st.blocks[buffer as usize];
@@ -403,43 +301,26 @@ impl Engine {
     }
 
     fn failure(
-        &self,
-        st: &mut State,
-        id: u32,
-        operation: &'static str,
-        bytes: Range<u64>,
-        errno: Errno,
+        &self, st: &mut State, id: u32, operation: &'static str, bytes: Range<u64>, errno: Errno,
         actions: &mut Actions,
     ) {
         st.stats.errors += 1;
         st.part(id).record_error(errno);
         let (file, length) = (st.file(id), bytes.end - bytes.start);
-        actions.failures.push(Failure {
-            operation,
-            file,
-            offset: bytes.start,
-            length,
-            errno,
-        });
+        actions.failures.push(Failure { operation, file, offset: bytes.start, length, errno });
     }
 
     fn fill_completed(
-        &self,
-        st: &mut State,
-        buffer: BufferIndex,
-        page: usize,
-        outcome: Result<usize>,
+        &self, st: &mut State, buffer: BufferIndex, page: usize, outcome: Result<usize>,
         actions: &mut Actions,
     ) {
         let id = st.blocks[buffer as usize].partition;
         if let Ok(scratch) = outcome {
-            let at = st.blocks[buffer as usize]
-                .partial(page)
-                .expect("pages are filled while partial");
+            let at =
+                st.blocks[buffer as usize].partial(page).expect("pages are filled while partial");
             let partial = st.blocks[buffer as usize].partials[at];
             let lease = self.memory.scratch(scratch, 0);
-            self.memory
-                .merge(st, buffer, page, partial.start..partial.end, &lease);
+            self.memory.merge(st, buffer, page, partial.start..partial.end, &lease);
         }
         st.edit(buffer, |block| {
             block.reading.remove(page..page + 1);
@@ -470,10 +351,7 @@ impl Engine {
     fn free_scratch(&self, st: &mut State, scratch: usize, actions: &mut Actions) {
         match st.fill_queue.pop_front() {
             Some((buffer, index, page)) => {
-                assert_eq!(
-                    st.blocks[buffer as usize].index, index,
-                    "a block being filled stays"
-                );
+                assert_eq!(st.blocks[buffer as usize].index, index, "a block being filled stays");
                 let id = st.blocks[buffer as usize].partition;
                 let stored = st.part(id).stored();
                 self.start_fill(st, buffer, page as usize, scratch, 0, stored, actions);
@@ -484,14 +362,8 @@ impl Engine {
 
     #[expect(clippy::too_many_arguments, reason = "a completion's parts")]
     fn write_completed(
-        &self,
-        st: &mut State,
-        buffer: BufferIndex,
-        pages: Range<usize>,
-        bytes: u64,
-        done: u64,
-        result: Result<usize>,
-        actions: &mut Actions,
+        &self, st: &mut State, buffer: BufferIndex, pages: Range<usize>, bytes: u64, done: u64,
+        result: Result<usize>, actions: &mut Actions,
     ) {
         let block = &st.blocks[buffer as usize];
         let id = block.partition;

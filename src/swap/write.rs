@@ -83,7 +83,7 @@ impl Engine {
                     self.with(|st, actions| {
                         match self.reserved(st, op.partition, reservation, result) {
                             Ok(()) => self.write_step(st, op, actions),
-                            Err(errno) => self.finish_write(st, op, Err(errno), actions),
+                            Err(errno) => self.finish_write(st, *op, Err(errno), actions),
                         }
                     })
                 }
@@ -113,7 +113,7 @@ impl Engine {
             }
         }
         if op.done == op.length {
-            return self.finish_write(st, op, Ok(()), actions);
+            return self.finish_write(st, *op, Ok(()), actions);
         }
         let id = op.partition;
         let from = op.offset + op.done as u64;
@@ -141,18 +141,14 @@ impl Engine {
 
     /// Lets a write through its partition's gate.
     fn enter_write(
-        &self,
-        st: &mut State,
-        mut op: Box<WriteOp>,
-        actions: &mut Actions,
+        &self, st: &mut State, mut op: Box<WriteOp>, actions: &mut Actions,
     ) -> std::result::Result<Box<WriteOp>, Step> {
         let handle = op.handle.expect("writes come through handles");
         let refusal = match Engine::partition_of(st, handle) {
             Ok(id) => {
                 op.partition = id;
                 let end = op.offset.checked_add(op.length as u64);
-                end.is_none_or(|end| end > OFFSET_MAX)
-                    .then_some(Errno::EFBIG)
+                end.is_none_or(|end| end > OFFSET_MAX).then_some(Errno::EFBIG)
             }
             Err(errno) => Some(errno),
         };
@@ -176,13 +172,8 @@ impl Engine {
 
     /// Claims the pages of the next run, unless somebody is busy with them.
     fn claim(
-        &self,
-        st: &mut State,
-        mut op: Box<WriteOp>,
-        buffer: BufferIndex,
-        bytes: Range<u64>,
-        pages: Range<usize>,
-        actions: &mut Actions,
+        &self, st: &mut State, mut op: Box<WriteOp>, buffer: BufferIndex, bytes: Range<u64>,
+        pages: Range<usize>, actions: &mut Actions,
     ) -> Step {
         let (id, unit) = (op.partition, st.shape.unit);
         let block = &st.blocks[buffer as usize];
@@ -208,7 +199,7 @@ impl Engine {
             }
         }
         if half_lost && !st.part(id).lost.is_empty() {
-            return self.finish_write(st, op, Err(Errno::EIO), actions);
+            return self.finish_write(st, *op, Err(Errno::EIO), actions);
         }
         if busy || fill.is_some() {
             if op.payload_from == usize::MAX {
@@ -222,7 +213,7 @@ impl Engine {
                 // It may also have been completed, evicted and written to in part again meanwhile.
                 let failed = |(i, p, before)| (i, p) == (index, page) && errors > before;
                 if ended && op.filling.is_some_and(failed) {
-                    return self.finish_write(st, op, Err(errno), actions);
+                    return self.finish_write(st, *op, Err(errno), actions);
                 }
                 self.fill(st, buffer, page, actions);
                 let filling = st.blocks[buffer as usize].reading.contains(page);
@@ -233,33 +224,15 @@ impl Engine {
             return Step::Done;
         }
         st.edit(buffer, |block| block.copying.insert(pages.clone()));
-        let lease = self.memory.for_copy_in(
-            st,
-            buffer,
-            pages.start as u64 * unit..pages.end as u64 * unit,
-        );
+        let lease =
+            self.memory.for_copy_in(st, buffer, pages.start as u64 * unit..pages.end as u64 * unit);
         let bytes = bytes.start - start..bytes.end - start;
-        Step::Copy(
-            op,
-            Plan {
-                buffer,
-                bytes,
-                pages,
-                lease,
-                zero_head,
-                zero_tail,
-            },
-        )
+        Step::Copy(op, Plan { buffer, bytes, pages, lease, zero_head, zero_tail })
     }
 
     /// What a write to bytes `covered` of a page means for the page's other bytes.
     fn edge(
-        &self,
-        st: &mut State,
-        buffer: BufferIndex,
-        page: usize,
-        first: u64,
-        covered: Range<u64>,
+        &self, st: &mut State, buffer: BufferIndex, page: usize, first: u64, covered: Range<u64>,
     ) -> Edge {
         let unit = st.shape.unit;
         let id = st.blocks[buffer as usize].partition;
@@ -286,11 +259,7 @@ impl Engine {
             Some(partial) => {
                 let touches =
                     covered.start <= partial.end as u64 && covered.end >= partial.start as u64;
-                if touches {
-                    Edge::Plain
-                } else {
-                    Edge::Fill(page)
-                }
+                if touches { Edge::Plain } else { Edge::Fill(page) }
             }
             None if block.partials.len() >= PARTIALS_MAX => Edge::Fill(block.partials[0].page),
             None => Edge::Plain,
@@ -299,14 +268,7 @@ impl Engine {
 
     /// The client's bytes are in the block: the pages become dirty, the partition may have grown.
     fn copied(&self, st: &mut State, op: &WriteOp, plan: Plan, actions: &mut Actions) {
-        let Plan {
-            buffer,
-            bytes,
-            pages,
-            lease,
-            zero_head,
-            zero_tail,
-        } = plan;
+        let Plan { buffer, bytes, pages, lease, zero_head, zero_tail } = plan;
         drop(lease);
         let (id, unit) = (op.partition, st.shape.unit);
         let start = st.blocks[buffer as usize].index * st.shape.block_size;
@@ -365,11 +327,7 @@ impl Engine {
         if grows && !part.reserved.is_empty() && part.user_end == 0 {
             wish.end += need.end.clamp(RESERVE_STEP_MIN, RESERVE_STEP_MAX);
         }
-        let reservation = Reservation {
-            file: part.file.clone(),
-            need,
-            wish,
-        };
+        let reservation = Reservation { file: part.file.clone(), need, wish };
         if part.writes == 0 {
             part.jobs += 1;
             return Step::Reserve(op, reservation);
@@ -380,25 +338,19 @@ impl Engine {
         part.jobs += 1;
         actions.jobs.push(Box::new(move |engine| {
             let result = reservation.run();
-            engine.with(
-                |st, actions| match engine.reserved(st, id, reservation, result) {
-                    Ok(()) => actions.ready.push(Op::Write(op)),
-                    Err(errno) => {
-                        engine.finish_write(st, op, Err(errno), actions);
-                    }
-                },
-            );
+            engine.with(|st, actions| match engine.reserved(st, id, reservation, result) {
+                Ok(()) => actions.ready.push(Op::Write(op)),
+                Err(errno) => {
+                    engine.finish_write(st, *op, Err(errno), actions);
+                }
+            });
         }));
         Step::Done
     }
 
     /// Notes what was reserved.
     fn reserved(
-        &self,
-        st: &mut State,
-        id: u32,
-        reservation: Reservation,
-        result: Result<Range<u64>>,
+        &self, st: &mut State, id: u32, reservation: Reservation, result: Result<Range<u64>>,
     ) -> Result<()> {
         let part = st.part(id);
         part.jobs -= 1;
@@ -409,23 +361,12 @@ impl Engine {
     }
 
     fn finish_write(
-        &self,
-        st: &mut State,
-        mut op: Box<WriteOp>,
-        result: Result<()>,
-        actions: &mut Actions,
+        &self, st: &mut State, mut op: WriteOp, result: Result<()>, actions: &mut Actions,
     ) -> Step {
         st.return_granted(&mut op.granted);
         let id = op.partition;
         st.part(id).active_writes -= 1;
-        let WriteOp {
-            reply,
-            done,
-            stable,
-            handle,
-            errors_before,
-            ..
-        } = *op;
+        let WriteOp { reply, done, stable, handle, errors_before, .. } = op;
         match result {
             // Some of it was taken before it failed: that much was written.
             Err(errno) if done == 0 => actions.answers.push(Answer::Write(reply, Err(errno))),
@@ -514,12 +455,7 @@ impl super::block::Block {
     /// Notes that bytes `covered` of `page` are new. `end` is where the partition ends within the page;
     /// `zeroed` says that the bytes around were made zero.
     fn note_edge(
-        &mut self,
-        page: usize,
-        covered: Range<usize>,
-        end: usize,
-        zeroed: bool,
-        unit: usize,
+        &mut self, page: usize, covered: Range<usize>, end: usize, zeroed: bool, unit: usize,
     ) {
         if self.valid.contains(page) {
             return;
@@ -537,11 +473,7 @@ impl super::block::Block {
         if run.start == 0 && run.end == unit && end <= unit {
             self.valid.insert(page..page + 1);
         } else {
-            self.partials.push(Partial {
-                page,
-                start: run.start,
-                end: run.end,
-            });
+            self.partials.push(Partial { page, start: run.start, end: run.end });
         }
     }
 }

@@ -30,11 +30,8 @@ const FIRST_ID: u64 = u64::MAX - 16;
 
 impl ControlNode {
     /// The files of the folder.
-    pub const FILES: [ControlNode; 3] = [
-        ControlNode::Stats,
-        ControlNode::Metrics,
-        ControlNode::Config,
-    ];
+    pub const FILES: [ControlNode; 3] =
+        [ControlNode::Stats, ControlNode::Metrics, ControlNode::Config];
 
     /// Its node id.
     #[must_use]
@@ -68,9 +65,7 @@ impl ControlNode {
     /// The file of this name in the folder.
     #[must_use]
     pub fn of_name(name: &OsStr) -> Option<ControlNode> {
-        ControlNode::FILES
-            .into_iter()
-            .find(|node| name == node.name())
+        ControlNode::FILES.into_iter().find(|node| name == node.name())
     }
 }
 
@@ -100,11 +95,7 @@ impl Volume {
             atime: now,
             mtime: now,
             ctime: now,
-            kind: if folder {
-                FileKind::Directory
-            } else {
-                FileKind::Regular
-            },
+            kind: if folder { FileKind::Directory } else { FileKind::Regular },
             mode: if folder { 0o555 } else { 0o444 },
             nlink: if folder { 2 } else { 1 },
             uid: rustix::process::geteuid().as_raw(),

@@ -25,11 +25,7 @@ const GAUGES: [&str; 14] = [
 /// The name a value goes by: base units, and `_total` for what only grows.
 fn name_of(object: &str, key: &str) -> (String, &'static str) {
     let gauge = GAUGES.contains(&key) && !(object == "aio" && key == "failed");
-    let key = if key == "buffer_size" {
-        "buffer_size_bytes"
-    } else {
-        key
-    };
+    let key = if key == "buffer_size" { "buffer_size_bytes" } else { key };
     if gauge {
         (format!("swapfs_{object}_{key}"), "gauge")
     } else {
@@ -54,11 +50,7 @@ pub(super) fn text(stats: &Value) -> String {
                 _ => continue,
             };
             let (name, kind) = name_of(object, key);
-            let _ = writeln!(
-                out,
-                "# HELP {name} {} of the {object}.",
-                key.replace('_', " ")
-            );
+            let _ = writeln!(out, "# HELP {name} {} of the {object}.", key.replace('_', " "));
             let _ = writeln!(out, "# TYPE {name} {kind}\n{name} {number}");
         }
     }

@@ -60,9 +60,7 @@ impl Volume {
             Ok(attributes) => attributes.kind,
             Err(errno) => return answer(Err(errno)),
         };
-        let (verb, operand) = text
-            .split_once(' ')
-            .map_or((text, None), |(a, b)| (a, Some(b)));
+        let (verb, operand) = text.split_once(' ').map_or((text, None), |(a, b)| (a, Some(b)));
         match (kind, verb, operand) {
             (FileKind::Regular, "reserve", Some(size)) => self.reserve(id, size, answer),
             (FileKind::Regular, "swap_in", None) => answer(self.swap_in(id)),
@@ -131,8 +129,7 @@ impl Volume {
                 }
             }));
         };
-        self.engine
-            .wait_idle(key, Duration::from_secs(1), Box::new(done));
+        self.engine.wait_idle(key, Duration::from_secs(1), Box::new(done));
         Ok(())
     }
 
@@ -164,8 +161,7 @@ impl Volume {
 
     fn everything(self: &Arc<Self>, request: Request, answer: Answer<()>) {
         let engine = self.engine.clone();
-        self.engine
-            .run_blocking(Box::new(move || engine.request_all(request)));
+        self.engine.run_blocking(Box::new(move || engine.request_all(request)));
         answer(Ok(()));
     }
 
@@ -196,9 +192,7 @@ impl Volume {
                 answer(Ok(()));
             }
         };
-        let spawned = std::thread::Builder::new()
-            .name("swap-walk".into())
-            .spawn(walk);
+        let spawned = std::thread::Builder::new().name("swap-walk".into()).spawn(walk);
         if let Err(error) = spawned {
             // The answer went with the thread's closure; fuser then replies EIO.
             log::error!("a request on a folder was not started: {error}");
@@ -237,11 +231,7 @@ impl Volume {
     }
 
     fn visit(
-        &self,
-        parent: u64,
-        name: &OsStr,
-        asker: Asker,
-        visit: &mut dyn FnMut(u64, u64) -> bool,
+        &self, parent: u64, name: &OsStr, asker: Asker, visit: &mut dyn FnMut(u64, u64) -> bool,
     ) -> bool {
         let Ok(entry) = self.lookup(parent, name) else {
             return true;

@@ -106,19 +106,9 @@ impl Volume {
             return Ok(info);
         }
         let size = self.attributes(id)?.size;
-        let status = if size == 0 {
-            PartitionStatus::Available
-        } else {
-            PartitionStatus::NotAvailable
-        };
-        Ok(PartitionInfo {
-            status,
-            size,
-            resident: 0,
-            dirty: 0,
-            inflight: 0,
-            error: None,
-        })
+        let status =
+            if size == 0 { PartitionStatus::Available } else { PartitionStatus::NotAvailable };
+        Ok(PartitionInfo { status, size, resident: 0, dirty: 0, inflight: 0, error: None })
     }
 
     fn partition_value(&self, id: u64, own: &str) -> Result<Option<XattrAnswer>> {
@@ -154,11 +144,7 @@ impl Volume {
     fn backing_path(&self, id: u64) -> Result<std::path::PathBuf> {
         let path = self.tree.backing_path(id)?;
         let hidden = path.starts_with(&self.options.mountpoint);
-        Ok(if hidden {
-            std::path::PathBuf::new()
-        } else {
-            path
-        })
+        Ok(if hidden { std::path::PathBuf::new() } else { path })
     }
 
     /// Answers with the status as soon as nothing is in flight, or after a second.
@@ -166,11 +152,7 @@ impl Volume {
         let volume = self.clone();
         if id == ROOT_ID {
             let reply = move |_| {
-                let value = if volume.engine.inflight() {
-                    "inflight"
-                } else {
-                    "idle"
-                };
+                let value = if volume.engine.inflight() { "inflight" } else { "idle" };
                 answer(Ok(value.into()));
             };
             return self.engine.wait_all_idle(WAIT_MAX, Box::new(reply));
@@ -180,11 +162,7 @@ impl Volume {
                 key,
                 WAIT_MAX,
                 Box::new(move |_| {
-                    answer(
-                        volume
-                            .partition_info(id)
-                            .map(|info| info.status.as_str().into()),
-                    );
+                    answer(volume.partition_info(id).map(|info| info.status.as_str().into()));
                 }),
             ),
             Err(errno) => answer(Err(errno)),
@@ -198,11 +176,7 @@ impl Volume {
     /// What the swap folder fails with.
     pub fn list_xattrs(&self, id: u64) -> Result<Vec<u8>> {
         let mut names = Vec::new();
-        for name in self
-            .tree
-            .list_xattrs(id)?
-            .split_inclusive(|byte| *byte == 0)
-        {
+        for name in self.tree.list_xattrs(id)?.split_inclusive(|byte| *byte == 0) {
             if !name.starts_with(SWAP_PREFIX.as_bytes()) {
                 names.extend_from_slice(name);
             }
@@ -213,11 +187,7 @@ impl Volume {
             &ROOT_NAMES
         } else if self.tree.attributes(id)?.kind == FileKind::Regular {
             let failed = self.partition_info(id)?.error.is_some();
-            if failed {
-                &PARTITION_NAMES
-            } else {
-                &PARTITION_NAMES[..PARTITION_NAMES.len() - 1]
-            }
+            if failed { &PARTITION_NAMES } else { &PARTITION_NAMES[..PARTITION_NAMES.len() - 1] }
         } else {
             &[]
         };

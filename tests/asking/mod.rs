@@ -71,16 +71,9 @@ pub(crate) fn each_request_is_waited_for_until_it_is_done() {
     assert_eq!(rows[0]["status"], "inflight", "nobody waited");
     assert_done(&mount.run("release", &["late", "layers"], &["--wait"]));
     let rows = mount.json("swap-in", &["late", "layers/p0000[02]"], &["--wait"]);
-    let names: Vec<&str> = rows
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|row| row["path"].as_str().unwrap())
-        .collect();
-    assert_eq!(
-        names,
-        ["late", "layers/p00000", "layers/p00002"].map(|name| mount.path(name))
-    );
+    let names: Vec<&str> =
+        rows.as_array().unwrap().iter().map(|row| row["path"].as_str().unwrap()).collect();
+    assert_eq!(names, ["late", "layers/p00000", "layers/p00002"].map(|name| mount.path(name)));
 }
 
 pub(crate) fn what_is_refused_is_one_clear_line_each_and_the_others_are_asked() {
@@ -109,11 +102,7 @@ pub(crate) fn what_is_refused_is_one_clear_line_each_and_the_others_are_asked() 
     let folder = mount.0.folder.path().to_str().unwrap();
     let output = command("", &["swap-in", folder]).output().unwrap();
     assert_failed(&output, &format!("{folder} is not on a swapfs mount"));
-    let several = mount.run(
-        "swap-in",
-        &["denied", "good", "missing"],
-        &["--wait", "--json"],
-    );
+    let several = mount.run("swap-in", &["denied", "good", "missing"], &["--wait", "--json"]);
     assert_failed(
         &several,
         &format!(

@@ -56,12 +56,7 @@ macro_rules! suite {
 }
 
 fn settings() -> AioSettings {
-    AioSettings {
-        queue_depth: 8,
-        thread_count: 2,
-        stripe: BUFFER as u64,
-        ..Default::default()
-    }
+    AioSettings { queue_depth: 8, thread_count: 2, stripe: BUFFER as u64, ..Default::default() }
 }
 
 suite!(memory, Harness::memory(MemoryOptions::default()));
@@ -75,20 +70,8 @@ suite!(
 );
 suite!(threads, Harness::threads(&settings()));
 suite!(uring, Harness::uring(&settings()));
-suite!(
-    uring_single,
-    Harness::uring(&AioSettings {
-        single_submit: true,
-        ..settings()
-    })
-);
-suite!(
-    uring_batches,
-    Harness::uring(&AioSettings {
-        overlap_events: false,
-        ..settings()
-    })
-);
+suite!(uring_single, Harness::uring(&AioSettings { single_submit: true, ..settings() }));
+suite!(uring_batches, Harness::uring(&AioSettings { overlap_events: false, ..settings() }));
 suite!(
     uring_least,
     Harness::uring(&AioSettings {
@@ -101,11 +84,7 @@ suite!(
 );
 suite!(fault_free, {
     let inner = MemoryDevice::new(MemoryOptions::default()).unwrap();
-    let plan = FaultPlan {
-        late: 0.5,
-        late_max: Duration::from_millis(1),
-        ..FaultPlan::default()
-    };
+    let plan = FaultPlan { late: 0.5, late_max: Duration::from_millis(1), ..FaultPlan::default() };
     Harness::over_memory(FaultDevice::new(inner, 3, plan).unwrap())
 });
 
@@ -150,18 +129,13 @@ fn random_transfers(harness: &Harness) {
         for done in harness.sink.wait(BUFFERS) {
             let (offset, length) = (done.transfer.offset, lengths[done.transfer.token as usize]);
             assert_eq!(done.result, Ok(length));
-            let Action::Read(lease) = done.transfer.action else {
-                panic!("a read came in")
-            };
+            let Action::Read(lease) = done.transfer.action else { panic!("a read came in") };
             let wrong = (0..length).find(|at| lease[*at] != pattern(offset + *at as u64));
             assert_eq!(wrong, None, "at {offset} in round {round}");
         }
     }
     let stats = harness.device.stats();
-    assert_eq!(
-        (stats.reads, stats.writes),
-        (4 * BUFFERS as u64, 4 * BUFFERS as u64)
-    );
+    assert_eq!((stats.reads, stats.writes), (4 * BUFFERS as u64, 4 * BUFFERS as u64));
     assert_eq!(stats.read_bytes, stats.written_bytes);
     assert_eq!((stats.completed, stats.failed), (8 * BUFFERS as u64, 0));
     assert!(stats.submitted >= stats.completed);
@@ -192,12 +166,7 @@ fn read_only(harness: &Harness) {
 fn sync(harness: &Harness) {
     let file = harness.file();
     drop(harness.perform(&file, 0, Action::Write(harness.filled(0, 4096, 5))));
-    assert_eq!(
-        harness
-            .perform(&file, 0, Action::Sync { data_only: true })
-            .result,
-        Ok(0)
-    );
+    assert_eq!(harness.perform(&file, 0, Action::Sync { data_only: true }).result, Ok(0));
     assert_eq!(harness.device.stats().syncs, 1);
 }
 
@@ -213,9 +182,7 @@ fn shutdown(harness: &Harness) {
     let done = harness.perform(&file, 0, Action::Read(harness.buffer(0, 4096)));
     assert_eq!(done.result, Err(Errno::ENODEV));
     assert_eq!(
-        harness
-            .perform(&file, 0, Action::Sync { data_only: true })
-            .result,
+        harness.perform(&file, 0, Action::Sync { data_only: true }).result,
         Err(Errno::ENODEV)
     );
 }
@@ -231,29 +198,14 @@ impl CompletionSink for Chain {
     fn complete(&self, done: &mut Vec<Completion>) {
         for Completion { transfer, result } in done.drain(..) {
             assert_eq!(result, Ok(4096));
-            let Transfer {
-                token,
-                action,
-                file,
-                offset,
-            } = transfer;
+            let Transfer { token, action, file, offset } = transfer;
             let mut left = self.left.lock().unwrap();
             if *left > 0 {
                 *left -= 1;
-                let next = Transfer {
-                    token,
-                    action,
-                    file,
-                    offset: offset + 4096,
-                };
+                let next = Transfer { token, action, file, offset: offset + 4096 };
                 self.device.submit(&mut vec![next]);
             } else {
-                self.spare.lock().unwrap().push(Transfer {
-                    token,
-                    action,
-                    file,
-                    offset,
-                });
+                self.spare.lock().unwrap().push(Transfer { token, action, file, offset });
             }
         }
     }
@@ -269,12 +221,7 @@ fn chained(harness: Harness) {
     harness.sink.redirect(chain.clone());
     let writes = (0..4).map(|index| {
         let lease = harness.filled(index, 4096, index as u8);
-        transfer(
-            index as u64,
-            &file,
-            (index as u64) << 30,
-            Action::Write(lease),
-        )
+        transfer(index as u64, &file, (index as u64) << 30, Action::Write(lease))
     });
     harness.device.submit(&mut writes.collect());
     eventually("the chain ends", || chain.spare.lock().unwrap().len() == 4);
@@ -293,9 +240,7 @@ fn concurrent(harness: &Harness) {
                     let lease = harness.filled(index, 4096, index as u8);
                     let offset = (index * BUFFER) as u64;
                     let action = Action::Write(lease);
-                    harness
-                        .device
-                        .submit(&mut vec![transfer(index as u64, file, offset, action)]);
+                    harness.device.submit(&mut vec![transfer(index as u64, file, offset, action)]);
                 }
             });
         }

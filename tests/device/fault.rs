@@ -17,12 +17,8 @@ fn faulty(plan: FaultPlan) -> (std::sync::Arc<FaultDevice>, Harness) {
 
 #[test]
 fn errors_come_back_without_anything_moved() {
-    let plan = FaultPlan {
-        read_error: 1.0,
-        write_error: 1.0,
-        sync_error: 1.0,
-        ..FaultPlan::default()
-    };
+    let plan =
+        FaultPlan { read_error: 1.0, write_error: 1.0, sync_error: 1.0, ..FaultPlan::default() };
     let (device, harness) = faulty(plan);
     let file = harness.file();
     let write = harness.perform(&file, 0, Action::Write(harness.filled(0, 4096, 1)));
@@ -30,25 +26,13 @@ fn errors_come_back_without_anything_moved() {
     drop(write);
     let read = harness.perform(&file, 0, Action::Read(harness.buffer(0, 4096)));
     assert_eq!(read.result, Err(Errno::EIO));
-    assert_eq!(
-        harness
-            .perform(&file, 0, Action::Sync { data_only: true })
-            .result,
-        Err(Errno::EIO)
-    );
+    assert_eq!(harness.perform(&file, 0, Action::Sync { data_only: true }).result, Err(Errno::EIO));
     assert_eq!(file.status().unwrap().size, 0);
-    let mut counts = FaultCounts {
-        read_error: 1,
-        write_error: 1,
-        sync_error: 1,
-        ..FaultCounts::default()
-    };
+    let mut counts =
+        FaultCounts { read_error: 1, write_error: 1, sync_error: 1, ..FaultCounts::default() };
     assert_eq!(device.counts(), counts);
 
-    device.set_plan(FaultPlan {
-        write_no_space: 1.0,
-        ..FaultPlan::default()
-    });
+    device.set_plan(FaultPlan { write_no_space: 1.0, ..FaultPlan::default() });
     drop(read);
     let write = harness.perform(&file, 0, Action::Write(harness.filled(0, 4096, 1)));
     assert_eq!(write.result, Err(Errno::ENOSPC));
@@ -63,20 +47,15 @@ fn errors_come_back_without_anything_moved() {
 
 #[test]
 fn short_transfers_move_an_aligned_prefix() {
-    let (device, harness) = faulty(FaultPlan {
-        short_read: 1.0,
-        short_write: 1.0,
-        ..FaultPlan::default()
-    });
+    let (device, harness) =
+        faulty(FaultPlan { short_read: 1.0, short_write: 1.0, ..FaultPlan::default() });
     let file = harness.file();
     for round in 0..50 {
         let offset = round * BUFFER as u64;
         let write = harness.perform(&file, offset, Action::Write(harness.filled(0, BUFFER, 9)));
         let written = write.result.unwrap();
         assert!(written > 0 && written < BUFFER && written.is_multiple_of(4096));
-        let Action::Write(lease) = &write.transfer.action else {
-            panic!("a write came in")
-        };
+        let Action::Write(lease) = &write.transfer.action else { panic!("a write came in") };
         assert_eq!((lease.offset(), lease.len()), (0, BUFFER));
         assert_eq!(file.status().unwrap().size, offset + written as u64);
         drop(write);
@@ -87,9 +66,7 @@ fn short_transfers_move_an_aligned_prefix() {
         let read = harness.perform(&file, offset, Action::Read(lease));
         let count = read.result.unwrap();
         assert!(count > 0 && count < BUFFER && count.is_multiple_of(4096));
-        let Action::Read(lease) = read.transfer.action else {
-            panic!("a read came in")
-        };
+        let Action::Read(lease) = read.transfer.action else { panic!("a read came in") };
         assert_eq!(lease.len(), BUFFER);
         let expected = |at| match at {
             _ if at >= count => 3,
@@ -98,10 +75,7 @@ fn short_transfers_move_an_aligned_prefix() {
         };
         assert!((0..BUFFER).all(|at| lease[at] == expected(at)));
     }
-    assert_eq!(
-        (device.counts().short_read, device.counts().short_write),
-        (50, 50)
-    );
+    assert_eq!((device.counts().short_read, device.counts().short_write), (50, 50));
     // Too short to be cut.
     let write = harness.perform(&file, 0, Action::Write(harness.filled(0, 4096, 9)));
     assert_eq!(write.result, Ok(4096));
@@ -109,27 +83,13 @@ fn short_transfers_move_an_aligned_prefix() {
 
 #[test]
 fn late_completions_all_arrive_and_shutdown_waits_for_them() {
-    let plan = FaultPlan {
-        late: 1.0,
-        late_max: Duration::from_millis(20),
-        ..FaultPlan::default()
-    };
+    let plan = FaultPlan { late: 1.0, late_max: Duration::from_millis(20), ..FaultPlan::default() };
     let (device, harness) = faulty(plan);
     let file = harness.file();
     harness.device.submit(&mut harness.writes(&file, 32));
-    assert!(
-        harness
-            .sink
-            .wait(32)
-            .iter()
-            .all(|done| done.result == Ok(BUFFER))
-    );
+    assert!(harness.sink.wait(32).iter().all(|done| done.result == Ok(BUFFER)));
     assert_eq!(device.counts().late, 32);
-    device.set_plan(FaultPlan {
-        late: 1.0,
-        late_max: Duration::from_secs(60),
-        ..plan
-    });
+    device.set_plan(FaultPlan { late: 1.0, late_max: Duration::from_secs(60), ..plan });
     harness.device.submit(&mut harness.writes(&file, 8));
     harness.device.shutdown();
     assert_eq!(harness.sink.count(), 8);
@@ -152,9 +112,7 @@ fn same_seed_same_faults() {
                 0 => Action::Write(harness.filled(0, BUFFER, 1)),
                 _ => Action::Read(harness.buffer(0, BUFFER)),
             };
-            harness
-                .device
-                .submit(&mut vec![transfer(index, &file, 0, action)]);
+            harness.device.submit(&mut vec![transfer(index, &file, 0, action)]);
             harness.sink.wait(1).pop().unwrap().result
         };
         (0..100).map(outcome).collect::<Vec<_>>()

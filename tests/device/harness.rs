@@ -16,10 +16,7 @@ use swapfs::aio::uring::UringDevice;
 use swapfs::pool::{Arena, ArenaOptions, ReadLease, WriteLease};
 
 pub(crate) const ALIGNMENT: usize = 4096;
-pub(crate) const GEOMETRY: Geometry = Geometry {
-    alignment: ALIGNMENT,
-    direct: true,
-};
+pub(crate) const GEOMETRY: Geometry = Geometry { alignment: ALIGNMENT, direct: true };
 /// Bytes of one buffer of the harness.
 pub(crate) const BUFFER: usize = 64 << 10;
 pub(crate) const BUFFERS: usize = 64;
@@ -51,11 +48,7 @@ impl Collector {
         let mut done = self.done.lock().unwrap();
         while done.len() < count {
             let left = end.saturating_duration_since(Instant::now());
-            assert!(
-                !left.is_zero(),
-                "{} of {count} completions in time",
-                done.len()
-            );
+            assert!(!left.is_zero(), "{} of {count} completions in time", done.len());
             done = self.arrived.wait_timeout(done, left).unwrap().0;
         }
         std::mem::take(&mut *done)
@@ -81,12 +74,7 @@ pub(crate) struct Harness {
 
 pub(crate) fn arena() -> Arc<Arena> {
     let size = BUFFER * BUFFERS;
-    Arena::new(ArenaOptions {
-        size,
-        pin_memory: false,
-        huge_pages: true,
-    })
-    .unwrap()
+    Arena::new(ArenaOptions { size, pin_memory: false, huge_pages: true }).unwrap()
 }
 
 /// A folder on a real filesystem that does direct I/O.
@@ -98,21 +86,12 @@ impl Harness {
     pub(crate) fn new(device: Arc<dyn Device>, arena: Arc<Arena>) -> Self {
         let sink = Arc::new(Collector::default());
         device.connect(Arc::clone(&sink) as Arc<dyn CompletionSink>);
-        Self {
-            device,
-            arena,
-            sink,
-            folder: folder(),
-            memory: false,
-        }
+        Self { device, arena, sink, folder: folder(), memory: false }
     }
 
     pub(crate) fn uring(settings: &AioSettings) -> Self {
         let arena = arena();
-        Self::new(
-            UringDevice::new(settings, Some(arena.clone()), GEOMETRY).unwrap(),
-            arena,
-        )
+        Self::new(UringDevice::new(settings, Some(arena.clone()), GEOMETRY).unwrap(), arena)
     }
 
     pub(crate) fn threads(settings: &AioSettings) -> Self {
@@ -121,18 +100,12 @@ impl Harness {
 
     pub(crate) fn memory(options: MemoryOptions) -> Self {
         let device = MemoryDevice::new(options).unwrap();
-        Self {
-            memory: true,
-            ..Self::new(device, arena())
-        }
+        Self { memory: true, ..Self::new(device, arena()) }
     }
 
     /// For a device that decorates a memory device.
     pub(crate) fn over_memory(device: Arc<dyn Device>) -> Self {
-        Self {
-            memory: true,
-            ..Self::new(device, arena())
-        }
+        Self { memory: true, ..Self::new(device, arena()) }
     }
 
     /// A new empty file, for writing and for reading only.
@@ -142,10 +115,7 @@ impl Harness {
             let twin = file.reopen(false);
             return (Arc::new(file), Arc::new(twin));
         }
-        let path = tempfile::Builder::new()
-            .tempfile_in(&self.folder)
-            .unwrap()
-            .into_temp_path();
+        let path = tempfile::Builder::new().tempfile_in(&self.folder).unwrap().into_temp_path();
         let open = |write: bool| -> File {
             let mut options = OpenOptions::new();
             options.read(true).write(write).custom_flags(libc::O_DIRECT);
@@ -177,13 +147,9 @@ impl Harness {
 
     /// Submits one transfer and waits for it.
     pub(crate) fn perform(
-        &self,
-        file: &Arc<dyn BackingFile>,
-        offset: u64,
-        action: Action,
+        &self, file: &Arc<dyn BackingFile>, offset: u64, action: Action,
     ) -> Completion {
-        self.device
-            .submit(&mut vec![transfer(0, file, offset, action)]);
+        self.device.submit(&mut vec![transfer(0, file, offset, action)]);
         let mut done = self.sink.wait(1);
         assert_eq!(done.len(), 1);
         done.pop().unwrap()
@@ -193,29 +159,16 @@ impl Harness {
     pub(crate) fn writes(&self, file: &Arc<dyn BackingFile>, count: usize) -> Vec<Transfer> {
         let write = |index: usize| {
             let lease = self.filled(index, BUFFER, index as u8);
-            transfer(
-                index as u64,
-                file,
-                (index * BUFFER) as u64,
-                Action::Write(lease),
-            )
+            transfer(index as u64, file, (index * BUFFER) as u64, Action::Write(lease))
         };
         (0..count).map(write).collect()
     }
 }
 
 pub(crate) fn transfer(
-    token: u64,
-    file: &Arc<dyn BackingFile>,
-    offset: u64,
-    action: Action,
+    token: u64, file: &Arc<dyn BackingFile>, offset: u64, action: Action,
 ) -> Transfer {
-    Transfer {
-        token,
-        action,
-        file: Arc::clone(file),
-        offset,
-    }
+    Transfer { token, action, file: Arc::clone(file), offset }
 }
 
 /// Waits until `condition` holds.
@@ -232,10 +185,7 @@ pub(crate) struct Sequence(pub(crate) u64);
 
 impl Sequence {
     pub(crate) fn below(&mut self, bound: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         (self.0 >> 33) as usize % bound
     }
 }

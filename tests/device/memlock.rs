@@ -21,11 +21,7 @@ fn in_child(test: &str, limit: u64) {
     unsafe { child.pre_exec(move || limit_memory_lock(limit)) };
     let output = child.output().unwrap();
     let said = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&said)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
     assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
 }
 
@@ -33,10 +29,7 @@ fn limit_memory_lock(limit: u64) -> std::io::Result<()> {
     // Fails for users who have no such capability to lose; their limit holds anyway.
     // SAFETY: this prctl takes plain numbers.
     unsafe { libc::prctl(libc::PR_CAPBSET_DROP, CAP_IPC_LOCK, 0, 0, 0) };
-    let limit = rustix::process::Rlimit {
-        current: Some(limit),
-        maximum: Some(limit),
-    };
+    let limit = rustix::process::Rlimit { current: Some(limit), maximum: Some(limit) };
     rustix::process::setrlimit(rustix::process::Resource::Memlock, limit)?;
     Ok(())
 }
@@ -58,20 +51,12 @@ fn rings_share_registered_memory_where_the_kernel_lets_them() {
             return;
         }
         // Enough for the harness's 4 MiB once, not for each of three rings.
-        in_child(
-            "memlock::rings_share_registered_memory_where_the_kernel_lets_them",
-            6 << 20,
-        );
+        in_child("memlock::rings_share_registered_memory_where_the_kernel_lets_them", 6 << 20);
         return;
     }
-    let harness = Harness::uring(&AioSettings {
-        thread_count: 3,
-        ..Default::default()
-    });
+    let harness = Harness::uring(&AioSettings { thread_count: 3, ..Default::default() });
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release
-        .split('.')
-        .map(|part| part.parse::<u32>().unwrap_or(0));
+    let mut numbers = release.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     if version < (6, 12) {
         println!("skipped: Linux {release} cannot share registered memory (6.12 can)");
@@ -80,42 +65,23 @@ fn rings_share_registered_memory_where_the_kernel_lets_them() {
     assert!(harness.device.stats().registered_buffers);
     let file = harness.file();
     harness.device.submit(&mut harness.writes(&file, 16));
-    assert!(
-        harness
-            .sink
-            .wait(16)
-            .iter()
-            .all(|done| done.result == Ok(BUFFER))
-    );
+    assert!(harness.sink.wait(16).iter().all(|done| done.result == Ok(BUFFER)));
 }
 
 fn unlocked() {
-    let arena = Arena::new(ArenaOptions {
-        size: 4 << 20,
-        pin_memory: true,
-        huge_pages: true,
-    })
-    .unwrap();
+    let arena =
+        Arena::new(ArenaOptions { size: 4 << 20, pin_memory: true, huge_pages: true }).unwrap();
     assert!(!arena.locked());
     let reason = arena.lock_refusal().expect("a reason");
     assert!(reason.contains("RLIMIT_MEMLOCK is 64 KiB"), "{reason}");
     // Newer kernels count the rings themselves, per user, so even they may be refused.
     let arena = super::harness::arena();
-    let settings = AioSettings {
-        thread_count: 2,
-        ..Default::default()
-    };
+    let settings = AioSettings { thread_count: 2, ..Default::default() };
     let (device, why) = open_device(&settings, &arena, ALIGNMENT, true).unwrap();
     assert_eq!(why.is_some(), device.stats().engine == "threads");
     let harness = Harness::new(device, arena);
     assert!(!harness.device.stats().registered_buffers);
     let file = harness.file();
     harness.device.submit(&mut harness.writes(&file, 16));
-    assert!(
-        harness
-            .sink
-            .wait(16)
-            .iter()
-            .all(|done| done.result == Ok(BUFFER))
-    );
+    assert!(harness.sink.wait(16).iter().all(|done| done.result == Ok(BUFFER)));
 }

@@ -11,20 +11,13 @@ use swapfs::aio::{AioSettings, Engine, open_device};
 use super::harness::{ALIGNMENT, BUFFER, Harness, arena, eventually, transfer};
 
 fn settings() -> AioSettings {
-    AioSettings {
-        queue_depth: 8,
-        stripe: BUFFER as u64,
-        ..Default::default()
-    }
+    AioSettings { queue_depth: 8, stripe: BUFFER as u64, ..Default::default() }
 }
 
 /// A file whose reads stay in flight until something is written to the other end.
 fn stuck() -> (Arc<dyn BackingFile>, std::io::PipeWriter) {
     let (reader, writer) = std::io::pipe().unwrap();
-    (
-        Arc::new(DiskFile::new(OwnedFd::from(reader)).unwrap()),
-        writer,
-    )
+    (Arc::new(DiskFile::new(OwnedFd::from(reader)).unwrap()), writer)
 }
 
 /// Counters are those of one batch only if the thread sleeps when it is submitted.
@@ -35,10 +28,7 @@ fn settle(harness: &Harness, file: &Arc<dyn BackingFile>) {
 
 #[test]
 fn batches_are_submitted_by_one_call_and_waited_for_as_a_whole() {
-    let harness = Harness::uring(&AioSettings {
-        overlap_events: false,
-        ..settings()
-    });
+    let harness = Harness::uring(&AioSettings { overlap_events: false, ..settings() });
     let file = harness.file();
     settle(&harness, &file);
     let before = harness.device.stats();
@@ -52,19 +42,13 @@ fn batches_are_submitted_by_one_call_and_waited_for_as_a_whole() {
 #[test]
 fn single_submit_makes_a_call_for_each_transfer() {
     for overlap_events in [true, false] {
-        let harness = Harness::uring(&AioSettings {
-            single_submit: true,
-            overlap_events,
-            ..settings()
-        });
+        let harness =
+            Harness::uring(&AioSettings { single_submit: true, overlap_events, ..settings() });
         let file = harness.file();
         harness.device.submit(&mut harness.writes(&file, 32));
         drop(harness.sink.wait(32));
         let stats = harness.device.stats();
-        assert_eq!(
-            (stats.submit_calls, stats.submitted, stats.batch_max),
-            (32, 32, 1)
-        );
+        assert_eq!((stats.submit_calls, stats.submitted, stats.batch_max), (32, 32, 1));
         assert!(stats.inflight_max <= 8);
     }
 }
@@ -75,17 +59,9 @@ fn overlap_events_keeps_submitting_while_a_transfer_is_in_flight() {
     let file = harness.file();
     let (pipe, mut writer) = stuck();
     let read = Action::Read(harness.buffer(63, 4096));
-    harness
-        .device
-        .submit(&mut vec![transfer(99, &pipe, 0, read)]);
+    harness.device.submit(&mut vec![transfer(99, &pipe, 0, read)]);
     harness.device.submit(&mut harness.writes(&file, 32));
-    assert!(
-        harness
-            .sink
-            .wait(32)
-            .iter()
-            .all(|done| done.transfer.token != 99)
-    );
+    assert!(harness.sink.wait(32).iter().all(|done| done.transfer.token != 99));
     writer.write_all(&[1; 100]).unwrap();
     assert_eq!(harness.sink.wait(1)[0].result, Ok(100));
     assert!(harness.device.stats().inflight_max <= 8);
@@ -93,26 +69,16 @@ fn overlap_events_keeps_submitting_while_a_transfer_is_in_flight() {
 
 #[test]
 fn without_overlap_events_a_batch_ends_before_the_next_begins() {
-    let harness = Harness::uring(&AioSettings {
-        overlap_events: false,
-        ..settings()
-    });
+    let harness = Harness::uring(&AioSettings { overlap_events: false, ..settings() });
     let file = harness.file();
     let (pipe, mut writer) = stuck();
     let read = Action::Read(harness.buffer(63, 4096));
     settle(&harness, &file);
-    harness
-        .device
-        .submit(&mut vec![transfer(99, &pipe, 0, read)]);
-    eventually("the read is in flight", || {
-        harness.device.stats().submitted == 2
-    });
+    harness.device.submit(&mut vec![transfer(99, &pipe, 0, read)]);
+    eventually("the read is in flight", || harness.device.stats().submitted == 2);
     harness.device.submit(&mut harness.writes(&file, 4));
     std::thread::sleep(std::time::Duration::from_millis(100));
-    assert_eq!(
-        (harness.sink.count(), harness.device.stats().submitted),
-        (0, 2)
-    );
+    assert_eq!((harness.sink.count(), harness.device.stats().submitted), (0, 2));
     writer.write_all(&[1; 100]).unwrap();
     drop(harness.sink.wait(5));
     assert_eq!(harness.device.stats().submitted, 6);
@@ -121,10 +87,7 @@ fn without_overlap_events_a_batch_ends_before_the_next_begins() {
 #[test]
 fn no_more_than_the_queue_depth_is_in_flight() {
     for queue_depth in [1, 3, 16] {
-        let harness = Harness::uring(&AioSettings {
-            queue_depth,
-            ..settings()
-        });
+        let harness = Harness::uring(&AioSettings { queue_depth, ..settings() });
         let file = harness.file();
         for _ in 0..4 {
             harness.device.submit(&mut harness.writes(&file, 48));
@@ -139,27 +102,15 @@ fn no_more_than_the_queue_depth_is_in_flight() {
 
 #[test]
 fn reads_overtake_waiting_writes() {
-    let harness = Harness::uring(&AioSettings {
-        queue_depth: 1,
-        ..settings()
-    });
+    let harness = Harness::uring(&AioSettings { queue_depth: 1, ..settings() });
     let file = harness.file();
     let (pipe, mut writer) = stuck();
     let read = Action::Read(harness.buffer(63, 4096));
-    harness
-        .device
-        .submit(&mut vec![transfer(99, &pipe, 0, read)]);
-    eventually("the read is in flight", || {
-        harness.device.stats().submitted == 1
-    });
+    harness.device.submit(&mut vec![transfer(99, &pipe, 0, read)]);
+    eventually("the read is in flight", || harness.device.stats().submitted == 1);
     let mut batch = harness.writes(&file, 4);
     let reads = (10..14).map(|index: usize| {
-        transfer(
-            index as u64,
-            &file,
-            0,
-            Action::Read(harness.buffer(index, ALIGNMENT)),
-        )
+        transfer(index as u64, &file, 0, Action::Read(harness.buffer(index, ALIGNMENT)))
     });
     batch.extend(reads);
     harness.device.submit(&mut batch);
@@ -171,17 +122,11 @@ fn reads_overtake_waiting_writes() {
 
 #[test]
 fn pool_and_files_are_registered() {
-    let harness = Harness::uring(&AioSettings {
-        thread_count: 3,
-        ..settings()
-    });
+    let harness = Harness::uring(&AioSettings { thread_count: 3, ..settings() });
     let stats = harness.device.stats();
     assert_eq!(stats.engine, "io_uring");
     assert!(stats.registered_files);
-    assert!(
-        stats.registered_buffers,
-        "needs CAP_IPC_LOCK or RLIMIT_MEMLOCK of 8 MiB"
-    );
+    assert!(stats.registered_buffers, "needs CAP_IPC_LOCK or RLIMIT_MEMLOCK of 8 MiB");
 }
 
 #[test]
@@ -199,10 +144,7 @@ fn memory_of_another_arena_is_transferred_too() {
 #[test]
 fn dropped_unlinked_file_gives_its_space_back_though_registered() {
     const SPACE: u64 = 2 << 30;
-    let harness = Harness::uring(&AioSettings {
-        thread_count: 2,
-        ..settings()
-    });
+    let harness = Harness::uring(&AioSettings { thread_count: 2, ..settings() });
     let free = || {
         let stat = rustix::fs::statvfs(harness.folder.path()).unwrap();
         stat.f_bfree * stat.f_frsize
@@ -223,23 +165,14 @@ fn dropped_unlinked_file_gives_its_space_back_though_registered() {
 fn engines_are_chosen() {
     let arena = arena();
     let open = |engine| {
-        let settings = AioSettings {
-            engine,
-            ..settings()
-        };
+        let settings = AioSettings { engine, ..settings() };
         open_device(&settings, &arena, ALIGNMENT, true).unwrap()
     };
     let (device, why) = open(Engine::Threads);
     assert_eq!((device.stats().engine, why), ("threads", None));
     let (device, why) = open(Engine::IoUring);
     assert_eq!((device.stats().engine, why), ("io_uring", None));
-    assert_eq!(
-        (device.geometry().alignment, device.geometry().direct),
-        (ALIGNMENT, true)
-    );
-    let wrong = AioSettings {
-        queue_depth: 0,
-        ..settings()
-    };
+    assert_eq!((device.geometry().alignment, device.geometry().direct), (ALIGNMENT, true));
+    let wrong = AioSettings { queue_depth: 0, ..settings() };
     assert!(open_device(&wrong, &arena, ALIGNMENT, true).is_err());
 }

@@ -36,11 +36,7 @@ struct FakeService {
 
 impl Factory for FakeFactory {
     fn start(
-        &self,
-        _config: &Config,
-        swap: &SwapFolder,
-        mountpoint: &Path,
-        fuse: OwnedFd,
+        &self, _config: &Config, swap: &SwapFolder, mountpoint: &Path, fuse: OwnedFd,
     ) -> Result<Arc<dyn Service>, String> {
         let behaviour = std::env::var(BEHAVIOUR).unwrap_or_default();
         match behaviour.as_str() {
@@ -96,10 +92,7 @@ impl Service for FakeService {
         if self.behaviour == "slow-finish" {
             std::thread::sleep(SLOW);
         }
-        log::info!(
-            "synchronized {} times, finished",
-            self.synchronized.load(Ordering::Relaxed)
-        );
+        log::info!("synchronized {} times, finished", self.synchronized.load(Ordering::Relaxed));
         match self.behaviour.as_str() {
             "finish-fails" => Err(vec!["a/b".to_owned(), "c".to_owned()]),
             _ => Ok(()),
@@ -118,21 +111,13 @@ impl FakeFs {
         let is_folder = matches!(ino, INodeNo::ROOT | CONTROL);
         FileAttr {
             ino,
-            size: if ino == STATS {
-                self.0.stats.len() as u64
-            } else {
-                0
-            },
+            size: if ino == STATS { self.0.stats.len() as u64 } else { 0 },
             blocks: 0,
             atime: UNIX_EPOCH,
             mtime: UNIX_EPOCH,
             ctime: UNIX_EPOCH,
             crtime: UNIX_EPOCH,
-            kind: if is_folder {
-                FileType::Directory
-            } else {
-                FileType::RegularFile
-            },
+            kind: if is_folder { FileType::Directory } else { FileType::RegularFile },
             perm: if is_folder { 0o755 } else { 0o644 },
             nlink: 1,
             uid: 0,
@@ -168,11 +153,7 @@ impl Filesystem for FakeFs {
             (CONTROL, Some("stats.json")) => STATS,
             _ => return reply.error(Errno::ENOENT),
         };
-        reply.entry(
-            &Duration::from_secs(1),
-            &self.attributes(ino),
-            Generation(0),
-        );
+        reply.entry(&Duration::from_secs(1), &self.attributes(ino), Generation(0));
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -180,26 +161,15 @@ impl Filesystem for FakeFs {
     }
 
     fn read(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
-        _size: u32,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyData,
+        &self, _req: &Request, _ino: INodeNo, _fh: FileHandle, offset: u64, _size: u32,
+        _flags: OpenFlags, _lock_owner: Option<LockOwner>, reply: ReplyData,
     ) {
         let from = usize::try_from(offset).unwrap().min(self.0.stats.len());
         reply.data(&self.0.stats.as_bytes()[from..]);
     }
 
     fn readdir(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
+        &self, _req: &Request, _ino: INodeNo, _fh: FileHandle, offset: u64,
         mut reply: ReplyDirectory,
     ) {
         if offset == 0 {
@@ -209,12 +179,7 @@ impl Filesystem for FakeFs {
     }
 
     fn fsyncdir(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _datasync: bool,
-        reply: ReplyEmpty,
+        &self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty,
     ) {
         match self.0.behaviour.as_str() {
             "fsync-fails" => return reply.error(Errno::EIO),

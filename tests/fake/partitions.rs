@@ -54,17 +54,12 @@ pub(crate) struct Partitions {
 
 impl Partitions {
     pub(crate) fn new(count: &str) -> Self {
-        Self {
-            count: count.parse().unwrap(),
-            states: Mutex::new(HashMap::new()),
-        }
+        Self { count: count.parse().unwrap(), states: Mutex::new(HashMap::new()) }
     }
 
     fn special(ino: u64) -> Special {
         let index = usize::try_from(ino - FIRST_SPECIAL).unwrap();
-        SPECIALS
-            .get(index)
-            .map_or(Special::Waits(1), |entry| entry.1)
+        SPECIALS.get(index).map_or(Special::Waits(1), |entry| entry.1)
     }
 
     fn entries(&self, folder: u64) -> Vec<(u64, FileType, String)> {
@@ -72,15 +67,11 @@ impl Partitions {
             let names = (0..self.count).map(|index| format!("p{index:05}"));
             let inos = FIRST_LAYER..;
             let files = inos.zip(names);
-            return files
-                .map(|(ino, name)| (ino, FileType::RegularFile, name))
-                .collect();
+            return files.map(|(ino, name)| (ino, FileType::RegularFile, name)).collect();
         }
         let specials = (FIRST_SPECIAL..).zip(SPECIALS);
         let files = specials.map(|(ino, (name, _))| (ino, FileType::RegularFile, name.to_owned()));
-        std::iter::once((LAYERS, FileType::Directory, "layers".to_owned()))
-            .chain(files)
-            .collect()
+        std::iter::once((LAYERS, FileType::Directory, "layers".to_owned())).chain(files).collect()
     }
 
     fn attributes(ino: u64) -> FileAttr {
@@ -170,10 +161,7 @@ impl Partitions {
         {
             return Err(errno);
         }
-        self.states
-            .lock()
-            .unwrap()
-            .insert(ino, State { request, waits: 0 });
+        self.states.lock().unwrap().insert(ino, State { request, waits: 0 });
         Ok(())
     }
 }
@@ -186,15 +174,11 @@ impl Filesystem for Partitions {
             LAYERS => {
                 let index = name.to_str().and_then(|name| name.strip_prefix('p'));
                 let index = index.and_then(|digits| digits.parse::<u64>().ok());
-                index
-                    .filter(|index| *index < self.count)
-                    .map(|index| FIRST_LAYER + index)
+                index.filter(|index| *index < self.count).map(|index| FIRST_LAYER + index)
             }
             folder => {
                 let mut entries = self.entries(folder).into_iter();
-                entries
-                    .find(|entry| name == entry.2.as_str())
-                    .map(|entry| entry.0)
+                entries.find(|entry| name == entry.2.as_str()).map(|entry| entry.0)
             }
         };
         match found {
@@ -208,11 +192,7 @@ impl Filesystem for Partitions {
     }
 
     fn readdir(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
+        &self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64,
         mut reply: ReplyDirectory,
     ) {
         let skipped = usize::try_from(offset).unwrap();
@@ -225,9 +205,7 @@ impl Filesystem for Partitions {
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let own = name
-            .to_str()
-            .and_then(|name| name.strip_prefix("user.swap."));
+        let own = name.to_str().and_then(|name| name.strip_prefix("user.swap."));
         match own.and_then(|name| self.value(ino.0, name)) {
             None => reply.error(Errno::ENODATA),
             Some(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap()),
@@ -236,14 +214,8 @@ impl Filesystem for Partitions {
     }
 
     fn setxattr(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        name: &OsStr,
-        value: &[u8],
-        _flags: i32,
-        _position: u32,
-        reply: ReplyEmpty,
+        &self, _req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], _flags: i32,
+        _position: u32, reply: ReplyEmpty,
     ) {
         match name.to_str() {
             Some("user.swap.request") => match self.ask(ino.0, value) {

@@ -26,9 +26,7 @@ fn random_operations(random: &mut Random, handle: &Handle, path: &Path, rounds: 
         memory[skip..skip + length].copy_from_slice(&bytes);
         match kind {
             0 => handle.sync_pwrite(&bytes, path, at).unwrap(),
-            1 => handle
-                .pwrite(memory.narrow(skip..skip + length), path, true, at)
-                .unwrap(),
+            1 => handle.pwrite(memory.narrow(skip..skip + length), path, true, at).unwrap(),
             2 => {
                 let part = memory.split_at(skip).1.split_at(length).0;
                 let finished = handle.async_pwrite(part, path, at).unwrap().finish();
@@ -69,10 +67,7 @@ fn any_size_and_any_alignment() {
     for (path, engine) in [
         (folder.path().join("random"), Engine::Auto),
         (folder.path().join("random"), Engine::Threads),
-        (
-            PathBuf::from(format!("/dev/shm/handle-{}", std::process::id())),
-            Engine::Auto,
-        ),
+        (PathBuf::from(format!("/dev/shm/handle-{}", std::process::id())), Engine::Auto),
     ] {
         for (block_size, threads) in [(KIB, 2), (5000, 3), (1 << 20, 1)] {
             let options = HandleOptions {
@@ -134,28 +129,19 @@ fn pending_neighbours_do_not_touch_each_other() {
 fn beyond_4_gib() {
     let folder = folder();
     let path = folder.path().join("sparse");
-    let handle = Handle::new(HandleOptions {
-        intra_op_parallelism: 3,
-        ..HandleOptions::default()
-    })
-    .unwrap();
+    let handle =
+        Handle::new(HandleOptions { intra_op_parallelism: 3, ..HandleOptions::default() }).unwrap();
     let bytes = Random::seeded().bytes(3 << 20);
     for offset in [(5 << 30) + 4096, (6 << 30) + 77_u64] {
-        let write = handle
-            .async_pwrite(tensor(&handle, &bytes), &path, offset)
-            .unwrap();
+        let write = handle.async_pwrite(tensor(&handle, &bytes), &path, offset).unwrap();
         assert_eq!(handle.wait(), Ok(1));
-        let read = handle
-            .async_pread(write.into_buffer(), &path, offset)
-            .unwrap();
+        let read = handle.async_pread(write.into_buffer(), &path, offset).unwrap();
         assert_eq!(*read.finish().buffer, *bytes);
         assert_eq!(handle.wait(), Ok(1));
         assert_eq!(std::fs::metadata(&path).unwrap().len(), offset + (3 << 20));
     }
     let mut hole = [1; 1000];
-    handle
-        .sync_pread(&mut hole, &path, (4 << 30) - 500)
-        .unwrap();
+    handle.sync_pread(&mut hole, &path, (4 << 30) - 500).unwrap();
     assert_eq!(hole, [0; 1000]);
 }
 
@@ -182,10 +168,7 @@ fn no_space_is_reported() {
         return;
     }
     let path = folder.path().join("file");
-    let options = HandleOptions {
-        block_size: 64 * KIB,
-        ..DEEPSPEED
-    };
+    let options = HandleOptions { block_size: 64 * KIB, ..DEEPSPEED };
     let outcome = std::panic::catch_unwind(|| {
         both_engines(|engine| {
             let handle = Handle::with_engine(options, engine).unwrap();
@@ -234,10 +217,7 @@ fn settings_show_in_the_statistics() {
         assert!(tensor.iter().all(|byte| *byte == 1));
         let stats = handle.stats();
         println!("{stats:?}");
-        assert_eq!(
-            (stats.reads, stats.read_bytes, stats.failed),
-            (64, 1 << 20, 0)
-        );
+        assert_eq!((stats.reads, stats.read_bytes, stats.failed), (64, 1 << 20, 0));
         let io_uring = handle.engine_refusal().is_none();
         (io_uring, stats)
     };
@@ -275,11 +255,7 @@ fn bounce_buffers_are_waited_for() {
         assert_eq!(handle.wait(), Ok(40));
         drop(writes);
         let reads: Vec<_> = (0..41)
-            .map(|index| {
-                handle
-                    .async_pread(vec![0; 100_003], path(index), 0)
-                    .unwrap()
-            })
+            .map(|index| handle.async_pread(vec![0; 100_003], path(index), 0).unwrap())
             .collect();
         let mut again = vec![0; 100_003];
         handle.sync_pread(&mut again, path(40), 0).unwrap();
@@ -299,9 +275,7 @@ fn dropping_a_handle_waits() {
     let writes: Vec<_> = (0..4)
         .map(|index| {
             let path = folder.path().join(format!("file{index}"));
-            handle
-                .async_pwrite(tensor(&handle, &bytes), path, index)
-                .unwrap()
+            handle.async_pwrite(tensor(&handle, &bytes), path, index).unwrap()
         })
         .collect();
     drop(handle);

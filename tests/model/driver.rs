@@ -123,11 +123,7 @@ enum Effect {
 /// The bytes that a call touches which makes the file longer when it ends beyond the end.
 fn growing(offset: u64, length: u64) -> impl Fn(u64) -> Range<u64> {
     move |size| {
-        if offset + length > size {
-            offset.min(size)..u64::MAX
-        } else {
-            offset..offset + length
-        }
+        if offset + length > size { offset.min(size)..u64::MAX } else { offset..offset + length }
     }
 }
 
@@ -150,13 +146,7 @@ impl Drop for Driver {
 
 impl Driver {
     pub(crate) fn new(world: Arc<World>, rng: Rng, slots: Vec<Slot>) -> Driver {
-        Driver {
-            world,
-            rng,
-            slots,
-            flights: Vec::new(),
-            log: Vec::new(),
-        }
+        Driver { world, rng, slots, flights: Vec::new(), log: Vec::new() }
     }
 
     fn note(&mut self, text: &str) {
@@ -203,8 +193,7 @@ impl Driver {
 
     fn open(&mut self, slot: usize) -> bool {
         let (read, write) =
-            self.rng
-                .pick(&[(true, true), (true, true), (true, false), (false, true)]);
+            self.rng.pick(&[(true, true), (true, true), (true, false), (false, true)]);
         let at = &mut self.slots[slot];
         let failures = self.world.failures(&at.file);
         let info = self.world.engine.info(at.file.key);
@@ -286,11 +275,7 @@ impl Driver {
 
     /// Waits for what touches the same bytes, which depend on the file's size; returns them.
     fn clear(
-        &mut self,
-        slot: usize,
-        changes: bool,
-        what: &str,
-        range: impl Fn(u64) -> Range<u64>,
+        &mut self, slot: usize, changes: bool, what: &str, range: impl Fn(u64) -> Range<u64>,
     ) -> Range<u64> {
         while self.flights.len() >= FLIGHTS_MAX {
             let flight = self.flights.remove(0);
@@ -321,11 +306,7 @@ impl Driver {
             _ => self.rng.between(1, 200_000),
         };
         let length = length.min((self.world.options.pool_size / BLOCK - 1) * BLOCK);
-        let most = if self.slots[slot].shared {
-            size
-        } else {
-            (size + 150_000).min(SIZE_MAX)
-        };
+        let most = if self.slots[slot].shared { size } else { (size + 150_000).min(SIZE_MAX) };
         let offset = match self.rng.below(4) {
             0 => self.rng.below(most + 1) / BLOCK * BLOCK,
             1 => self.rng.below(most + 1) / 4096 * 4096,
@@ -366,9 +347,7 @@ impl Driver {
         let data = self.rng.bytes(length);
         let (pending, reply) = Pending::new();
         let at = self.slots[slot].base + offset;
-        self.world
-            .engine
-            .write(handle, at, &data, stable, Box::new(reply));
+        self.world.engine.write(handle, at, &data, stable, Box::new(reply));
         self.flights.push(Flight {
             slot,
             handle: Some(handle),
@@ -407,25 +386,16 @@ impl Driver {
     }
 
     pub(crate) fn start_read(
-        &self,
-        handle: u64,
-        offset: u64,
-        length: u64,
+        &self, handle: u64, offset: u64, length: u64,
     ) -> Pending<Result<Vec<u8>>> {
         let (pending, reply) = Pending::new();
         let reply = move |result: Result<&[&[u8]]>| reply(result.map(<[&[u8]]>::concat));
-        self.world
-            .engine
-            .read(handle, offset, length, Box::new(reply));
+        self.world.engine.read(handle, offset, length, Box::new(reply));
         pending
     }
 
     fn change(
-        &mut self,
-        slot: usize,
-        what: String,
-        effect: Effect,
-        range: impl Fn(u64) -> Range<u64>,
+        &mut self, slot: usize, what: String, effect: Effect, range: impl Fn(u64) -> Range<u64>,
         start: impl FnOnce(&World, u64, u64, Reply),
     ) {
         let Some(handle) = self.handle(slot, true) else {
@@ -486,18 +456,12 @@ impl Driver {
             _ => Effect::Zero(offset, end),
         };
         let range = |size: u64| {
-            if mode & KEEP == 0 {
-                growing(offset, length)(size)
-            } else {
-                offset..end
-            }
+            if mode & KEEP == 0 { growing(offset, length)(size) } else { offset..end }
         };
         self.slots[slot].kept |= mode & KEEP != 0 && mode != PUNCH;
         let what = format!("allocate {mode:#x} {offset}+{length}");
         self.change(slot, what, effect, range, |world, handle, base, reply| {
-            world
-                .engine
-                .allocate(handle, mode, base + offset, length, reply);
+            world.engine.allocate(handle, mode, base + offset, length, reply);
         });
     }
 

@@ -57,27 +57,13 @@ impl Driver {
             let first = self.close_now(handle.id);
             if !handle.reported && !at.shared {
                 let text = format!("slot {slot}, {handle:?}, {failures} failures, {first:?}");
-                assert!(
-                    first.is_err() || failures == handle.failures_at_open,
-                    "{text}"
-                );
-                assert!(
-                    first.is_ok() || handle.failures_before != Some(failures),
-                    "{text}"
-                );
+                assert!(first.is_err() || failures == handle.failures_at_open, "{text}");
+                assert!(first.is_ok() || handle.failures_before != Some(failures), "{text}");
             }
-            assert_eq!(
-                self.close_now(handle.id),
-                Ok(()),
-                "slot {slot}: reported twice"
-            );
+            assert_eq!(self.close_now(handle.id), Ok(()), "slot {slot}: reported twice");
         }
         for handle in &at.handles {
-            assert_eq!(
-                self.sync_now(handle.id),
-                Ok(()),
-                "slot {slot}: nothing fails any more"
-            );
+            assert_eq!(self.sync_now(handle.id), Ok(()), "slot {slot}: nothing fails any more");
         }
     }
 
@@ -115,10 +101,7 @@ impl Driver {
             let found = match pending.wait(&world, "the last read") {
                 Ok(found) => [Some(&found[..]), on_disk].map(|bytes| bytes.map(<[u8]>::to_vec)),
                 Err(errno) => {
-                    assert!(
-                        lost && errno == Errno::EIO,
-                        "slot {slot}: {errno} at {offset}"
-                    );
+                    assert!(lost && errno == Errno::EIO, "slot {slot}: {errno} at {offset}");
                     missing += 1;
                     offset += length;
                     continue;
@@ -146,14 +129,9 @@ impl Driver {
         use swapfs::aio::device::BackingFile;
         for at in self.slots.iter().filter(|at| !at.kept && !at.shared) {
             let file = &at.file.file;
-            let most = at
-                .plain
-                .size()
-                .next_multiple_of(8192.max(self.world.alignment as u64));
+            let most = at.plain.size().next_multiple_of(8192.max(self.world.alignment as u64));
             let what = format!("space given back: {most}, {:?}", file.status());
-            self.world.until(&what, || {
-                file.status().expect("in memory").allocated <= most
-            });
+            self.world.until(&what, || file.status().expect("in memory").allocated <= most);
         }
     }
 }

@@ -21,9 +21,7 @@ fn alone(kind: Kind, seed: u64) {
     let _guard = SeedGuard { kind, seed };
     let mut rng = Rng::new(seed);
     let world = World::random(kind, seed, &mut rng);
-    let slots = (0..rng.between(1, 4))
-        .map(|_| Slot::own(&world, &mut rng))
-        .collect();
+    let slots = (0..rng.between(1, 4)).map(|_| Slot::own(&world, &mut rng)).collect();
     let mut driver = Driver::new(world.clone(), rng, slots);
     for _ in 0..STEPS {
         driver.step();
@@ -63,10 +61,7 @@ fn together(kind: Kind, seed: u64) {
         })
         .collect();
     // All threads end before the first of them is judged: the finale switches the faults off.
-    let drivers: Vec<_> = handles
-        .into_iter()
-        .map(std::thread::JoinHandle::join)
-        .collect();
+    let drivers: Vec<_> = handles.into_iter().map(std::thread::JoinHandle::join).collect();
     for driver in drivers {
         match driver {
             Ok(driver) => driver.finish(),

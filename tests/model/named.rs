@@ -22,10 +22,7 @@ fn world(kind: Kind, alignment: usize, folder: MemoryFolder, read_ahead: u64) ->
         writeback_batch: 1,
         idle_partitions_max: 8,
     };
-    let memory = MemoryOptions {
-        alignment,
-        ..MemoryOptions::default()
-    };
+    let memory = MemoryOptions { alignment, ..MemoryOptions::default() };
     let plan = matches!(kind, Kind::Faulty | Kind::Awkward).then(FaultPlan::default);
     World::new(kind, options, memory, folder, plan)
 }
@@ -51,9 +48,7 @@ fn read(world: &World, handle: u64, offset: u64, length: u64) -> Result<Vec<u8>>
 
 fn write(world: &World, handle: u64, offset: u64, data: &[u8]) -> Result<usize> {
     let (pending, reply) = Pending::new();
-    world
-        .engine
-        .write(handle, offset, data, false, Box::new(reply));
+    world.engine.write(handle, offset, data, false, Box::new(reply));
     pending.wait(world, "write")
 }
 
@@ -65,9 +60,7 @@ fn sync(world: &World, handle: u64, data_only: bool) -> Result<()> {
 
 fn allocate(world: &World, handle: u64, mode: i32, offset: u64, length: u64) -> Result<()> {
     let (pending, reply) = Pending::new();
-    world
-        .engine
-        .allocate(handle, mode, offset, length, Box::new(reply));
+    world.engine.allocate(handle, mode, offset, length, Box::new(reply));
     pending.wait(world, "allocate")
 }
 
@@ -121,19 +114,10 @@ fn a_partial_write_over_lost_bytes_fails_even_when_old_ones_are_resident() {
     let world = world(Kind::Faulty, 4096, MemoryFolder::unbounded(), 0);
     let (a, handle, bytes) = file(&world, 2);
     let (_b, other, _) = file(&world, 4);
-    plan(
-        &world,
-        FaultPlan {
-            write_error: 1.0,
-            ..FaultPlan::default()
-        },
-    );
+    plan(&world, FaultPlan { write_error: 1.0, ..FaultPlan::default() });
     assert_eq!(write(&world, handle, 3 * 4096, &[9; 4096]), Ok(4096));
     assert_eq!(sync(&world, handle, false), Err(Errno::EIO));
-    assert_eq!(
-        world.engine.info(a.key).expect("open").error,
-        Some(Errno::EIO)
-    );
+    assert_eq!(world.engine.info(a.key).expect("open").error, Some(Errno::EIO));
     assert_eq!(read(&world, handle, 3 * 4096, 3), Ok(vec![9; 3]));
     plan(&world, FaultPlan::default());
     read(&world, other, 0, 4 * BLOCK).expect("needs every buffer");
@@ -142,10 +126,7 @@ fn a_partial_write_over_lost_bytes_fails_even_when_old_ones_are_resident() {
     let found = read(&world, handle, 100, 4096);
     assert!(found == Ok(bytes[100..4196].to_vec()));
     assert_eq!(read(&world, handle, 3 * 4096, 1), Err(Errno::EIO));
-    assert_eq!(
-        write(&world, handle, 3 * 4096 + 5, b"part"),
-        Err(Errno::EIO)
-    );
+    assert_eq!(write(&world, handle, 3 * 4096 + 5, b"part"), Err(Errno::EIO));
     assert_eq!(write(&world, handle, 3 * 4096, &[8; 4096]), Ok(4096));
     assert_eq!(read(&world, handle, 3 * 4096, 4096), Ok(vec![8; 4096]));
     assert_eq!(sync(&world, handle, false), Ok(()));
@@ -159,13 +140,7 @@ fn a_partial_write_over_lost_bytes_fails_even_when_old_ones_are_resident() {
 fn a_page_is_completed_in_steps_by_short_transfers() {
     let world = world(Kind::Awkward, 512, MemoryFolder::unbounded(), 0);
     let (a, handle, mut bytes) = file(&world, 1);
-    plan(
-        &world,
-        FaultPlan {
-            short_read: 1.0,
-            ..FaultPlan::default()
-        },
-    );
+    plan(&world, FaultPlan { short_read: 1.0, ..FaultPlan::default() });
     assert_eq!(write(&world, handle, 5000, &[7; 100]), Ok(100));
     bytes[5000..5100].fill(7);
     assert_eq!(sync(&world, handle, false), Ok(()));
@@ -178,13 +153,7 @@ fn a_page_is_completed_in_steps_by_short_transfers() {
 fn a_write_whose_page_cannot_be_completed_fails() {
     let world = world(Kind::Faulty, 4096, MemoryFolder::unbounded(), 0);
     let (a, handle, mut bytes) = file(&world, 1);
-    plan(
-        &world,
-        FaultPlan {
-            read_error: 1.0,
-            ..FaultPlan::default()
-        },
-    );
+    plan(&world, FaultPlan { read_error: 1.0, ..FaultPlan::default() });
     assert_eq!(write(&world, handle, 100, &[7; 10]), Ok(10));
     assert_eq!(write(&world, handle, 1000, &[7; 10]), Err(Errno::EIO));
     plan(&world, FaultPlan::default());
@@ -204,14 +173,7 @@ fn an_error_is_cleared_when_what_failed_succeeds() {
     let world = world(Kind::Faulty, 4096, MemoryFolder::unbounded(), 0);
     let (a, handle, bytes) = file(&world, 1);
     let error = || world.engine.info(a.key).expect("open").error;
-    plan(
-        &world,
-        FaultPlan {
-            read_error: 1.0,
-            sync_error: 1.0,
-            ..FaultPlan::default()
-        },
-    );
+    plan(&world, FaultPlan { read_error: 1.0, sync_error: 1.0, ..FaultPlan::default() });
     assert_eq!(read(&world, handle, 0, 10), Err(Errno::EIO));
     assert_eq!(sync(&world, handle, false), Err(Errno::EIO));
     assert_eq!(error(), Some(Errno::EIO));

@@ -49,10 +49,8 @@ impl Plain {
     fn settle(&mut self, range: Range<u64>) {
         let open = std::mem::take(&mut self.open);
         for part in open {
-            for rest in [
-                part.start..part.end.min(range.start),
-                part.start.max(range.end)..part.end,
-            ] {
+            for rest in [part.start..part.end.min(range.start), part.start.max(range.end)..part.end]
+            {
                 if rest.start < rest.end {
                     self.open.push(rest);
                 }
@@ -63,17 +61,10 @@ impl Plain {
 
 /// Compares what was read at `offset` with what must be there, but for the open ranges.
 pub(crate) fn compare(
-    found: &[u8],
-    expected: &[u8],
-    offset: u64,
-    open: &[Range<u64>],
+    found: &[u8], expected: &[u8], offset: u64, open: &[Range<u64>],
 ) -> Result<(), String> {
     if found.len() != expected.len() {
-        return Err(format!(
-            "{} bytes at {offset} where {} belong",
-            found.len(),
-            expected.len()
-        ));
+        return Err(format!("{} bytes at {offset} where {} belong", found.len(), expected.len()));
     }
     if found == expected {
         return Ok(());

@@ -46,10 +46,7 @@ impl Rounds {
         };
         let seed = number("SWAPFS_SEED");
         let count = number("SWAPFS_ROUNDS").unwrap_or(if seed.is_some() { 1 } else { default });
-        Rounds {
-            first: seed.unwrap_or(1),
-            count,
-        }
+        Rounds { first: seed.unwrap_or(1), count }
     }
 }
 
@@ -168,11 +165,7 @@ impl std::fmt::Debug for TapSink {
 impl CompletionSink for TapSink {
     fn complete(&self, done: &mut Vec<Completion>) {
         for completion in done.iter().filter(|done| done.result.is_err()) {
-            *self
-                .failures
-                .lock()
-                .entry(completion.transfer.file.id())
-                .or_insert(0) += 1;
+            *self.failures.lock().entry(completion.transfer.file.id()).or_insert(0) += 1;
         }
         let engine = self.engine.lock().clone();
         engine.expect("connected").complete(done);
@@ -216,11 +209,7 @@ impl TestFile {
     pub(crate) fn new(world: &World) -> TestFile {
         let file = Arc::new(MemoryFile::new(&world.folder));
         TestFile {
-            key: FileKey {
-                dev: 1,
-                ino: NEXT_INO.fetch_add(1, Relaxed),
-                generation: 0,
-            },
+            key: FileKey { dev: 1, ino: NEXT_INO.fetch_add(1, Relaxed), generation: 0 },
             read_only: Arc::new(file.reopen(false)),
             file,
             unlinked: AtomicBool::new(false),
@@ -236,10 +225,7 @@ impl TestFile {
     }
 
     pub(crate) fn open(
-        &self,
-        world: &World,
-        read: bool,
-        write: bool,
+        &self, world: &World, read: bool, write: bool,
     ) -> swapfs::error::Result<u64> {
         let file = if write { &self.file } else { &self.read_only };
         let file: Arc<dyn BackingFile> = file.clone();
@@ -286,19 +272,12 @@ impl World {
             Kind::Full => MemoryFolder::new(space),
             Kind::Sound | Kind::Awkward | Kind::Faulty => MemoryFolder::unbounded(),
         };
-        let memory = MemoryOptions {
-            seed,
-            delay_max: Duration::from_micros(delay),
-            alignment,
-        };
+        let memory = MemoryOptions { seed, delay_max: Duration::from_micros(delay), alignment };
         World::new(kind, options, memory, folder, plan)
     }
 
     pub(crate) fn new(
-        kind: Kind,
-        options: EngineOptions,
-        memory: MemoryOptions,
-        folder: MemoryFolder,
+        kind: Kind, options: EngineOptions, memory: MemoryOptions, folder: MemoryFolder,
         plan: Option<FaultPlan>,
     ) -> Arc<World> {
         let device: Arc<dyn Device> = MemoryDevice::new(memory).expect("threads");
@@ -317,15 +296,7 @@ impl World {
         })
         .expect("memory");
         let engine = Engine::start(options, arena, Arc::new(Tap { inner, sink }));
-        Arc::new(World {
-            kind,
-            engine,
-            options,
-            alignment: memory.alignment,
-            folder,
-            fault,
-            tap,
-        })
+        Arc::new(World { kind, engine, options, alignment: memory.alignment, folder, fault, tap })
     }
 
     /// Whether transfers may fail in this case.

@@ -98,11 +98,7 @@ impl Model {
         match self.random.below(16) {
             0..6 => {
                 let bytes = pattern(offset + number * 7919, length);
-                let file = if number.is_multiple_of(3) {
-                    &self.direct
-                } else {
-                    &self.file
-                };
+                let file = if number.is_multiple_of(3) { &self.direct } else { &self.file };
                 file.write_all_at(&bytes, offset).unwrap();
                 self.bytes.resize(self.bytes.len().max(end), 0);
                 self.bytes[offset as usize..end].copy_from_slice(&bytes);
@@ -120,13 +116,7 @@ impl Model {
                 self.bytes[start..end].fill(0);
             }
             14 => {
-                fallocate(
-                    &self.file,
-                    FallocateFlags::ZERO_RANGE,
-                    offset,
-                    length as u64,
-                )
-                .unwrap();
+                fallocate(&self.file, FallocateFlags::ZERO_RANGE, offset, length as u64).unwrap();
                 self.bytes.resize(self.bytes.len().max(end), 0);
                 self.bytes[offset as usize..end].fill(0);
             }
@@ -140,10 +130,7 @@ impl Model {
         let file = if direct { &self.direct } else { &self.file };
         let mut count = 0;
         while count < length {
-            match file
-                .read_at(&mut found[count..], offset + count as u64)
-                .unwrap()
-            {
+            match file.read_at(&mut found[count..], offset + count as u64).unwrap() {
                 0 => break,
                 more => count += more,
             }
@@ -192,13 +179,7 @@ fn random_operations_on_the_largest_blocks() {
 fn appends_of_several_openers_follow_each_other() {
     let mount = Mount::new("pool_size=16m");
     let path = mount.at("log");
-    let open = || {
-        OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(&path)
-            .unwrap()
-    };
+    let open = || OpenOptions::new().append(true).create(true).open(&path).unwrap();
     let mut files = [open(), open(), open()];
     let mut expected = Vec::new();
     for number in 0..300_usize {
@@ -243,12 +224,7 @@ fn a_sparse_file_beyond_4_gib_stays_sparse() {
         let mut bytes = vec![1; 200];
         file.read_exact_at(&mut bytes, 0).unwrap();
         assert_eq!(bytes[123..127], *b"near");
-        assert!(
-            bytes[..123]
-                .iter()
-                .chain(&bytes[127..])
-                .all(|byte| *byte == 0)
-        );
+        assert!(bytes[..123].iter().chain(&bytes[127..]).all(|byte| *byte == 0));
         for at in [MIB - 50, 2048 * MIB, 4096 * MIB - 100] {
             file.read_exact_at(&mut bytes, at).unwrap();
             assert!(bytes.iter().all(|byte| *byte == 0), "at {at}");
@@ -274,14 +250,8 @@ fn synchronous_writes_are_in_the_swap_folder_when_they_return() {
     let backing = mount.backing("file");
     let path = mount.at("file");
     let mut expected = Vec::new();
-    for (number, flags) in [
-        libc::O_SYNC,
-        libc::O_DSYNC,
-        libc::O_DSYNC | libc::O_DIRECT,
-        0,
-    ]
-    .into_iter()
-    .enumerate()
+    for (number, flags) in
+        [libc::O_SYNC, libc::O_DSYNC, libc::O_DSYNC | libc::O_DIRECT, 0].into_iter().enumerate()
     {
         let file = open_with(&path, flags);
         let bytes = pattern(expected.len() as u64, 5001 + number);
@@ -312,10 +282,7 @@ fn vectored_writes_arrive() {
                 Some(bytes)
             })
             .collect();
-        let slices: Vec<_> = pieces
-            .iter()
-            .map(|piece| std::io::IoSlice::new(piece))
-            .collect();
+        let slices: Vec<_> = pieces.iter().map(|piece| std::io::IoSlice::new(piece)).collect();
         let length: usize = pieces.iter().map(Vec::len).sum();
         assert_eq!(rustix::io::pwritev(&file, &slices, at), Ok(length));
         at += length as u64;
@@ -332,8 +299,7 @@ fn nothing_dirty_lingers() {
     let mount = Mount::new("pool_size=16m");
     let (path, backing) = (mount.at("file"), mount.backing("file"));
     let file = open(&path);
-    file.write_all_at(&pattern(0, (MIB + 100) as usize), 0)
-        .unwrap();
+    file.write_all_at(&pattern(0, (MIB + 100) as usize), 0).unwrap();
     let has = |length: u64| {
         std::fs::read(&backing).is_ok_and(|bytes| {
             bytes.len() as u64 >= length && bytes[..length as usize] == pattern(0, length as usize)
@@ -370,11 +336,7 @@ fn what_was_there_before_is_read_and_changed() {
     std::fs::create_dir(place.backing("a")).unwrap();
     let lengths = [0, 1, 511, 4095, 4096, 4097, MIB - 1, MIB, 9 * MIB + 13];
     for length in lengths {
-        write_pattern(
-            &open(&place.backing(&format!("a/{length}"))),
-            length,
-            1 << 20,
-        );
+        write_pattern(&open(&place.backing(&format!("a/{length}"))), length, 1 << 20);
     }
     is_done(&place.mount("pool_size=8m"));
     for length in lengths {

@@ -51,21 +51,11 @@ fn metrics_are_prometheus_text() {
         value.parse::<f64>().unwrap_or_else(|_| panic!("{line}"));
         let name = name.split('{').next().unwrap();
         assert!(name.starts_with("swapfs_"), "{line}");
-        assert!(
-            name.bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
-        );
-        assert!(
-            text.contains(&format!("# TYPE {name} ")),
-            "{name} has no type"
-        );
+        assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'));
+        assert!(text.contains(&format!("# TYPE {name} ")), "{name} has no type");
         names.push(line.rsplit_once(' ').unwrap().0);
     }
-    for name in [
-        "swapfs_pool_buffers",
-        "swapfs_pool_dirty",
-        "swapfs_fuse_requests_total",
-    ] {
+    for name in ["swapfs_pool_buffers", "swapfs_pool_dirty", "swapfs_fuse_requests_total"] {
         assert!(names.contains(&name), "{name}");
     }
     let count = names.len();
@@ -92,24 +82,17 @@ fn the_control_folder_is_hidden_and_fixed() {
     let mount = Mount::new("pool_size=16m");
     fs::write(mount.at("file"), "x").unwrap();
     fs::create_dir(mount.at("dir")).unwrap();
-    let mut names: Vec<_> = fs::read_dir(&mount.mnt)
-        .unwrap()
-        .map(|e| e.unwrap().file_name())
-        .collect();
+    let mut names: Vec<_> =
+        fs::read_dir(&mount.mnt).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["dir", "file"]);
     let control = mount.at(".swapfs");
-    let mut names: Vec<_> = fs::read_dir(&control)
-        .unwrap()
-        .map(|e| e.unwrap().file_name())
-        .collect();
+    let mut names: Vec<_> =
+        fs::read_dir(&control).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["config.json", "metrics", "stats.json"]);
     assert!(fs::metadata(&control).unwrap().is_dir());
-    assert_eq!(
-        fs::metadata(control.join("metrics")).unwrap().mode() & 0o222,
-        0
-    );
+    assert_eq!(fs::metadata(control.join("metrics")).unwrap().mode() & 0o222, 0);
     // What is kept there in the swap folder is nobody's business.
     assert_eq!(errno(File::open(control.join("lock"))), Errno::NOENT);
     let refused = [
@@ -141,12 +124,8 @@ fn the_control_folder_is_hidden_and_fixed() {
 #[test]
 fn a_control_file_is_made_when_it_is_opened() {
     let mount = Mount::new("pool_size=16m");
-    let before = json(&mount, "stats.json")["fuse"]["writes"]
-        .as_u64()
-        .unwrap();
+    let before = json(&mount, "stats.json")["fuse"]["writes"].as_u64().unwrap();
     fs::write(mount.at("file"), "x").unwrap();
-    let after = json(&mount, "stats.json")["fuse"]["writes"]
-        .as_u64()
-        .unwrap();
+    let after = json(&mount, "stats.json")["fuse"]["writes"].as_u64().unwrap();
     assert_eq!(after, before + 1);
 }

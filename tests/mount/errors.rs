@@ -34,10 +34,7 @@ impl SmallDisk {
         let (folder, at) = Self::folder();
         let (none, flags) = (None::<&str>, MsFlags::empty());
         nix::mount::mount(none, &at, Some("tmpfs"), flags, Some("size=64m")).unwrap();
-        Self {
-            at,
-            _folder: folder,
-        }
+        Self { at, _folder: folder }
     }
 
     /// On a loop device; `None` where the machine has no tools for it.
@@ -56,10 +53,7 @@ impl SmallDisk {
             eprintln!("left out: no ext4 on a loop device here");
             return None;
         }
-        Some(Self {
-            at,
-            _folder: folder,
-        })
+        Some(Self { at, _folder: folder })
     }
 }
 
@@ -110,9 +104,7 @@ fn fill_up(disk: &SmallDisk) {
     fs::remove_file(mount.at("other")).unwrap();
     drop(file);
     fs::remove_file(&path).unwrap();
-    wait_until("space", || {
-        rustix::fs::statvfs(&mount.mnt).unwrap().f_bavail * 4096 > 45 * MIB
-    });
+    wait_until("space", || rustix::fs::statvfs(&mount.mnt).unwrap().f_bavail * 4096 > 45 * MIB);
     let file = open(&path);
     write_pattern(&file, 40 * MIB, 1 << 20);
     file.sync_all().unwrap();
@@ -157,12 +149,7 @@ fn a_swap_folder_in_memory_works() {
     let direct = rustix::fs::open(mount.backing("file"), flags, rustix::fs::Mode::empty()).is_ok();
     let expected = if direct { "1" } else { "0" };
     assert_eq!(crate::support::swap_xattr(&path, "direct"), expected);
-    assert_eq!(
-        mount.log().contains("no O_DIRECT"),
-        !direct,
-        "{}",
-        mount.log()
-    );
+    assert_eq!(mount.log().contains("no O_DIRECT"), !direct, "{}", mount.log());
     mount.unmount();
     is_pattern(&mount.backing("file"), 20 * MIB + 3);
 }
@@ -183,10 +170,7 @@ fn a_read_only_mount_changes_nothing() {
     assert_eq!(errno(fs::remove_dir(mount.at("dir"))), Errno::ROFS);
     assert_eq!(errno(fs::rename(&path, mount.at("dir/x"))), Errno::ROFS);
     assert_eq!(set_xattr(&path, "user.foo", b"x"), Err(Errno::ROFS));
-    assert_eq!(
-        crate::support::swap_xattr(&path, "size"),
-        (3 * MIB).to_string()
-    );
+    assert_eq!(crate::support::swap_xattr(&path, "size"), (3 * MIB).to_string());
     mount.unmount();
     is_pattern(&mount.backing("file"), 3 * MIB);
 }
@@ -197,21 +181,12 @@ fn a_handle_does_what_it_was_opened_for() {
     let mount = Mount::new("pool_size=8m");
     let path = mount.at("file");
     fs::write(&path, "x").unwrap();
-    assert_eq!(
-        errno(File::open(&path).unwrap().write_at(b"y", 0)),
-        Errno::BADF
-    );
+    assert_eq!(errno(File::open(&path).unwrap().write_at(b"y", 0)), Errno::BADF);
     let writer = File::options().write(true).open(&path).unwrap();
     assert_eq!(errno(writer.read_at(&mut [0], 0)), Errno::BADF);
     assert_eq!(errno(File::open(mount.at("missing"))), Errno::NOENT);
     assert_eq!(errno(fs::read_dir(&path)), Errno::NOTDIR);
     assert_eq!(errno(File::open(path.join("below"))), Errno::NOTDIR);
-    assert_eq!(
-        errno(File::options().write(true).open(&mount.mnt)),
-        Errno::ISDIR
-    );
-    assert_eq!(
-        errno(writer.write_at(b"x", i64::MAX as u64 - 1)),
-        Errno::FBIG
-    );
+    assert_eq!(errno(File::options().write(true).open(&mount.mnt)), Errno::ISDIR);
+    assert_eq!(errno(writer.write_at(b"x", i64::MAX as u64 - 1)), Errno::FBIG);
 }

@@ -13,11 +13,7 @@ fn a_second_mount_is_refused() {
     let mount = Mount::new("pool_size=8m");
     let other = mount.scratch.path().join("other");
     fs::create_dir(&other).unwrap();
-    let output = swapfs(&[
-        "mount",
-        mount.swap.to_str().unwrap(),
-        other.to_str().unwrap(),
-    ]);
+    let output = swapfs(&["mount", mount.swap.to_str().unwrap(), other.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let line = complaint(&output);
     let pid = format!("pid {}", mount.daemon());

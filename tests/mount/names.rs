@@ -36,12 +36,7 @@ fn the_mapping_is_one_to_one() {
             assert_eq!(on_mount.ino(), beneath.ino(), "{name}");
         }
     }
-    assert!(
-        fs::symlink_metadata(mount.at("a/fifo"))
-            .unwrap()
-            .file_type()
-            .is_fifo()
-    );
+    assert!(fs::symlink_metadata(mount.at("a/fifo")).unwrap().file_type().is_fifo());
 }
 
 fn rename(from: &Path, to: &Path, flags: RenameFlags) -> Result<(), Errno> {
@@ -78,16 +73,10 @@ fn rename_replaces_refuses_and_exchanges() {
     assert_eq!(fs::read(&b).unwrap(), b"moved of b");
     drop((replaced, moved));
     rename(&mount.at("dir"), &mount.at("other"), none).unwrap();
-    assert_eq!(
-        errno(fs::rename(mount.at("other"), mount.at("other/below"))),
-        Errno::INVAL
-    );
+    assert_eq!(errno(fs::rename(mount.at("other"), mount.at("other/below"))), Errno::INVAL);
     fs::create_dir(mount.at("full")).unwrap();
     fs::write(mount.at("full/x"), "").unwrap();
-    assert_eq!(
-        errno(fs::rename(mount.at("other"), mount.at("full"))),
-        Errno::NOTEMPTY
-    );
+    assert_eq!(errno(fs::rename(mount.at("other"), mount.at("full"))), Errno::NOTEMPTY);
     mount.unmount();
     assert_eq!(fs::read(mount.backing("other/b")).unwrap(), b"moved of b");
     assert_eq!(fs::read_dir(mount.backing("other")).unwrap().count(), 1);
@@ -101,10 +90,7 @@ fn hard_links_are_one_file() {
     let file = open(&first);
     file.write_all_at(b"dirty bytes", 0).unwrap();
     fs::hard_link(&first, &second).unwrap();
-    let (a, b) = (
-        fs::metadata(&first).unwrap(),
-        fs::metadata(&second).unwrap(),
-    );
+    let (a, b) = (fs::metadata(&first).unwrap(), fs::metadata(&second).unwrap());
     assert_eq!((a.ino(), a.nlink(), a.len()), (b.ino(), 2, 11));
     assert_eq!(a.nlink(), b.nlink());
     assert_eq!(fs::read(&second).unwrap(), b"dirty bytes");
@@ -170,14 +156,8 @@ fn folders_with_something_in_them_stay() {
 fn odd_names_work_and_long_ones_are_refused() {
     let mount = Mount::new("pool_size=8m");
     let longest = [b'n'; 255];
-    let odd: [&[u8]; 6] = [
-        b"new\nline",
-        b"\xff\xfe invalid",
-        b" ",
-        b"...",
-        b"a\\b\t\x01",
-        &longest,
-    ];
+    let odd: [&[u8]; 6] =
+        [b"new\nline", b"\xff\xfe invalid", b" ", b"...", b"a\\b\t\x01", &longest];
     for name in odd {
         let name = OsStr::from_bytes(name);
         fs::write(mount.mnt.join(name), name.as_bytes()).unwrap();
@@ -187,23 +167,15 @@ fn odd_names_work_and_long_ones_are_refused() {
     assert_eq!(errno(File::create(&too_long)), Errno::NAMETOOLONG);
     assert_eq!(errno(fs::create_dir(&too_long)), Errno::NAMETOOLONG);
     assert_eq!(errno(fs::metadata(&too_long)), Errno::NAMETOOLONG);
-    let mut listed: Vec<_> = fs::read_dir(&mount.mnt)
-        .unwrap()
-        .map(|e| e.unwrap().file_name())
-        .collect();
-    let mut expected: Vec<_> = odd
-        .iter()
-        .map(|name| OsStr::from_bytes(name).to_owned())
-        .collect();
+    let mut listed: Vec<_> =
+        fs::read_dir(&mount.mnt).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let mut expected: Vec<_> = odd.iter().map(|name| OsStr::from_bytes(name).to_owned()).collect();
     listed.sort();
     expected.sort();
     assert_eq!(listed, expected);
     mount.unmount();
     for name in odd {
-        same(
-            &fs::read(mount.swap.join(OsStr::from_bytes(name))).unwrap(),
-            name,
-        );
+        same(&fs::read(mount.swap.join(OsStr::from_bytes(name))).unwrap(), name);
     }
 }
 
@@ -214,22 +186,14 @@ fn five_thousand_names_are_listed_once_each() {
     fs::create_dir(mount.at("many")).unwrap();
     for number in 0..5000 {
         // Half of them are older than the mount's idea of them.
-        let folder = if number % 2 == 0 {
-            mount.at("many")
-        } else {
-            mount.backing("many")
-        };
+        let folder = if number % 2 == 0 { mount.at("many") } else { mount.backing("many") };
         fs::write(folder.join(format!("name-{number}")), "").unwrap();
     }
     let mut listed = BTreeSet::new();
     for entry in fs::read_dir(mount.at("many")).unwrap() {
         let entry = entry.unwrap();
         assert!(entry.metadata().unwrap().is_file());
-        assert!(
-            listed.insert(entry.file_name()),
-            "{:?} is listed twice",
-            entry.file_name()
-        );
+        assert!(listed.insert(entry.file_name()), "{:?} is listed twice", entry.file_name());
     }
     assert_eq!(listed.len(), 5000);
     // Removing while listing, as rm -r does.
@@ -246,10 +210,7 @@ fn locks_keep_others_out() {
     let mount = Mount::new("pool_size=8m");
     let (first, second) = (open(&mount.at("file")), open(&mount.at("file")));
     first.lock().unwrap();
-    assert!(matches!(
-        second.try_lock(),
-        Err(fs::TryLockError::WouldBlock)
-    ));
+    assert!(matches!(second.try_lock(), Err(fs::TryLockError::WouldBlock)));
     first.unlock().unwrap();
     second.try_lock().unwrap();
     second.unlock().unwrap();
@@ -263,10 +224,7 @@ fn locks_keep_others_out() {
     let set = nix::fcntl::FcntlArg::F_OFD_SETLK(&lock);
     nix::fcntl::fcntl(&first, set).unwrap();
     let set = nix::fcntl::FcntlArg::F_OFD_SETLK(&lock);
-    assert_eq!(
-        nix::fcntl::fcntl(&second, set),
-        Err(nix::errno::Errno::EAGAIN)
-    );
+    assert_eq!(nix::fcntl::fcntl(&second, set), Err(nix::errno::Errno::EAGAIN));
     drop(first);
     let set = nix::fcntl::FcntlArg::F_OFD_SETLK(&lock);
     nix::fcntl::fcntl(&second, set).unwrap();

@@ -16,11 +16,7 @@ fn openers_see_each_others_bytes_at_once() {
     let mount = Mount::new("pool_size=4m,block_size=64k");
     let path = mount.at("file");
     let (writer, reader) = (open(&path), File::open(&path).unwrap());
-    let direct = File::options()
-        .read(true)
-        .custom_flags(libc::O_DIRECT)
-        .open(&path)
-        .unwrap();
+    let direct = File::options().read(true).custom_flags(libc::O_DIRECT).open(&path).unwrap();
     let written = AtomicU64::new(0);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -90,9 +86,7 @@ fn two_thousand_files_are_open_at_once() {
     let mount = Mount::new("pool_size=4m,block_size=64k");
     let name = |number: usize| format!("{number}");
     let count = 2000;
-    let files: Vec<File> = (0..count)
-        .map(|number| open(&mount.at(&name(number))))
-        .collect();
+    let files: Vec<File> = (0..count).map(|number| open(&mount.at(&name(number)))).collect();
     let bytes = |number: usize| pattern(number as u64 * 4321, 1000 + number * 3);
     for (number, file) in files.iter().enumerate() {
         file.write_all_at(&bytes(number), number as u64).unwrap();
@@ -152,12 +146,7 @@ fn the_daemon_keeps_its_memory_bound() {
     let status = fs::read_to_string(format!("/proc/{}/status", mount.daemon())).unwrap();
     let bytes = |key: &str| {
         let line = status.lines().find(|line| line.starts_with(key)).unwrap();
-        line.split_whitespace()
-            .nth(1)
-            .unwrap()
-            .parse::<u64>()
-            .unwrap()
-            * KIB
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * KIB
     };
     let used = bytes("VmHWM:") + bytes("HugetlbPages:");
     assert!(used <= 96 * MIB, "{} MiB", used / MIB);

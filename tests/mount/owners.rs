@@ -34,20 +34,12 @@ fn what_a_user_creates_is_the_users() {
     }
     let mount = shared();
     as_user(&mount.mnt, user(1234), || {
-        File::options()
-            .write(true)
-            .create_new(true)
-            .mode(0o666)
-            .open("open/file")
-            .unwrap();
+        File::options().write(true).create_new(true).mode(0o666).open("open/file").unwrap();
         fs::create_dir("open/dir").unwrap();
         std::os::unix::fs::symlink("x", "open/link").unwrap();
         crate::support::make_fifo(Path::new("open/fifo"));
     });
-    let umask = User {
-        umask: 0o077,
-        ..user(1235)
-    };
+    let umask = User { umask: 0o077, ..user(1235) };
     as_user(&mount.mnt, umask, || fs::write("open/closed", "x").unwrap());
     let expected = [
         ("file", (1234, 1234, 0o644)),
@@ -59,11 +51,7 @@ fn what_a_user_creates_is_the_users() {
     for (name, expected) in expected {
         let name = format!("open/{name}");
         assert_eq!(facts(&mount.at(&name)), expected, "{name}");
-        assert_eq!(
-            facts(&mount.backing(&name)),
-            expected,
-            "{name} in the swap folder"
-        );
+        assert_eq!(facts(&mount.backing(&name)), expected, "{name} in the swap folder");
     }
 }
 
@@ -84,10 +72,7 @@ fn a_setgid_folder_hands_its_group_down() {
     });
     assert_eq!(facts(&mount.at("open/group/file")), (1234, 4321, 0o644));
     assert_eq!(facts(&mount.at("open/group/dir")), (1234, 4321, 0o2755));
-    assert_eq!(
-        facts(&mount.backing("open/group/dir")),
-        (1234, 4321, 0o2755)
-    );
+    assert_eq!(facts(&mount.backing("open/group/dir")), (1234, 4321, 0o2755));
 }
 
 /// "with `allow_other` the kernel enforces permissions".
@@ -109,20 +94,14 @@ fn permissions_are_enforced() {
         assert_eq!(errno(File::open("open/group")), Errno::ACCESS);
         assert_eq!(errno(fs::write("open/secret", "x")), Errno::ACCESS);
         assert_eq!(
-            errno(fs::set_permissions(
-                "open/secret",
-                Permissions::from_mode(0o777)
-            )),
+            errno(fs::set_permissions("open/secret", Permissions::from_mode(0o777))),
             Errno::PERM
         );
         assert_eq!(errno(chown("open/secret", Some(1234), None)), Errno::PERM);
         assert_eq!(errno(fs::metadata("closed/file")), Errno::ACCESS);
         assert_eq!(errno(fs::write("file", "x")), Errno::ACCESS);
     });
-    let member = User {
-        groups: &[77],
-        ..user(1234)
-    };
+    let member = User { groups: &[77], ..user(1234) };
     as_user(&mount.mnt, member, || {
         assert_eq!(fs::read("open/group").unwrap(), b"group");
         assert_eq!(errno(fs::write("open/group", "x")), Errno::ACCESS);
@@ -220,10 +199,7 @@ fn a_default_acl_is_inherited() {
     }
     let mount = shared();
     set_xattr(&mount.at("open"), DEFAULT, &acl_for(1236, 6)).unwrap();
-    let creator = User {
-        umask: 0o077,
-        ..user(1234)
-    };
+    let creator = User { umask: 0o077, ..user(1234) };
     as_user(&mount.mnt, creator, || {
         fs::write("open/file", "inherited").unwrap();
         fs::create_dir("open/dir").unwrap();
@@ -238,10 +214,7 @@ fn a_default_acl_is_inherited() {
     assert_eq!(facts(&mount.at("open/file")), (1234, 1234, 0o660));
     let inherited = xattr(&mount.at("open/dir"), DEFAULT).unwrap();
     same(&inherited, &acl_for(1236, 6));
-    same(
-        &xattr(&mount.backing("open/dir"), DEFAULT).unwrap(),
-        &inherited,
-    );
+    same(&xattr(&mount.backing("open/dir"), DEFAULT).unwrap(), &inherited);
 }
 
 /// "chmod/chown/utimens": root's changes and the owner's reach the swap folder at once.
@@ -260,12 +233,7 @@ fn changes_of_mode_owner_and_time_arrive() {
     as_user(&mount.mnt, user(1234), || {
         chmod(Path::new("open/file"), 0o6755);
         let times = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH);
-        File::options()
-            .write(true)
-            .open("open/file")
-            .unwrap()
-            .set_times(times)
-            .unwrap();
+        File::options().write(true).open("open/file").unwrap().set_times(times).unwrap();
     });
     assert_eq!(facts(&backing).2, 0o6755);
     assert_eq!(fs::metadata(&path).unwrap().mtime(), 0);

@@ -44,9 +44,7 @@ pub(crate) fn swapfs(arguments: &[&str]) -> Output {
 
 /// What the command said on standard error.
 pub(crate) fn complaint(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr)
-        .trim_end()
-        .to_owned()
+    String::from_utf8_lossy(&output.stderr).trim_end().to_owned()
 }
 
 pub(crate) fn is_done(output: &Output) {
@@ -94,13 +92,7 @@ impl Mount {
                 take_away(&at, &daemon);
             }
         });
-        Self {
-            scratch,
-            swap,
-            mnt,
-            pid,
-            _watchdog: watchdog,
-        }
+        Self { scratch, swap, mnt, pid, _watchdog: watchdog }
     }
 
     /// `swapfs mount` with these `-o` options; more arguments after a blank.
@@ -196,10 +188,7 @@ impl Drop for Mount {
                 panic!("{output:?}");
             }
         }
-        take_away(
-            &self.mnt,
-            &AtomicI32::new(if failed { self.daemon().as_raw() } else { 0 }),
-        );
+        take_away(&self.mnt, &AtomicI32::new(if failed { self.daemon().as_raw() } else { 0 }));
         assert!(failed || !self.log().contains("panicked"), "{}", self.log());
     }
 }

@@ -15,10 +15,7 @@ use crate::support::{MIB, Map, Random, pattern, same, sync_all, wait_until};
 /// Every byte is its offset's, or zero because it was cut off or never written.
 fn is_pattern_or_zero(bytes: &[u8], offset: u64) {
     let expected = pattern(offset, bytes.len());
-    let wrong = bytes
-        .iter()
-        .zip(&expected)
-        .position(|(found, byte)| *found != 0 && found != byte);
+    let wrong = bytes.iter().zip(&expected).position(|(found, byte)| *found != 0 && found != byte);
     assert_eq!(wrong, None, "at {offset}+");
 }
 
@@ -64,12 +61,8 @@ fn rush(options: &str) {
     let mount = Mount::new(options);
     let path = mount.at("file");
     let file = open(&path);
-    let direct = File::options()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_DIRECT)
-        .open(&path)
-        .unwrap();
+    let direct =
+        File::options().read(true).write(true).custom_flags(libc::O_DIRECT).open(&path).unwrap();
     let stop = AtomicBool::new(false);
     let work: [(&File, Act); 6] = [
         (&file, write),
@@ -206,10 +199,7 @@ fn a_rush_of_mapped_and_written_bytes() {
         scope.spawn(|| {
             let map = Map::new(&file, END as usize, true, true);
             for number in (0..END / stripe).step_by(2) {
-                map.write(
-                    (number * stripe) as usize,
-                    &pattern(number * stripe, stripe as usize),
-                );
+                map.write((number * stripe) as usize, &pattern(number * stripe, stripe as usize));
             }
         });
         scope.spawn(|| {

@@ -71,10 +71,7 @@ fn fallocate_does_what_its_modes_say() {
     drop(file);
     mount.unmount();
     same(&fs::read(&backing).unwrap(), &expected);
-    assert!(
-        occupied(&backing) >= 6 * MIB,
-        "what the user reserved is kept"
-    );
+    assert!(occupied(&backing) >= 6 * MIB, "what the user reserved is kept");
 }
 
 /// A hole that was punched takes no space any more.
@@ -89,9 +86,7 @@ fn a_punched_hole_gives_its_space_back() {
     file.sync_all().unwrap();
     drop(file);
     let backing = mount.backing("file");
-    wait_until("the space of the hole", || {
-        occupied(&backing) <= 2 * MIB + 64 * KIB
-    });
+    wait_until("the space of the hole", || occupied(&backing) <= 2 * MIB + 64 * KIB);
 }
 
 /// "st_size, st_blocks, SEEK_DATA and SEEK_HOLE count what is only in the pool".
@@ -131,21 +126,11 @@ fn stat_counts_what_is_only_in_the_pool() {
         let before = file.metadata().unwrap();
         assert_eq!(before.len(), length);
         let blocks = before.blocks() * 512;
-        assert!(
-            blocks >= length.next_multiple_of(512),
-            "{name}: {blocks} of {length}"
-        );
-        assert!(
-            blocks <= length.next_multiple_of(4096) + 4096,
-            "{name}: {blocks} of {length}"
-        );
+        assert!(blocks >= length.next_multiple_of(512), "{name}: {blocks} of {length}");
+        assert!(blocks <= length.next_multiple_of(4096) + 4096, "{name}: {blocks} of {length}");
         file.sync_all().unwrap();
         let after = file.metadata().unwrap();
-        assert_eq!(
-            (after.len(), after.blocks() * 512),
-            (length, blocks),
-            "{name}"
-        );
+        assert_eq!((after.len(), after.blocks() * 512), (length, blocks), "{name}");
         drop(file);
         assert_eq!(fs::metadata(mount.backing(name)).unwrap().len(), length);
     }

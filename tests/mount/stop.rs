@@ -70,9 +70,7 @@ fn a_raw_unmount_loses_nothing() {
         make_dirty(&mount);
         let first = mount.daemon();
         // Another test that starts a command has our descriptors until its exec.
-        wait_until("the unmount", || {
-            umount2(&mount.mnt, MntFlags::empty()).is_ok()
-        });
+        wait_until("the unmount", || umount2(&mount.mnt, MntFlags::empty()).is_ok());
         is_done(&mount.mount("pool_size=64m"));
         assert_ne!(mount.daemon(), first);
         for name in ["a", "b", "c"] {

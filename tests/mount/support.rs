@@ -163,12 +163,7 @@ pub(crate) struct User {
 
 /// An ordinary user.
 pub(crate) const fn user(id: u32) -> User {
-    User {
-        uid: id,
-        gid: id,
-        groups: &[],
-        umask: 0o022,
-    }
+    User { uid: id, gid: id, groups: &[], umask: 0o022 }
 }
 
 /// Does `work` as `user` in the folder `within`: on a thread of its own, whose identity, working
@@ -215,30 +210,14 @@ pub(crate) struct Map {
 impl Map {
     pub(crate) fn new(file: &File, length: usize, shared: bool, writable: bool) -> Map {
         use rustix::mm::{MapFlags, ProtFlags, mmap};
-        let flags = if shared {
-            MapFlags::SHARED
-        } else {
-            MapFlags::PRIVATE
-        };
+        let flags = if shared { MapFlags::SHARED } else { MapFlags::PRIVATE };
         let protection = match writable {
             true => ProtFlags::READ | ProtFlags::WRITE,
             false => ProtFlags::READ,
         };
         // SAFETY: a new mapping at a place of the kernel's choice.
-        let at = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                length,
-                protection,
-                flags,
-                file.as_fd(),
-                0,
-            )
-        };
-        Map {
-            at: at.unwrap().cast(),
-            length,
-        }
+        let at = unsafe { mmap(std::ptr::null_mut(), length, protection, flags, file.as_fd(), 0) };
+        Map { at: at.unwrap().cast(), length }
     }
 
     /// A copy of some bytes.

@@ -21,9 +21,7 @@ fn a_time_that_was_set_survives_the_write_out() {
         let (name, time) = (format!("file{number}"), long_ago(number as u64));
         let file = open(&mount.at(&name));
         write_pattern(&file, length, 400_000);
-        let times = FileTimes::new()
-            .set_modified(time)
-            .set_accessed(long_ago(77));
+        let times = FileTimes::new().set_modified(time).set_accessed(long_ago(77));
         file.set_times(times).unwrap();
         assert_eq!(file.metadata().unwrap().modified().unwrap(), time);
         drop(file);
@@ -37,12 +35,7 @@ fn a_time_that_was_set_survives_the_write_out() {
         for path in [mount.at(&name), backing] {
             let metadata = fs::metadata(&path).unwrap();
             assert_eq!(metadata.modified().unwrap(), time, "{}", path.display());
-            assert_eq!(
-                metadata.accessed().unwrap(),
-                long_ago(77),
-                "{}",
-                path.display()
-            );
+            assert_eq!(metadata.accessed().unwrap(), long_ago(77), "{}", path.display());
         }
     }
     mount.unmount();
@@ -59,8 +52,7 @@ fn a_time_that_was_set_on_clean_bytes_survives_the_close() {
     let file = open(&mount.at("file"));
     write_pattern(&file, 3 * MIB, 400_000);
     file.sync_data().unwrap();
-    file.set_times(FileTimes::new().set_modified(long_ago(5)))
-        .unwrap();
+    file.set_times(FileTimes::new().set_modified(long_ago(5))).unwrap();
     drop(file);
     sync_all(&mount.mnt);
     mount.unmount();
@@ -74,8 +66,7 @@ fn a_write_sets_the_time_once() {
     let mount = Mount::new("pool_size=8m");
     let file = open(&mount.at("file"));
     file.write_all_at(&pattern(0, 10_000), 0).unwrap();
-    file.set_times(FileTimes::new().set_modified(long_ago(0)))
-        .unwrap();
+    file.set_times(FileTimes::new().set_modified(long_ago(0))).unwrap();
     let before = SystemTime::now() - Duration::from_millis(50);
     file.write_all_at(b"x", 3).unwrap();
     let modified = file.metadata().unwrap().modified().unwrap();
@@ -86,15 +77,8 @@ fn a_write_sets_the_time_once() {
     sync_all(&mount.mnt);
     for path in [mount.at("file"), mount.backing("file")] {
         let found = fs::metadata(&path).unwrap().modified().unwrap();
-        let apart = found
-            .max(modified)
-            .duration_since(found.min(modified))
-            .unwrap();
-        assert!(
-            apart < Duration::from_millis(20),
-            "{}: {apart:?}",
-            path.display()
-        );
+        let apart = found.max(modified).duration_since(found.min(modified)).unwrap();
+        assert!(apart < Duration::from_millis(20), "{}: {apart:?}", path.display());
     }
 }
 

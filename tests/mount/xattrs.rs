@@ -28,10 +28,7 @@ const NAMES: [&str; 9] = [
 ];
 
 fn full(names: &[&str]) -> Vec<String> {
-    names
-        .iter()
-        .map(|name| format!("user.swap.{name}"))
-        .collect()
+    names.iter().map(|name| format!("user.swap.{name}")).collect()
 }
 
 /// The table of section 3: every name and its value on a partition that is resident.
@@ -44,12 +41,7 @@ fn a_partition_tells_where_it_is() {
     write_pattern(&file, length, 1 << 20);
     file.sync_all().unwrap();
     let aligned: u64 = swap_xattr(&path, "aligned_size").parse().unwrap();
-    assert!(
-        [512, 4096]
-            .iter()
-            .any(|unit| aligned == length.next_multiple_of(*unit)),
-        "{aligned}"
-    );
+    assert!([512, 4096].iter().any(|unit| aligned == length.next_multiple_of(*unit)), "{aligned}");
     let length = length.to_string();
     let backing = mount.backing("file");
     let expected = [
@@ -128,9 +120,7 @@ fn opening_for_reading_starts_the_swap_in() {
     drop(_file);
     mount.remount(options);
     let _file = File::open(&path).unwrap();
-    wait_until("its beginning", || {
-        swap_xattr(&path, "resident") == (2 * MIB).to_string()
-    });
+    wait_until("its beginning", || swap_xattr(&path, "resident") == (2 * MIB).to_string());
     assert_eq!(swap_xattr(&path, "wait"), "not_available");
     drop(_file);
 }
@@ -158,12 +148,8 @@ fn transfers_are_seen_and_waited_for() {
     std::thread::scope(|scope| {
         scope.spawn(|| keep_writing(&mount, &stop));
         wait_until("a transfer", || swap_xattr(&path, "status") == "inflight");
-        wait_until("a transfer's bytes", || {
-            swap_xattr(&path, "inflight") != "0"
-        });
-        wait_until("a dirty buffer", || {
-            swap_xattr(&mount.mnt, "pool.dirty") != "0"
-        });
+        wait_until("a transfer's bytes", || swap_xattr(&path, "inflight") != "0");
+        wait_until("a dirty buffer", || swap_xattr(&mount.mnt, "pool.dirty") != "0");
         for (path, values) in [
             (&path, ["inflight", "available", "not_available"].as_slice()),
             (&mount.mnt, ["inflight", "idle"].as_slice()),
@@ -172,11 +158,7 @@ fn transfers_are_seen_and_waited_for() {
             let start = Instant::now();
             let answer = swap_xattr(path, "wait");
             assert!(values.contains(&answer.as_str()), "{answer}");
-            assert!(
-                start.elapsed() < Duration::from_secs(4),
-                "{:?}",
-                start.elapsed()
-            );
+            assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
         }
         stop.store(true, Ordering::SeqCst);
     });
@@ -184,37 +166,19 @@ fn transfers_are_seen_and_waited_for() {
     let start = Instant::now();
     assert_ne!(swap_xattr(&path, "wait"), "inflight");
     assert_eq!(swap_xattr(&mount.mnt, "wait"), "idle");
-    assert!(
-        start.elapsed() < Duration::from_millis(900),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_millis(900), "{:?}", start.elapsed());
 }
 
 /// "Reading on the root gives `user.swap.pool.buffers`, …".
 #[test]
 fn the_root_tells_about_the_pool() {
     let mount = Mount::new("pool_size=16m,block_size=64k");
-    let names = [
-        "buffers",
-        "available",
-        "reserved",
-        "dirty",
-        "inflight",
-        "buffer_size",
-    ];
+    let names = ["buffers", "available", "reserved", "dirty", "inflight", "buffer_size"];
     let values = ["256", "256", "0", "0", "0", "65536"];
     for (name, value) in names.iter().zip(values) {
-        assert_eq!(
-            swap_xattr(&mount.mnt, &format!("pool.{name}")),
-            value,
-            "{name}"
-        );
+        assert_eq!(swap_xattr(&mount.mnt, &format!("pool.{name}")), value, "{name}");
     }
-    let names: Vec<String> = names
-        .iter()
-        .map(|name| format!("user.swap.pool.{name}"))
-        .collect();
+    let names: Vec<String> = names.iter().map(|name| format!("user.swap.pool.{name}")).collect();
     assert_eq!(xattr_names(&mount.mnt), names);
     assert_eq!(xattr(&mount.mnt, "user.swap.status"), Err(Errno::NODATA));
     fs::create_dir(mount.at("dir")).unwrap();
@@ -245,24 +209,14 @@ fn our_names_cannot_be_changed() {
     let mount = Mount::new("pool_size=16m");
     let path = mount.at("file");
     fs::write(&path, "x").unwrap();
-    for name in full(&NAMES)
-        .into_iter()
-        .chain(full(&["error", "wait", "nonsense"]))
-    {
+    for name in full(&NAMES).into_iter().chain(full(&["error", "wait", "nonsense"])) {
         assert_eq!(set_xattr(&path, &name, b"1"), Err(Errno::PERM), "{name}");
         assert_eq!(removexattr(&path, &*name), Err(Errno::PERM), "{name}");
     }
     for name in full(&["pool.buffers", "pool.available", "wait"]) {
-        assert_eq!(
-            set_xattr(&mount.mnt, &name, b"1"),
-            Err(Errno::PERM),
-            "{name}"
-        );
+        assert_eq!(set_xattr(&mount.mnt, &name, b"1"), Err(Errno::PERM), "{name}");
     }
-    assert_eq!(
-        set_xattr(&path, "user.swap.request", b"nonsense"),
-        Err(Errno::INVAL)
-    );
+    assert_eq!(set_xattr(&path, "user.swap.request", b"nonsense"), Err(Errno::INVAL));
     assert_eq!(xattr_names(&mount.backing("file")), Vec::<String>::new());
 }
 

@@ -17,9 +17,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// The command with a fake filesystem that behaves as `behaviour` says.
 pub(crate) fn command(behaviour: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command
-        .env(ARGUMENTS, arguments.join("\n"))
-        .env(fake::BEHAVIOUR, behaviour);
+    command.env(ARGUMENTS, arguments.join("\n")).env(fake::BEHAVIOUR, behaviour);
     command
 }
 
@@ -53,9 +51,7 @@ impl Place {
     }
 
     pub(crate) fn umount(&self) -> Output {
-        command("", &["umount", self.mnt().to_str().unwrap()])
-            .output()
-            .unwrap()
+        command("", &["umount", self.mnt().to_str().unwrap()]).output().unwrap()
     }
 
     pub(crate) fn is_mounted(&self) -> bool {
@@ -111,9 +107,7 @@ pub(crate) fn wait_until(what: &str, mut happened: impl FnMut() -> bool) {
 
 /// What the command said on standard error.
 pub(crate) fn complaint(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr)
-        .trim_end()
-        .to_owned()
+    String::from_utf8_lossy(&output.stderr).trim_end().to_owned()
 }
 
 pub(crate) fn assert_done(output: &Output) {

@@ -112,9 +112,7 @@ impl Begun {
 
 /// Whether the file has what is to be read.
 fn check_size(
-    request: &Request<'_>,
-    file: &Opened,
-    about: &About,
+    request: &Request<'_>, file: &Opened, about: &About,
 ) -> std::result::Result<(), ErrorKind> {
     // Devices and the like have no size to check; a read beyond their end is short.
     let Some(size) = file.size else { return Ok(()) };
@@ -132,11 +130,7 @@ fn check_size(
 
 impl Handle {
     pub(super) fn by_path<'a>(
-        &self,
-        direction: Direction,
-        path: &'a Path,
-        validate: bool,
-        offset: u64,
+        &self, direction: Direction, path: &'a Path, validate: bool, offset: u64,
     ) -> Request<'a> {
         Request {
             direction,
@@ -149,10 +143,7 @@ impl Handle {
     }
 
     pub(super) fn by_descriptor<'a>(
-        &self,
-        direction: Direction,
-        descriptor: BorrowedFd<'a>,
-        offset: u64,
+        &self, direction: Direction, descriptor: BorrowedFd<'a>, offset: u64,
     ) -> Request<'a> {
         Request {
             place: Place::Descriptor(descriptor),
@@ -161,9 +152,7 @@ impl Handle {
     }
 
     pub(super) fn later<B: Buffer>(
-        &self,
-        request: Request<'_>,
-        buffer: B,
+        &self, request: Request<'_>, buffer: B,
     ) -> std::result::Result<Operation<B>, Refused<B>> {
         match self.begin_owned(request, buffer.into_owned()) {
             Ok(op) => {
@@ -251,9 +240,7 @@ impl Handle {
     }
 
     fn begin_owned(
-        &self,
-        request: Request<'_>,
-        owned: Owned,
+        &self, request: Request<'_>, owned: Owned,
     ) -> std::result::Result<Arc<Op>, (Box<Error>, Owned)> {
         let about = request.about(owned.bytes().len());
         let address = match &owned {
@@ -269,11 +256,7 @@ impl Handle {
     /// Opens, checks and cuts; writes the edges of a write, and counts their bytes. `address` is that
     /// of memory a device may use.
     fn begin(
-        &self,
-        request: &Request<'_>,
-        about: &About,
-        bytes: &[u8],
-        address: Option<usize>,
+        &self, request: &Request<'_>, about: &About, bytes: &[u8], address: Option<usize>,
     ) -> std::result::Result<Begun, Failure> {
         let (offset, length) = (about.offset, about.length);
         let end = offset.checked_add(length);
@@ -305,10 +288,7 @@ impl Handle {
         }
         let middle = shape.middle();
         let at = |offset: u64| usize::try_from(offset - about.offset).expect("within the memory");
-        let edges = [
-            (offset, &bytes[..at(middle.start)]),
-            (middle.end, &bytes[at(middle.end)..]),
-        ];
+        let edges = [(offset, &bytes[..at(middle.start)]), (middle.end, &bytes[at(middle.end)..])];
         let moved = file.write_edges(edges)?;
         Ok(Begun {
             file,

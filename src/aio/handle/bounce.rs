@@ -54,11 +54,8 @@ impl Bounce {
     pub(super) fn new(block: usize, transfers: usize) -> io::Result<Self> {
         let chunk_bytes = block.next_multiple_of(PAGE_BYTES).min(CHUNK_BYTES_MAX);
         let count = transfers.min(TOTAL_BYTES / chunk_bytes).max(2);
-        let options = ArenaOptions {
-            size: chunk_bytes * count,
-            pin_memory: true,
-            huge_pages: false,
-        };
+        let options =
+            ArenaOptions { size: chunk_bytes * count, pin_memory: true, huge_pages: false };
         let (sole, mut rest) = SoleArena::new(options)?;
         let mut free = Vec::with_capacity(count);
         while !rest.is_empty() {
@@ -66,16 +63,8 @@ impl Bounce {
             free.push(chunk);
             rest = back;
         }
-        let state = State {
-            free,
-            waiting: VecDeque::new(),
-            granting: false,
-        };
-        Ok(Self {
-            sole,
-            chunk_bytes,
-            state: Mutex::new(state),
-        })
+        let state = State { free, waiting: VecDeque::new(), granting: false };
+        Ok(Self { sole, chunk_bytes, state: Mutex::new(state) })
     }
 
     pub(super) fn arena(&self) -> &Arc<Arena> {
@@ -116,10 +105,7 @@ impl Bounce {
         {
             let lease = state.free.pop();
             drop(state);
-            let chunk = Chunk {
-                lease,
-                router: Arc::clone(router),
-            };
+            let chunk = Chunk { lease, router: Arc::clone(router) };
             router.granted(request, chunk);
             state = router.bounce.state.lock();
         }

@@ -171,11 +171,7 @@ pub(super) struct Parts {
 impl Parts {
     fn new(tensor: LockedTensor) -> Self {
         let (lease, region) = tensor.into_parts();
-        Self {
-            region,
-            start: lease.offset(),
-            here: BTreeMap::from([(lease.offset(), lease)]),
-        }
+        Self { region, start: lease.offset(), here: BTreeMap::from([(lease.offset(), lease)]) }
     }
 
     pub(super) fn region(&self) -> &Arc<Region> {

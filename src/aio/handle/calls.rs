@@ -19,10 +19,7 @@ impl Handle {
     ///
     /// See [`ErrorKind`](super::ErrorKind); [`SizeMismatch`](super::ErrorKind::SizeMismatch) for a file of another size.
     pub fn read<'a>(
-        &self,
-        buffer: impl Into<Target<'a>>,
-        path: impl AsRef<Path>,
-        validate: bool,
+        &self, buffer: impl Into<Target<'a>>, path: impl AsRef<Path>, validate: bool,
         file_offset: u64,
     ) -> Result<()> {
         let request = Request {
@@ -41,10 +38,7 @@ impl Handle {
     ///
     /// See [`ErrorKind`](super::ErrorKind).
     pub fn write<'a>(
-        &self,
-        buffer: impl Into<Source<'a>>,
-        path: impl AsRef<Path>,
-        validate: bool,
+        &self, buffer: impl Into<Source<'a>>, path: impl AsRef<Path>, validate: bool,
         file_offset: u64,
     ) -> Result<()> {
         let request = Request {
@@ -62,10 +56,7 @@ impl Handle {
     ///
     /// See [`ErrorKind`](super::ErrorKind); [`FileTooShort`](super::ErrorKind::FileTooShort) when the file ends before the buffer is full.
     pub fn pread<'a>(
-        &self,
-        buffer: impl Into<Target<'a>>,
-        path: impl AsRef<Path>,
-        validate: bool,
+        &self, buffer: impl Into<Target<'a>>, path: impl AsRef<Path>, validate: bool,
         file_offset: u64,
     ) -> Result<()> {
         let request = self.by_path(Direction::Read, path.as_ref(), validate, file_offset);
@@ -79,10 +70,7 @@ impl Handle {
     ///
     /// See [`ErrorKind`](super::ErrorKind).
     pub fn pwrite<'a>(
-        &self,
-        buffer: impl Into<Source<'a>>,
-        path: impl AsRef<Path>,
-        validate: bool,
+        &self, buffer: impl Into<Source<'a>>, path: impl AsRef<Path>, validate: bool,
         file_offset: u64,
     ) -> Result<()> {
         let request = self.by_path(Direction::Write, path.as_ref(), validate, file_offset);
@@ -95,10 +83,7 @@ impl Handle {
     ///
     /// Those of [`pread`](Self::pread).
     pub fn sync_pread<'a>(
-        &self,
-        buffer: impl Into<Target<'a>>,
-        path: impl AsRef<Path>,
-        file_offset: u64,
+        &self, buffer: impl Into<Target<'a>>, path: impl AsRef<Path>, file_offset: u64,
     ) -> Result<()> {
         self.pread(buffer, path, false, file_offset)
     }
@@ -109,10 +94,7 @@ impl Handle {
     ///
     /// Those of [`pwrite`](Self::pwrite).
     pub fn sync_pwrite<'a>(
-        &self,
-        buffer: impl Into<Source<'a>>,
-        path: impl AsRef<Path>,
-        file_offset: u64,
+        &self, buffer: impl Into<Source<'a>>, path: impl AsRef<Path>, file_offset: u64,
     ) -> Result<()> {
         self.pwrite(buffer, path, false, file_offset)
     }
@@ -126,11 +108,7 @@ impl Handle {
     /// Those of looking at the file and opening it, with the buffer; nothing is pending then. Others come
     /// from [`wait`](Self::wait) or [`Operation::finish`].
     pub fn pread_async<B: Buffer>(
-        &self,
-        buffer: B,
-        path: impl AsRef<Path>,
-        validate: bool,
-        file_offset: u64,
+        &self, buffer: B, path: impl AsRef<Path>, validate: bool, file_offset: u64,
     ) -> std::result::Result<Operation<B>, Refused<B>> {
         let request = self.by_path(Direction::Read, path.as_ref(), validate, file_offset);
         self.later(request, buffer)
@@ -144,11 +122,7 @@ impl Handle {
     ///
     /// As for [`pread_async`](Self::pread_async), and those of writing the edges.
     pub fn pwrite_async<B: Buffer>(
-        &self,
-        buffer: B,
-        path: impl AsRef<Path>,
-        validate: bool,
-        file_offset: u64,
+        &self, buffer: B, path: impl AsRef<Path>, validate: bool, file_offset: u64,
     ) -> std::result::Result<Operation<B>, Refused<B>> {
         let request = self.by_path(Direction::Write, path.as_ref(), validate, file_offset);
         self.later(request, buffer)
@@ -160,10 +134,7 @@ impl Handle {
     ///
     /// Those of [`pread_async`](Self::pread_async).
     pub fn async_pread<B: Buffer>(
-        &self,
-        buffer: B,
-        path: impl AsRef<Path>,
-        file_offset: u64,
+        &self, buffer: B, path: impl AsRef<Path>, file_offset: u64,
     ) -> std::result::Result<Operation<B>, Refused<B>> {
         self.pread_async(buffer, path, false, file_offset)
     }
@@ -174,10 +145,7 @@ impl Handle {
     ///
     /// Those of [`pwrite_async`](Self::pwrite_async).
     pub fn async_pwrite<B: Buffer>(
-        &self,
-        buffer: B,
-        path: impl AsRef<Path>,
-        file_offset: u64,
+        &self, buffer: B, path: impl AsRef<Path>, file_offset: u64,
     ) -> std::result::Result<Operation<B>, Refused<B>> {
         self.pwrite_async(buffer, path, false, file_offset)
     }
@@ -189,10 +157,7 @@ impl Handle {
     ///
     /// Those of [`pread`](Self::pread); EBADF for a descriptor that cannot be read.
     pub fn pread_fd<'a>(
-        &self,
-        buffer: impl Into<Target<'a>>,
-        descriptor: impl AsFd,
-        file_offset: u64,
+        &self, buffer: impl Into<Target<'a>>, descriptor: impl AsFd, file_offset: u64,
     ) -> Result<()> {
         let request = self.by_descriptor(Direction::Read, descriptor.as_fd(), file_offset);
         self.read_now(request, buffer.into())
@@ -205,10 +170,7 @@ impl Handle {
     ///
     /// Those of [`pwrite`](Self::pwrite); EBADF for a descriptor that cannot be written.
     pub fn pwrite_fd<'a>(
-        &self,
-        buffer: impl Into<Source<'a>>,
-        descriptor: impl AsFd,
-        file_offset: u64,
+        &self, buffer: impl Into<Source<'a>>, descriptor: impl AsFd, file_offset: u64,
     ) -> Result<()> {
         let request = self.by_descriptor(Direction::Write, descriptor.as_fd(), file_offset);
         self.write_now(request, buffer.into())
@@ -222,10 +184,7 @@ impl Handle {
     ///
     /// Those of [`pread_async`](Self::pread_async); EBADF for a descriptor that cannot be read.
     pub fn async_pread_fd<B: Buffer>(
-        &self,
-        buffer: B,
-        descriptor: impl AsFd,
-        file_offset: u64,
+        &self, buffer: B, descriptor: impl AsFd, file_offset: u64,
     ) -> std::result::Result<Operation<B>, Refused<B>> {
         let request = self.by_descriptor(Direction::Read, descriptor.as_fd(), file_offset);
         self.later(request, buffer)
@@ -238,10 +197,7 @@ impl Handle {
     ///
     /// Those of [`pwrite_async`](Self::pwrite_async); EBADF for a descriptor that cannot be written.
     pub fn async_pwrite_fd<B: Buffer>(
-        &self,
-        buffer: B,
-        descriptor: impl AsFd,
-        file_offset: u64,
+        &self, buffer: B, descriptor: impl AsFd, file_offset: u64,
     ) -> std::result::Result<Operation<B>, Refused<B>> {
         let request = self.by_descriptor(Direction::Write, descriptor.as_fd(), file_offset);
         self.later(request, buffer)

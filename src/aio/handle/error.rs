@@ -128,21 +128,12 @@ impl fmt::Display for Error {
             Direction::Read => "reading",
             Direction::Write => "writing",
         };
-        let Self {
-            offset,
-            length,
-            moved,
-            kind,
-            ..
-        } = self;
+        let Self { offset, length, moved, kind, .. } = self;
         match &self.file {
             FileName::Path(path) => write!(formatter, "{verb} {}", path.display())?,
             FileName::Descriptor(number) => write!(formatter, "{verb} descriptor {number}")?,
         }
-        write!(
-            formatter,
-            ", {length} bytes at offset {offset}: {kind} ({moved} bytes moved)"
-        )
+        write!(formatter, ", {length} bytes at offset {offset}: {kind} ({moved} bytes moved)")
     }
 }
 
@@ -181,10 +172,7 @@ pub struct Refused<B> {
 /// Without the buffer, which may be large.
 impl<B> fmt::Debug for Refused<B> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Refused")
-            .field("error", &self.error)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Refused").field("error", &self.error).finish_non_exhaustive()
     }
 }
 

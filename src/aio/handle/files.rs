@@ -36,9 +36,7 @@ pub(super) struct Opened {
 impl Opened {
     fn new(descriptor: OwnedFd) -> Result<Self> {
         let stat = rustix::fs::fstat(&descriptor).map_err(errno)?;
-        let direct = rustix::fs::fcntl_getfl(&descriptor)
-            .map_err(errno)?
-            .contains(OFlags::DIRECT);
+        let direct = rustix::fs::fcntl_getfl(&descriptor).map_err(errno)?.contains(OFlags::DIRECT);
         let mut alignment = 1;
         let descriptor = match direct.then(|| stated_alignment(descriptor.as_fd())) {
             None => descriptor,
@@ -76,8 +74,7 @@ impl Opened {
     /// which neither pads the file nor reads what is around them. Waits until no direct transfer of
     /// this process is under way in the same pages.
     pub(super) fn write_edges(
-        &self,
-        edges: [(u64, &[u8]); 2],
+        &self, edges: [(u64, &[u8]); 2],
     ) -> std::result::Result<u64, Failure> {
         if edges.iter().all(|(_, bytes)| bytes.is_empty()) {
             return Ok(0);
@@ -125,8 +122,7 @@ fn open(path: &Path, flags: OFlags) -> Result<OwnedFd> {
 /// Opens by path: a file to write is created with mode 0600 and never truncated, one to read is looked at
 /// first. With O_DIRECT, and without where that is EINVAL.
 pub(super) fn open_path(
-    path: &Path,
-    direction: Direction,
+    path: &Path, direction: Direction,
 ) -> std::result::Result<Opened, ErrorKind> {
     let flags = match direction {
         Direction::Write => OFlags::WRONLY | OFlags::CREATE,
@@ -147,8 +143,7 @@ pub(super) fn open_path(
 
 /// A second descriptor of the caller's file, direct if that is.
 pub(super) fn open_descriptor(
-    descriptor: BorrowedFd<'_>,
-    direction: Direction,
+    descriptor: BorrowedFd<'_>, direction: Direction,
 ) -> std::result::Result<Opened, ErrorKind> {
     let flags =
         rustix::fs::fcntl_getfl(descriptor).map_err(|error| ErrorKind::Stat(errno(error)))?;
@@ -164,18 +159,14 @@ pub(super) fn open_descriptor(
     let second = if flags.contains(OFlags::APPEND) {
         reopen(descriptor, flags & OFlags::DIRECT)
     } else {
-        descriptor
-            .try_clone_to_owned()
-            .map_err(|error| crate::error::errno_of(&error))
+        descriptor.try_clone_to_owned().map_err(|error| crate::error::errno_of(&error))
     };
     second.and_then(Opened::new).map_err(ErrorKind::Open)
 }
 
 /// Reads the file through the page cache and compares. Blocks.
 pub(super) fn validate(
-    path: &Path,
-    offset: u64,
-    bytes: &[u8],
+    path: &Path, offset: u64, bytes: &[u8],
 ) -> std::result::Result<(), ErrorKind> {
     let file = open(path, OFlags::RDONLY).map_err(ErrorKind::Validation)?;
     let mut block = vec![0; COMPARED_BYTES.min(bytes.len())];
@@ -185,11 +176,7 @@ pub(super) fn validate(
         let wanted = block.len().min(left.len());
         let read = uninterrupted(|| rustix::io::pread(&file, &mut block[..wanted], at))
             .map_err(ErrorKind::Validation)?;
-        let same = block[..read]
-            .iter()
-            .zip(left)
-            .take_while(|(one, other)| one == other)
-            .count();
+        let same = block[..read].iter().zip(left).take_while(|(one, other)| one == other).count();
         if read == 0 || same < read {
             let at = at + same as u64;
             return Err(ErrorKind::Mismatch { at });

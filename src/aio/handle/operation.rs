@@ -139,8 +139,7 @@ impl Op {
     /// Begins pieces until `window` are under way: calls `begin` with each, the file, and its part of
     /// the tensor if that is the memory. `begin` runs inside the operation's lock.
     pub(super) fn next_pieces(
-        &self,
-        window: usize,
+        &self, window: usize,
         mut begin: impl FnMut(Piece, &Arc<dyn BackingFile>, Option<(WriteLease, Arc<Region>)>),
     ) {
         let mut state = self.state.lock();
@@ -155,10 +154,9 @@ impl Op {
             state.inflight += 1;
             let range = piece.range_from(self.about.offset);
             let part = match &mut state.memory {
-                Memory::Tensor(parts) => Some((
-                    parts.take(range.start, range.len()),
-                    Arc::clone(parts.region()),
-                )),
+                Memory::Tensor(parts) => {
+                    Some((parts.take(range.start, range.len()), Arc::clone(parts.region())))
+                }
                 _ => None,
             };
             begin(piece, &file, part);
@@ -170,10 +168,7 @@ impl Op {
     /// Copies a piece to a bounce buffer, from its part of the tensor or from the operation's memory. A
     /// sender is returned instead when that is lent by a waiting thread.
     pub(super) fn fill(
-        &self,
-        piece: Piece,
-        part: Option<&[u8]>,
-        chunk: &mut [u8],
+        &self, piece: Piece, part: Option<&[u8]>, chunk: &mut [u8],
     ) -> Option<Sender<Event>> {
         let range = piece.range_from(self.about.offset);
         if let Some(part) = part {
@@ -192,11 +187,7 @@ impl Op {
 
     /// Copies a piece from the bounce buffer, from its byte `lead` on, to where it belongs.
     pub(super) fn deliver(
-        &self,
-        piece: Piece,
-        part: Option<&mut [u8]>,
-        mut chunk: Chunk,
-        lead: usize,
+        &self, piece: Piece, part: Option<&mut [u8]>, mut chunk: Chunk, lead: usize,
     ) {
         let range = piece.range_from(self.about.offset);
         if let Some(part) = part {
@@ -362,12 +353,7 @@ pub struct Finished<B> {
 impl<B: Buffer> Operation<B> {
     pub(super) fn new(op: Arc<Op>, ledger: Arc<Ledger>) -> Self {
         let id = ledger.enter(&op);
-        Self {
-            op,
-            ledger,
-            id,
-            buffer: PhantomData,
-        }
+        Self { op, ledger, id, buffer: PhantomData }
     }
 
     /// Whether all its transfers are done. Never blocks.
@@ -382,10 +368,7 @@ impl<B: Buffer> Operation<B> {
         self.op.wait();
         self.ledger.finish(self.id);
         let result = self.op.outcome();
-        Finished {
-            buffer: self.take(),
-            result,
-        }
+        Finished { buffer: self.take(), result }
     }
 
     /// The buffer alone; blocks until the operation is done. [`Handle::wait`](super::Handle::wait),
@@ -407,18 +390,12 @@ impl<B: Buffer> Operation<B> {
 /// Without the buffer, which may be large.
 impl<B> fmt::Debug for Finished<B> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Finished")
-            .field("result", &self.result)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Finished").field("result", &self.result).finish_non_exhaustive()
     }
 }
 
 impl<B> fmt::Debug for Operation<B> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Operation")
-            .field("about", &self.op.about)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Operation").field("about", &self.op.about).finish_non_exhaustive()
     }
 }

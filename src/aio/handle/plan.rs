@@ -98,12 +98,7 @@ impl Shape {
 impl Plan {
     /// A read of everything, or a write of the middle.
     pub(super) fn new(shape: Shape, middle: Middle) -> Self {
-        Self {
-            shape,
-            position: middle.start,
-            end: middle.end,
-            slice: 0,
-        }
+        Self { shape, position: middle.start, end: middle.end, slice: 0 }
     }
 
     /// The end of the slice that `position` is in. Ends of inner slices are moved down to the alignment,
@@ -147,11 +142,7 @@ impl Plan {
             (limit(block.min(shape.chunk)), false)
         };
         self.position = end;
-        Some(Piece {
-            start,
-            end,
-            straight,
-        })
+        Some(Piece { start, end, straight })
     }
 }
 
@@ -160,13 +151,7 @@ mod tests {
     use super::*;
 
     fn cut(shape: Shape) -> Vec<(u64, u64, bool)> {
-        let mut plan = Plan::new(
-            shape,
-            Middle {
-                start: shape.offset,
-                end: shape.file_end(),
-            },
-        );
+        let mut plan = Plan::new(shape, Middle { start: shape.offset, end: shape.file_end() });
         std::iter::from_fn(|| plan.next())
             .map(|piece| (piece.start, piece.end, piece.straight))
             .collect()
@@ -185,67 +170,25 @@ mod tests {
     #[test]
     fn slices_are_cut_as_in_deepspeed() {
         let pieces = cut(SHAPE);
-        assert_eq!(
-            pieces,
-            [0, 1024, 2048, 3072].map(|start| (start, start + 1024, true))
-        );
-        let shape = Shape {
-            offset: 512,
-            length: 1024,
-            ..SHAPE
-        };
+        assert_eq!(pieces, [0, 1024, 2048, 3072].map(|start| (start, start + 1024, true)));
+        let shape = Shape { offset: 512, length: 1024, ..SHAPE };
         assert_eq!(cut(shape), [(512, 1024, true), (1024, 1536, true)]);
         // No multiple of the threads: the last slice has the rest.
-        let shape = Shape {
-            length: 10,
-            alignment: 1,
-            slices: 3,
-            ..SHAPE
-        };
+        let shape = Shape { length: 10, alignment: 1, slices: 3, ..SHAPE };
         assert_eq!(cut(shape), [(0, 3, true), (3, 6, true), (6, 10, true)]);
     }
 
     #[test]
     fn edges_bounce_and_the_middle_does_not() {
-        let shape = Shape {
-            offset: 1000,
-            length: 2000,
-            slices: 1,
-            ..SHAPE
-        };
-        let expected = [
-            (1000, 1024, false),
-            (1024, 2048, true),
-            (2048, 2560, true),
-            (2560, 3000, false),
-        ];
+        let shape = Shape { offset: 1000, length: 2000, slices: 1, ..SHAPE };
+        let expected =
+            [(1000, 1024, false), (1024, 2048, true), (2048, 2560, true), (2560, 3000, false)];
         assert_eq!(cut(shape), expected);
-        assert_eq!(
-            shape.middle(),
-            Middle {
-                start: 3000,
-                end: 3000
-            }
-        );
-        let shape = Shape {
-            length: 20_000,
-            ..shape
-        };
-        assert_eq!(
-            shape.middle(),
-            Middle {
-                start: 4096,
-                end: 20_480
-            }
-        );
+        assert_eq!(shape.middle(), Middle { start: 3000, end: 3000 });
+        let shape = Shape { length: 20_000, ..shape };
+        assert_eq!(shape.middle(), Middle { start: 4096, end: 20_480 });
         assert!(!shape.shares_pages());
-        assert!(
-            Shape {
-                offset: 512,
-                ..SHAPE
-            }
-            .shares_pages()
-        );
+        assert!(Shape { offset: 512, ..SHAPE }.shares_pages());
         assert!(!SHAPE.shares_pages());
     }
 

@@ -73,12 +73,7 @@ enum Ground {
 
 impl Router {
     pub(super) fn new(bounce: Bounce, window: usize) -> Arc<Self> {
-        Arc::new(Self {
-            bounce,
-            device: OnceLock::new(),
-            flights: Mutex::default(),
-            window,
-        })
+        Arc::new(Self { bounce, device: OnceLock::new(), flights: Mutex::default(), window })
     }
 
     /// Names the device; called once, before the first operation.
@@ -97,9 +92,7 @@ impl Router {
             // The handle waits for its operations before it lets the device go.
             None => {
                 let late = batch.into_iter();
-                let mut late = late
-                    .map(|transfer| refused(transfer, Errno::ENODEV))
-                    .collect();
+                let mut late = late.map(|transfer| refused(transfer, Errno::ENODEV)).collect();
                 self.landed(&mut late);
             }
         }
@@ -149,12 +142,7 @@ impl Router {
         let token = flights.next;
         flights.next += 1;
         flights.flying.insert(token, flight);
-        Transfer {
-            token,
-            action,
-            file,
-            offset,
-        }
+        Transfer { token, action, file, offset }
     }
 
     /// A piece has got its bounce buffer.
@@ -184,11 +172,7 @@ impl Router {
     }
 
     fn fly(
-        self: &Arc<Self>,
-        op: &Arc<Op>,
-        piece: Piece,
-        mut chunk: Chunk,
-        part: Option<WriteLease>,
+        self: &Arc<Self>, op: &Arc<Op>, piece: Piece, mut chunk: Chunk, part: Option<WriteLease>,
     ) {
         let alignment = op.alignment() as u64;
         let start = piece.start / alignment * alignment;
@@ -214,12 +198,7 @@ impl Router {
     fn landed(self: &Arc<Self>, done: &mut Vec<Completion>) {
         let mut batch = Vec::new();
         for Completion { transfer, result } in done.drain(..) {
-            let Transfer {
-                token,
-                action,
-                file,
-                ..
-            } = transfer;
+            let Transfer { token, action, file, .. } = transfer;
             // Now: the file is closed when its operation is done, not some time later.
             drop(file);
             let flight = self.flights.lock().flying.remove(&token);
@@ -241,10 +220,7 @@ impl Router {
 
     /// Judges what one attempt moved; the next one, if there is more to do.
     fn land(
-        self: &Arc<Self>,
-        mut flight: Flight,
-        lease: WriteLease,
-        result: Result<usize, Errno>,
+        self: &Arc<Self>, mut flight: Flight, lease: WriteLease, result: Result<usize, Errno>,
     ) -> Option<Transfer> {
         let before = flight.front.as_ref().map_or(0, WriteLease::len);
         let at = flight.start + before as u64;
@@ -294,15 +270,7 @@ impl Router {
 
     /// The last attempt is over: bytes to where they belong, memory back.
     fn arrive(&self, flight: Flight, lease: WriteLease, result: Result<(), ErrorKind>) {
-        let Flight {
-            op,
-            piece,
-            memory,
-            start,
-            front,
-            file,
-            ..
-        } = flight;
+        let Flight { op, piece, memory, start, front, file, .. } = flight;
         drop(file);
         let lease = match front {
             Some(front) => front.join(lease),

@@ -65,27 +65,17 @@ impl LockedTensor {
             .max(1)
             .checked_next_multiple_of(PAGE_BYTES)
             .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
-        let options = ArenaOptions {
-            size,
-            pin_memory: true,
-            huge_pages: false,
-        };
+        let options = ArenaOptions { size, pin_memory: true, huge_pages: false };
         let (sole, lease) = SoleArena::new(options)?;
         if let Some(refusal) = sole.arena().lock_refusal() {
             log::warn!("a tensor is not locked: {refusal}");
         }
         REGIONS.lock().insert(lease.address().addr(), bytes.max(1));
-        Ok(Self {
-            lease: Some(lease.split_front(bytes).0),
-            region: Arc::new(Region { sole }),
-        })
+        Ok(Self { lease: Some(lease.split_front(bytes).0), region: Arc::new(Region { sole }) })
     }
 
     pub(super) fn from_parts(lease: WriteLease, region: Arc<Region>) -> Self {
-        Self {
-            lease: Some(lease),
-            region,
-        }
+        Self { lease: Some(lease), region }
     }
 
     pub(super) fn into_parts(self) -> (WriteLease, Arc<Region>) {
@@ -121,16 +111,8 @@ impl LockedTensor {
             Bound::Excluded(end) => *end,
             Bound::Unbounded => self.len(),
         };
-        assert!(
-            start <= end && end <= self.len(),
-            "{start}..{end} of {} bytes",
-            self.len()
-        );
-        Narrow {
-            tensor: self,
-            start,
-            end,
-        }
+        assert!(start <= end && end <= self.len(), "{start}..{end} of {} bytes", self.len());
+        Narrow { tensor: self, start, end }
     }
 
     /// Two tensors of one memory: the first `at` bytes, and the rest. Either may be empty. A part that
@@ -144,10 +126,7 @@ impl LockedTensor {
         let (lease, region) = self.into_parts();
         let (front, back) = lease.split_front(at);
         let other = Arc::clone(&region);
-        (
-            Self::from_parts(front, region),
-            Self::from_parts(back, other),
-        )
+        (Self::from_parts(front, region), Self::from_parts(back, other))
     }
 
     /// Undoes [`split_at`](Self::split_at).

@@ -20,10 +20,7 @@ const OPTIONS: HandleOptions = HandleOptions {
 /// Short transfers are multiples of `alignment`.
 fn faulty(alignment: usize, plan: FaultPlan) -> (Handle, Arc<FaultDevice>) {
     let settings = AioSettings::default();
-    let geometry = Geometry {
-        alignment,
-        direct: true,
-    };
+    let geometry = Geometry { alignment, direct: true };
     let inner = ThreadDevice::new(&settings, geometry).unwrap();
     let device = FaultDevice::new(inner, 7, plan).unwrap();
     let bounce = Bounce::new(OPTIONS.block_size, OPTIONS.depth()).unwrap();
@@ -59,9 +56,7 @@ fn round_trip(handle: &Handle, path: &Path, length: usize, offset: u64) {
     assert_eq!(read.result, Ok(length as u64));
     assert_eq!(*read.buffer, *expected);
     let mut plain = vec![0; length];
-    handle
-        .sync_pread(&mut plain, path, offset + length as u64)
-        .unwrap();
+    handle.sync_pread(&mut plain, path, offset + length as u64).unwrap();
     assert_eq!(plain, expected);
     assert_eq!(handle.wait(), Ok(1));
 }
@@ -72,10 +67,7 @@ fn short_transfers_are_continued() {
     let (handle, device) = faulty(512, short(0.5));
     round_trip(&handle, &folder.path().join("file"), 1 << 20, 4096);
     let counts = device.counts();
-    assert!(
-        counts.short_read > 10 && counts.short_write > 10,
-        "{counts:?}"
-    );
+    assert!(counts.short_read > 10 && counts.short_write > 10, "{counts:?}");
 }
 
 /// The rest of a transfer cut at an odd byte begins at the aligned one before.
@@ -88,21 +80,14 @@ fn odd_remainders_are_moved_again() {
         round_trip(&handle, &folder.path().join("file"), length, offset);
     }
     let counts = device.counts();
-    assert!(
-        counts.short_read > 5 && counts.short_write > 5,
-        "{counts:?}"
-    );
+    assert!(counts.short_read > 5 && counts.short_write > 5, "{counts:?}");
 }
 
 #[test]
 fn failed_transfers_are_named() {
     let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
     let path = folder.path().join("file");
-    let plan = FaultPlan {
-        read_error: 1.0,
-        write_no_space: 0.1,
-        ..FaultPlan::default()
-    };
+    let plan = FaultPlan { read_error: 1.0, write_no_space: 0.1, ..FaultPlan::default() };
     let (handle, _device) = faulty(512, plan);
     let mut tensor = handle.new_cpu_locked_tensor(1 << 20).unwrap();
     let error = handle.sync_pwrite(&mut tensor, &path, 0).unwrap_err();
@@ -117,10 +102,7 @@ fn failed_transfers_are_named() {
         assert_eq!(error.failed[1].errno(), Errno::EIO);
         assert_eq!((error.failed[1].offset, error.failed[1].moved), (3, 0));
         tensor = read.into_buffer();
-        assert_eq!(
-            (tensor.len(), plain.into_buffer().len()),
-            (1 << 20, 100_000)
-        );
+        assert_eq!((tensor.len(), plain.into_buffer().len()), (1 << 20, 100_000));
         // Slices of this thread, too; all bounce buffers are back.
         assert!(handle.sync_pread(&mut [0; 70_000], &path, 1).is_err());
     }

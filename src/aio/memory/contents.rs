@@ -48,13 +48,7 @@ fn to_usize(value: u64) -> usize {
 impl Contents {
     pub(super) fn new(folder: MemoryFolder) -> Self {
         let modified = SystemTime::now();
-        Self {
-            pages: BTreeMap::new(),
-            size: 0,
-            modified,
-            links: 1,
-            folder,
-        }
+        Self { pages: BTreeMap::new(), size: 0, modified, links: 1, folder }
     }
 
     pub(super) fn allocated(&self) -> u64 {
@@ -176,14 +170,9 @@ impl Contents {
             // At the latest the page behind the last one is none.
             (first..=self.size / PAGE + 1).find(|page| !written(page))
         } else {
-            self.pages
-                .range(first..)
-                .map(|(page, _)| *page)
-                .find(written)
+            self.pages.range(first..).map(|(page, _)| *page).find(written)
         };
-        let position = found
-            .map(|page| (page * PAGE).max(offset))
-            .ok_or(Errno::ENXIO)?;
+        let position = found.map(|page| (page * PAGE).max(offset)).ok_or(Errno::ENXIO)?;
         match (hole, position >= self.size) {
             (true, _) => Ok(position.min(self.size)),
             (false, false) => Ok(position),

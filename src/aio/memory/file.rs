@@ -30,9 +30,7 @@ impl MemoryFolder {
     #[must_use]
     pub fn new(capacity: u64) -> Self {
         let (capacity, used) = (AtomicU64::new(capacity), AtomicU64::new(0));
-        Self {
-            space: Arc::new(Space { capacity, used }),
-        }
+        Self { space: Arc::new(Space { capacity, used }) }
     }
 
     /// A folder that is never full.
@@ -80,21 +78,13 @@ impl MemoryFile {
     #[must_use]
     pub fn new(folder: &MemoryFolder) -> Self {
         let contents = Arc::new(Mutex::new(Contents::new(folder.clone())));
-        Self {
-            id: next_id(),
-            writable: true,
-            contents,
-        }
+        Self { id: next_id(), writable: true, contents }
     }
 
     /// The same file opened once more, with an id of its own.
     #[must_use]
     pub fn reopen(&self, writable: bool) -> Self {
-        Self {
-            id: next_id(),
-            writable,
-            contents: Arc::clone(&self.contents),
-        }
+        Self { id: next_id(), writable, contents: Arc::clone(&self.contents) }
     }
 
     /// Sets the number of links that [`BackingFile::status`] reports; 0 for an unlinked file.
@@ -131,11 +121,7 @@ impl MemoryFile {
     }
 
     fn check_writable(&self) -> Result<()> {
-        if self.writable {
-            Ok(())
-        } else {
-            Err(Errno::EBADF)
-        }
+        if self.writable { Ok(()) } else { Err(Errno::EBADF) }
     }
 }
 

@@ -51,10 +51,7 @@ impl FileTable {
     /// The file's entry, registered now if need be, for one more transfer. `None` when there is no
     /// entry to be had; the transfer goes by descriptor then.
     pub(super) fn acquire(
-        &mut self,
-        submitter: &Submitter<'_>,
-        lane: &Arc<Lane>,
-        file: &DiskFile,
+        &mut self, submitter: &Submitter<'_>, lane: &Arc<Lane>, file: &DiskFile,
     ) -> Option<u32> {
         let index = match self.index_of.get(&file.id()) {
             Some(index) => *index,
@@ -70,10 +67,7 @@ impl FileTable {
     /// One transfer that named the entry is done.
     pub(super) fn release(&mut self, index: u32) {
         let entry = &mut self.entries[index as usize];
-        entry.users = entry
-            .users
-            .checked_sub(1)
-            .expect("released as often as acquired");
+        entry.users = entry.users.checked_sub(1).expect("released as often as acquired");
     }
 
     /// Gives up a dropped file. Nothing to do if it was replaced meanwhile.
@@ -90,10 +84,7 @@ impl FileTable {
     }
 
     fn register(
-        &mut self,
-        submitter: &Submitter<'_>,
-        lane: &Arc<Lane>,
-        file: &DiskFile,
+        &mut self, submitter: &Submitter<'_>, lane: &Arc<Lane>, file: &DiskFile,
     ) -> Option<u32> {
         let descriptor = file.descriptor()?;
         let index = self.free.pop().or_else(|| self.evict())?;
@@ -112,11 +103,7 @@ impl FileTable {
 
     /// Takes the entry of the idle file that was not used for the longest time.
     fn evict(&mut self) -> Option<u32> {
-        let idle = self
-            .entries
-            .iter()
-            .enumerate()
-            .filter(|(_, entry)| entry.users == 0);
+        let idle = self.entries.iter().enumerate().filter(|(_, entry)| entry.users == 0);
         let (index, entry) = idle.min_by_key(|(_, entry)| entry.used)?;
         self.index_of.remove(&entry.id);
         let index = u32::try_from(index).expect("the table's size is a u32");

@@ -123,10 +123,7 @@ impl Lane {
     /// `sleeps` tells, from the number of transfers taken, whether the thread will next wait and
     /// wants to be woken by whatever comes in. Returns whether shutdown began and nothing waits.
     pub(super) fn take(
-        &self,
-        room: usize,
-        sleeps: impl FnOnce(usize) -> bool,
-        inbox: &mut Inbox,
+        &self, room: usize, sleeps: impl FnOnce(usize) -> bool, inbox: &mut Inbox,
     ) -> bool {
         assert!(inbox.is_empty(), "the inbox was emptied");
         let mut queue = self.queue.lock();

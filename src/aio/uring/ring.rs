@@ -63,9 +63,7 @@ pub(super) struct Ring {
 
 impl Ring {
     pub(super) fn new(
-        new: NewRing,
-        settings: &AioSettings,
-        lane: Arc<Lane>,
+        new: NewRing, settings: &AioSettings, lane: Arc<Lane>,
         sink: Arc<OnceLock<Arc<dyn CompletionSink>>>,
     ) -> Self {
         let depth = settings.queue_depth as usize;
@@ -106,10 +104,7 @@ impl Ring {
 
     fn work(&mut self) -> Result<()> {
         if self.disabled {
-            self.ring
-                .submitter()
-                .register_enable_rings()
-                .map_err(|error| errno_of(&error))?;
+            self.ring.submitter().register_enable_rings().map_err(|error| errno_of(&error))?;
         }
         loop {
             let drained = self.take()?;
@@ -128,11 +123,7 @@ impl Ring {
                 continue;
             }
             self.poll_wake();
-            let wanted = if self.overlap_events {
-                1
-            } else {
-                self.table.len().max(1)
-            };
+            let wanted = if self.overlap_events { 1 } else { self.table.len().max(1) };
             self.enter(wanted)?;
             self.reap();
         }
@@ -140,11 +131,7 @@ impl Ring {
 
     /// Transfers that may be taken now.
     fn room(&self) -> usize {
-        if self.overlap_events || self.table.len() == 0 {
-            self.table.room()
-        } else {
-            0
-        }
+        if self.overlap_events || self.table.len() == 0 { self.table.room() } else { 0 }
     }
 
     /// Takes from the lane and publishes entries; one system call each with `single_submit`.
@@ -177,8 +164,7 @@ impl Ring {
             self.files.forget(&self.ring.submitter(), id);
         }
         let late = self.inbox.refused.drain(..);
-        self.done
-            .extend(late.map(|transfer| refused(transfer, errno)));
+        self.done.extend(late.map(|transfer| refused(transfer, errno)));
     }
 
     fn accept(&mut self, transfer: Transfer) {
@@ -210,10 +196,9 @@ impl Ring {
         let transfer = &slot.transfer;
         let (number, flags) = match slot.registered {
             Some(place) => (place.cast_signed(), squeue::Flags::FIXED_FILE),
-            None => (
-                transfer.file.descriptor().expect("checked by accept"),
-                squeue::Flags::empty(),
-            ),
+            None => {
+                (transfer.file.descriptor().expect("checked by accept"), squeue::Flags::empty())
+            }
         };
         let file = types::Fd(number);
         let offset = transfer.offset;
@@ -221,12 +206,10 @@ impl Ring {
             Action::Read(lease) => {
                 let (address, length) = (lease.address(), entry_length(lease.len()));
                 match self.buffer(lease.offset(), lease.len(), |arena| lease.is_of(arena)) {
-                    Some(buffer) => opcode::ReadFixed::new(file, address, length, buffer)
-                        .offset(offset)
-                        .build(),
-                    None => opcode::Read::new(file, address, length)
-                        .offset(offset)
-                        .build(),
+                    Some(buffer) => {
+                        opcode::ReadFixed::new(file, address, length, buffer).offset(offset).build()
+                    }
+                    None => opcode::Read::new(file, address, length).offset(offset).build(),
                 }
             }
             Action::Write(lease) => {
@@ -235,31 +218,22 @@ impl Ring {
                     Some(buffer) => opcode::WriteFixed::new(file, address, length, buffer)
                         .offset(offset)
                         .build(),
-                    None => opcode::Write::new(file, address, length)
-                        .offset(offset)
-                        .build(),
+                    None => opcode::Write::new(file, address, length).offset(offset).build(),
                 }
             }
-            Action::Sync { .. } => opcode::Fsync::new(file)
-                .flags(types::FsyncFlags::DATASYNC)
-                .build(),
+            Action::Sync { .. } => {
+                opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build()
+            }
         };
         entry.flags(flags)
     }
 
     /// The registered buffer of a lease, if its arena is the registered one.
     fn buffer(
-        &self,
-        offset: usize,
-        length: usize,
-        is_of: impl FnOnce(&Arc<Arena>) -> bool,
+        &self, offset: usize, length: usize, is_of: impl FnOnce(&Arc<Arena>) -> bool,
     ) -> Option<u16> {
         let arena = self.arena.as_ref()?;
-        if is_of(arena) {
-            slice_index(offset, length)
-        } else {
-            None
-        }
+        if is_of(arena) { slice_index(offset, length) } else { None }
     }
 
     fn poll_wake(&mut self) {
@@ -304,30 +278,21 @@ impl Ring {
         if self.lane.broken.load(std::sync::atomic::Ordering::Relaxed) {
             return Err(Errno::EBADF);
         }
-        self.ring
-            .submit_and_wait(wanted)
-            .map(drop)
-            .map_err(|error| errno_of(&error))
+        self.ring.submit_and_wait(wanted).map(drop).map_err(|error| errno_of(&error))
     }
 
     /// Shows what the next call submits in the counters, before it blocks.
     fn count_staged(&mut self) {
         let new = self.staged.iter().skip(self.counted);
         let transfers = new.filter(|index| **index != WAKE_STAGED).count();
-        self.lane
-            .counters
-            .submitted(transfers as u64, self.table.len() as u64);
+        self.lane.counters.submitted(transfers as u64, self.table.len() as u64);
         self.counted = self.staged.len();
     }
 
     /// Takes out of `staged` what the kernel has consumed, all but always everything.
     fn drop_consumed(&mut self) {
         let left = self.ring.submission().len();
-        let consumed = self
-            .staged
-            .len()
-            .checked_sub(left)
-            .expect("staged has every entry");
+        let consumed = self.staged.len().checked_sub(left).expect("staged has every entry");
         self.staged.drain(..consumed);
         self.counted = left;
     }
@@ -335,11 +300,7 @@ impl Ring {
     /// Moves finished transfers from the table to `done`.
     fn reap(&mut self) {
         let mut reaped = std::mem::take(&mut self.reaped);
-        reaped.extend(
-            self.ring
-                .completion()
-                .map(|entry| (entry.user_data(), entry.result())),
-        );
+        reaped.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
         for (user_data, result) in reaped.drain(..) {
             if user_data == WAKE {
                 self.polling = false;
@@ -362,20 +323,12 @@ impl Ring {
             self.files.release(registered);
         }
         let result = usize::try_from(result).map_err(|_| Errno::from_raw(-result));
-        self.done.push(Completion {
-            transfer: slot.transfer,
-            result,
-        });
+        self.done.push(Completion { transfer: slot.transfer, result });
     }
 
     fn deliver(&mut self) {
-        self.done
-            .iter()
-            .for_each(|completion| self.lane.counters.completed(completion));
-        let sink = self
-            .sink
-            .get()
-            .expect("connect comes before the first submission");
+        self.done.iter().for_each(|completion| self.lane.counters.completed(completion));
+        let sink = self.sink.get().expect("connect comes before the first submission");
         sink.complete(&mut self.done);
         debug_assert!(self.done.is_empty(), "a sink takes all completions");
         self.done.clear();
@@ -383,11 +336,7 @@ impl Ring {
 
     /// Gives up files and memory now; closing the ring would do so some time later.
     fn unregister(&self) {
-        assert_eq!(
-            self.table.len(),
-            0,
-            "nothing is in flight when a lane closes"
-        );
+        assert_eq!(self.table.len(), 0, "nothing is in flight when a lane closes");
         let submitter = self.ring.submitter();
         if self.files.size() > 0
             && let Err(error) = submitter.unregister_files()
@@ -414,8 +363,7 @@ impl Ring {
         loop {
             self.answer_inbox(Errno::EIO);
             let transfers = self.inbox.transfers.drain(..);
-            self.done
-                .extend(transfers.map(|transfer| refused(transfer, Errno::EIO)));
+            self.done.extend(transfers.map(|transfer| refused(transfer, Errno::EIO)));
             self.reap_buried();
             if !self.done.is_empty() {
                 self.deliver();
@@ -434,28 +382,17 @@ impl Ring {
     /// What finished although the ring is broken.
     fn reap_buried(&mut self) {
         let mut reaped = std::mem::take(&mut self.reaped);
-        reaped.extend(
-            self.ring
-                .completion()
-                .map(|entry| (entry.user_data(), entry.result())),
-        );
+        reaped.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
         for (user_data, result) in reaped.drain(..) {
             if user_data != WAKE {
-                self.finish(
-                    u32::try_from(user_data).expect("user_data is a slot"),
-                    result,
-                );
+                self.finish(u32::try_from(user_data).expect("user_data is a slot"), result);
             }
         }
         self.reaped = reaped;
     }
 
     fn wait_buried(&self, patient: bool) {
-        let timeout = if patient {
-            PollTimeout::from(BURIAL_TICK_MS)
-        } else {
-            PollTimeout::NONE
-        };
+        let timeout = if patient { PollTimeout::from(BURIAL_TICK_MS) } else { PollTimeout::NONE };
         let mut polled = [PollFd::new(self.lane.wake.as_fd(), PollFlags::POLLIN)];
         // EINTR is as good as a wake.
         let _ = nix::poll::poll(&mut polled, timeout);

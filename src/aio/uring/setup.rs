@@ -28,21 +28,14 @@ pub(super) struct NewRing {
 /// Makes `count` rings for `depth` transfers each and registers the arena with them, the memory
 /// counted once where the kernel lets rings share it.
 pub(super) fn make_rings(
-    count: u32,
-    depth: u32,
-    arena: Option<&Arc<Arena>>,
+    count: u32, depth: u32, arena: Option<&Arc<Arena>>,
 ) -> io::Result<Vec<NewRing>> {
     let mut rings: Vec<NewRing> = Vec::new();
     for _ in 0..count {
         let (ring, disabled) = make_ring(depth)?;
         check_operations(&ring)?;
         let files = register_files(&ring.submitter());
-        rings.push(NewRing {
-            ring,
-            disabled,
-            arena: None,
-            files,
-        });
+        rings.push(NewRing { ring, disabled, arena: None, files });
     }
     if let Some(arena) = arena
         && let Err(error) = register_arena(&mut rings, arena)
@@ -66,11 +59,7 @@ fn make_ring(depth: u32) -> io::Result<(IoUring, bool)> {
     let entries = depth + 1;
     let mut single = IoUring::builder();
     // Disabled: its one issuer is then the thread that enables it, not this one. Linux 6.1.
-    single
-        .setup_r_disabled()
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .setup_submit_all();
+    single.setup_r_disabled().setup_single_issuer().setup_defer_taskrun().setup_submit_all();
     let mut cooperative = IoUring::builder();
     cooperative.setup_coop_taskrun().setup_submit_all();
     let plain: Builder = IoUring::builder();
@@ -110,9 +99,7 @@ fn check_operations(ring: &IoUring) -> io::Result<()> {
 fn register_files(submitter: &Submitter<'_>) -> u32 {
     // The kernel takes no larger table than the process may have descriptors.
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let limit = limit
-        .and_then(|limit| u32::try_from(limit).ok())
-        .unwrap_or(u32::MAX);
+    let limit = limit.and_then(|limit| u32::try_from(limit).ok()).unwrap_or(u32::MAX);
     let size = FILES_MAX.min(limit);
     let sparse = submitter.register_files_sparse(size);
     // Before Linux 5.19.
@@ -161,11 +148,7 @@ fn register_arena(rings: &mut [NewRing], arena: &Arc<Arena>) -> io::Result<()> {
 pub(super) fn slice_index(offset: usize, length: usize) -> Option<u16> {
     let first = offset / SLICE_BYTES;
     let last = (offset + length - 1) / SLICE_BYTES;
-    if first == last {
-        u16::try_from(first).ok()
-    } else {
-        None
-    }
+    if first == last { u16::try_from(first).ok() } else { None }
 }
 
 #[cfg(test)]

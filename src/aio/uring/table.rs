@@ -24,10 +24,7 @@ pub(super) struct Table {
 
 impl Table {
     pub(super) fn new(depth: u32) -> Self {
-        Self {
-            slots: (0..depth).map(|_| None).collect(),
-            free: (0..depth).rev().collect(),
-        }
+        Self { slots: (0..depth).map(|_| None).collect(), free: (0..depth).rev().collect() }
     }
 
     pub(super) fn room(&self) -> usize {
@@ -39,17 +36,10 @@ impl Table {
     }
 
     pub(super) fn insert(&mut self, transfer: Transfer, registered: Option<u32>) -> u32 {
-        let index = self
-            .free
-            .pop()
-            .expect("the inbox holds no more than there is room for");
+        let index = self.free.pop().expect("the inbox holds no more than there is room for");
         let slot = &mut self.slots[index as usize];
         assert!(slot.is_none(), "slot {index} is free");
-        *slot = Some(Slot {
-            transfer,
-            registered,
-            retries: 0,
-        });
+        *slot = Some(Slot { transfer, registered, retries: 0 });
         index
     }
 
@@ -58,24 +48,18 @@ impl Table {
     }
 
     pub(super) fn remove(&mut self, index: u32) -> Slot {
-        let slot = self.slots[index as usize]
-            .take()
-            .expect("a completion for a slot in use");
+        let slot = self.slots[index as usize].take().expect("a completion for a slot in use");
         self.free.push(index);
         slot
     }
 
     /// Whether the transfer should be submitted once more after this outcome.
     pub(super) fn retry(&mut self, index: u32, result: i32) -> bool {
-        if !matches!(
-            result.checked_neg().map(Errno::from_raw),
-            Some(Errno::EINTR | Errno::EAGAIN)
-        ) {
+        if !matches!(result.checked_neg().map(Errno::from_raw), Some(Errno::EINTR | Errno::EAGAIN))
+        {
             return false;
         }
-        let slot = self.slots[index as usize]
-            .as_mut()
-            .expect("a completion for a slot in use");
+        let slot = self.slots[index as usize].as_mut().expect("a completion for a slot in use");
         slot.retries += 1;
         slot.retries <= RETRIES_MAX
     }
@@ -89,10 +73,7 @@ impl Drop for Table {
         // Closing a ring does not stop what the kernel has begun. Were these leases given back, a
         // late read would overwrite whatever their buffers hold by then, so they are leaked: each
         // keeps the arena mapped and its own bytes out of use for the rest of the process.
-        log::error!(
-            "{} transfers without completion; their buffers are lost",
-            self.len()
-        );
+        log::error!("{} transfers without completion; their buffers are lost", self.len());
         self.slots.drain(..).flatten().for_each(std::mem::forget);
     }
 }

@@ -30,27 +30,16 @@ impl Collector {
         let end = Instant::now() + Duration::from_secs(60);
         let mut done = self.done.lock();
         while done.len() < count {
-            assert!(
-                !self.arrived.wait_until(&mut done, end).timed_out(),
-                "{} done",
-                done.len()
-            );
+            assert!(!self.arrived.wait_until(&mut done, end).timed_out(), "{} done", done.len());
         }
         std::mem::take(&mut *done)
     }
 }
 
 fn device() -> (Arc<UringDevice>, Arc<Arena>, Arc<Collector>) {
-    let options = ArenaOptions {
-        size: 64 << 10,
-        pin_memory: false,
-        huge_pages: false,
-    };
+    let options = ArenaOptions { size: 64 << 10, pin_memory: false, huge_pages: false };
     let arena = Arena::new(options).unwrap();
-    let geometry = Geometry {
-        alignment: 512,
-        direct: false,
-    };
+    let geometry = Geometry { alignment: 512, direct: false };
     let device =
         UringDevice::new(&AioSettings::default(), Some(Arc::clone(&arena)), geometry).unwrap();
     let sink = Arc::new(Collector::default());
@@ -60,12 +49,7 @@ fn device() -> (Arc<UringDevice>, Arc<Arena>, Arc<Collector>) {
 
 fn file() -> Arc<dyn BackingFile> {
     Arc::new(
-        DiskFile::new(
-            tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR"))
-                .unwrap()
-                .into(),
-        )
-        .unwrap(),
+        DiskFile::new(tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap().into()).unwrap(),
     )
 }
 
@@ -74,12 +58,7 @@ fn write(arena: &Arc<Arena>, file: &Arc<dyn BackingFile>, index: usize) -> Trans
     let mut lease = unsafe { arena.write_lease(index * 4096, 4096) };
     lease.fill(index as u8 + 1);
     let action = Action::Write(lease.downgrade());
-    Transfer {
-        token: index as u64,
-        action,
-        file: Arc::clone(file),
-        offset: 0,
-    }
+    Transfer { token: index as u64, action, file: Arc::clone(file), offset: 0 }
 }
 
 #[test]
@@ -87,11 +66,8 @@ fn files_beyond_the_table_are_replaced() {
     let (device, arena, sink) = device();
     let files: Vec<_> = (0..12).map(|_| file()).collect();
     for round in 0..3 {
-        let mut batch: Vec<_> = files
-            .iter()
-            .enumerate()
-            .map(|(index, file)| write(&arena, file, index))
-            .collect();
+        let mut batch: Vec<_> =
+            files.iter().enumerate().map(|(index, file)| write(&arena, file, index)).collect();
         if round == 1 {
             batch.reverse();
         }
@@ -119,12 +95,7 @@ fn broken_ring_answers_eio_and_keeps_what_is_in_flight() {
     let pipe: Arc<dyn BackingFile> = Arc::new(DiskFile::new(OwnedFd::from(reader)).unwrap());
     // SAFETY: the last page, which no other lease of this test touches.
     let lease = unsafe { arena.write_lease(15 * 4096, 4096) };
-    let stuck = Transfer {
-        token: 99,
-        action: Action::Read(lease),
-        file: pipe,
-        offset: 0,
-    };
+    let stuck = Transfer { token: 99, action: Action::Read(lease), file: pipe, offset: 0 };
     device.submit(&mut vec![stuck]);
     // Once a later transfer is done, the kernel has the read.
     let file = file();
@@ -135,10 +106,7 @@ fn broken_ring_answers_eio_and_keeps_what_is_in_flight() {
 
     device.submit(&mut (0..12).map(|index| write(&arena, &file, index)).collect());
     let done = sink.wait(12);
-    assert!(
-        done.iter().all(|done| done.result == Err(Errno::EIO)),
-        "{done:?}"
-    );
+    assert!(done.iter().all(|done| done.result == Err(Errno::EIO)), "{done:?}");
     drop(done);
     device.submit(&mut vec![write(&arena, &file, 0)]);
     assert_eq!(sink.wait(1)[0].result, Err(Errno::EIO));
@@ -161,16 +129,9 @@ fn panicking_sink_does_not_hang_submitters() {
             self.0.complete(done);
         }
     }
-    let options = ArenaOptions {
-        size: 64 << 10,
-        pin_memory: false,
-        huge_pages: false,
-    };
+    let options = ArenaOptions { size: 64 << 10, pin_memory: false, huge_pages: false };
     let arena = Arena::new(options).unwrap();
-    let geometry = Geometry {
-        alignment: 512,
-        direct: false,
-    };
+    let geometry = Geometry { alignment: 512, direct: false };
     let device = UringDevice::new(&AioSettings::default(), None, geometry).unwrap();
     let sink = Arc::new(Panics(Collector::default(), false.into()));
     device.connect(sink.clone());

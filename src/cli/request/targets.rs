@@ -95,10 +95,7 @@ pub(super) fn files_below(path: &Path) -> Result<Vec<FileBelow>, String> {
     let metadata = std::fs::metadata(path).map_err(|error| line_about(path, &error))?;
     let mut files = Vec::new();
     if !metadata.is_dir() {
-        files.push(FileBelow {
-            path: path.to_owned(),
-            size: metadata.len(),
-        });
+        files.push(FileBelow { path: path.to_owned(), size: metadata.len() });
         return Ok(files);
     }
     let mut folders = vec![path.to_owned()];
@@ -112,10 +109,9 @@ pub(super) fn files_below(path: &Path) -> Result<Vec<FileBelow>, String> {
             match entry.metadata() {
                 Ok(found) if found.dev() != metadata.dev() => {}
                 Ok(found) if found.is_dir() => folders.push(entry.path()),
-                Ok(found) if found.is_file() => files.push(FileBelow {
-                    path: entry.path(),
-                    size: found.len(),
-                }),
+                Ok(found) if found.is_file() => {
+                    files.push(FileBelow { path: entry.path(), size: found.len() });
+                }
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(line_about(&entry.path(), &error)),
@@ -171,11 +167,8 @@ mod tests {
             std::fs::write(at(name), text).unwrap();
         }
         std::os::unix::fs::symlink("/etc", at("a/link")).unwrap();
-        let mut sizes: Vec<u64> = files_below(folder.path())
-            .unwrap()
-            .iter()
-            .map(|file| file.size)
-            .collect();
+        let mut sizes: Vec<u64> =
+            files_below(folder.path()).unwrap().iter().map(|file| file.size).collect();
         sizes.sort_unstable();
         assert_eq!(sizes, [1, 2, 3]);
         assert_eq!(files_below(&at("a/two")).unwrap()[0].size, 2);

@@ -58,10 +58,7 @@ impl Look {
         let status = match text_xattr(path, "user.swap.wait") {
             Ok(Some(status)) => status,
             Ok(None) => {
-                return Err(format!(
-                    "{}: no partition of a swapfs mount",
-                    path.display()
-                ));
+                return Err(format!("{}: no partition of a swapfs mount", path.display()));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(line_about(path, &error)),
@@ -239,7 +236,5 @@ fn is_busy(pending: &[Pending], targets: &[Target]) -> bool {
     roots.sort_unstable();
     roots.dedup();
     let state = |root: &Path| text_xattr(root, "user.swap.wait").ok().flatten();
-    roots
-        .into_iter()
-        .any(|root| state(root).as_deref() == Some("inflight"))
+    roots.into_iter().any(|root| state(root).as_deref() == Some("inflight"))
 }

@@ -90,10 +90,7 @@ fn offload(keys: &str) -> String {
 #[test]
 fn zero_3_with_params_and_optimizer_on_nvme_is_taken_as_it_is() {
     let config = config(INFINITY);
-    assert_eq!(
-        (config.block_size, config.queue_depth, config.thread_count),
-        (MIB, 32, 8)
-    );
+    assert_eq!((config.block_size, config.queue_depth, config.thread_count), (MIB, 32, 8));
     // 10,000,000 bytes are 9.5 blocks.
     assert_eq!(config.pool_size, 10 * MIB);
     assert_eq!(
@@ -105,14 +102,8 @@ fn zero_3_with_params_and_optimizer_on_nvme_is_taken_as_it_is() {
         "file (offload_param: 5 buffers of 1000000 elements of 2 bytes)"
     );
     assert!(config.pin_memory, "one section asks for it");
-    assert_eq!(
-        origin(&config, "pin_memory"),
-        "file (offload_param.pin_memory)"
-    );
-    assert_eq!(
-        config.nvme_path().unwrap(),
-        Some(PathBuf::from("/local_nvme"))
-    );
+    assert_eq!(origin(&config, "pin_memory"), "file (offload_param.pin_memory)");
+    assert_eq!(config.nvme_path().unwrap(), Some(PathBuf::from("/local_nvme")));
     assert!(config.warnings().is_empty());
 }
 
@@ -122,11 +113,7 @@ fn auto_is_as_if_not_given() {
     let built_in = Config::default();
     assert_eq!(
         (config.block_size, config.queue_depth, config.thread_count),
-        (
-            built_in.block_size,
-            built_in.queue_depth,
-            built_in.thread_count
-        )
+        (built_in.block_size, built_in.queue_depth, built_in.thread_count)
     );
     assert_eq!(origin(&config, "queue_depth"), "built-in (");
     assert_eq!(origin(&config, "pin_memory"), "built-in (");
@@ -137,30 +124,21 @@ fn auto_is_as_if_not_given() {
         "file (offload_param: 5 buffers of 3000000 elements of 4 bytes)"
     );
     assert_eq!(config.pool_size, 58 * MIB);
-    assert_eq!(
-        config.nvme_path().unwrap(),
-        Some(PathBuf::from("/mnt/nvme0"))
-    );
+    assert_eq!(config.nvme_path().unwrap(), Some(PathBuf::from("/mnt/nvme0")));
 }
 
 #[test]
 fn the_tuners_words_and_thread_key_are_read() {
     let config = config(TUNED);
     assert!(config.single_submit && !config.overlap_events);
-    assert_eq!(
-        (config.block_size, config.queue_depth, config.thread_count),
-        (8 * MIB, 32, 4)
-    );
+    assert_eq!((config.block_size, config.queue_depth, config.thread_count), (8 * MIB, 32, 4));
     assert_eq!(origin(&config, "thread_count"), "file (");
     assert_eq!(config.pool_note(), None);
     let loose = self::config(
         r#"{"aio": {"block_size": "256K", "queue_depth": "16", "num_threads": 2e0,
             "single_submit": "True", "use_gds": "false"}}"#,
     );
-    assert_eq!(
-        (loose.block_size, loose.queue_depth, loose.thread_count),
-        (256 * KIB, 16, 2)
-    );
+    assert_eq!((loose.block_size, loose.queue_depth, loose.thread_count), (256 * KIB, 16, 2));
     assert!(loose.single_submit);
 }
 
@@ -198,22 +176,14 @@ fn the_pool_is_cut_to_half_of_the_free_memory_and_never_below_the_least() {
     assert_eq!(sized("", MIB, 2 * GIB), (GIB, cut.clone()));
     assert_eq!(sized("", MIB, 2 * GIB + MIB), (GIB, cut.clone()));
     assert_eq!(sized("", 16 * MIB, 3 * MIB), (128 * MIB, raised.clone()));
-    assert_eq!(
-        sized(r#", "buffer_count": 0"#, MIB, GIB),
-        (8 * MIB, raised.clone())
-    );
+    assert_eq!(sized(r#", "buffer_count": 0"#, MIB, GIB), (8 * MIB, raised.clone()));
     let huge = r#", "buffer_count": 281474976710656, "buffer_size": 281474976710656"#;
     assert_eq!(sized(huge, MIB, GIB), (512 * MIB, cut));
     assert_eq!(read(huge).pool(MIB, None).unwrap().0, SIZE_MAX);
     assert!(free_memory().unwrap() > 64 * MIB);
     let config = config(&offload(huge));
     assert!(config.pool_size < 64 << 40 && config.pool_size.is_multiple_of(MIB));
-    assert!(
-        config
-            .pool_note()
-            .unwrap()
-            .ends_with(", cut to half of the free memory")
-    );
+    assert!(config.pool_note().unwrap().ends_with(", cut to half of the free memory"));
 }
 
 #[test]
@@ -237,15 +207,11 @@ fn the_optimizers_buffers_count_when_their_size_is_given() {
 #[test]
 fn a_size_that_somebody_chose_beats_the_reckoned_one() {
     let with = |more: &str| INFINITY.replacen('{', &format!("{{{more}"), 1);
-    let own = config(&with(
-        r#""swapfs": {"pool_size": "64m", "pin_memory": "off"},"#,
-    ));
+    let own = config(&with(r#""swapfs": {"pool_size": "64m", "pin_memory": "off"},"#));
     assert_eq!((own.pool_size, own.pin_memory), (64 * MIB, false));
     assert_eq!(own.pool_note(), None);
     let (mut settings, _) = settings(INFINITY).unwrap();
-    settings
-        .mount_options("block_size=4m,pin_memory=off", false)
-        .unwrap();
+    settings.mount_options("block_size=4m,pin_memory=off", false).unwrap();
     let by_block = settings.clone().build().unwrap();
     assert_eq!(by_block.pool_size, 32 * MIB, "the smallest of such blocks");
     assert_eq!(origin(&by_block, "pin_memory"), "-o (");
@@ -298,10 +264,7 @@ fn two_names_of_one_directory_are_one_mount() {
         folder.path(),
         link
     );
-    assert_eq!(
-        config(&text).nvme_path().unwrap().as_deref(),
-        Some(folder.path())
-    );
+    assert_eq!(config(&text).nvme_path().unwrap().as_deref(), Some(folder.path()));
 }
 
 const OBJECT: &str = "is not accepted; give a JSON object";
@@ -350,9 +313,7 @@ fn wrong_types_name_the_whole_key_the_value_and_what_is_accepted() {
     let device = "is not accepted; give one of none, cpu, nvme";
     for (section, value) in [("offload_param", r#""nvm""#), ("offload_optimizer", "1")] {
         assert_eq!(
-            error(&format!(
-                r#"{{"zero_optimization": {{"{section}": {{"device": {value}}}}}}}"#
-            )),
+            error(&format!(r#"{{"zero_optimization": {{"{section}": {{"device": {value}}}}}}}"#)),
             format!("zero_optimization.{section}.device: {value} {device}")
         );
     }
@@ -367,34 +328,13 @@ fn wrong_values_in_aio_are_named_too() {
     let threads = "is not accepted; give a whole number from 1 to 64";
     let block = "is not accepted; give a power of two from 64 KiB to 16 MiB (units: k, m, g, t)";
     for (text, expected) in [
-        (
-            r#""overlap_events": 1"#,
-            format!("aio.overlap_events: 1 {SWITCH}"),
-        ),
-        (
-            r#""use_gds": "perhaps""#,
-            format!(r#"aio.use_gds: "perhaps" {SWITCH}"#),
-        ),
-        (
-            r#""num_threads": 0"#,
-            format!("aio.num_threads: 0 {threads}"),
-        ),
-        (
-            r#""thread_count": [4]"#,
-            format!("aio.thread_count: [4] {threads}"),
-        ),
-        (
-            r#""block_size": 1000000"#,
-            format!("aio.block_size: 1000000 {block}"),
-        ),
-        (
-            r#""block_size": "1MB""#,
-            format!(r#"aio.block_size: "1MB" {block}"#),
-        ),
-        (
-            r#""block_size": 1e300"#,
-            format!("aio.block_size: 1e+300 {block}"),
-        ),
+        (r#""overlap_events": 1"#, format!("aio.overlap_events: 1 {SWITCH}")),
+        (r#""use_gds": "perhaps""#, format!(r#"aio.use_gds: "perhaps" {SWITCH}"#)),
+        (r#""num_threads": 0"#, format!("aio.num_threads: 0 {threads}")),
+        (r#""thread_count": [4]"#, format!("aio.thread_count: [4] {threads}")),
+        (r#""block_size": 1000000"#, format!("aio.block_size: 1000000 {block}")),
+        (r#""block_size": "1MB""#, format!(r#"aio.block_size: "1MB" {block}"#)),
+        (r#""block_size": 1e300"#, format!("aio.block_size: 1e+300 {block}")),
         (
             r#""num_thread": 4"#,
             "aio.num_thread: no such key; the nearest is num_threads".to_owned(),

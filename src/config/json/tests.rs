@@ -16,10 +16,7 @@ fn error(text: &str) -> String {
 fn what_is_no_json_object_is_one_line() {
     assert_eq!(error(""), "the file is empty; {} is the least");
     assert_eq!(error(" \n"), "the file is empty; {} is the least");
-    assert_eq!(
-        error("train: 1"),
-        "not valid JSON: expected ident at line 1 column 3"
-    );
+    assert_eq!(error("train: 1"), "not valid JSON: expected ident at line 1 column 3");
     assert_eq!(error("3"), "the file is not a JSON object");
     assert_eq!(
         error(r#"{"aio": {}} x"#),
@@ -33,24 +30,11 @@ fn what_is_no_json_object_is_one_line() {
         error(r#"{"aio": {}, "aio": {"queue_depth": 1}}"#),
         "the key aio stands twice at line 1 column 17"
     );
-    assert_eq!(
-        error(r#"{"a": 1e999}"#),
-        "not valid JSON: number out of range at line 1 column 11"
-    );
-    let deep = format!(
-        r#"{{"a": {}1{}}}"#,
-        "[".repeat(100_000),
-        "]".repeat(100_000)
-    );
-    assert_eq!(
-        error(&deep),
-        "not valid JSON: recursion limit exceeded at line 1 column 133"
-    );
+    assert_eq!(error(r#"{"a": 1e999}"#), "not valid JSON: number out of range at line 1 column 11");
+    let deep = format!(r#"{{"a": {}1{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+    assert_eq!(error(&deep), "not valid JSON: recursion limit exceeded at line 1 column 133");
     let large = format!(r#"{{"a": "{}"}}"#, "x".repeat(17 << 20));
-    assert_eq!(
-        error(&large),
-        "larger than 16 MiB, which no configuration is"
-    );
+    assert_eq!(error(&large), "larger than 16 MiB, which no configuration is");
 }
 
 #[test]
@@ -62,10 +46,7 @@ fn what_is_no_text_is_one_line() {
     let shown = file.display();
     assert_eq!(line(&file), format!("{shown}: not UTF-8 text (byte 9)"));
     let folder = folder.path();
-    assert_eq!(
-        line(folder),
-        format!("{}: Is a directory", folder.display())
-    );
+    assert_eq!(line(folder), format!("{}: Is a directory", folder.display()));
     assert_eq!(
         line(Path::new("/dev/zero")),
         "/dev/zero: larger than 16 MiB, which no configuration is"

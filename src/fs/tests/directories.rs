@@ -6,9 +6,7 @@ use super::*;
 
 /// Reads `at_most` entries from `offset`: names with their ids, and where to go on.
 fn piece(
-    directory: &super::super::Directory,
-    offset: u64,
-    at_most: usize,
+    directory: &super::super::Directory, offset: u64, at_most: usize,
 ) -> (Vec<(String, u64)>, u64) {
     let mut taken = Vec::new();
     let mut next_offset = offset;
@@ -48,12 +46,7 @@ fn a_thousand_names_come_once_each_in_pieces_of_any_size() {
     let mut expected: BTreeMap<String, u64> = std::fs::read_dir(swap.folder.path())
         .unwrap()
         .map(|entry| entry.unwrap())
-        .map(|entry| {
-            (
-                entry.file_name().into_string().unwrap(),
-                entry.metadata().unwrap().ino(),
-            )
-        })
+        .map(|entry| (entry.file_name().into_string().unwrap(), entry.metadata().unwrap().ino()))
         .collect();
     expected.insert(".".to_owned(), ROOT_ID);
     expected.insert("..".to_owned(), ROOT_ID);
@@ -86,11 +79,7 @@ fn reading_goes_on_from_any_cookie() {
         assert_eq!(taken, names[index..end], "from {index}");
     }
     let other = swap.tree.open_dir(ROOT_ID).unwrap();
-    assert_eq!(
-        piece(&other, cookies[500], 10).0,
-        names[500..510],
-        "cookies outlive a handle"
-    );
+    assert_eq!(piece(&other, cookies[500], 10).0, names[500..510], "cookies outlive a handle");
 }
 
 #[test]

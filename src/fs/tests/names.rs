@@ -29,10 +29,7 @@ fn lookups_are_counted_and_forgotten() {
 fn the_root_is_1_and_is_never_forgotten() {
     let swap = Swap::new();
     assert_eq!(swap.tree.attributes(ROOT_ID).unwrap().ino, ROOT_ID);
-    assert_eq!(
-        swap.tree.attributes(ROOT_ID).unwrap().kind,
-        FileKind::Directory
-    );
+    assert_eq!(swap.tree.attributes(ROOT_ID).unwrap().kind, FileKind::Directory);
     assert_eq!(swap.tree.forget(ROOT_ID, 5), None);
     assert!(swap.tree.attributes(ROOT_ID).is_ok());
     assert_eq!(super::super::id_of(77, 77), ROOT_ID);
@@ -44,27 +41,11 @@ fn the_root_is_1_and_is_never_forgotten() {
 fn attributes_are_those_of_the_swap_folder() {
     let swap = Swap::new();
     swap.plant("a");
-    let Attributes {
-        size,
-        blocks,
-        block_size,
-        nlink,
-        uid,
-        gid,
-        mode,
-        mtime,
-        kind,
-        ..
-    } = swap.look("a").unwrap().attributes;
+    let Attributes { size, blocks, block_size, nlink, uid, gid, mode, mtime, kind, .. } =
+        swap.look("a").unwrap().attributes;
     let metadata = swap.path("a").metadata().unwrap();
-    assert_eq!(
-        (size, blocks, u64::from(block_size)),
-        (1, metadata.blocks(), metadata.blksize())
-    );
-    assert_eq!(
-        (u64::from(nlink), uid, gid),
-        (1, metadata.uid(), metadata.gid())
-    );
+    assert_eq!((size, blocks, u64::from(block_size)), (1, metadata.blocks(), metadata.blksize()));
+    assert_eq!((u64::from(nlink), uid, gid), (1, metadata.uid(), metadata.gid()));
     assert_eq!((mode, kind), (metadata.mode() & 0o7777, FileKind::Regular));
     assert_eq!(mtime, metadata.modified().unwrap());
 }
@@ -86,19 +67,10 @@ fn names_that_are_no_single_component_are_refused() {
         assert_eq!(swap.look(name), Err(errno), "{name:?}");
     }
     swap.make(ROOT_ID, &"x".repeat(255));
-    assert_eq!(
-        swap.tree.mkdir(ROOT_ID, OsStr::new(".."), &own(), 0o755),
-        Err(Errno::EINVAL)
-    );
+    assert_eq!(swap.tree.mkdir(ROOT_ID, OsStr::new(".."), &own(), 0o755), Err(Errno::EINVAL));
     let file = swap.make(ROOT_ID, "file");
-    assert_eq!(
-        swap.tree.lookup(file.id, OsStr::new("a")),
-        Err(Errno::ENOTDIR)
-    );
-    assert_eq!(
-        swap.tree.lookup(424_242_424_242, OsStr::new("a")),
-        Err(Errno::ESTALE)
-    );
+    assert_eq!(swap.tree.lookup(file.id, OsStr::new("a")), Err(Errno::ENOTDIR));
+    assert_eq!(swap.tree.lookup(424_242_424_242, OsStr::new("a")), Err(Errno::ESTALE));
 }
 
 #[test]
@@ -121,19 +93,10 @@ fn the_private_name_is_hidden_in_the_root_only() {
     let name = OsStr::new(".swapfs");
     assert_eq!(swap.look(".swapfs"), Err(Errno::ENOENT));
     assert_eq!(swap.tree.rmdir(ROOT_ID, name), Err(Errno::ENOENT));
-    assert_eq!(
-        swap.tree.mkdir(ROOT_ID, name, &own(), 0o755),
-        Err(Errno::EPERM)
-    );
+    assert_eq!(swap.tree.mkdir(ROOT_ID, name, &own(), 0o755), Err(Errno::EPERM));
     let file = swap.make(ROOT_ID, "file");
     assert_eq!(swap.tree.link(file.id, ROOT_ID, name), Err(Errno::EPERM));
-    let moved = swap.tree.rename(
-        ROOT_ID,
-        OsStr::new("file"),
-        ROOT_ID,
-        name,
-        RenameKind::Replace,
-    );
+    let moved = swap.tree.rename(ROOT_ID, OsStr::new("file"), ROOT_ID, name, RenameKind::Replace);
     assert_eq!(moved, Err(Errno::EPERM));
     let below = swap.mkdir(ROOT_ID, "below");
     assert!(swap.tree.mkdir(below.id, name, &own(), 0o755).is_ok());
@@ -147,10 +110,7 @@ fn identity_survives_rename_and_hard_links() {
     let key = swap.tree.key(file.id).unwrap();
     swap.rename((ROOT_ID, "a"), (folder.id, "b"));
     assert_eq!(swap.tree.key(file.id), Ok(key));
-    assert_eq!(
-        swap.tree.backing_path(file.id).unwrap(),
-        swap.path("folder/b")
-    );
+    assert_eq!(swap.tree.backing_path(file.id).unwrap(), swap.path("folder/b"));
     let linked = swap.tree.link(file.id, ROOT_ID, OsStr::new("c")).unwrap();
     assert_eq!((linked.id, linked.attributes.nlink), (file.id, 2));
     assert_eq!(swap.lookups(file.id), 2);
@@ -159,20 +119,14 @@ fn identity_survives_rename_and_hard_links() {
     assert!(swap.path("c").exists() && swap.path("folder/b").exists());
     assert_eq!(swap.tree.unlink(folder.id, OsStr::new("b")), Ok(None));
     let gone = swap.tree.unlink(ROOT_ID, OsStr::new("c")).unwrap().unwrap();
-    assert_eq!(
-        (gone.key, gone.id, gone.kind),
-        (key, Some(file.id), FileKind::Regular)
-    );
+    assert_eq!((gone.key, gone.id, gone.kind), (key, Some(file.id), FileKind::Regular));
 }
 
 #[test]
 fn rename_replaces_refuses_and_exchanges() {
     let swap = Swap::new();
     let (a, b) = (swap.make(ROOT_ID, "a"), swap.make(ROOT_ID, "b"));
-    let rename = |kind| {
-        swap.tree
-            .rename(ROOT_ID, OsStr::new("a"), ROOT_ID, OsStr::new("b"), kind)
-    };
+    let rename = |kind| swap.tree.rename(ROOT_ID, OsStr::new("a"), ROOT_ID, OsStr::new("b"), kind);
     assert_eq!(rename(RenameKind::NoReplace), Err(Errno::EEXIST));
     assert_eq!(rename(RenameKind::Exchange), Ok(None));
     assert_eq!(swap.look("a").unwrap().id, b.id);
@@ -193,17 +147,10 @@ fn replacing_an_unknown_file_reports_it_without_an_id() {
     let swap = Swap::new();
     swap.plant("a");
     swap.plant("b");
-    let key = swap
-        .look("b")
-        .map(|entry| swap.tree.key(entry.id).unwrap())
-        .unwrap();
+    let key = swap.look("b").map(|entry| swap.tree.key(entry.id).unwrap()).unwrap();
     swap.tree.forget(key.ino, 1);
     let (a, b) = (OsStr::new("a"), OsStr::new("b"));
-    let gone = swap
-        .tree
-        .rename(ROOT_ID, a, ROOT_ID, b, RenameKind::Replace)
-        .unwrap()
-        .unwrap();
+    let gone = swap.tree.rename(ROOT_ID, a, ROOT_ID, b, RenameKind::Replace).unwrap().unwrap();
     assert_eq!((gone.key, gone.id), (key, None));
 }
 
@@ -215,19 +162,12 @@ fn directories_lose_their_name_only_when_empty() {
     let name = OsStr::new("folder");
     assert_eq!(swap.tree.rmdir(ROOT_ID, name), Err(Errno::ENOTEMPTY));
     assert_eq!(swap.tree.unlink(ROOT_ID, name), Err(Errno::EISDIR));
-    assert_eq!(
-        swap.tree.rmdir(folder.id, OsStr::new("file")),
-        Err(Errno::ENOTDIR)
-    );
+    assert_eq!(swap.tree.rmdir(folder.id, OsStr::new("file")), Err(Errno::ENOTDIR));
     swap.tree.unlink(folder.id, OsStr::new("file")).unwrap();
     swap.tree.rmdir(ROOT_ID, name).unwrap();
-    assert!(
-        swap.tree.attributes(folder.id).is_ok(),
-        "known until forgotten"
-    );
+    assert!(swap.tree.attributes(folder.id).is_ok(), "known until forgotten");
     assert_eq!(
-        swap.tree
-            .mkdir(folder.id, OsStr::new("late"), &own(), 0o755),
+        swap.tree.mkdir(folder.id, OsStr::new("late"), &own(), 0o755),
         Err(Errno::ENOENT),
         "nothing is made in a removed directory"
     );
@@ -241,41 +181,19 @@ fn symlinks_are_entries_and_never_followed() {
     symlink(outside.path(), swap.path("escape")).unwrap();
     let escape = swap.look("escape").unwrap();
     assert_eq!(escape.attributes.kind, FileKind::Symlink);
-    assert_eq!(
-        swap.tree.readlink(escape.id).unwrap(),
-        outside.path().as_os_str()
-    );
-    assert_eq!(
-        swap.tree.lookup(escape.id, OsStr::new("secret")),
-        Err(Errno::ENOTDIR)
-    );
-    assert_eq!(
-        swap.tree.open_dir(escape.id).map(|_| ()),
-        Err(Errno::ENOTDIR)
-    );
-    let open = swap
-        .tree
-        .open_file(escape.id, super::super::Access::ReadOnly, false);
+    assert_eq!(swap.tree.readlink(escape.id).unwrap(), outside.path().as_os_str());
+    assert_eq!(swap.tree.lookup(escape.id, OsStr::new("secret")), Err(Errno::ENOTDIR));
+    assert_eq!(swap.tree.open_dir(escape.id).map(|_| ()), Err(Errno::ENOTDIR));
+    let open = swap.tree.open_file(escape.id, super::super::Access::ReadOnly, false);
     assert_eq!(open.map(|_| ()), Err(Errno::ELOOP));
-    let created = swap
-        .tree
-        .create(ROOT_ID, OsStr::new("escape"), &own(), 0o644, false, false)
-        .map(|_| ());
+    let created =
+        swap.tree.create(ROOT_ID, OsStr::new("escape"), &own(), 0o644, false, false).map(|_| ());
     assert_eq!(created, Err(Errno::ELOOP));
     let target = OsStr::from_bytes(b"any\xffwhere");
-    let made = swap
-        .tree
-        .symlink(ROOT_ID, OsStr::new("made"), &own(), target)
-        .unwrap();
+    let made = swap.tree.symlink(ROOT_ID, OsStr::new("made"), &own(), target).unwrap();
     assert_eq!(swap.tree.readlink(made.id).unwrap(), target);
-    let linked = swap
-        .tree
-        .link(made.id, ROOT_ID, OsStr::new("again"))
-        .unwrap();
-    assert_eq!(
-        (linked.id, linked.attributes.kind),
-        (made.id, FileKind::Symlink)
-    );
+    let linked = swap.tree.link(made.id, ROOT_ID, OsStr::new("again")).unwrap();
+    assert_eq!((linked.id, linked.attributes.kind), (made.id, FileKind::Symlink));
     let file = swap.make(ROOT_ID, "file");
     assert_eq!(swap.tree.readlink(file.id), Err(Errno::EINVAL));
 }
@@ -284,35 +202,16 @@ fn symlinks_are_entries_and_never_followed() {
 fn special_files_are_made_but_not_opened() {
     let swap = Swap::new();
     let make = |name: &str, kind| {
-        swap.tree
-            .mknod(ROOT_ID, OsStr::new(name), &own(), kind, 0o640, 0)
-            .unwrap()
+        swap.tree.mknod(ROOT_ID, OsStr::new(name), &own(), kind, 0o640, 0).unwrap()
     };
     let pipe = make("pipe", FileKind::Pipe);
-    assert_eq!(
-        (pipe.attributes.kind, pipe.attributes.mode),
-        (FileKind::Pipe, 0o640)
-    );
-    let open = swap
-        .tree
-        .open_file(pipe.id, super::super::Access::ReadOnly, false);
+    assert_eq!((pipe.attributes.kind, pipe.attributes.mode), (FileKind::Pipe, 0o640));
+    let open = swap.tree.open_file(pipe.id, super::super::Access::ReadOnly, false);
     assert_eq!(open.map(|_| ()), Err(Errno::ENXIO));
-    assert_eq!(
-        make("socket", FileKind::Socket).attributes.kind,
-        FileKind::Socket
-    );
-    assert_eq!(
-        make("file", FileKind::Regular).attributes.kind,
-        FileKind::Regular
-    );
-    let device = swap.tree.mknod(
-        ROOT_ID,
-        OsStr::new("null"),
-        &own(),
-        FileKind::CharDevice,
-        0o600,
-        0x0103,
-    );
+    assert_eq!(make("socket", FileKind::Socket).attributes.kind, FileKind::Socket);
+    assert_eq!(make("file", FileKind::Regular).attributes.kind, FileKind::Regular);
+    let device =
+        swap.tree.mknod(ROOT_ID, OsStr::new("null"), &own(), FileKind::CharDevice, 0o600, 0x0103);
     // Containers may lack CAP_MKNOD.
     if let Ok(device) = device {
         assert_eq!(
@@ -320,13 +219,7 @@ fn special_files_are_made_but_not_opened() {
             (FileKind::CharDevice, 0x0103)
         );
     }
-    let directory = swap.tree.mknod(
-        ROOT_ID,
-        OsStr::new("d"),
-        &own(),
-        FileKind::Directory,
-        0o755,
-        0,
-    );
+    let directory =
+        swap.tree.mknod(ROOT_ID, OsStr::new("d"), &own(), FileKind::Directory, 0o755, 0);
     assert_eq!(directory, Err(Errno::EINVAL));
 }

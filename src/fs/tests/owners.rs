@@ -21,28 +21,14 @@ fn what_is_made_belongs_to_its_caller() {
     set_mode(&swap.path("closed"), 0o700);
     let user = caller(1000, 1001, 0o022);
     let owner = |entry: Entry| (entry.attributes.uid, entry.attributes.gid);
-    let file = swap
-        .tree
-        .create(folder.id, OsStr::new("f"), &user, 0o666, true, false)
-        .unwrap();
+    let file = swap.tree.create(folder.id, OsStr::new("f"), &user, 0o666, true, false).unwrap();
     assert_eq!(owner(file.entry), (1000, 1001));
     assert_eq!(file.entry.attributes.mode, 0o644);
-    let directory = swap
-        .tree
-        .mkdir(folder.id, OsStr::new("d"), &user, 0o1777)
-        .unwrap();
-    assert_eq!(
-        (owner(directory), directory.attributes.mode),
-        ((1000, 1001), 0o1755)
-    );
-    let link = swap
-        .tree
-        .symlink(folder.id, OsStr::new("l"), &user, OsStr::new("x"))
-        .unwrap();
+    let directory = swap.tree.mkdir(folder.id, OsStr::new("d"), &user, 0o1777).unwrap();
+    assert_eq!((owner(directory), directory.attributes.mode), ((1000, 1001), 0o1755));
+    let link = swap.tree.symlink(folder.id, OsStr::new("l"), &user, OsStr::new("x")).unwrap();
     assert_eq!(owner(link), (1000, 1001));
-    let pipe = swap
-        .tree
-        .mknod(folder.id, OsStr::new("p"), &user, FileKind::Pipe, 0o666, 0);
+    let pipe = swap.tree.mknod(folder.id, OsStr::new("p"), &user, FileKind::Pipe, 0o666, 0);
     assert_eq!(owner(pipe.unwrap()), (1000, 1001));
     // This thread is root again.
     assert_eq!(owner(swap.make(folder.id, "r")), (0, 0));
@@ -60,35 +46,15 @@ fn set_group_id_folders_give_their_group() {
     swap.tree.set_owner(folder.id, Some(0), Some(2000)).unwrap();
     swap.tree.set_mode(folder.id, 0o2777).unwrap();
     let user = caller(1000, 1000, 0);
-    let file = swap
-        .tree
-        .create(folder.id, OsStr::new("f"), &user, 0o666, true, false)
-        .unwrap();
-    assert_eq!(
-        (file.entry.attributes.uid, file.entry.attributes.gid),
-        (1000, 2000)
-    );
-    let directory = swap
-        .tree
-        .mkdir(folder.id, OsStr::new("d"), &user, 0o777)
-        .unwrap();
-    assert_eq!(
-        (directory.attributes.gid, directory.attributes.mode),
-        (2000, 0o2777)
-    );
+    let file = swap.tree.create(folder.id, OsStr::new("f"), &user, 0o666, true, false).unwrap();
+    assert_eq!((file.entry.attributes.uid, file.entry.attributes.gid), (1000, 2000));
+    let directory = swap.tree.mkdir(folder.id, OsStr::new("d"), &user, 0o777).unwrap();
+    assert_eq!((directory.attributes.gid, directory.attributes.mode), (2000, 0o2777));
     // A set-group-id program of a group that its maker is not in would lend him that group.
-    let program = swap
-        .tree
-        .create(folder.id, OsStr::new("p"), &user, 0o2755, true, false)
-        .unwrap();
-    assert_eq!(
-        (program.entry.attributes.gid, program.entry.attributes.mode),
-        (2000, 0o755)
-    );
+    let program = swap.tree.create(folder.id, OsStr::new("p"), &user, 0o2755, true, false).unwrap();
+    assert_eq!((program.entry.attributes.gid, program.entry.attributes.mode), (2000, 0o755));
     let member = caller(1000, 2000, 0);
-    let program = swap
-        .tree
-        .create(folder.id, OsStr::new("q"), &member, 0o2755, true, false);
+    let program = swap.tree.create(folder.id, OsStr::new("q"), &member, 0o2755, true, false);
     assert_eq!(program.unwrap().entry.attributes.mode, 0o2755);
 }
 
@@ -104,22 +70,14 @@ fn a_default_acl_takes_the_place_of_the_umask() {
         eprintln!("skipped a_default_acl_takes_the_place_of_the_umask: no setfacl or no ACLs here");
         return;
     }
-    let owner = Caller {
-        umask: 0o077,
-        ..own()
-    };
+    let owner = Caller { umask: 0o077, ..own() };
     let make = |parent, name: &str| {
-        let created = swap
-            .tree
-            .create(parent, OsStr::new(name), &owner, 0o666, true, false);
+        let created = swap.tree.create(parent, OsStr::new(name), &owner, 0o666, true, false);
         created.unwrap().entry.attributes.mode
     };
     assert_eq!(make(folder.id, "with"), 0o664);
     assert_eq!(make(ROOT_ID, "without"), 0o600);
-    let below = swap
-        .tree
-        .mkdir(folder.id, OsStr::new("below"), &owner, 0o777)
-        .unwrap();
+    let below = swap.tree.mkdir(folder.id, OsStr::new("below"), &owner, 0o777).unwrap();
     assert_eq!(below.attributes.mode, 0o775);
     assert_eq!(make(below.id, "inherited"), 0o664);
 }

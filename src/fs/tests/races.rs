@@ -30,10 +30,7 @@ fn two_threads_that_find_a_new_inode_find_one_node() {
 #[test]
 fn lookups_and_forgets_balance() {
     for handles in [true, false] {
-        let swap = Swap::with(Options {
-            descriptors_max: 4,
-            handles,
-        });
+        let swap = Swap::with(Options { descriptors_max: 4, handles });
         let names: Vec<String> = (0..10).map(|index| format!("f{index}")).collect();
         names.iter().for_each(|name| swap.plant(name));
         thread::scope(|scope| {
@@ -59,10 +56,7 @@ fn lookups_and_forgets_balance() {
 #[test]
 fn names_that_come_and_go_leave_nothing_behind() {
     for handles in [true, false] {
-        let swap = Swap::with(Options {
-            descriptors_max: 4,
-            handles,
-        });
+        let swap = Swap::with(Options { descriptors_max: 4, handles });
         let folder = swap.mkdir(ROOT_ID, "folder");
         thread::scope(|scope| {
             for seed in 0..THREAD_COUNT {
@@ -86,14 +80,9 @@ fn come_and_go(swap: &Swap, folder: u64, seed: usize) {
             let id = created.entry.id;
             // The descriptor goes first: only the tree keeps the inode from now on.
             drop(created);
-            let _ = swap
-                .tree
-                .rename(folder, name, folder, moved, RenameKind::Replace);
+            let _ = swap.tree.rename(folder, name, folder, moved, RenameKind::Replace);
             let attributes = swap.tree.attributes(id);
-            assert!(
-                attributes.is_ok_and(|attributes| attributes.ino == id),
-                "{attributes:?}"
-            );
+            assert!(attributes.is_ok_and(|attributes| attributes.ino == id), "{attributes:?}");
             let _ = swap.tree.unlink(folder, moved);
             swap.tree.forget(id, 1);
         }
@@ -104,14 +93,10 @@ fn come_and_go(swap: &Swap, folder: u64, seed: usize) {
 #[test]
 fn nodes_stay_reachable_while_their_folders_move() {
     for handles in [true, false] {
-        let swap = Swap::with(Options {
-            descriptors_max: 1,
-            handles,
-        });
+        let swap = Swap::with(Options { descriptors_max: 1, handles });
         let folder = swap.mkdir(ROOT_ID, "0");
-        let files: Vec<u64> = (0..4)
-            .map(|index| swap.make(folder.id, &index.to_string()).id)
-            .collect();
+        let files: Vec<u64> =
+            (0..4).map(|index| swap.make(folder.id, &index.to_string()).id).collect();
         thread::scope(|scope| {
             let swap = &swap;
             scope.spawn(move || {

@@ -12,10 +12,7 @@ fn count_descriptors() -> usize {
 /// The same with file handles and by names only.
 fn both_ways(test: impl Fn(Swap)) {
     for handles in [true, false] {
-        let swap = Swap::with(Options {
-            descriptors_max: FEW,
-            handles,
-        });
+        let swap = Swap::with(Options { descriptors_max: FEW, handles });
         if handles && !swap.tree.opens_handles {
             eprintln!("skipped with handles: not permitted here");
             continue;
@@ -70,10 +67,7 @@ fn closed_nodes_follow_renames_made_through_the_tree() {
             swap.make(ROOT_ID, name);
         }
         assert_eq!(swap.tree.attributes(file.id).unwrap().ino, file.id);
-        assert_eq!(
-            swap.tree.backing_path(file.id).unwrap(),
-            swap.path("b/moved/renamed")
-        );
+        assert_eq!(swap.tree.backing_path(file.id).unwrap(), swap.path("b/moved/renamed"));
     });
 }
 
@@ -110,10 +104,7 @@ fn what_was_removed_behind_the_tree_is_stale() {
 
 #[test]
 fn a_reused_inode_number_is_another_inode() {
-    let swap = Swap::with(Options {
-        descriptors_max: 0,
-        handles: true,
-    });
+    let swap = Swap::with(Options { descriptors_max: 0, handles: true });
     for _ in 0..2000 {
         let old = swap.make(ROOT_ID, "a");
         let old_key = swap.tree.key(old.id).unwrap();
@@ -141,10 +132,7 @@ fn a_reused_inode_number_is_another_inode() {
 
 #[test]
 fn descriptors_stay_bounded() {
-    let swap = Swap::with(Options {
-        descriptors_max: FEW,
-        handles: true,
-    });
+    let swap = Swap::with(Options { descriptors_max: FEW, handles: true });
     let before = count_descriptors();
     for index in 0..2000 {
         swap.make(ROOT_ID, &index.to_string());
@@ -159,28 +147,17 @@ fn descriptors_stay_bounded() {
 fn a_hundred_thousand_nodes_share_four_thousand_descriptors() {
     for handles in [true, false] {
         let folder = tempfile::tempdir_in("/dev/shm").unwrap();
-        let swap = Swap::in_folder(
-            folder,
-            Options {
-                descriptors_max: 4000,
-                handles,
-            },
-        );
+        let swap = Swap::in_folder(folder, Options { descriptors_max: 4000, handles });
         let start = std::time::Instant::now();
-        let ids: Vec<u64> = (0..100_000)
-            .map(|index| swap.make(ROOT_ID, &index.to_string()).id)
-            .collect();
+        let ids: Vec<u64> =
+            (0..100_000).map(|index| swap.make(ROOT_ID, &index.to_string()).id).collect();
         let made = start.elapsed();
         for id in &ids {
             assert_eq!(swap.tree.attributes(*id).unwrap().ino, *id);
         }
-        eprintln!(
-            "made in {made:?}, made and opened again in {:?}",
-            start.elapsed()
-        );
+        eprintln!("made in {made:?}, made and opened again in {:?}", start.elapsed());
         assert_eq!(swap.tree.table.lock().descriptor_count(), 4000);
-        ids.iter()
-            .for_each(|id| assert!(swap.tree.forget(*id, 1).is_some()));
+        ids.iter().for_each(|id| assert!(swap.tree.forget(*id, 1).is_some()));
         assert_eq!(swap.tree.known_count(), 1);
     }
 }

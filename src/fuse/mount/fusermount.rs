@@ -31,12 +31,8 @@ pub(super) fn mount(call: &MountCall<'_>) -> Result<OwnedFd, String> {
     let (ours, theirs) = UnixStream::pair().map_err(|error| failed(&reason(&error)))?;
     inherit(theirs.as_fd()).map_err(|error| failed(&reason(&error)))?;
     let number = theirs.as_raw_fd().to_string();
-    let arguments = [
-        OsStr::new("-o"),
-        &options(call),
-        OsStr::new("--"),
-        call.mountpoint.as_os_str(),
-    ];
+    let arguments =
+        [OsStr::new("-o"), &options(call), OsStr::new("--"), call.mountpoint.as_os_str()];
     let output = run(&arguments, Some(&number)).map_err(|line| failed(&line))?;
     drop(theirs);
     if !output.status.success() {
@@ -86,11 +82,7 @@ fn options(call: &MountCall<'_>) -> OsString {
 fn run(arguments: &[&OsStr], socket: Option<&str>) -> Result<Output, String> {
     for helper in HELPERS {
         let mut command = Command::new(helper);
-        command
-            .args(arguments)
-            .env("LC_ALL", "C")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
+        command.args(arguments).env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::null());
         if let Some(number) = socket {
             command.env("_FUSE_COMMFD", number);
         }

@@ -39,9 +39,7 @@ pub fn entry_of_path(path: &Path) -> io::Result<Option<MountEntry>> {
         }
         Err(error) if super::is_dead(&error) => {
             let path = super::absolute(path);
-            Ok(mounts
-                .into_iter()
-                .rfind(|mount| path.starts_with(&mount.mountpoint)))
+            Ok(mounts.into_iter().rfind(|mount| path.starts_with(&mount.mountpoint)))
         }
         Err(error) => Err(error),
     }
@@ -50,9 +48,7 @@ pub fn entry_of_path(path: &Path) -> io::Result<Option<MountEntry>> {
 /// Reads the table's text; lines that are not understood are skipped.
 #[must_use]
 pub fn parse_mount_table(text: &[u8]) -> Vec<MountEntry> {
-    text.split(|byte| *byte == b'\n')
-        .filter_map(parse_line)
-        .collect()
+    text.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
 }
 
 /// `ID PARENT MAJOR:MINOR ROOT MOUNTPOINT OPTIONS [TAG…] - TYPE SOURCE SUPEROPTIONS`
@@ -101,11 +97,7 @@ mod tests {
         assert_eq!(mounts[1].mountpoint, Path::new("/mnt/a b\tc\\d\ne"));
         assert_eq!(mounts[1].source, Path::new("/swap folder"));
         assert_eq!(mounts[1].fs_type, FS_TYPE);
-        assert_eq!(
-            mounts[2].source,
-            Path::new("x\\y"),
-            "a backslash alone is one"
-        );
+        assert_eq!(mounts[2].source, Path::new("x\\y"), "a backslash alone is one");
     }
 
     #[test]

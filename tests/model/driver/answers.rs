@@ -42,10 +42,7 @@ impl Driver {
             }
         }
         let pool = self.world.engine.pool();
-        assert!(
-            pool.available <= pool.buffers && pool.dirty <= pool.buffers,
-            "{pool:?}"
-        );
+        assert!(pool.available <= pool.buffers && pool.dirty <= pool.buffers, "{pool:?}");
         assert!(pool.inflight <= pool.buffers, "{pool:?}");
         if stable_size && !at.shared && at.plain.open.is_empty() {
             let overlay = self.world.engine.overlay(at.file.key);
@@ -86,9 +83,7 @@ impl Driver {
             if data == size {
                 break;
             }
-            let hole = engine
-                .seek(handle, data, true)
-                .expect("the end at the latest");
+            let hole = engine.seek(handle, data, true).expect("the end at the latest");
             assert!(hole > data && hole <= size, "hole at {hole} from {data}");
             at = hole;
         }
@@ -114,9 +109,7 @@ impl Driver {
     }
 
     pub(super) fn land(&mut self, flight: Flight) {
-        let Flight {
-            slot, handle, what, ..
-        } = flight;
+        let Flight { slot, handle, what, .. } = flight;
         let world = self.world.clone();
         let what = format!("slot {slot}: {what}");
         let grows = flight.range.end == u64::MAX;
@@ -172,21 +165,14 @@ impl Driver {
     }
 
     pub(super) fn written(
-        &mut self,
-        slot: usize,
-        (offset, data): (u64, Vec<u8>),
-        stable: bool,
-        result: Result<usize>,
-        what: &str,
+        &mut self, slot: usize, (offset, data): (u64, Vec<u8>), stable: bool,
+        result: Result<usize>, what: &str,
     ) {
         let length = data.len();
         match result {
             Ok(count) => {
                 let may_be_short = self.world.fails() || self.world.kind == Kind::Full;
-                assert!(
-                    count == length || (may_be_short && count > 0 && count < length),
-                    "{what}"
-                );
+                assert!(count == length || (may_be_short && count > 0 && count < length), "{what}");
                 let at = &mut self.slots[slot];
                 at.plain.write(offset, &data[..count]);
                 if stable {
@@ -209,12 +195,7 @@ impl Driver {
     pub(super) fn half_written(&mut self, slot: usize, offset: u64, length: u64, grows: bool) {
         let at = &mut self.slots[slot];
         if grows {
-            let size = self
-                .world
-                .engine
-                .overlay(at.file.key)
-                .expect("it is open")
-                .size;
+            let size = self.world.engine.overlay(at.file.key).expect("it is open").size;
             let old = at.plain.size();
             assert!(size >= old && size <= old.max(offset + length));
             at.plain.bytes.resize(size as usize, 0);
