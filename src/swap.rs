@@ -49,7 +49,7 @@ mod write;
 pub use engine::{Engine, EngineOptions, OpenSwapIn, PAGE_SIZE};
 pub use op::{ReadReply, Reply, WriteReply};
 pub use partition::{FileKey, PartitionStatus};
-pub use request::Request;
+pub use request::{Asking, Request};
 pub use state::CacheStats;
 pub use status::{Overlay, PartitionCounts, PartitionInfo, PoolInfo};
 pub use sync::FailedReply;

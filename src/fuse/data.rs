@@ -94,6 +94,10 @@ pub(super) fn poll(
     volume: &Arc<Volume>, handle: u64, notifier: PollNotifier, events: PollEvents, notify: bool,
     reply: ReplyPoll,
 ) {
+    if !events.contains(PollEvents::POLLPRI) {
+        // Is not told, and stays to be told.
+        return reply.poll(events & ALWAYS_READY);
+    }
     let wake = notify.then(|| {
         Box::new(move |_| {
             // Fails when nobody polls any more.

@@ -331,12 +331,14 @@ impl Engine {
     /// Ends a handle. Dirty blocks are queued for writing; what an unlinked partition still has is
     /// dropped with its last handle.
     pub fn release(&self, handle: u64) {
+        let number = handle;
         self.with(|st, actions| {
             let Some(handle) = st.handles.remove(handle as usize) else {
                 return;
             };
             let id = handle.partition;
             st.part(id).handles -= 1;
+            st.part(id).pollers.retain(|poller| poller.handle != number);
             if st.part(id).handles == 0 && st.part(id).unlinked {
                 self.discard_unlinked(st, id, actions);
             } else {

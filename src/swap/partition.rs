@@ -46,6 +46,15 @@ impl PartitionStatus {
     }
 }
 
+/// Who polls a partition's status.
+pub(crate) struct Poller {
+    pub(crate) handle: u64,
+    /// What it was when asked.
+    pub(crate) status: PartitionStatus,
+    /// Called once it is another.
+    pub(crate) wake: Reply,
+}
+
 /// Waits until nothing of a partition is in flight, or until its time is up.
 pub(crate) struct StatusWaiter {
     pub(crate) deadline: Instant,
@@ -106,8 +115,7 @@ pub(crate) struct Partition {
     pub(crate) lost: RangeSet,
     pub(crate) unreadable: RangeSet,
     pub(crate) status_waiters: Vec<StatusWaiter>,
-    /// Called when the status is no longer this.
-    pub(crate) pollers: Vec<(PartitionStatus, Reply)>,
+    pub(crate) pollers: Vec<Poller>,
     /// Swap-ins under way.
     pub(crate) queued: u32,
     /// Requests to release it so far.

@@ -1,11 +1,13 @@
 //! What users ask for by name: swap in, swap out, release, discard, reservations. Each returns at once;
 //! waiting is asking for the status.
 
+use std::sync::Arc;
+
 use super::actions::Actions;
 use super::block::BufferIndex;
 use super::engine::Engine;
 use super::op::{BarrierOp, Change, FetchOp, Granted, Op, Reply};
-use super::partition::{FileKey, PartitionStatus};
+use super::partition::{FileKey, Poller};
 use super::state::State;
 use crate::error::{Errno, Result};
 
@@ -46,6 +48,7 @@ impl Engine {
                 granted: Granted::new(),
             };
             st.queued += 1;
+            st.status_may_change(id);
             self.fetch_step(st, Box::new(op), actions);
             Ok(())
         })
@@ -96,9 +99,17 @@ impl Engine {
         let id = op.partition;
         st.queued -= 1;
         st.part(id).queued -= 1;
+        st.status_may_change(id);
         self.quiet_down(st, id, actions);
         st.part(id).jobs -= 1;
         st.drop_if_unused(id, actions);
+    }
+
+    /// Counts as in flight for the whole pool until the guard is dropped: partitions are still being asked.
+    #[must_use]
+    pub fn asking(self: &Arc<Self>) -> Asking {
+        self.with(|st, _| st.queued += 1);
+        Asking { engine: self.clone() }
     }
 
     /// Does what is asked; nothing for a partition the engine does not know, whose bytes are all in the
@@ -190,6 +201,7 @@ impl Engine {
 
     /// After a discard's turn has come: nothing is in flight and nobody inside.
     pub(crate) fn discarded(&self, st: &mut State, id: u32, actions: &mut Actions) {
+        st.status_may_change(id);
         let part = st.part(id);
         part.size = part.size.min(part.disk_size);
         part.modified = None;
@@ -259,8 +271,14 @@ impl Engine {
                 if result.is_ok() {
                     part.reserved.insert(0..size / unit * unit);
                     part.user_end = part.user_end.max(size);
+                } else {
+                    // Some filesystems keep what they found until they ran out.
+                    part.over_reserved = true;
                 }
                 actions.answer(Some(reply), result);
+                if result.is_err() {
+                    engine.settle(st, id, actions);
+                }
                 st.drop_if_unused(id, actions);
             });
         }));
@@ -282,7 +300,10 @@ impl Engine {
                 return Ok(true);
             }
             if let Some(wake) = wake {
-                st.part(id).pollers.push((status, wake));
+                // A handle's last question stands for all of them.
+                let pollers = &mut st.part(id).pollers;
+                pollers.retain(|poller| poller.handle != handle);
+                pollers.push(Poller { handle, status, wake });
             }
             Ok(false)
         })
@@ -297,12 +318,31 @@ impl Engine {
             };
             let status = part.status(unit);
             let pollers = std::mem::take(&mut part.pollers);
-            let changed = |poller: &(PartitionStatus, Reply)| poller.0 != status;
+            let changed = |poller: &Poller| poller.status != status;
             let (wake, keep): (Vec<_>, Vec<_>) = pollers.into_iter().partition(changed);
             part.pollers = keep;
-            for (_, reply) in wake {
-                actions.answer(Some(reply), Ok(()));
+            for poller in wake {
+                actions.answer(Some(poller.wake), Ok(()));
             }
         }
+    }
+}
+
+/// A request that is still going through the partitions it means.
+#[derive(Debug)]
+pub struct Asking {
+    engine: Arc<Engine>,
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.engine.with(|st, actions| {
+            st.queued -= 1;
+            if st.pending_blocks + st.queued == 0 {
+                for waiter in st.idle_waiters.drain(..) {
+                    actions.answer(Some(waiter.reply), Ok(()));
+                }
+            }
+        });
     }
 }

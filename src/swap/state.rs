@@ -240,6 +240,13 @@ impl State {
         result
     }
 
+    /// To be called where a partition's size or its swap-ins change; changes of blocks tell themselves.
+    pub(crate) fn status_may_change(&mut self, partition: u32) {
+        if !self.part(partition).pollers.is_empty() {
+            self.polled.push(partition);
+        }
+    }
+
     fn account(&mut self, partition: u32, before: Counts, after: Counts) {
         let delta = |counter: &mut u64, before: u64, after: u64| {
             *counter =
@@ -352,14 +359,15 @@ impl State {
         self.blocks.len() - self.free.len() - self.clean.length - self.kept.length
     }
 
-    /// Free buffers and those that can be had by evicting a clean block.
+    /// Free buffers and those that can be had by evicting a clean block, less the reserved ones.
     pub(crate) fn available(&self) -> usize {
-        self.limit().saturating_sub(self.bound())
+        (self.blocks.len() - self.reserved).saturating_sub(self.bound())
     }
 
-    /// As [`State::available`], without the blocks that were swapped in on request as long as
-    /// anything else is moving, or dirty and about to: each of those will give room by itself. `held`
-    /// blocks are idle but for the asker, who has pinned them.
+    /// Buffers that an operation can have at once, those that keep a reserved pool moving included; not
+    /// the blocks that were swapped in on request as long as anything else is moving, or dirty and about
+    /// to: each of those will give room by itself. `held` blocks are idle but for the asker, who has
+    /// pinned them.
     pub(crate) fn obtainable(&self, held: usize) -> usize {
         let moving = self.bound() - self.failed.length > held;
         let spared = if moving { self.kept.length } else { 0 };

@@ -34,15 +34,25 @@ enum Each {
 }
 
 impl Asker {
-    fn may_write(self, attributes: &Attributes) -> bool {
-        let bit = if self.uid == attributes.uid {
-            0o200
+    /// Whether the mode grants all of `bits`, which are those of `others`.
+    fn may(self, bits: u32, attributes: &Attributes) -> bool {
+        let bits = if self.uid == attributes.uid {
+            bits << 6
         } else if self.gid == attributes.gid {
-            0o020
+            bits << 3
         } else {
-            0o002
+            bits
         };
-        self.uid == 0 || attributes.mode & bit != 0
+        self.uid == 0 || attributes.mode & bits == bits
+    }
+
+    fn may_write(self, attributes: &Attributes) -> bool {
+        self.may(0o2, attributes)
+    }
+
+    /// Whether who asks could find what is in a folder.
+    fn may_list(self, attributes: &Attributes) -> bool {
+        self.may(0o5, attributes)
     }
 }
 
@@ -143,6 +153,13 @@ impl Volume {
 
     fn reserve(self: &Arc<Self>, id: u64, size: &str, answer: Answer<()>) {
         let opened = parse_size(size).ok_or(Errno::EINVAL).and_then(|size| {
+            // Asked before: ext4 gives a file all it has before it refuses.
+            let space = self.tree.space()?;
+            let free = space.blocks_free.saturating_mul(u64::from(space.fragment_size));
+            let has = self.tree.attributes(id)?.blocks.saturating_mul(512);
+            if size > free.saturating_add(has) {
+                return Err(Errno::ENOSPC);
+            }
             let handle = self.open(id, false, true)?;
             Ok((size, handle))
         });
@@ -173,6 +190,7 @@ impl Volume {
             if each == Each::SwapIn && volume.exceeds_pool(id, asker) {
                 return answer(Err(Errno::ENOBUFS));
             }
+            let _asking = volume.engine.asking();
             let started = Instant::now();
             let mut answer = Some(answer);
             volume.walk(id, asker, &mut |partition, _| {
@@ -211,10 +229,11 @@ impl Volume {
         bytes > limit
     }
 
-    /// Calls `visit` with id and size of every partition below `id` that `asker` may write, until it
-    /// returns false. Returns whether it went to the end.
+    /// Calls `visit` with id and size of every partition below `id` that `asker` may reach and
+    /// write, until it returns false. Returns whether it went to the end.
     fn walk(&self, id: u64, asker: Asker, visit: &mut dyn FnMut(u64, u64) -> bool) -> bool {
-        let Ok(directory) = self.tree.open_dir(id) else {
+        let listable = self.tree.attributes(id).is_ok_and(|folder| asker.may_list(&folder));
+        let Some(directory) = listable.then(|| self.tree.open_dir(id).ok()).flatten() else {
             return true;
         };
         let mut names = Vec::new();
