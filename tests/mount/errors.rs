@@ -17,8 +17,8 @@ use crate::support::{
 };
 
 /// A filesystem of 64 MiB.
-struct SmallDisk {
-    at: PathBuf,
+pub(crate) struct SmallDisk {
+    pub(crate) at: PathBuf,
     _folder: TempDir,
 }
 
@@ -38,7 +38,7 @@ impl SmallDisk {
     }
 
     /// On a loop device; `None` where the machine has no tools for it.
-    fn ext4() -> Option<Self> {
+    pub(crate) fn ext4() -> Option<Self> {
         let (folder, at) = Self::folder();
         let image = folder.path().join("image");
         File::create(&image).unwrap().set_len(64 * MIB).unwrap();

@@ -6,12 +6,15 @@
 mod bytes;
 mod control;
 mod errors;
+mod exchange;
 mod life;
 mod maps;
 mod names;
 mod openers;
 mod owners;
 mod place;
+mod polls;
+mod requests;
 mod rush;
 mod space;
 mod stop;
