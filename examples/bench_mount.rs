@@ -142,11 +142,12 @@ fn fio(folder: &Path, engine: &str, direction: Direction, mib: u32) -> Outcome<f
         Direction::Read => ("read", "read"),
     };
     let output = Command::new("fio")
-        .args(["--name=bench", "--filename=fio", "--direct=1", "--bs=1m"])
+        .args(["--name=bench", "--direct=1", "--bs=1m"])
         .args(["--iodepth=8", "--overwrite=1", "--output-format=json"])
         .arg("--invalidate=0")
         .arg(format!("--end_fsync={}", u8::from(direction == Direction::Write)))
-        .arg(format!("--directory={}", folder.display()))
+        .arg("--filename=fio")
+        .current_dir(folder)
         .arg(format!("--ioengine={engine}"))
         .arg(format!("--rw={rw}"))
         .arg(format!("--size={mib}m"))
@@ -155,6 +156,8 @@ fn fio(folder: &Path, engine: &str, direction: Direction, mib: u32) -> Outcome<f
     if !output.status.success() {
         return Err(format!("fio: {}", String::from_utf8_lossy(&output.stderr)).into());
     }
+    let length = fs::metadata(folder.join("fio"))?.len();
+    assert_eq!(length, u64::from(mib) << 20, "fio used this folder's file");
     let text = String::from_utf8(output.stdout)?;
     let start = text.find('{').ok_or("fio printed no JSON")?;
     let report: Value = serde_json::from_str(&text[start..])?;

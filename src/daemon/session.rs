@@ -20,6 +20,9 @@ use crate::sys_process::reason;
 /// A mount that does not answer its first call within this time never will.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long a session that stopped answering may take to say why.
+const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// A session whose mount is gone ends within this time, when its start failed.
 const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -139,20 +142,27 @@ impl<'a> Session<'a> {
                 Ok(())
             }
             Ok(Event::Answered(Err(error))) => {
+                // A session that has failed takes the mount's answer with it: its own word says why.
+                if let Ok(Event::Ended(ended)) = self.events.recv_timeout(LAST_WORD_TIMEOUT) {
+                    return Err(self.ended_early(ended));
+                }
                 Err(format!("the mount at {shown} does not answer: {}", reason(&error)))
             }
-            Ok(Event::Ended(ended)) => {
-                self.has_ended = true;
-                Err(match ended {
-                    Ok(()) => format!("{shown} was unmounted while starting"),
-                    Err(error) => format!("the session of {shown} failed: {}", reason(&error)),
-                })
-            }
+            Ok(Event::Ended(ended)) => Err(self.ended_early(ended)),
             Ok(Event::Signal(signal)) => Err(format!("stopped by {signal} while starting")),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(format!(
                 "the mount at {shown} did not answer within {} s",
                 START_TIMEOUT.as_secs()
             )),
+        }
+    }
+
+    fn ended_early(&mut self, ended: io::Result<()>) -> String {
+        self.has_ended = true;
+        let shown = self.mountpoint.display();
+        match ended {
+            Ok(()) => format!("{shown} was unmounted while starting"),
+            Err(error) => format!("the session of {shown} failed: {}", reason(&error)),
         }
     }
 
