@@ -8,6 +8,7 @@ mod attr;
 mod control;
 mod data;
 pub mod mount;
+mod opened;
 mod session;
 
 pub use session::{Serving, serve};

@@ -1,11 +1,8 @@
-//! fuser's trait, request by request. Longer than other files: one trait has one impl, and each of its
-//! methods is a few lines of decoding, a call and a reply.
+//! fuser's trait, request by request: a few lines of decoding, a call and a reply each.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use fuser::{
@@ -15,82 +12,13 @@ use fuser::{
     ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr,
     Request, TimeOrNow, WriteFlags,
 };
-use parking_lot::Mutex;
 
 use super::attr::{TTL, errno, file_attr, file_type, time_change};
+use super::opened::{Adapter, Opened, answer_empty, answer_entry, answer_xattr, caller};
 use super::{control, data, session};
 use crate::error::{Errno, Result};
-use crate::fs::{Caller, Directory, Entry, FileKind, ROOT_ID, RenameKind, XattrMode};
-use crate::volume::{Asker, Changes, REQUEST_NAME, RequestCounts, Volume, XattrAnswer, outcome};
-
-/// What an open handle that is no partition's stands for.
-#[derive(Debug, Clone)]
-enum Opened {
-    Directory(Arc<Directory>),
-    Control(Arc<str>),
-}
-
-/// The filesystem as fuser calls it.
-#[derive(Debug)]
-pub(super) struct Adapter {
-    volume: Arc<Volume>,
-    opened: Mutex<HashMap<u64, Opened>>,
-    next_handle: AtomicU64,
-}
-
-fn caller(req: &Request, umask: u32) -> Caller {
-    Caller { uid: req.uid(), gid: req.gid(), umask }
-}
-
-fn answer_entry(result: Result<Entry>, reply: ReplyEntry) {
-    match result {
-        Ok(entry) => {
-            reply.entry(&TTL, &file_attr(&entry.attributes), Generation(entry.generation));
-        }
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-fn answer_empty(result: Result<()>, reply: ReplyEmpty) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-/// Answers with a value, its length (`size` 0), or ERANGE.
-fn answer_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
-    if size == 0 {
-        reply.size(value.len() as u32);
-    } else if value.len() > size as usize {
-        reply.error(errno(Errno::ERANGE));
-    } else {
-        reply.data(value);
-    }
-}
-
-impl Adapter {
-    pub(super) fn new(volume: Arc<Volume>) -> Adapter {
-        Adapter { volume, opened: Mutex::new(HashMap::new()), next_handle: AtomicU64::new(1) }
-    }
-
-    fn count(&self) {
-        RequestCounts::count(&self.volume.requests.all);
-    }
-
-    fn keep(&self, opened: Opened) -> u64 {
-        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        self.opened.lock().insert(handle, opened);
-        handle
-    }
-
-    fn directory(&self, fh: FileHandle) -> Result<Arc<Directory>> {
-        match self.opened.lock().get(&fh.0) {
-            Some(Opened::Directory(directory)) => Ok(directory.clone()),
-            _ => Err(Errno::EBADF),
-        }
-    }
-}
+use crate::fs::{FileKind, ROOT_ID, RenameKind, XattrMode};
+use crate::volume::{Asker, Changes, REQUEST_NAME, XattrAnswer, outcome};
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
@@ -408,30 +336,7 @@ impl Filesystem for Adapter {
         if control::node(ino).is_some() {
             return control::readdirplus(&self.volume, offset, reply);
         }
-        let volume = &self.volume;
-        let listed = self.directory(fh).and_then(|directory| {
-            directory.read(offset, |listed| {
-                let dots = listed.name == "." || listed.name == "..";
-                // The kernel takes no lookup for the dots; a name that is gone again is left out.
-                let found = if dots {
-                    volume.attributes(ino.0).map(|attributes| (attributes, 0))
-                } else {
-                    volume
-                        .lookup(ino.0, listed.name)
-                        .map(|entry| (entry.attributes, entry.generation))
-                };
-                let Ok((attributes, generation)) = found else {
-                    return true;
-                };
-                let (attr, generation) = (file_attr(&attributes), Generation(generation));
-                let id = INodeNo(if dots { listed.ino } else { attributes.ino });
-                let full = reply.add(id, listed.next_offset, listed.name, &TTL, &attr, generation);
-                if full && !dots {
-                    volume.tree.forget(attributes.ino, 1);
-                }
-                !full
-            })
-        });
+        let listed = self.list_with_attributes(ino, fh, offset, &mut reply);
         match listed {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(errno(error)),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use fuser::{Config, FopenFlags, InitFlags, KernelConfig, Session, SessionACL};
 
-use super::adapter::Adapter;
+use super::opened::Adapter;
 use crate::volume::Volume;
 
 /// Largest request in bytes. Larger ones cost more in the kernel than they save.

@@ -254,9 +254,10 @@ impl Engine {
             let id = *st.keys.get(&key)?;
             (!write || st.part(id).file.writable()).then_some(id)
         };
-        if let Some(handle) =
-            self.with(|st, actions| known(st).map(|id| self.add_handle(st, id, read, actions)))
-        {
+        let (opened, drops) = self.with(|st, actions| {
+            (known(st).map(|id| self.add_handle(st, id, read, actions)), st.drops)
+        });
+        if let Some(handle) = opened {
             return handle;
         }
         let file = open()?;
@@ -277,6 +278,12 @@ impl Engine {
                 }
                 return self.add_handle(st, id, read, actions);
             }
+            // Whoever had it open in between may have left another size: then, and only then, it is
+            // asked again here, where nobody can come between.
+            let (status, dense) = match st.drops == drops {
+                true => (status, dense),
+                false => (file.status()?, false),
+            };
             let mut part = Partition::new(key, file);
             part.size = status.size;
             part.disk_size = status.size;
@@ -321,9 +328,8 @@ impl Engine {
                 OpenSwapIn::Ahead => self.options.read_ahead,
                 OpenSwapIn::All => u64::MAX,
             };
-            self.fetch(st, id, 0, length, actions);
-            st.handles.get_mut(handle as usize).expect("inserted above").ahead_to =
-                length.min(self.options.read_ahead);
+            let reached = self.fetch(st, id, 0, length, actions);
+            st.handles.get_mut(handle as usize).expect("inserted above").ahead_to = reached;
         }
         Ok(handle)
     }

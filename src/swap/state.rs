@@ -161,6 +161,8 @@ pub(crate) struct State {
     pub(crate) fill_queue: VecDeque<(BufferIndex, u64, u32)>,
     pub(crate) partitions: Slab<Partition>,
     pub(crate) keys: HashMap<FileKey, u32>,
+    /// Partitions forgotten so far.
+    pub(crate) drops: u64,
     pub(crate) handles: Slab<Handle>,
     pub(crate) transfers: Slab<Purpose>,
     /// Operations waiting for buffers, first come first served, with the number each needs.
@@ -198,6 +200,7 @@ impl State {
             fill_queue: VecDeque::new(),
             partitions: Slab::new(),
             keys: HashMap::new(),
+            drops: 0,
             handles: Slab::new(),
             transfers: Slab::new(),
             waiting: VecDeque::new(),
@@ -462,6 +465,7 @@ impl State {
         if self.partitions.get(partition as usize).is_some_and(Partition::droppable) {
             let part = self.partitions.remove(partition as usize).expect("looked up just now");
             self.keys.remove(&part.key);
+            self.drops += 1;
             actions.files.push(part.file);
         }
     }

@@ -1,0 +1,115 @@
+//! What the adapter keeps between requests, and the answers that many of them share.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use fuser::{
+    FileHandle, Generation, INodeNo, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyXattr,
+    Request,
+};
+use parking_lot::Mutex;
+
+use super::attr::{TTL, errno, file_attr};
+use crate::error::{Errno, Result};
+use crate::fs::{Caller, Directory, Entry};
+use crate::volume::{RequestCounts, Volume};
+
+/// What an open handle that is no partition's stands for.
+#[derive(Debug, Clone)]
+pub(super) enum Opened {
+    Directory(Arc<Directory>),
+    Control(Arc<str>),
+}
+
+/// The filesystem as fuser calls it.
+#[derive(Debug)]
+pub(super) struct Adapter {
+    pub(super) volume: Arc<Volume>,
+    pub(super) opened: Mutex<HashMap<u64, Opened>>,
+    next_handle: AtomicU64,
+}
+
+pub(super) fn caller(req: &Request, umask: u32) -> Caller {
+    Caller { uid: req.uid(), gid: req.gid(), umask }
+}
+
+pub(super) fn answer_entry(result: Result<Entry>, reply: ReplyEntry) {
+    match result {
+        Ok(entry) => {
+            reply.entry(&TTL, &file_attr(&entry.attributes), Generation(entry.generation));
+        }
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+pub(super) fn answer_empty(result: Result<()>, reply: ReplyEmpty) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+/// Answers with a value, its length (`size` 0), or ERANGE.
+pub(super) fn answer_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
+    if size == 0 {
+        reply.size(value.len() as u32);
+    } else if value.len() > size as usize {
+        reply.error(errno(Errno::ERANGE));
+    } else {
+        reply.data(value);
+    }
+}
+
+impl Adapter {
+    pub(super) fn new(volume: Arc<Volume>) -> Adapter {
+        Adapter { volume, opened: Mutex::new(HashMap::new()), next_handle: AtomicU64::new(1) }
+    }
+
+    pub(super) fn count(&self) {
+        RequestCounts::count(&self.volume.requests.all);
+    }
+
+    pub(super) fn keep(&self, opened: Opened) -> u64 {
+        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        self.opened.lock().insert(handle, opened);
+        handle
+    }
+
+    pub(super) fn directory(&self, fh: FileHandle) -> Result<Arc<Directory>> {
+        match self.opened.lock().get(&fh.0) {
+            Some(Opened::Directory(directory)) => Ok(directory.clone()),
+            _ => Err(Errno::EBADF),
+        }
+    }
+
+    /// Fills a listing with names, ids and attributes; every entry that fits has been looked up once.
+    pub(super) fn list_with_attributes(
+        &self, ino: INodeNo, fh: FileHandle, offset: u64, reply: &mut ReplyDirectoryPlus,
+    ) -> Result<()> {
+        let volume = &self.volume;
+        self.directory(fh).and_then(|directory| {
+            directory.read(offset, |listed| {
+                let dots = listed.name == "." || listed.name == "..";
+                // The kernel takes no lookup for the dots; a name that is gone again is left out.
+                let found = if dots {
+                    volume.attributes(ino.0).map(|attributes| (attributes, 0))
+                } else {
+                    volume
+                        .lookup(ino.0, listed.name)
+                        .map(|entry| (entry.attributes, entry.generation))
+                };
+                let Ok((attributes, generation)) = found else {
+                    return true;
+                };
+                let (attr, generation) = (file_attr(&attributes), Generation(generation));
+                let id = INodeNo(if dots { listed.ino } else { attributes.ino });
+                let full = reply.add(id, listed.next_offset, listed.name, &TTL, &attr, generation);
+                if full && !dots {
+                    volume.tree.forget(attributes.ino, 1);
+                }
+                !full
+            })
+        })
+    }
+}
