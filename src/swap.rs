@@ -30,9 +30,13 @@
 
 mod actions;
 mod block;
+mod budget;
+mod direct;
 mod engine;
 mod gate;
+mod hold;
 mod keeper;
+mod lend;
 mod memory;
 mod op;
 mod pages;

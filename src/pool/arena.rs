@@ -36,6 +36,8 @@ pub struct Arena {
     size: usize,
     lock: Lock,
     huge: &'static str,
+    /// Whether the mapping is the arena's own, to be unmapped at its end.
+    owned: bool,
 }
 
 /// Whether the mapping is locked.
@@ -70,7 +72,8 @@ impl Arena {
             None => (map_small(options.size, options.huge_pages)?, false),
         };
         // From here on dropping the arena unmaps.
-        let mut arena = Self { base, size: options.size, lock: Lock::NotAsked, huge: "none" };
+        let (lock, huge) = (Lock::NotAsked, "none");
+        let mut arena = Self { base, size: options.size, lock, huge, owned: true };
         arena.advise(Advice::LinuxDontFork)?;
         arena.advise(Advice::LinuxDontDump)?;
         if !hugetlb {
@@ -87,7 +90,17 @@ impl Arena {
         Ok(Arc::new(arena))
     }
 
-    /// The first byte. Aligned to 4096, and to 2 MiB where huge pages were asked for.
+    /// Memory that belongs to somebody else, for as long as the arena lives.
+    ///
+    /// # Safety
+    ///
+    /// Until the arena is dropped, which the last lease delays, the memory stays mapped and initialised, and
+    /// is touched through leases of this arena only.
+    pub(super) unsafe fn of_foreign(base: NonNull<u8>, size: usize) -> Arc<Self> {
+        Arc::new(Self { base, size, lock: Lock::NotAsked, huge: "none", owned: false })
+    }
+
+    /// The first byte. Unless it is foreign memory, aligned to 4096, and to 2 MiB where huge pages were asked for.
     #[must_use]
     pub fn base(&self) -> NonNull<u8> {
         self.base
@@ -159,6 +172,9 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
+        if !self.owned {
+            return;
+        }
         // SAFETY: munmap needs a range that nothing refers to any more. `new` mapped exactly this
         // range; every lease holds an `Arc` of the arena, so none is left, and rings that registered
         // the memory hold one as well.

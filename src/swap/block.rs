@@ -52,6 +52,8 @@ pub(crate) enum ListKind {
     Dirty,
     /// Its write failed; waits for a retry.
     Failed,
+    /// Neither dirty nor busy, but somebody holds it for as long as they like.
+    Held,
 }
 
 /// What a block adds to its partition's and the pool's counters.
@@ -85,6 +87,8 @@ pub(crate) struct Block {
     pub(crate) partials: SmallVec<[Partial; 2]>,
     /// Operations that need the block to stay resident while they wait for the device.
     pub(crate) pins: u32,
+    /// Those of the pins that end when their owner likes, not when something has moved.
+    pub(crate) holds: u32,
     /// Transfers under way.
     pub(crate) transfers: u32,
     /// Operations to try again when anything here changes.
@@ -123,6 +127,7 @@ impl Block {
             readers: 0,
             partials: SmallVec::new(),
             pins: 0,
+            holds: 0,
             transfers: 0,
             waiters: Vec::new(),
             flush: false,
@@ -141,7 +146,12 @@ impl Block {
 
     /// Nobody is busy with it.
     pub(crate) fn idle(&self) -> bool {
-        self.pins == 0
+        self.pins == 0 && self.still()
+    }
+
+    /// Nobody is busy with it, though somebody may hold it.
+    fn still(&self) -> bool {
+        self.pins == self.holds
             && self.transfers == 0
             && self.readers == 0
             && self.copying.is_empty()
@@ -153,14 +163,18 @@ impl Block {
         if self.partition == NONE {
             ListKind::None
         } else if self.failed.is_some() {
-            if self.idle() { ListKind::Failed } else { ListKind::None }
+            if self.idle() { ListKind::Failed } else { self.held_or_none() }
         } else if !self.dirty.is_empty() {
             if self.flush { ListKind::None } else { ListKind::Dirty }
         } else if self.idle() {
             if self.kept { ListKind::Kept } else { ListKind::Clean }
         } else {
-            ListKind::None
+            self.held_or_none()
         }
+    }
+
+    fn held_or_none(&self) -> ListKind {
+        if self.still() { ListKind::Held } else { ListKind::None }
     }
 
     pub(crate) fn counts(&self) -> Counts {

@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, Sender};
 use parking_lot::{Condvar, Mutex};
 
 use super::actions::{Actions, Job};
+use super::budget::Budget;
 use super::memory::Memory;
 use super::op::Op;
 use super::partition::{FileKey, Handle, Partition};
@@ -80,6 +81,8 @@ pub struct Engine {
     pub(crate) options: EngineOptions,
     pub(crate) shape: Shape,
     pub(crate) memory: Memory,
+    /// Buffers that may be held or lent; the others keep requests moving.
+    pub(crate) budget: Arc<Budget>,
     state: Mutex<State>,
     device: OnceLock<Arc<dyn Device>>,
     started: Instant,
@@ -119,6 +122,7 @@ impl Engine {
             options,
             shape,
             memory: Memory::new(arena, shape, buffers),
+            budget: Budget::new(buffers.saturating_sub(shape.buffers_moving())),
             state: Mutex::new(State::new(shape, buffers, SCRATCH_PAGES)),
             device: OnceLock::new(),
             started: Instant::now(),
@@ -236,6 +240,9 @@ impl Engine {
             }
             Op::Fetch(op) => self.with(|st, actions| self.fetch_step(st, op, actions)),
             Op::Barrier(op) => self.with(|st, actions| self.enter_queued(st, op, actions)),
+            Op::Hold(op) => self.with(|st, actions| self.hold_step(st, op, actions)),
+            Op::Direct(op) => self.with(|st, actions| self.direct_step(st, op, actions)),
+            Op::Lend(op) => self.with(|st, actions| self.lend_step(st, op, actions)),
         }
     }
 

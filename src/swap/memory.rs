@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::block::BufferIndex;
+use super::block::{BufferIndex, NONE};
 use super::state::{Shape, State};
 use crate::pool::{Arena, ReadLease, WriteLease};
 
@@ -83,6 +83,16 @@ impl Memory {
         unsafe {
             self.arena.read_lease(self.at(buffer, bytes.start), (bytes.end - bytes.start) as usize)
         }
+    }
+
+    /// A whole buffer as plain memory, while it is lent out.
+    pub(crate) fn for_lending(&self, st: &State, buffer: BufferIndex) -> WriteLease {
+        let block = &st.blocks[buffer as usize];
+        assert!(st.lent.contains(&buffer) && block.partition == NONE && block.idle());
+        // SAFETY: write_lease needs that nobody else touches these bytes while it lives. The buffer is
+        // in `lent` and holds no block: it was taken out of the free list, so nobody can put it to use
+        // and make a claim, and it leaves `lent` only after the lease is dropped.
+        unsafe { self.arena.write_lease(self.at(buffer, 0), self.shape.block_size as usize) }
     }
 
     /// Zeroes bytes of pages that nobody else may touch now; the lock stays held meanwhile.

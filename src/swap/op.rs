@@ -4,6 +4,9 @@
 use smallvec::SmallVec;
 
 use super::block::BufferIndex;
+use super::direct::DirectOp;
+use super::hold::HoldOp;
+use super::lend::LendOp;
 use crate::error::Result;
 
 /// Receives a read's bytes, as consecutive runs that are valid during the call, or its errno.
@@ -105,6 +108,9 @@ pub(crate) enum Op {
     Write(Box<WriteOp>),
     Barrier(Box<BarrierOp>),
     Fetch(Box<FetchOp>),
+    Hold(Box<HoldOp>),
+    Direct(Box<DirectOp>),
+    Lend(Box<LendOp>),
 }
 
 impl std::fmt::Debug for Op {
@@ -114,6 +120,9 @@ impl std::fmt::Debug for Op {
             Op::Write(op) => write!(f, "Write({}, {}+{})", op.partition, op.offset, op.length),
             Op::Fetch(op) => write!(f, "Fetch({}, {})", op.partition, op.next),
             Op::Barrier(op) => write!(f, "Barrier({})", op.partition),
+            Op::Hold(op) => write!(f, "Hold({})", op.partition),
+            Op::Direct(op) => write!(f, "Direct({})", op.handle),
+            Op::Lend(op) => write!(f, "Lend({})", op.count),
         }
     }
 }
@@ -124,7 +133,9 @@ impl Op {
             Op::Read(op) => Some(&mut op.granted),
             Op::Write(op) => Some(&mut op.granted),
             Op::Fetch(op) => Some(&mut op.granted),
-            Op::Barrier(_) => None,
+            Op::Hold(op) => Some(&mut op.granted),
+            Op::Lend(op) => Some(&mut op.granted),
+            Op::Barrier(_) | Op::Direct(_) => None,
         }
     }
 }

@@ -35,7 +35,7 @@ impl Engine {
         self.with(|st, actions| {
             let id = Engine::partition_of(st, handle)?;
             let blocks = st.part(id).size.div_ceil(st.shape.block_size);
-            if blocks > (st.blocks.len() - st.reserved) as u64 {
+            if blocks > st.in_circulation() {
                 return Err(Errno::ENOBUFS);
             }
             let part = st.part(id);
@@ -57,7 +57,7 @@ impl Engine {
     /// Bytes of partitions that a swap-in may ask for: the pool less its reservations.
     #[must_use]
     pub fn swap_in_bytes_max(&self) -> u64 {
-        self.with(|st, _| (st.blocks.len() - st.reserved) as u64 * st.shape.block_size)
+        self.with(|st, _| st.in_circulation() * st.shape.block_size)
     }
 
     /// Goes on with a swap-in.
@@ -232,9 +232,11 @@ impl Engine {
     /// ENOBUFS when fewer than `count` are unreserved; nothing changes then.
     pub fn reserve_buffers(&self, count: u64) -> Result<()> {
         self.with(|st, _| {
-            let left = st.blocks.len() - st.reserved;
-            let count = usize::try_from(count).ok().filter(|count| *count <= left);
-            st.reserved += count.ok_or(Errno::ENOBUFS)?;
+            let left = st.in_circulation();
+            if count > left {
+                return Err(Errno::ENOBUFS);
+            }
+            st.reserved += count as usize;
             Ok(())
         })
     }

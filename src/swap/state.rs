@@ -3,12 +3,13 @@
 //! All changes to a block go through [`State::edit`], which keeps the counters of its partition and of
 //! the pool, and the list it is in, true to its page sets. Statuses are derived from those counters.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::actions::Actions;
 use super::block::{Block, BufferIndex, Counts, ListKind, NONE};
+use super::direct::DirectPart;
 use super::op::{Granted, Op, SyncOp};
 use super::partition::{FileKey, Handle, Partition, StatusWaiter};
 use crate::aio::device::BackingFile;
@@ -27,6 +28,11 @@ impl List {
 
 /// Bytes of the largest request of a client; its blocks must find room together.
 pub(crate) const REQUEST_BYTES_MAX: u64 = 1 << 20;
+
+/// Buffers of `block_size` bytes that the largest request needs to go on.
+pub(crate) fn buffers_moving(block_size: u64) -> usize {
+    (REQUEST_BYTES_MAX / block_size + 1).max(2) as usize
+}
 
 /// The time a filesystem would note for a change made now. The coarse clock, as the kernel's own
 /// filesystems: with a finer one, a file written through the pool could look younger than one made
@@ -64,6 +70,11 @@ impl Shape {
         first as usize..last as usize
     }
 
+    /// Buffers that the largest request needs to go on.
+    pub(crate) fn buffers_moving(&self) -> usize {
+        buffers_moving(self.block_size)
+    }
+
     pub(crate) fn round_up(&self, offset: u64) -> u64 {
         offset.next_multiple_of(self.unit)
     }
@@ -76,6 +87,8 @@ pub(crate) enum Purpose {
     Fill { buffer: BufferIndex, page: usize, scratch: usize, done: u64, stored: u64 },
     Write { buffer: BufferIndex, pages: std::ops::Range<usize>, bytes: u64, done: u64 },
     Sync(SyncOp),
+    /// Into memory that is not the pool's.
+    Direct(DirectPart),
 }
 
 /// Things kept by index, with free places reused.
@@ -157,6 +170,7 @@ pub(crate) struct State {
     pub(crate) kept: List,
     pub(crate) dirty: List,
     pub(crate) failed: List,
+    pub(crate) held: List,
     pub(crate) scratch: Vec<usize>,
     pub(crate) fill_queue: VecDeque<(BufferIndex, u64, u32)>,
     pub(crate) partitions: Slab<Partition>,
@@ -176,6 +190,8 @@ pub(crate) struct State {
     pub(crate) idle_waiters: Vec<StatusWaiter>,
     /// Buffers out of circulation.
     pub(crate) reserved: usize,
+    /// Buffers that somebody has as plain memory.
+    pub(crate) lent: BTreeSet<BufferIndex>,
     /// Swap-ins under way.
     pub(crate) queued: u64,
     /// Released blocks that have become clean and idle.
@@ -196,6 +212,7 @@ impl State {
             kept: List::EMPTY,
             dirty: List::EMPTY,
             failed: List::EMPTY,
+            held: List::EMPTY,
             scratch: (0..scratch_pages).collect(),
             fill_queue: VecDeque::new(),
             partitions: Slab::new(),
@@ -210,6 +227,7 @@ impl State {
             pending_blocks: 0,
             idle_waiters: Vec::new(),
             reserved: 0,
+            lent: BTreeSet::new(),
             queued: 0,
             released: Vec::new(),
             polled: Vec::new(),
@@ -280,6 +298,7 @@ impl State {
             ListKind::Kept => &mut self.kept,
             ListKind::Dirty => &mut self.dirty,
             ListKind::Failed => &mut self.failed,
+            ListKind::Held => &mut self.held,
             ListKind::None => unreachable!("no list for blocks in none"),
         }
     }
@@ -353,8 +372,13 @@ impl State {
     /// Buffers that may be in use: all but the reserved ones, and always enough for the largest
     /// request to go on.
     fn limit(&self) -> usize {
-        let least = (REQUEST_BYTES_MAX / self.shape.block_size + 1).max(2) as usize;
+        let least = self.shape.buffers_moving();
         (self.blocks.len() - self.reserved).max(least).min(self.blocks.len())
+    }
+
+    /// Buffers that are neither reserved nor lent out.
+    pub(crate) fn in_circulation(&self) -> u64 {
+        self.blocks.len().saturating_sub(self.reserved + self.lent.len()) as u64
     }
 
     /// Buffers in use that no eviction can give.
@@ -372,7 +396,8 @@ impl State {
     /// to: each of those will give room by itself. `held` blocks are idle but for the asker, who has
     /// pinned them.
     pub(crate) fn obtainable(&self, held: usize) -> usize {
-        let moving = self.bound() - self.failed.length > held;
+        let still = self.failed.length + self.held.length + self.lent.len();
+        let moving = self.bound() - still > held;
         let spared = if moving { self.kept.length } else { 0 };
         self.limit().saturating_sub(self.bound() + spared)
     }

@@ -45,7 +45,7 @@ pub struct PoolInfo {
     pub buffers: u64,
     /// Free, or holding a clean block that can be dropped.
     pub available: u64,
-    /// Out of circulation.
+    /// Out of circulation: reserved on request, or lent out as plain memory.
     pub reserved: u64,
     /// Holding bytes newer than the swap folder.
     pub dirty: u64,
@@ -128,7 +128,7 @@ impl Engine {
         self.with(|st, _| PoolInfo {
             buffers: st.blocks.len() as u64,
             available: st.available() as u64,
-            reserved: st.reserved as u64,
+            reserved: (st.reserved + st.lent.len()) as u64,
             dirty: st.dirty_blocks as u64,
             inflight: st.inflight_blocks as u64,
             buffer_size: st.shape.block_size,

@@ -19,7 +19,7 @@ enum Taken {
 }
 
 impl Engine {
-    fn start_transfer(
+    pub(crate) fn start_transfer(
         &self, st: &mut State, id: u32, purpose: Purpose, offset: u64, action: Action,
         actions: &mut Actions,
     ) {
@@ -227,6 +227,7 @@ impl Engine {
                 self.write_completed(st, buffer, pages, bytes, done, result, actions);
             }
             Purpose::Sync(op) => self.synced(st, op, result.map(drop), actions),
+            Purpose::Direct(part) => self.direct_completed(st, part, transfer, result, actions),
         }
     }
 
@@ -300,7 +301,7 @@ impl Engine {
         st.part(id).unreadable.insert(bytes);
     }
 
-    fn failure(
+    pub(crate) fn failure(
         &self, st: &mut State, id: u32, operation: &'static str, bytes: Range<u64>, errno: Errno,
         actions: &mut Actions,
     ) {
