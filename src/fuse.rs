@@ -10,5 +10,6 @@ mod data;
 pub mod mount;
 mod opened;
 mod session;
+pub mod trial;
 
 pub use session::{Serving, serve};

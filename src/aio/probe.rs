@@ -26,6 +26,8 @@ pub struct Probe {
     pub memory_alignment: usize,
     /// Bytes; offsets and lengths must be multiples of it. 512 when not direct.
     pub offset_alignment: usize,
+    /// Whether the filesystem stated these alignments itself (statx, Linux 6.1).
+    pub stated: bool,
 }
 
 impl Probe {
@@ -44,7 +46,8 @@ impl Probe {
 /// Those of creating a file in the folder: EACCES, EROFS, ENOSPC, ... A filesystem without direct I/O is
 /// no error.
 pub fn probe(folder: BorrowedFd<'_>) -> Result<Probe> {
-    let refused = Probe { direct: false, memory_alignment: 512, offset_alignment: 512 };
+    let mut refused =
+        Probe { direct: false, memory_alignment: 512, offset_alignment: 512, stated: false };
     let file = match create(folder, OFlags::DIRECT) {
         Ok(file) => file,
         // EINVAL is open's answer where O_DIRECT is not supported.
@@ -56,9 +59,13 @@ pub fn probe(folder: BorrowedFd<'_>) -> Result<Probe> {
     };
     let stated = match stated_alignment(file.as_fd()) {
         // Asked and answered: this file does no direct I/O, though open took the flag.
-        Some((_, 0)) => return Ok(refused),
+        Some((_, 0)) => {
+            refused.stated = true;
+            return Ok(refused);
+        }
         stated => stated,
     };
+    refused.stated = stated.is_some();
     let (stated, tried) = match stated {
         Some(both) => ([both; 2], 1),
         None => (ALIGNMENTS_TRIED.map(|alignment| (alignment, alignment)), 2),
@@ -66,7 +73,7 @@ pub fn probe(folder: BorrowedFd<'_>) -> Result<Probe> {
     for (memory_alignment, offset_alignment) in stated.into_iter().take(tried) {
         match try_transfers(file.as_fd(), memory_alignment, offset_alignment) {
             Ok(()) => {
-                return Ok(Probe { direct: true, memory_alignment, offset_alignment });
+                return Ok(Probe { direct: true, memory_alignment, offset_alignment, ..refused });
             }
             Err(error) => log::debug!("O_DIRECT with {offset_alignment} bytes: {error}"),
         }
@@ -75,7 +82,7 @@ pub fn probe(folder: BorrowedFd<'_>) -> Result<Probe> {
 }
 
 /// A new file for reading and writing, with no name in the folder.
-fn create(folder: BorrowedFd<'_>, extra: OFlags) -> rustix::io::Result<OwnedFd> {
+pub(crate) fn create(folder: BorrowedFd<'_>, extra: OFlags) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | extra;
     match rustix::fs::openat(folder, c".", flags | OFlags::TMPFILE, Mode::RUSR | Mode::WUSR) {
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT | Errno::INVAL) => {}

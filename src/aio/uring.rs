@@ -8,10 +8,13 @@ mod files;
 mod lane;
 mod ring;
 mod setup;
+mod survey;
 mod table;
 #[cfg(test)]
 mod tests;
 mod wake;
+
+pub use survey::{Survey, survey};
 
 use std::io;
 use std::sync::{Arc, OnceLock};

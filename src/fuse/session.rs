@@ -16,7 +16,7 @@ pub(super) const REQUEST_BYTES_MAX: u32 = 1 << 20;
 const BACKGROUND_MAX: u16 = 64;
 
 /// What is asked of the kernel, and what is lost where it refuses.
-const WANTED: [(InitFlags, &str); 9] = [
+pub(super) const WANTED: [(InitFlags, &str); 9] = [
     (InitFlags::FUSE_ASYNC_DIO, "asynchronous direct I/O runs one request at a time"),
     (InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP, "shared mmap fails with ENODEV"),
     (InitFlags::FUSE_PARALLEL_DIROPS, "lookups in one directory wait for each other"),

@@ -4,8 +4,9 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use io_uring::{Builder, IoUring, Probe, Submitter, opcode};
+use io_uring::{Builder, IoUring, Probe, Submitter};
 
+use super::survey::first_missing;
 use crate::pool::Arena;
 
 /// Bytes of one registered buffer at most (a limit of the kernel).
@@ -54,7 +55,7 @@ pub(super) fn make_rings(
 }
 
 /// One ring, and whether it starts disabled. The kernel's newer flags first.
-fn make_ring(depth: u32) -> io::Result<(IoUring, bool)> {
+pub(super) fn make_ring(depth: u32) -> io::Result<(IoUring, bool)> {
     // One entry more for the poll of the wake.
     let entries = depth + 1;
     let mut single = IoUring::builder();
@@ -78,18 +79,10 @@ fn make_ring(depth: u32) -> io::Result<(IoUring, bool)> {
 fn check_operations(ring: &IoUring) -> io::Result<()> {
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe)?;
-    let needed = [
-        opcode::Read::CODE,
-        opcode::Write::CODE,
-        opcode::ReadFixed::CODE,
-        opcode::WriteFixed::CODE,
-        opcode::Fsync::CODE,
-        opcode::PollAdd::CODE,
-    ];
-    match needed.iter().find(|code| !probe.is_supported(**code)) {
-        Some(code) => Err(io::Error::new(
+    match first_missing(&probe) {
+        Some(name) => Err(io::Error::new(
             io::ErrorKind::Unsupported,
-            format!("this kernel's io_uring lacks operation {code}"),
+            format!("this kernel's io_uring lacks the operation {name}"),
         )),
         None => Ok(()),
     }
