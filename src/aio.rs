@@ -24,4 +24,5 @@ mod waiting;
 
 pub use handle::{Handle, HandleOptions, LockedTensor};
 pub use open::open_device;
+pub(crate) use open::refusal;
 pub use settings::{AioSettings, Engine};

@@ -3,15 +3,18 @@
 //! [`run`] parses and executes; the result is the exit status: 0 done, 1 failed with one line on
 //! standard error, 2 wrong usage.
 
+mod check;
 mod completions;
 mod config;
 mod helpers;
+mod interrupt;
 mod mount;
 mod options;
 mod request;
 mod status;
 mod umount;
 
+pub use check::CheckArgs;
 pub use config::ConfigCommand;
 pub use helpers::{MountHelper, UmountHelper};
 pub use mount::MountArgs;
@@ -49,6 +52,8 @@ pub enum Command {
     Mount(MountArgs),
     /// Synchronize, unmount, and wait until the daemon has gone.
     Umount(UmountArgs),
+    /// Can this machine and these folders do it? What fails or is slow is named, with the mend.
+    Check(CheckArgs),
     /// Show the mounts, or the partitions of a mount.
     Status(StatusArgs),
     /// Read partitions into the pool, where they stay until they are released.
@@ -128,6 +133,7 @@ impl Cli {
         match self.command {
             Command::Mount(arguments) => arguments.run(self.verbose, factory),
             Command::Umount(arguments) => arguments.run(),
+            Command::Check(arguments) => arguments.run(self.verbose),
             Command::Status(arguments) => arguments.run(),
             Command::SwapIn(arguments) => arguments.run(Request::SwapIn),
             Command::SwapOut(arguments) => arguments.run(Request::SwapOut),

@@ -12,6 +12,7 @@ mod mount_options;
 mod options;
 mod settings;
 
+pub(crate) use deepspeed::free_memory;
 pub use error::ConfigError;
 pub use mount_options::MountFlags;
 pub(crate) use options::parse_switch;

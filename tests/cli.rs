@@ -25,6 +25,7 @@ fn help_is_there_for_each_command() {
         &["--help"][..],
         &["mount", "--help"],
         &["umount", "--help"],
+        &["check", "--help"],
         &["status", "--help"],
         &["swap-in", "--help"],
         &["swap-out", "--help"],

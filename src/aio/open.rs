@@ -35,7 +35,8 @@ pub fn open_device(
     }
 }
 
-fn refusal(error: &io::Error) -> String {
+/// Why io_uring is refused, with the likely cause.
+pub(crate) fn refusal(error: &io::Error) -> String {
     let switch = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
     match switch.as_deref().map(str::trim) {
         Ok(value @ ("1" | "2")) => format!("{error} (sysctl kernel.io_uring_disabled is {value})"),

@@ -77,23 +77,27 @@ fn over(nvme_path: PathBuf, file: Option<&Path>) -> Result<(PathBuf, PathBuf), F
 
 /// The user's own swap folder and mountpoint, made when missing, and printed.
 fn default_paths() -> Result<(PathBuf, PathBuf), Failure> {
-    let (swap_folder, mountpoint) = if nix::unistd::geteuid().is_root() {
-        (PathBuf::from("/var/lib/swapfs/swap"), PathBuf::from("/mnt/swapfs"))
-    } else {
-        let home = std::env::home_dir()
-            .filter(|home| home.is_absolute())
-            .ok_or_else(|| "no home directory: give SWAP_FOLDER and MOUNTPOINT".to_owned())?;
-        let data = std::env::var_os("XDG_DATA_HOME")
-            .map(PathBuf::from)
-            .filter(|data| data.is_absolute())
-            .unwrap_or_else(|| home.join(".local/share"));
-        (data.join("swapfs/swap"), home.join("swapfs"))
-    };
+    let (swap_folder, mountpoint) = default_places()?;
     create(&swap_folder)?;
     create(&mountpoint)?;
     let (from, to) = (swap_folder.display(), mountpoint.display());
     print(&format!("swap folder: {from}\nmountpoint: {to}"))?;
     Ok((swap_folder, mountpoint))
+}
+
+/// Where the user's own swap folder and mountpoint are, whether they exist or not.
+pub(super) fn default_places() -> Result<(PathBuf, PathBuf), Failure> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok((PathBuf::from("/var/lib/swapfs/swap"), PathBuf::from("/mnt/swapfs")));
+    }
+    let home = std::env::home_dir()
+        .filter(|home| home.is_absolute())
+        .ok_or_else(|| "no home directory: give SWAP_FOLDER and MOUNTPOINT".to_owned())?;
+    let data = std::env::var_os("XDG_DATA_HOME")
+        .map(PathBuf::from)
+        .filter(|data| data.is_absolute())
+        .unwrap_or_else(|| home.join(".local/share"));
+    Ok((data.join("swapfs/swap"), home.join("swapfs")))
 }
 
 fn create(path: &Path) -> Result<(), String> {

@@ -175,7 +175,7 @@ impl Buffers {
 }
 
 /// Bytes the kernel could give without swapping: MemAvailable.
-pub(super) fn free_memory() -> Option<u64> {
+pub(crate) fn free_memory() -> Option<u64> {
     let table = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = table.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
