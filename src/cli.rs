@@ -104,7 +104,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, factory: &dyn Factory)
     let result = match program.and_then(OsStr::to_str) {
         Some(helpers::MOUNT_NAME) => parse::<MountHelper>(&arguments).map(|call| call.run(factory)),
         Some(helpers::UMOUNT_NAME) => parse::<UmountHelper>(&arguments).map(|call| call.run()),
-        _ => parse::<Cli>(&options::join_switches(arguments)).map(|cli| cli.run(factory)),
+        _ => {
+            let arguments = options::join_switches(options::dash_names(arguments));
+            parse::<Cli>(&arguments).map(|cli| cli.run(factory))
+        }
     };
     match result {
         Ok(Ok(())) => ExitCode::SUCCESS,

@@ -109,6 +109,23 @@ fn flag(option: &'static OptionDefinition) -> Arg {
     }
 }
 
+/// Spells the names of long options with dashes: `--io_size 1M`, as DeepSpeed's tools have it, is
+/// `--io-size 1M`.
+pub(super) fn dash_names(arguments: Vec<OsString>) -> Vec<OsString> {
+    let mut open = true;
+    let spelt = arguments.into_iter().map(|argument| {
+        open &= argument != "--";
+        match argument.to_str().and_then(|text| text.strip_prefix("--")) {
+            Some(rest) if open => match rest.split_once('=') {
+                Some((name, value)) => format!("--{}={value}", name.replace('_', "-")).into(),
+                None => format!("--{}", rest.replace('_', "-")).into(),
+            },
+            _ => argument,
+        }
+    });
+    spelt.collect()
+}
+
 /// Turns `--switch VALUE` into `--switch=VALUE` where VALUE is a switch's value, so that the value may be
 /// left out before a path (`--ro FOLDER`).
 pub(super) fn join_switches(arguments: Vec<OsString>) -> Vec<OsString> {
@@ -143,6 +160,18 @@ mod tests {
     fn joined(line: &str) -> String {
         let words = line.split(' ').map(OsString::from).collect();
         join_switches(words).join(std::ffi::OsStr::new(" ")).into_string().unwrap()
+    }
+
+    #[test]
+    fn only_names_of_options_are_spelt_with_dashes() {
+        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        for (given, expected) in [
+            ("tune --io_size 1_M a_b", "tune --io-size 1_M a_b"),
+            ("--output=a_b.json --no_read", "--output=a_b.json --no-read"),
+            ("-o pool_size=1g -- --a_b", "-o pool_size=1g -- --a_b"),
+        ] {
+            assert_eq!(dash_names(words(given)), words(expected));
+        }
     }
 
     #[test]
