@@ -5,8 +5,8 @@
 //! is on this side of it.
 //!
 //! [`open_device`] chooses between the devices of production, [`uring`] and [`threads`]; [`memory`]
-//! is the one without a disk, and [`fault`] makes any of them fail on purpose. [`handle`] is for
-//! programs that move their own buffers: DeepSpeed's aio handle over the same devices.
+//! is the one without a disk, [`null`] the one without anything, and [`fault`] makes any of them fail on
+//! purpose. [`handle`] is for programs that move their own buffers: DeepSpeed's aio handle over the same devices.
 
 mod counters;
 pub mod device;
@@ -14,6 +14,7 @@ pub mod fault;
 pub mod file;
 pub mod handle;
 pub mod memory;
+pub mod null;
 mod open;
 pub mod probe;
 mod random;

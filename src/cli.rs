@@ -3,6 +3,7 @@
 //! [`run`] parses and executes; the result is the exit status: 0 done, 1 failed with one line on
 //! standard error, 2 wrong usage.
 
+mod bench;
 mod check;
 mod completions;
 mod config;
@@ -14,6 +15,7 @@ mod request;
 mod status;
 mod umount;
 
+pub use bench::BenchArgs;
 pub use check::CheckArgs;
 pub use config::ConfigCommand;
 pub use helpers::{MountHelper, UmountHelper};
@@ -62,6 +64,14 @@ pub enum Command {
     SwapOut(RequestArgs),
     /// Write what is dirty, then drop the partitions' buffers.
     Release(RequestArgs),
+    /// Measure reading and writing: the library, a mount, and their peers on the same files.
+    Bench(Box<BenchArgs>),
+    /// A process of `bench`.
+    #[command(hide = true)]
+    BenchWorker,
+    /// A mount without a device, for `bench`.
+    #[command(hide = true)]
+    BenchNullMount(MountArgs),
     /// Show the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -141,6 +151,12 @@ impl Cli {
             Command::SwapIn(arguments) => arguments.run(Request::SwapIn),
             Command::SwapOut(arguments) => arguments.run(Request::SwapOut),
             Command::Release(arguments) => arguments.run(Request::Release),
+            Command::Bench(arguments) => arguments.run(),
+            Command::BenchWorker => crate::bench::worker::work()
+                .map_err(|error| Failure::Failed(crate::sys_process::reason(&error))),
+            Command::BenchNullMount(arguments) => {
+                arguments.run(self.verbose, &crate::service::NullFactory)
+            }
             Command::Config(command) => command.run(),
             Command::Completions { shell } => completions::run(shell),
         }

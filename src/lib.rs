@@ -3,6 +3,7 @@
 #![doc = include_str!("ARCHITECTURE.md")]
 
 pub mod aio;
+pub mod bench;
 pub mod check;
 pub mod cli;
 pub mod config;

@@ -9,6 +9,8 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit};
 use parking_lot::Mutex;
 
+use crate::aio::device::Device;
+use crate::aio::null::{NullDevice, NullOptions};
 use crate::aio::probe::{Probe, probe};
 use crate::aio::{AioSettings, Engine as AioEngine, open_device};
 use crate::config::{self, Config};
@@ -30,6 +32,11 @@ const HUGE_PAGE_BYTES: usize = 2 << 20;
 #[derive(Debug, Clone, Copy)]
 pub struct SwapFactory;
 
+/// Makes mounts that move nothing to or from their swap folder, to measure FUSE and the pool alone. Names and
+/// space are the folder's; bytes that leave the pool are lost, and what is read then is anything.
+#[derive(Debug, Clone, Copy)]
+pub struct NullFactory;
+
 struct SwapService {
     volume: Arc<Volume>,
     serving: Mutex<Option<Serving>>,
@@ -39,17 +46,38 @@ impl Factory for SwapFactory {
     fn start(
         &self, config: &Config, swap: &SwapFolder, mountpoint: &Path, fuse: OwnedFd,
     ) -> Result<Arc<dyn Service>, String> {
-        keep_capabilities();
-        let folder = swap.path().display().to_string();
-        let probe = probe(swap.folder())
-            .map_err(|errno| format!("{folder}: cannot store files there: {}", errno.desc()))?;
-        warn_of_limits(swap, &probe, &folder);
-        let engine = start_engine(config, &probe)?;
-        let volume = make_volume(config, swap, mountpoint, &probe, engine)?;
-        let serving = serve(volume.clone(), fuse, config.fuse_threads as usize)
-            .map_err(|error| format!("FUSE session: {}", reason(&error)))?;
-        Ok(Arc::new(SwapService { volume, serving: Mutex::new(Some(serving)) }))
+        start(config, swap, mountpoint, fuse, open_aio)
     }
+}
+
+impl Factory for NullFactory {
+    fn start(
+        &self, config: &Config, swap: &SwapFolder, mountpoint: &Path, fuse: OwnedFd,
+    ) -> Result<Arc<dyn Service>, String> {
+        start(config, swap, mountpoint, fuse, |_, _, probe| {
+            let options = NullOptions { alignment: probe.alignment(), clear: false };
+            let device = NullDevice::new(options);
+            Ok(device.map_err(|error| format!("aio: {}", reason(&error)))?)
+        })
+    }
+}
+
+/// What opens the device of a mount.
+type Open = fn(&Config, &Arc<Arena>, &Probe) -> Result<Arc<dyn Device>, String>;
+
+fn start(
+    config: &Config, swap: &SwapFolder, mountpoint: &Path, fuse: OwnedFd, open: Open,
+) -> Result<Arc<dyn Service>, String> {
+    keep_capabilities();
+    let folder = swap.path().display().to_string();
+    let probe = probe(swap.folder())
+        .map_err(|errno| format!("{folder}: cannot store files there: {}", errno.desc()))?;
+    warn_of_limits(swap, &probe, &folder);
+    let engine = start_engine(config, &probe, open)?;
+    let volume = make_volume(config, swap, mountpoint, &probe, engine)?;
+    let serving = serve(volume.clone(), fuse, config.fuse_threads as usize)
+        .map_err(|error| format!("FUSE session: {}", reason(&error)))?;
+    Ok(Arc::new(SwapService { volume, serving: Mutex::new(Some(serving)) }))
 }
 
 /// Lets the daemon of root create files in the callers' names and still pass every permission check;
@@ -72,7 +100,7 @@ fn warn_of_limits(swap: &SwapFolder, probe: &Probe, folder: &str) {
     }
 }
 
-fn start_engine(config: &Config, probe: &Probe) -> Result<Arc<Engine>, String> {
+fn start_engine(config: &Config, probe: &Probe, open: Open) -> Result<Arc<Engine>, String> {
     let alignment = probe.alignment();
     let descriptors = descriptor_limit();
     let options = EngineOptions {
@@ -97,19 +125,7 @@ fn start_engine(config: &Config, probe: &Probe) -> Result<Arc<Engine>, String> {
     if let Some(refusal) = arena.lock_refusal() {
         log::warn!("the buffer pool is not locked in memory: {refusal}");
     }
-    let settings = AioSettings {
-        queue_depth: config.queue_depth,
-        thread_count: config.thread_count,
-        single_submit: config.single_submit,
-        overlap_events: config.overlap_events,
-        stripe: config.block_size,
-        engine: AioEngine::Auto,
-    };
-    let (device, fallback) = open_device(&settings, &arena, alignment, probe.direct)
-        .map_err(|error| format!("aio: {}", reason(&error)))?;
-    if let Some(why) = fallback {
-        log::warn!("io_uring is not available, transfers go through threads: {why}");
-    }
+    let device = open(config, &arena, probe)?;
     log::info!(
         "pool of {} bytes (huge pages: {}, locked: {}), {} transfers, alignment {alignment}",
         config.pool_size,
@@ -118,6 +134,24 @@ fn start_engine(config: &Config, probe: &Probe) -> Result<Arc<Engine>, String> {
         device.stats().engine,
     );
     Ok(Engine::start(options, arena, device))
+}
+
+/// The device of production.
+fn open_aio(config: &Config, arena: &Arc<Arena>, probe: &Probe) -> Result<Arc<dyn Device>, String> {
+    let settings = AioSettings {
+        queue_depth: config.queue_depth,
+        thread_count: config.thread_count,
+        single_submit: config.single_submit,
+        overlap_events: config.overlap_events,
+        stripe: config.block_size,
+        engine: AioEngine::Auto,
+    };
+    let (device, fallback) = open_device(&settings, arena, probe.alignment(), probe.direct)
+        .map_err(|error| format!("aio: {}", reason(&error)))?;
+    if let Some(why) = fallback {
+        log::warn!("io_uring is not available, transfers go through threads: {why}");
+    }
+    Ok(device)
 }
 
 /// Descriptors this process may have open.

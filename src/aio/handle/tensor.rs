@@ -60,7 +60,7 @@ pub struct LockedTensor {
 
 impl LockedTensor {
     /// Blocks while the kernel clears and locks the memory.
-    pub(super) fn new(bytes: usize) -> io::Result<Self> {
+    pub(crate) fn new(bytes: usize) -> io::Result<Self> {
         let size = bytes
             .max(1)
             .checked_next_multiple_of(PAGE_BYTES)

@@ -1,0 +1,226 @@
+//! The device that moves nothing: writes are discarded, reads are zeros (or left as they are). What is
+//! measured over it is everything but a device.
+
+use std::io;
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::counters::Counters;
+use super::device::{
+    Action, Completion, CompletionSink, Device, DeviceStats, Geometry, Transfer, refused,
+};
+use super::threads::{check, join};
+use crate::error::Errno;
+
+/// How a [`NullDevice`] behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NullOptions {
+    /// Bytes; see [`Geometry::alignment`].
+    pub alignment: usize,
+    /// Whether a read clears its memory. Without it the memory keeps what it held, whoever's that was: only
+    /// for measurements whose clients may see all of the pool.
+    pub clear: bool,
+}
+
+impl Default for NullOptions {
+    fn default() -> Self {
+        Self { alignment: 4096, clear: true }
+    }
+}
+
+/// Completes everything at once and in full, on one thread of its own. Files of any kind will do, none is
+/// touched, and a sync syncs nothing.
+pub struct NullDevice {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    options: NullOptions,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    work: Condvar,
+    sink: OnceLock<Arc<dyn CompletionSink>>,
+    counters: Counters,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: Vec<Transfer>,
+    /// Submitted after `shutdown` began.
+    late: Vec<Transfer>,
+    draining: bool,
+    /// The thread is gone or about to go.
+    closed: bool,
+}
+
+impl std::fmt::Debug for NullDevice {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("NullDevice").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl NullDevice {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL for an alignment that is no power of two; those of creating a thread.
+    pub fn new(options: NullOptions) -> io::Result<Arc<Self>> {
+        if !options.alignment.is_power_of_two() {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            work: Condvar::new(),
+            sink: OnceLock::new(),
+            counters: Counters::default(),
+        });
+        let worker = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("swapfs-null".to_owned())
+            .spawn(move || worker.run(options.clear))?;
+        Ok(Arc::new(Self { shared, thread: Mutex::new(Some(thread)), options }))
+    }
+}
+
+impl Device for NullDevice {
+    fn geometry(&self) -> Geometry {
+        Geometry { alignment: self.options.alignment, direct: true }
+    }
+
+    fn connect(&self, sink: Arc<dyn CompletionSink>) {
+        assert!(self.shared.sink.set(sink).is_ok(), "connect is called once");
+    }
+
+    fn submit(&self, batch: &mut Vec<Transfer>) {
+        for transfer in batch.iter() {
+            check(transfer, self.geometry());
+        }
+        let mut state = self.shared.state.lock();
+        if state.closed {
+            drop(state);
+            let mut done = batch.drain(..).map(|late| refused(late, Errno::ENODEV)).collect();
+            return self.shared.deliver(&mut done);
+        }
+        match state.draining {
+            true => state.late.append(batch),
+            false => state.waiting.append(batch),
+        }
+        self.shared.work.notify_one();
+    }
+
+    fn stats(&self) -> DeviceStats {
+        let mut stats = DeviceStats { engine: "null", ..DeviceStats::default() };
+        self.shared.counters.add_to(&mut stats);
+        stats
+    }
+
+    fn shutdown(&self) {
+        let mut thread = self.thread.lock();
+        self.shared.state.lock().draining = true;
+        self.shared.work.notify_one();
+        join(thread.take().into_iter());
+    }
+}
+
+impl Drop for NullDevice {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+impl Shared {
+    fn run(&self, clear: bool) {
+        let mut done = Vec::new();
+        loop {
+            {
+                let mut state = self.state.lock();
+                while state.waiting.is_empty() && state.late.is_empty() {
+                    if state.draining {
+                        state.closed = true;
+                        return;
+                    }
+                    self.work.wait(&mut state);
+                }
+                let count = state.waiting.len() as u64;
+                if count > 0 {
+                    self.counters.submitted(count, count);
+                }
+                done.extend(
+                    state.waiting.drain(..).map(|transfer| Completion { transfer, result: Ok(0) }),
+                );
+                done.extend(state.late.drain(..).map(|late| refused(late, Errno::ENODEV)));
+            }
+            done.iter_mut().for_each(|completion| perform(completion, clear));
+            self.deliver(&mut done);
+        }
+    }
+
+    fn deliver(&self, done: &mut Vec<Completion>) {
+        done.iter().for_each(|completion| self.counters.completed(completion));
+        self.sink.get().expect("connect comes before the first submission").complete(done);
+        done.clear();
+    }
+}
+
+fn perform(completion: &mut Completion, clear: bool) {
+    if completion.result.is_err() {
+        return;
+    }
+    completion.result = Ok(match &mut completion.transfer.action {
+        Action::Read(lease) => {
+            if clear {
+                lease.fill(0);
+            }
+            lease.len()
+        }
+        Action::Write(lease) => lease.len(),
+        Action::Sync { .. } => 0,
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory::{MemoryFile, MemoryFolder};
+    use super::*;
+    use crate::pool::{ArenaOptions, SoleArena};
+
+    struct Sink(crossbeam_channel::Sender<Completion>);
+
+    impl CompletionSink for Sink {
+        fn complete(&self, done: &mut Vec<Completion>) {
+            done.drain(..).for_each(|completion| self.0.send(completion).unwrap());
+        }
+    }
+
+    #[test]
+    fn everything_completes_and_reads_are_zeros() {
+        let device = NullDevice::new(NullOptions::default()).unwrap();
+        let (sender, completions) = crossbeam_channel::unbounded();
+        device.connect(Arc::new(Sink(sender)));
+        let options = ArenaOptions { size: 8192, pin_memory: false, huge_pages: false };
+        let (_sole, mut lease) = SoleArena::new(options).unwrap();
+        lease.fill(7);
+        let (front, back) = lease.split_front(4096);
+        let file: Arc<MemoryFile> = Arc::new(MemoryFile::new(&MemoryFolder::unbounded()));
+        let transfer = |token, action| Transfer { token, action, file: file.clone(), offset: 0 };
+        device.submit(&mut vec![
+            transfer(1, Action::Read(front)),
+            transfer(2, Action::Write(back.downgrade())),
+            transfer(3, Action::Sync { data_only: true }),
+        ]);
+        for (token, bytes) in [(1, 4096), (2, 4096), (3, 0)] {
+            let completion = completions.recv().unwrap();
+            assert_eq!((completion.transfer.token, completion.result), (token, Ok(bytes)));
+            if let Action::Read(lease) = completion.transfer.action {
+                assert!(lease.iter().all(|byte| *byte == 0));
+            }
+        }
+        assert_eq!(device.stats().read_bytes, 4096);
+        device.shutdown();
+        device.submit(&mut vec![transfer(4, Action::Sync { data_only: true })]);
+        assert_eq!(completions.recv().unwrap().result, Err(Errno::ENODEV));
+    }
+}

@@ -1,0 +1,280 @@
+//! What a benchmark has made, so that it is taken away again: at the end, after an error, and on a signal.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+
+use nix::sys::signal::{SigSet, Signal, kill, raise};
+use nix::unistd::Pid;
+use parking_lot::Mutex;
+
+use crate::fuse::mount::{Detach, unmount};
+
+/// The signals that end a benchmark.
+const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+
+#[derive(Debug)]
+enum Item {
+    Process(Pid),
+    File(PathBuf),
+    /// With everything in it.
+    Folder(PathBuf),
+    /// A mount of `program`'s.
+    Mount {
+        program: PathBuf,
+        mountpoint: PathBuf,
+    },
+}
+
+#[derive(Debug, Default)]
+struct Items {
+    next: u64,
+    list: Vec<(u64, Item)>,
+}
+
+/// The list of what is there. Cloning makes another handle to the same list.
+#[derive(Debug, Clone, Default)]
+pub struct Cleanup(Arc<Mutex<Items>>);
+
+/// One thing on the list, taken away when this is dropped.
+#[derive(Debug)]
+pub struct Made {
+    cleanup: Cleanup,
+    id: u64,
+    keep: bool,
+}
+
+/// A process of the benchmark: killed and reaped when dropped, unless it has ended by then.
+#[derive(Debug)]
+pub struct Process {
+    /// The pipes, and the number.
+    pub child: Child,
+    made: Made,
+    ended: Option<ExitStatus>,
+}
+
+impl Cleanup {
+    /// An empty list.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// From now on SIGINT, SIGTERM and SIGHUP take away what is on the list before they end the process. To
+    /// be called once, before other threads start: they must inherit the blocked signals.
+    ///
+    /// # Errors
+    ///
+    /// Those of blocking signals and of creating a thread.
+    pub fn watch_signals(&self) -> io::Result<()> {
+        let signals: SigSet = SIGNALS.into_iter().collect();
+        signals.thread_block()?;
+        let cleanup = self.clone();
+        let wait = move || {
+            let Ok(signal) = signals.wait() else { return };
+            // Kept locked: nothing can be made any more.
+            let mut items = cleanup.0.lock();
+            while let Some((_, item)) = items.list.pop() {
+                item.remove();
+            }
+            eprintln!("swapfs: stopped by {signal}; what the benchmark had made is removed");
+            // As the shell expects it: the process ends by the signal.
+            let _ = signals.thread_unblock();
+            let _ = raise(signal);
+            std::process::exit(1);
+        };
+        std::thread::Builder::new().name("swapfs-signals".to_owned()).spawn(wait).map(drop)
+    }
+
+    /// Makes something and puts it on the list, or neither.
+    fn make<T>(&self, create: impl FnOnce() -> io::Result<(T, Item)>) -> io::Result<(T, Made)> {
+        let mut items = self.0.lock();
+        let (value, item) = create()?;
+        let id = items.next;
+        items.next += 1;
+        items.list.push((id, item));
+        drop(items);
+        Ok((value, Made { cleanup: self.clone(), id, keep: false }))
+    }
+
+    /// Creates a file that must not be there yet, or (`take_over`) takes one over that is.
+    ///
+    /// # Errors
+    ///
+    /// Those of open(2).
+    pub(super) fn file(&self, path: &Path, take_over: bool) -> io::Result<(File, Made)> {
+        use std::os::unix::fs::OpenOptionsExt;
+        self.make(|| {
+            let mut options = File::options();
+            options.read(true).write(true).create_new(!take_over).mode(0o600);
+            options.custom_flags(libc::O_NOFOLLOW);
+            Ok((options.open(path)?, Item::File(path.to_owned())))
+        })
+    }
+
+    /// Creates a folder of its own in `parent`.
+    ///
+    /// # Errors
+    ///
+    /// Those of mkdir(2).
+    pub(super) fn folder(&self, parent: &Path) -> io::Result<(PathBuf, Made)> {
+        use std::os::unix::fs::DirBuilderExt;
+        let mut number = 0;
+        loop {
+            let path = parent.join(format!("swapfs-bench-{}-{number}", std::process::id()));
+            let made = self.make(|| {
+                std::fs::DirBuilder::new().mode(0o700).create(&path)?;
+                Ok((path.clone(), Item::Folder(path.clone())))
+            });
+            match made {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+                other => return other,
+            }
+        }
+    }
+
+    /// Mounts, by running `command`.
+    ///
+    /// # Errors
+    ///
+    /// Those of starting a program; what the command said.
+    pub(super) fn mount(
+        &self, program: &Path, mountpoint: &Path, command: &mut Command,
+    ) -> io::Result<Made> {
+        let (program, mountpoint) = (program.to_owned(), mountpoint.to_owned());
+        let ((), made) = self.make(|| {
+            let output = command.output()?;
+            if !output.status.success() {
+                let text = String::from_utf8_lossy(&output.stderr);
+                let line = text.lines().last().unwrap_or("the mount failed").trim();
+                return Err(io::Error::other(
+                    line.strip_prefix("swapfs: ").unwrap_or(line).to_owned(),
+                ));
+            }
+            Ok(((), Item::Mount { program, mountpoint }))
+        })?;
+        Ok(made)
+    }
+
+    /// Starts a process.
+    ///
+    /// # Errors
+    ///
+    /// Those of starting a program.
+    pub(super) fn process(&self, command: &mut Command) -> io::Result<Process> {
+        let (child, made) = self.make(|| {
+            let child = command.spawn()?;
+            let pid = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
+            Ok((child, Item::Process(pid)))
+        })?;
+        Ok(Process { child, made, ended: None })
+    }
+}
+
+impl Made {
+    /// Leaves it there.
+    pub(super) fn keep(mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        let mut items = self.cleanup.0.lock();
+        let position = items.list.iter().position(|(id, _)| *id == self.id);
+        if let Some(position) = position {
+            let (_, item) = items.list.remove(position);
+            if !self.keep {
+                // Locked until it is gone, so that a signal does not overtake it.
+                item.remove();
+            }
+        }
+    }
+}
+
+impl Process {
+    /// Waits for its end. Its standard output must have been read to the end: signals wait meanwhile.
+    pub(super) fn wait(&mut self) -> io::Result<ExitStatus> {
+        if let Some(status) = self.ended {
+            return Ok(status);
+        }
+        let cleanup = self.made.cleanup.clone();
+        // With the number taken off the list in the same moment: it may soon be another process's.
+        let mut items = cleanup.0.lock();
+        let status = self.child.wait()?;
+        items.list.retain(|(id, _)| *id != self.made.id);
+        self.ended = Some(status);
+        Ok(status)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.ended.is_none() {
+            let _ = self.child.kill();
+            let _ = self.wait();
+        }
+    }
+}
+
+impl Item {
+    /// Whatever cannot be taken away is named in the log.
+    fn remove(self) {
+        let gone = |path: &Path, result: io::Result<()>| match result {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                log::warn!("cannot remove {}: {error}", path.display());
+            }
+            _ => {}
+        };
+        match self {
+            Self::Process(pid) => {
+                let _ = kill(pid, Signal::SIGKILL);
+                // Its files and mounts are next, and it must not use them any more.
+                let _ = nix::sys::wait::waitpid(pid, None);
+            }
+            Self::File(path) => gone(&path, std::fs::remove_file(&path)),
+            Self::Folder(path) => gone(&path, std::fs::remove_dir_all(&path)),
+            Self::Mount { program, mountpoint } => {
+                let mut command = Command::new(program);
+                command.arg("umount").arg(&mountpoint).stdin(Stdio::null());
+                let unmounted = command.output().is_ok_and(|output| output.status.success());
+                if !unmounted && let Err(error) = unmount(&mountpoint, Detach::Lazily) {
+                    log::warn!("cannot unmount {}: {error}", mountpoint.display());
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_made_is_gone_and_nothing_else() {
+        let place = tempfile::tempdir().unwrap();
+        let cleanup = Cleanup::new();
+        let theirs = place.path().join("theirs");
+        std::fs::write(&theirs, "x").unwrap();
+        let error = cleanup.file(&theirs, false).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        let (folder, made_folder) = cleanup.folder(place.path()).unwrap();
+        let (_, made) = cleanup.file(&folder.join("ours"), false).unwrap();
+        let (_, kept) = cleanup.file(&place.path().join("kept"), false).unwrap();
+        kept.keep();
+        let process = cleanup.process(Command::new("sleep").arg("1000")).unwrap();
+        let pid = process.child.id();
+        drop(process);
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+        drop(made);
+        assert!(folder.exists());
+        drop(made_folder);
+        let mut left: Vec<_> =
+            std::fs::read_dir(place.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["kept", "theirs"]);
+        assert!(cleanup.0.lock().list.is_empty());
+    }
+}

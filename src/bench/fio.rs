@@ -1,0 +1,196 @@
+//! fio as a peer: the same files, block size, depth and final fsync, measured by fio itself.
+
+use std::ffi::OsString;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use super::case::{Access, Order};
+use super::cleanup::Cleanup;
+use super::protocol::Job;
+use super::runner::Round;
+use super::settings::{Engine, Settings};
+use super::{BenchError, Result};
+use crate::sys_process::reason;
+use crate::units::MIB;
+
+fn failed(line: impl Into<String>) -> BenchError {
+    BenchError::Failed(line.into())
+}
+
+/// Whether fio can be started.
+pub(super) fn is_installed() -> bool {
+    let mut command = Command::new("fio");
+    command.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// What the engine needs and this machine may not have.
+pub(super) fn check(settings: &Settings, engine: Engine) -> Result<()> {
+    if !is_installed() {
+        return Err(failed(format!(
+            "engine {}: fio is not installed (the package is called fio)",
+            engine.name()
+        )));
+    }
+    let free = free_huge_pages();
+    let needed = huge_pages_needed(settings);
+    if engine == Engine::FioHuge && free < needed {
+        return Err(failed(format!(
+            "engine fio-huge: {needed} huge pages of 2 MiB are needed, {free} are free; reserve more: \
+             sysctl vm.nr_hugepages={needed}"
+        )));
+    }
+    Ok(())
+}
+
+/// Huge pages for the buffers of all of fio's jobs, with one more each for its own rounding.
+pub(super) fn huge_pages_needed(settings: &Settings) -> u64 {
+    let jobs = settings.processes() as u64 * u64::from(settings.io_parallel);
+    let buffers = settings.block_size.saturating_mul(u64::from(settings.queue_depth));
+    jobs.saturating_mul(buffers.div_ceil(2 * MIB) + 1)
+}
+
+/// Huge pages of 2 MiB that are there for the taking.
+pub(super) fn free_huge_pages() -> u64 {
+    let path = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+    std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+/// One round by one run of fio, a job of its own for each process.
+pub(super) fn round(cleanup: &Cleanup, settings: &Settings, jobs: &[Job]) -> Result<Round> {
+    let Some(first) = jobs.first() else { return Ok(Round::default()) };
+    let mut command = Command::new("fio");
+    command.args(common(settings, first));
+    for (index, job) in jobs.iter().enumerate() {
+        command.arg(format!("--name=p{index}")).arg(file_names(job));
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut process = cleanup
+        .process(&mut command)
+        .map_err(|error| failed(format!("fio: {}", reason(&error))))?;
+    let (mut text, mut complaint) = (String::new(), String::new());
+    if let Some(output) = &mut process.child.stdout {
+        let read = output.read_to_string(&mut text);
+        read.map_err(|error| failed(format!("fio: its output: {}", reason(&error))))?;
+    }
+    if let Some(output) = &mut process.child.stderr {
+        let _ = output.read_to_string(&mut complaint);
+    }
+    let status = process.wait().map_err(|error| failed(format!("fio: {}", reason(&error))))?;
+    if !status.success() {
+        let lines = complaint.lines().chain(text.lines());
+        let line = lines.map(str::trim).find(|line| line.starts_with("fio:"));
+        let line = line.map_or_else(|| format!("fio: {status}"), str::to_owned);
+        return Err(failed(line));
+    }
+    read_report(&text, jobs)
+}
+
+fn common(settings: &Settings, job: &Job) -> Vec<OsString> {
+    let rw = match (job.order, job.access) {
+        (Order::Sequential, Access::Read) => "read",
+        (Order::Sequential, Access::Write) => "write",
+        (Order::Sequential, Access::Mixed) => "rw",
+        (Order::Random, Access::Read) => "randread",
+        (Order::Random, Access::Write) => "randwrite",
+        (Order::Random, Access::Mixed) => "randrw",
+    };
+    let total = job.each * job.files.len() as u64;
+    let parallel = u64::from(settings.io_parallel);
+    let mut arguments = vec![
+        "--output-format=json".to_owned(),
+        "--direct=1".to_owned(),
+        "--ioengine=io_uring".to_owned(),
+        "--thread".to_owned(),
+        "--fallocate=none".to_owned(),
+        // The state of caches is made before, and the same for all.
+        "--invalidate=0".to_owned(),
+        format!("--rw={rw}"),
+        format!("--bs={}", settings.block_size),
+        format!("--iodepth={}", settings.queue_depth),
+        format!("--end_fsync={}", u8::from(job.sync && job.access != Access::Read)),
+        "--file_service_type=sequential".to_owned(),
+    ];
+    if parallel > 1 && job.files.len() == 1 {
+        let slice = (total / parallel).next_multiple_of(settings.block_size);
+        arguments.push(format!("--numjobs={parallel}"));
+        arguments.push(format!("--offset_increment={slice}"));
+        arguments.push(format!("--size={slice}"));
+    } else {
+        arguments.push(format!("--size={total}"));
+    }
+    if !settings.overlap_events {
+        arguments.push(format!("--iodepth_batch={}", settings.queue_depth));
+        arguments.push(format!("--iodepth_batch_complete_min={}", settings.queue_depth));
+    }
+    if job.engine == Engine::FioHuge {
+        arguments.push("--iomem=mmaphuge".to_owned());
+    }
+    arguments.into_iter().map(OsString::from).collect()
+}
+
+/// fio takes several names with colons in between.
+fn file_names(job: &Job) -> OsString {
+    let escape = |path: &std::path::PathBuf| {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        path.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:")
+    };
+    let names: Vec<String> = job.files.iter().map(escape).collect();
+    OsString::from(format!("--filename={}", names.join(":")))
+}
+
+fn read_report(text: &str, jobs: &[Job]) -> Result<Round> {
+    let wrong = |what: &str| failed(format!("fio: its report has {what}"));
+    let start = text.find('{').ok_or_else(|| wrong("no JSON"))?;
+    let report: Value =
+        serde_json::from_str(&text[start..]).map_err(|error| wrong(&error.to_string()))?;
+    let rows = report["jobs"].as_array().ok_or_else(|| wrong("no jobs"))?;
+    let mut round = Round::default();
+    for index in 0..jobs.len() {
+        let name = format!("p{index}");
+        let mut seconds = 0.0_f64;
+        for row in rows.iter().filter(|row| row["jobname"] == name.as_str()) {
+            if row["error"].as_i64() != Some(0) {
+                let code = row["error"].as_i64().and_then(|code| i32::try_from(code).ok());
+                let errno = nix::errno::Errno::from_raw(code.unwrap_or(0));
+                return Err(failed(format!("fio: {}", errno.desc())));
+            }
+            for key in ["read", "write"] {
+                let (bytes, rate) = (row[key]["io_bytes"].as_u64(), row[key]["bw_bytes"].as_f64());
+                round.bytes += bytes.unwrap_or(0);
+                if let (Some(bytes), Some(rate)) = (bytes, rate)
+                    && rate > 0.0
+                {
+                    seconds = seconds.max(bytes as f64 / rate);
+                }
+            }
+        }
+        round.add(seconds, seconds);
+    }
+    let most = round.task.iter().copied().fold(0.0, f64::max);
+    round.e2e.fill(most);
+    match round.bytes {
+        0 => Err(wrong("no bytes")),
+        _ => Ok(round),
+    }
+}
+
+/// One direction of one file at the settings' block size and depth, for comparing layers.
+pub(super) fn single(
+    cleanup: &Cleanup, settings: &Settings, engine: Engine, file: &Path, access: Access, bytes: u64,
+) -> Result<Round> {
+    let job = Job {
+        engine,
+        files: vec![file.to_owned()],
+        each: bytes,
+        access,
+        order: Order::Sequential,
+        seed: 0,
+        sync: true,
+        validate: false,
+    };
+    round(cleanup, settings, &[job])
+}

@@ -1,0 +1,262 @@
+//! A benchmark under way: its processes, mounts and files.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::case::Case;
+use super::cleanup::Cleanup;
+use super::crew::Crew;
+use super::files::BenchFile;
+use super::mounted::{OwnMount, swapfs};
+use super::protocol::{Job, Setup};
+use super::report::{Report, Row};
+use super::runner::{Round, alternate};
+use super::settings::{Engine, Settings};
+use super::{Result, fio};
+
+/// What DeepSpeed's processes run.
+const DEEPSPEED: &str = include_str!("deepspeed.py");
+
+/// Which files: on a mount or not, read or written, the number of the round, the number of files.
+type FileKey = (bool, &'static str, u32, u32);
+
+/// Everything a benchmark needs, made when it is first needed and gone when dropped.
+pub struct Bench<'a> {
+    settings: &'a Settings,
+    cleanup: &'a Cleanup,
+    // Dropped from here on down: processes, then files, then mounts.
+    ours: Option<Crew>,
+    deepspeed: Option<Crew>,
+    /// For each process, its files.
+    files: BTreeMap<FileKey, Vec<Vec<BenchFile>>>,
+    mounts: Vec<OwnMount>,
+    existing_mount: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for Bench<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Bench").field("settings", self.settings).finish_non_exhaustive()
+    }
+}
+
+/// Measures every case with every engine, the engines taking turns. Blocks for all of it. `told` hears of
+/// each row when it is there.
+///
+/// # Errors
+///
+/// Those of [`Bench::new`] and [`Bench::round`].
+pub fn measure(
+    settings: &Settings, cleanup: &Cleanup, mut told: impl FnMut(&Row),
+) -> Result<Report> {
+    let mut bench = Bench::new(settings, cleanup)?;
+    let mut rows = Vec::new();
+    for case in &settings.cases {
+        let (warmup, loops) = match settings.include_warmup_time {
+            true => (0, settings.warmup_loops + settings.loops),
+            false => (settings.warmup_loops, settings.loops),
+        };
+        let series = alternate(&settings.engines, warmup, loops, |engine, number| {
+            bench.round(*engine, *case, number)
+        })?;
+        for (engine, series) in settings.engines.iter().zip(series) {
+            let row = Row::new(settings, *engine, *case, series);
+            told(&row);
+            rows.push(row);
+        }
+    }
+    bench.finish();
+    Ok(Report::new(settings.clone(), rows))
+}
+
+impl<'a> Bench<'a> {
+    /// Checks the settings; nothing is made yet.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Settings::check`]; engines whose programs are missing; a `mount` that is none.
+    pub fn new(settings: &'a Settings, cleanup: &'a Cleanup) -> Result<Self> {
+        settings.check()?;
+        let existing_mount = settings.existing_mount()?;
+        for engine in settings.engines.iter().filter(|engine| engine.is_fio()) {
+            fio::check(settings, *engine)?;
+        }
+        Ok(Self {
+            settings,
+            cleanup,
+            ours: None,
+            deepspeed: None,
+            files: BTreeMap::new(),
+            mounts: Vec::new(),
+            existing_mount,
+        })
+    }
+
+    /// One round: brings the files into the case's state, then moves their bytes. Blocks for both; the
+    /// latter is what the result tells. `number` is that of the round, for files of its own.
+    ///
+    /// # Errors
+    ///
+    /// Anything that fails on the way, with the file's name.
+    pub fn round(&mut self, engine: Engine, case: Case, number: u32) -> Result<Round> {
+        let jobs = self.jobs(engine, case, number)?;
+        match engine {
+            Engine::Fio | Engine::FioHuge => fio::round(self.cleanup, self.settings, &jobs),
+            Engine::Deepspeed => self.deepspeed_crew()?.round(&jobs),
+            _ => self.crew()?.round(&jobs),
+        }
+    }
+
+    /// Ends it; with `keep` the files stay.
+    pub fn finish(mut self) {
+        (self.ours, self.deepspeed) = (None, None);
+        if self.settings.keep {
+            let files = std::mem::take(&mut self.files);
+            files.into_values().flatten().flatten().for_each(BenchFile::keep);
+        }
+    }
+
+    fn crew(&mut self) -> Result<&mut Crew> {
+        if self.ours.is_none() {
+            let program = &self.settings.program;
+            let command = || {
+                let mut command = swapfs(program);
+                command.arg("bench-worker");
+                command
+            };
+            let crew = Crew::start(self.cleanup, "bench-worker", &self.setups(), command)?;
+            self.ours = Some(crew);
+        }
+        Ok(self.ours.as_mut().expect("made above"))
+    }
+
+    fn deepspeed_crew(&mut self) -> Result<&mut Crew> {
+        if self.deepspeed.is_none() {
+            let command = || {
+                let mut command = Command::new("python3");
+                command.arg("-c").arg(DEEPSPEED);
+                command
+            };
+            let crew = Crew::start(self.cleanup, "engine deepspeed", &self.setups(), command)?;
+            self.deepspeed = Some(crew);
+        }
+        Ok(self.deepspeed.as_mut().expect("made above"))
+    }
+
+    fn setups(&self) -> Vec<Setup> {
+        let settings = self.settings;
+        let setup = |seed: usize| Setup {
+            memory: settings.io_size,
+            block_size: settings.block_size,
+            queue_depth: settings.queue_depth,
+            single_submit: settings.single_submit,
+            overlap_events: settings.overlap_events,
+            io_parallel: settings.io_parallel,
+            seed: seed as u64 + 1,
+        };
+        (0..settings.processes()).map(setup).collect()
+    }
+
+    /// The jobs of a round, one for each process, their files ready.
+    fn jobs(&mut self, engine: Engine, case: Case, number: u32) -> Result<Vec<Job>> {
+        let settings = self.settings;
+        let on_mount = engine == Engine::Mount;
+        let file_number = if settings.different_file_each_iteration { number } else { 0 };
+        let key = (on_mount, case.file_kind(), file_number, settings.files_of(case));
+        if !self.files.contains_key(&key) {
+            let folders = self.folders(on_mount)?;
+            let each = settings.bytes_each(case);
+            let files: Result<Vec<_>> = folders
+                .iter()
+                .enumerate()
+                .map(|(process, folder)| self.make_files(folder, process, &key, each))
+                .collect();
+            self.files.insert(key, files?);
+        }
+        let files = &self.files[&key];
+        for file in files.iter().flatten() {
+            file.begin(case.start())?;
+        }
+        let job = |(process, files): (usize, &Vec<BenchFile>)| Job {
+            engine,
+            files: files.iter().map(|file| file.path.clone()).collect(),
+            each: settings.bytes_each(case),
+            access: case.access(),
+            order: case.order(),
+            seed: u64::from(number) << 16 | process as u64,
+            sync: settings.sync,
+            validate: settings.validate && !engine.is_fio(),
+        };
+        Ok(files.iter().enumerate().map(job).collect())
+    }
+
+    /// The folder of each process.
+    fn folders(&mut self, on_mount: bool) -> Result<Vec<PathBuf>> {
+        if !on_mount {
+            return Ok(self.settings.folders.clone());
+        }
+        if let Some(mount) = &self.existing_mount {
+            return Ok(vec![mount.clone(); self.settings.processes()]);
+        }
+        if self.mounts.is_empty() {
+            // One for each folder, however many processes share it.
+            let mut distinct = self.settings.folders.clone();
+            distinct.sort();
+            distinct.dedup();
+            for folder in distinct {
+                self.mounts.push(OwnMount::new(self.cleanup, self.settings, &folder, "mount")?);
+            }
+        }
+        let mut distinct = self.settings.folders.clone();
+        distinct.sort();
+        distinct.dedup();
+        let mount_of = |folder: &PathBuf| {
+            let index = distinct.iter().position(|other| other == folder).unwrap_or(0);
+            self.mounts[index].mountpoint.clone()
+        };
+        Ok(self.settings.folders.iter().map(mount_of).collect())
+    }
+
+    fn make_files(
+        &self, folder: &Path, process: usize, key: &FileKey, each: u64,
+    ) -> Result<Vec<BenchFile>> {
+        let (on_mount, kind, number, count) = *key;
+        let named = match kind {
+            "read" => &self.settings.read_file,
+            _ => &self.settings.write_file,
+        };
+        let make = |index: u32| {
+            if let (Some(path), false, 1) = (named, on_mount, count) {
+                return match kind {
+                    "read" => BenchFile::existing(path, each),
+                    _ => {
+                        let path = numbered(path, process, self.settings.processes(), number);
+                        BenchFile::for_writing(self.cleanup, path, each)
+                    }
+                };
+            }
+            let mut name = format!("_aio_{kind}_{each}.pt.{process}_{number}");
+            if count > 1 {
+                name.push_str(&format!("_{index}"));
+            }
+            let path = folder.join(name);
+            match kind {
+                "read" => BenchFile::for_reading(self.cleanup, path, each),
+                _ => BenchFile::for_writing(self.cleanup, path, each),
+            }
+        };
+        (0..count).map(make).collect()
+    }
+}
+
+/// The name of a process's `--write-file`: itself for one process, else with the process's number.
+fn numbered(path: &Path, process: usize, processes: usize, number: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    if processes > 1 {
+        name.push(format!(".{process}"));
+    }
+    if number > 0 {
+        name.push(format!("_{number}"));
+    }
+    name.into()
+}
