@@ -54,16 +54,21 @@ impl Factory for NullFactory {
     fn start(
         &self, config: &Config, swap: &SwapFolder, mountpoint: &Path, fuse: OwnedFd,
     ) -> Result<Arc<dyn Service>, String> {
-        start(config, swap, mountpoint, fuse, |_, _, probe| {
-            let options = NullOptions { alignment: probe.alignment(), clear: false };
-            let device = NullDevice::new(options);
-            Ok(device.map_err(|error| format!("aio: {}", reason(&error)))?)
-        })
+        start(config, swap, mountpoint, fuse, open_null)
     }
 }
 
+/// The device that moves nothing.
+pub(crate) fn open_null(
+    _config: &Config, _arena: &Arc<Arena>, probe: &Probe,
+) -> Result<Arc<dyn Device>, String> {
+    let options = NullOptions { alignment: probe.alignment(), clear: false };
+    let device = NullDevice::new(options);
+    Ok(device.map_err(|error| format!("aio: {}", reason(&error)))?)
+}
+
 /// What opens the device of a mount.
-type Open = fn(&Config, &Arc<Arena>, &Probe) -> Result<Arc<dyn Device>, String>;
+pub(crate) type Open = fn(&Config, &Arc<Arena>, &Probe) -> Result<Arc<dyn Device>, String>;
 
 fn start(
     config: &Config, swap: &SwapFolder, mountpoint: &Path, fuse: OwnedFd, open: Open,
@@ -100,7 +105,10 @@ fn warn_of_limits(swap: &SwapFolder, probe: &Probe, folder: &str) {
     }
 }
 
-fn start_engine(config: &Config, probe: &Probe, open: Open) -> Result<Arc<Engine>, String> {
+/// The arena, the device that `open` gives, and the engine over both.
+pub(crate) fn start_engine(
+    config: &Config, probe: &Probe, open: Open,
+) -> Result<Arc<Engine>, String> {
     let alignment = probe.alignment();
     let descriptors = descriptor_limit();
     let options = EngineOptions {

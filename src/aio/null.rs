@@ -1,18 +1,24 @@
 //! The device that moves nothing: writes are discarded, reads are zeros (or left as they are). What is
 //! measured over it is everything but a device.
 
+use std::any::Any;
 use std::io;
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use std::time::SystemTime;
 
 use parking_lot::{Condvar, Mutex};
 
 use super::counters::Counters;
 use super::device::{
-    Action, Completion, CompletionSink, Device, DeviceStats, Geometry, Transfer, refused,
+    Action, BackingFile, Completion, CompletionSink, Device, DeviceStats, FileStatus, Geometry,
+    Transfer, refused,
 };
+use super::file::next_id;
 use super::threads::{check, join};
-use crate::error::Errno;
+use crate::error::{Errno, Result};
 
 /// How a [`NullDevice`] behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,9 +187,80 @@ fn perform(completion: &mut Completion, clear: bool) {
     });
 }
 
+/// A file with a length and nothing in it, for when there is no folder either. Space is never short.
+#[derive(Debug)]
+pub struct NullFile {
+    id: u64,
+    size: AtomicU64,
+}
+
+impl NullFile {
+    /// A file of `size` bytes.
+    #[must_use]
+    pub fn new(size: u64) -> Self {
+        Self { id: next_id(), size: AtomicU64::new(size) }
+    }
+}
+
+impl BackingFile for NullFile {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn descriptor(&self) -> Option<RawFd> {
+        None
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn writable(&self) -> bool {
+        true
+    }
+
+    fn status(&self) -> Result<FileStatus> {
+        let size = self.size.load(Ordering::Relaxed);
+        let modified = SystemTime::UNIX_EPOCH;
+        Ok(FileStatus { size, allocated: size, modified, links: 1 })
+    }
+
+    fn reserve(&self, _offset: u64, _length: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn set_len(&self, size: u64) -> Result<()> {
+        self.size.store(size, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn set_modified(&self, _time: SystemTime) -> Result<()> {
+        Ok(())
+    }
+
+    fn allocate(&self, mode: i32, offset: u64, length: u64) -> Result<()> {
+        if mode & libc::FALLOC_FL_KEEP_SIZE == 0 {
+            let end = offset.checked_add(length).ok_or(Errno::EFBIG)?;
+            self.size.fetch_max(end, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn seek(&self, offset: u64, hole: bool) -> Result<u64> {
+        let size = self.size.load(Ordering::Relaxed);
+        match offset < size {
+            true => Ok(if hole { size } else { offset }),
+            false => Err(Errno::ENXIO),
+        }
+    }
+
+    fn sync(&self, _data_only: bool) -> Result<()> {
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::memory::{MemoryFile, MemoryFolder};
     use super::*;
     use crate::pool::{ArenaOptions, SoleArena};
 
@@ -204,7 +281,7 @@ mod tests {
         let (_sole, mut lease) = SoleArena::new(options).unwrap();
         lease.fill(7);
         let (front, back) = lease.split_front(4096);
-        let file: Arc<MemoryFile> = Arc::new(MemoryFile::new(&MemoryFolder::unbounded()));
+        let file = Arc::new(NullFile::new(8192));
         let transfer = |token, action| Transfer { token, action, file: file.clone(), offset: 0 };
         device.submit(&mut vec![
             transfer(1, Action::Read(front)),

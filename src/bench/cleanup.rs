@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -145,7 +146,7 @@ impl Cleanup {
     ) -> io::Result<Made> {
         let (program, mountpoint) = (program.to_owned(), mountpoint.to_owned());
         let ((), made) = self.make(|| {
-            let output = command.output()?;
+            let output = command.process_group(0).output()?;
             if !output.status.success() {
                 let text = String::from_utf8_lossy(&output.stderr);
                 let line = text.lines().last().unwrap_or("the mount failed").trim();
@@ -165,7 +166,8 @@ impl Cleanup {
     /// Those of starting a program.
     pub(super) fn process(&self, command: &mut Command) -> io::Result<Process> {
         let (child, made) = self.make(|| {
-            let child = command.spawn()?;
+            // A group of its own: what the terminal sends is for this process, which ends the others.
+            let child = command.process_group(0).spawn()?;
             let pid = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
             Ok((child, Item::Process(pid)))
         })?;
@@ -238,7 +240,8 @@ impl Item {
             Self::Folder(path) => gone(&path, std::fs::remove_dir_all(&path)),
             Self::Mount { program, mountpoint } => {
                 let mut command = Command::new(program);
-                command.arg("umount").arg(&mountpoint).stdin(Stdio::null());
+                command.arg0("swapfs").arg("umount").arg(&mountpoint);
+                command.stdin(Stdio::null()).process_group(0);
                 let unmounted = command.output().is_ok_and(|output| output.status.success());
                 if !unmounted && let Err(error) = unmount(&mountpoint, Detach::Lazily) {
                     log::warn!("cannot unmount {}: {error}", mountpoint.display());

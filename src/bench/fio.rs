@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::io::Read;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -176,21 +175,4 @@ fn read_report(text: &str, jobs: &[Job]) -> Result<Round> {
         0 => Err(wrong("no bytes")),
         _ => Ok(round),
     }
-}
-
-/// One direction of one file at the settings' block size and depth, for comparing layers.
-pub(super) fn single(
-    cleanup: &Cleanup, settings: &Settings, engine: Engine, file: &Path, access: Access, bytes: u64,
-) -> Result<Round> {
-    let job = Job {
-        engine,
-        files: vec![file.to_owned()],
-        each: bytes,
-        access,
-        order: Order::Sequential,
-        seed: 0,
-        sync: true,
-        validate: false,
-    };
-    round(cleanup, settings, &[job])
 }

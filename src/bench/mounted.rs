@@ -52,7 +52,7 @@ pub(super) fn swapfs(program: &Path) -> Command {
 }
 
 /// The benchmark's aio settings, then what the user said.
-fn mount_options(settings: &Settings) -> Vec<String> {
+pub(super) fn mount_options(settings: &Settings) -> Vec<String> {
     let mut list = vec![
         format!("queue_depth={},thread_count={}", settings.queue_depth, settings.io_parallel),
         format!(

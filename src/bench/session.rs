@@ -158,7 +158,7 @@ impl<'a> Bench<'a> {
     }
 
     /// The jobs of a round, one for each process, their files ready.
-    fn jobs(&mut self, engine: Engine, case: Case, number: u32) -> Result<Vec<Job>> {
+    pub(super) fn jobs(&mut self, engine: Engine, case: Case, number: u32) -> Result<Vec<Job>> {
         let settings = self.settings;
         let on_mount = engine == Engine::Mount;
         let file_number = if settings.different_file_each_iteration { number } else { 0 };

@@ -7,7 +7,8 @@ use clap::{ArgAction, Args};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{Failure, print, table};
-use crate::bench::{BenchError, Case, Cleanup, Engine, Report, Settings, measure};
+use crate::bench::roofline::roofline;
+use crate::bench::{BenchError, Case, Cleanup, Engine, Report, Roofline, Settings, measure};
 use crate::config::parse_switch;
 use crate::fuse::mount::entry_of_path;
 use crate::sys_process::reason;
@@ -102,6 +103,13 @@ pub struct BenchArgs {
     /// Mount options of the temporary mount.
     #[arg(short = 'o', value_name = "OPT,...", action = ArgAction::Append)]
     pub options: Vec<String>,
+    /// Measure each layer between a program and the device alone, and all together.
+    #[arg(long, conflicts_with_all = ["engine", "handle", "case", "read", "read_file", "write_file",
+        "mount", "multi_process", "validate", "different_file_each_iteration"])]
+    pub roofline: bool,
+    /// Draw the layers.
+    #[arg(long, value_name = "FILE.svg", requires = "roofline")]
+    pub plot: Option<PathBuf>,
     /// Device memory; says why not, and what to measure instead.
     #[arg(long, alias = "use-gds")]
     pub gpu: bool,
@@ -154,8 +162,18 @@ impl BenchArgs {
         }
         self.say_what_is_ignored();
         let settings = self.settings()?;
+        // Told now rather than after the measurement.
+        if let Some(path) = &self.plot
+            && let Err(error) = rustix::fs::access(beside(path), rustix::fs::Access::WRITE_OK)
+        {
+            let reason = reason(&error.into());
+            return Err(Failure::Failed(format!("{}: {reason}", path.display())));
+        }
         let cleanup = Cleanup::new();
         cleanup.watch_signals().map_err(|error| format!("signals: {}", reason(&error)))?;
+        if self.roofline {
+            return self.print_roofline(&roofline(&settings, &cleanup)?);
+        }
         let progress = progress(&settings);
         let report = measure(&settings, &cleanup, |_| progress.inc(1));
         progress.finish_and_clear();
@@ -185,6 +203,23 @@ impl BenchArgs {
         print(&report.heading())?;
         print(&shown.to_string())?;
         report.lines().iter().try_for_each(|line| print(line))
+    }
+
+    fn print_roofline(&self, found: &Roofline) -> Result<(), Failure> {
+        if let Some(path) = &self.plot {
+            let written = std::fs::write(path, found.to_svg());
+            written.map_err(|error| format!("{}: {}", path.display(), reason(&error)))?;
+        }
+        if self.json {
+            return print(&format!("{:#}", found.to_json()));
+        }
+        let (header, lines) = found.table();
+        let mut shown = table(&header);
+        shown.add_rows(lines);
+        print(&format!(
+            "files rewritten in place, fsync included, and read cold; GB/s, GB = 1024^3 bytes\n{shown}"
+        ))?;
+        print(&found.limits())
     }
 
     fn settings(&self) -> Result<Settings, Failure> {
@@ -243,10 +278,6 @@ impl BenchArgs {
             };
             return self.folder_to_device_mapping.iter().map(folder).collect();
         }
-        let beside = |file: &Path| match file.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-            _ => PathBuf::from("."),
-        };
         // A file of one's own to be written counts most: that is where bytes go.
         let folder = (self.folder.clone())
             .or_else(|| self.write_file.as_deref().map(beside))
@@ -315,6 +346,14 @@ impl BenchArgs {
             cases.push(Case::WarmRead);
         }
         Ok(cases)
+    }
+}
+
+/// The folder that a file is in.
+fn beside(file: &Path) -> PathBuf {
+    match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
     }
 }
 

@@ -1,0 +1,282 @@
+//! The layers between a client and the device, each measured alone and all together, taking turns.
+
+mod plot;
+mod pool;
+mod ring;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::case::{Access, Case};
+use super::cleanup::Cleanup;
+use super::mounted::OwnMount;
+use super::runner::{Series, Spread, alternate};
+use super::session::Bench;
+use super::settings::{Engine, Settings};
+use super::{BenchError, Result, fio};
+use pool::Pool;
+use ring::Ring;
+
+/// The full path is as fast as its slowest layer when it reaches this much of it.
+const AS_FAST: f64 = 0.85;
+
+/// What is measured alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layer {
+    /// The device, by fio.
+    Fio,
+    /// The device, by the rings of the mount's own kind from memory of its kind.
+    Ring,
+    /// The swap engine and its buffers, without FUSE and over a device that moves nothing.
+    Pool,
+    /// A mount over a device that moves nothing.
+    Fuse,
+    /// A mount.
+    Full,
+}
+
+impl Layer {
+    /// What tables and pictures call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fio => "device, fio",
+            Self::Ring => "device, own ring",
+            Self::Pool => "pool alone",
+            Self::Fuse => "FUSE alone",
+            Self::Full => "full path",
+        }
+    }
+
+    /// What sentences call it.
+    fn noun(self) -> &'static str {
+        match self {
+            Self::Fio | Self::Ring => "the device",
+            Self::Pool => "the pool",
+            Self::Fuse => "FUSE",
+            Self::Full => "the full path",
+        }
+    }
+}
+
+/// A layer in one direction.
+#[derive(Debug, Clone)]
+pub struct LayerRow {
+    /// Which.
+    pub layer: Layer,
+    /// Which way.
+    pub access: Access,
+    /// The rounds.
+    pub series: Series,
+}
+
+/// All layers, writes first.
+#[derive(Debug, Clone)]
+pub struct Roofline {
+    /// How.
+    pub settings: Settings,
+    /// By direction, then from the device up.
+    pub rows: Vec<LayerRow>,
+}
+
+/// Measures the layers in the first folder of `settings`: files that are there in full, written in place up
+/// to and with fsync, and read cold. Blocks for all of it.
+///
+/// # Errors
+///
+/// Anything that fails on the way, as [`measure`](super::measure).
+pub fn roofline(settings: &Settings, cleanup: &Cleanup) -> Result<Roofline> {
+    let mut settings = settings.clone();
+    settings.folders.truncate(1);
+    settings.cases = vec![Case::Overwrite, Case::ColdRead];
+    settings.engines = vec![Engine::Mount];
+    settings.mount = None;
+    let peer = peer(&settings);
+    settings.engines.extend(peer);
+    let mut full = Bench::new(&settings, cleanup)?;
+    let folder = settings.folders.first().cloned().unwrap_or_default();
+    let null = OwnMount::new(cleanup, &settings, &folder, "bench-null-mount")?;
+    let unbacked = Settings {
+        mount: Some(null.mountpoint.clone()),
+        engines: vec![Engine::Mount],
+        ..settings.clone()
+    };
+    let mut fuse = Bench::new(&unbacked, cleanup)?;
+    let mut ring = Ring::new(&settings)?;
+    let mut pool = Pool::new(&settings)?;
+    let mut rows = Vec::new();
+    for case in settings.cases.clone() {
+        let mut layers = vec![Layer::Ring, Layer::Pool, Layer::Fuse, Layer::Full];
+        if peer.is_some() {
+            layers.insert(0, Layer::Fio);
+        }
+        let series = alternate(&layers, settings.warmup_loops, settings.loops, |layer, number| {
+            match (layer, peer) {
+                (Layer::Fio, Some(peer)) => full.round(peer, case, number),
+                (Layer::Fio, None) => Err(BenchError::Failed("fio has gone".to_owned())),
+                (Layer::Ring, _) => {
+                    let jobs = full.jobs(Engine::Handle, case, number)?;
+                    ring.round(&jobs[0].files[0], case.access(), settings.sync)
+                }
+                (Layer::Pool, _) => pool.round(case.access(), settings.sync),
+                (Layer::Fuse, _) => fuse.round(Engine::Mount, case, number),
+                (Layer::Full, _) => full.round(Engine::Mount, case, number),
+            }
+        })?;
+        let row = |(layer, series)| LayerRow { layer, access: case.access(), series };
+        rows.extend(layers.into_iter().zip(series).map(row));
+    }
+    fuse.finish();
+    full.finish();
+    Ok(Roofline { settings, rows })
+}
+
+/// fio, with the memory that the pool has where there is some.
+fn peer(settings: &Settings) -> Option<Engine> {
+    if !fio::is_installed() {
+        return None;
+    }
+    match fio::free_huge_pages() >= fio::huge_pages_needed(settings) {
+        true => Some(Engine::FioHuge),
+        false => Some(Engine::Fio),
+    }
+}
+
+impl Roofline {
+    fn median(&self, layer: Layer, access: Access) -> Option<f64> {
+        let row = self.rows.iter().find(|row| row.layer == layer && row.access == access)?;
+        Some(row.series.spread().median)
+    }
+
+    /// GB/s of the device: the more of what fio and the own ring had from it.
+    #[must_use]
+    pub fn device(&self, access: Access) -> f64 {
+        let found = [Layer::Fio, Layer::Ring].map(|layer| self.median(layer, access));
+        found.into_iter().flatten().fold(0.0, f64::max)
+    }
+
+    fn share(&self, row: &LayerRow) -> f64 {
+        row.series.spread().median / self.device(row.access)
+    }
+
+    /// What limits one direction.
+    fn limit(&self, access: Access) -> String {
+        let word = if access == Access::Read { "reads" } else { "writes" };
+        let mut layers = vec![(Layer::Ring, self.device(access))];
+        for layer in [Layer::Pool, Layer::Fuse] {
+            layers.extend(self.median(layer, access).map(|median| (layer, median)));
+        }
+        let slowest = layers.into_iter().min_by(|(_, a), (_, b)| a.total_cmp(b));
+        let (Some((layer, least)), Some(full)) = (slowest, self.median(Layer::Full, access)) else {
+            return format!("{word} were not measured");
+        };
+        let (noun, share) = (layer.noun(), full / least);
+        if share >= AS_FAST {
+            format!("{word} are limited by {noun} (the full path reaches {share:.2} of it)")
+        } else {
+            format!(
+                "{word} are limited by no layer alone: the full path reaches {share:.2} of the slowest, \
+                 {noun}"
+            )
+        }
+    }
+
+    /// The sentence that names the layers that limit.
+    #[must_use]
+    pub fn limits(&self) -> String {
+        let mut text = [self.limit(Access::Write), self.limit(Access::Read)].join("; ");
+        if let Some(first) = text.get_mut(..1) {
+            first.make_ascii_uppercase();
+        }
+        text.push('.');
+        text
+    }
+
+    /// The table for people: its header, then a line for each row.
+    #[must_use]
+    pub fn table(&self) -> (Vec<&'static str>, Vec<Vec<String>>) {
+        let header = vec!["LAYER", "ACCESS", "MEDIAN", "MIN", "MAX", "OF THE DEVICE"];
+        let line = |row: &LayerRow| {
+            let Spread { min, median, max } = row.series.spread();
+            vec![
+                row.layer.name().to_owned(),
+                if row.access == Access::Read { "read" } else { "write" }.to_owned(),
+                format!("{median:.2}"),
+                format!("{min:.2}"),
+                format!("{max:.2}"),
+                format!("{:.2}", self.share(row)),
+            ]
+        };
+        (header, self.rows.iter().map(line).collect())
+    }
+
+    /// Everything; speeds in GB/s.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let row = |row: &LayerRow| {
+            let Spread { min, median, max } = row.series.spread();
+            json!({
+                "layer": row.layer,
+                "access": row.access,
+                "min": min,
+                "median": median,
+                "max": max,
+                "share": self.share(row),
+                "rounds": row.series.rounds,
+            })
+        };
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "unit": "GB/s, GB = 1024^3 bytes",
+            "settings": self.settings,
+            "layers": self.rows.iter().map(row).collect::<Vec<_>>(),
+            "limits": self.limits(),
+        })
+    }
+
+    /// The picture, an SVG document.
+    #[must_use]
+    pub fn to_svg(&self) -> String {
+        plot::draw(self)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::bench::Round;
+
+    pub(crate) fn example(full: f64) -> Roofline {
+        let row = |layer, access, speed: f64| {
+            let round = Round::single(1.0 / speed, 1 << 30);
+            LayerRow { layer, access, series: Series { rounds: vec![round] } }
+        };
+        let rows = vec![
+            row(Layer::Fio, Access::Write, 2.0),
+            row(Layer::Ring, Access::Write, 4.0),
+            row(Layer::Pool, Access::Write, 8.0),
+            row(Layer::Fuse, Access::Write, 5.0),
+            row(Layer::Full, Access::Write, full),
+            row(Layer::Ring, Access::Read, 4.0),
+            row(Layer::Pool, Access::Read, 8.0),
+            row(Layer::Fuse, Access::Read, 2.0),
+            row(Layer::Full, Access::Read, 2.0),
+        ];
+        Roofline { settings: Settings::default(), rows }
+    }
+
+    #[test]
+    fn the_slowest_layer_is_named() {
+        assert_eq!(
+            example(3.8).limits(),
+            "Writes are limited by the device (the full path reaches 0.95 of it); reads are limited \
+             by FUSE (the full path reaches 1.00 of it)."
+        );
+        let text = example(2.0).limits();
+        assert!(
+            text.starts_with("Writes are limited by no layer alone: the full path reaches 0.50")
+        );
+        assert_eq!(example(2.0).table().1[0][5], "0.50");
+    }
+}
