@@ -1,60 +1,43 @@
-//! Requests at work: of another process, and of many at once while others read and write.
+//! Requests at work: of many at once while others read and write.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::io::Errno;
 
 use crate::bytes::open;
 use crate::place::Mount;
-use crate::requests::{ask, is_backed, request, settled};
-use crate::support::{MIB, Random, is_pattern, pattern, same, swap_xattr, sync_all, wait_until};
+use crate::requests::{ask, request, settled};
+use crate::support::{MIB, Random, pattern, same, swap_xattr, sync_all, wait_until};
 
-/// One process writes partitions; another, which knows only their names, moves them out and in.
-#[test]
-fn two_processes_share_partitions_by_their_status() {
-    let mount = Mount::new("pool_size=32m,open_swap_in=none");
-    let source = mount.scratch.path().join("source");
-    let length = 6 * MIB + 99;
-    fs::write(&source, pattern(0, length as usize)).unwrap();
-    let script = "for i in 0 1 2 3; do cp \"$0\" \"$1/part\"; mv \"$1/part\" \"$1/$i\"; done";
-    let mut writer =
-        Command::new("sh").args(["-c", script]).args([&source, &mount.mnt]).spawn().unwrap();
-    for number in 0..4 {
-        let path = mount.at(&format!("{number}"));
-        wait_until("the partition", || path.exists());
-        let status = swap_xattr(&path, "status");
-        assert!(["available", "inflight"].contains(&status.as_str()), "{status}");
-        ask(&path, "release");
-        assert_eq!(settled(&path), "not_available");
-        is_backed(&mount, &format!("{number}"), length);
-        ask(&path, "swap_in");
-        assert_eq!(settled(&path), "available");
-        is_pattern(&path, length);
-    }
-    assert!(writer.wait().unwrap().success());
-    assert_eq!(settled(&mount.mnt), "idle");
-}
-
-const WORKERS: u64 = 8;
+pub(crate) const WORKERS: u64 = 8;
 const FILES: u64 = 2;
 const LENGTH: u64 = 3 * MIB + 1234;
 
 /// One of those at work: its partitions are its own to write, and everybody's to ask for and to read.
-struct Worker<'a> {
-    mount: &'a Mount,
+pub(crate) struct Worker {
+    mnt: PathBuf,
     number: u64,
     random: Random,
     /// Where in the pattern the bytes of each partition begin, which changes with each rewrite.
     begins: [u64; FILES as usize],
 }
 
-impl Worker<'_> {
-    fn path(&self, worker: u64, file: u64) -> std::path::PathBuf {
-        self.mount.at(&format!("{worker}/{file}"))
+impl Worker {
+    /// Makes a worker's folder and partitions. All have to be there before any starts to work.
+    pub(crate) fn new(mnt: &Path, number: u64, seed: u64) -> Self {
+        fs::create_dir(mnt.join(number.to_string())).unwrap();
+        let random = Random::new(seed.wrapping_add(number));
+        let begins = [0; FILES as usize];
+        let mut worker = Self { mnt: mnt.to_owned(), number, random, begins };
+        (0..FILES).for_each(|file| worker.rewrite(file));
+        worker
+    }
+
+    fn path(&self, worker: u64, file: u64) -> PathBuf {
+        self.mnt.join(format!("{worker}/{file}"))
     }
 
     fn expected(&self, file: u64, offset: u64, length: u64) -> Vec<u8> {
@@ -91,13 +74,13 @@ impl Worker<'_> {
     /// Asks something of anybody's.
     fn ask(&mut self) {
         let (worker, file) = (self.random.below(WORKERS), self.random.below(FILES));
-        let (path, folder) = (self.path(worker, file), self.mount.at(&worker.to_string()));
+        let (path, folder) = (self.path(worker, file), self.mnt.join(worker.to_string()));
         let requests = ["swap_in", "swap_in", "swap_out", "release", "reserve 4m"];
         let (path, value) = match self.random.below(20) {
-            0 => (&self.mount.mnt, "release"),
-            1 => (&self.mount.mnt, "synchronize_writes"),
-            2 | 3 => (&self.mount.mnt, "reserve_buffers 5"),
-            4 | 5 => (&self.mount.mnt, "release_reserved_buffers"),
+            0 => (&self.mnt, "release"),
+            1 => (&self.mnt, "synchronize_writes"),
+            2 | 3 => (&self.mnt, "reserve_buffers 5"),
+            4 | 5 => (&self.mnt, "release_reserved_buffers"),
             6 => (&folder, "swap_in"),
             7 => (&folder, "release"),
             number => (&path, requests[number as usize % requests.len()]),
@@ -117,58 +100,61 @@ impl Worker<'_> {
             _ => self.ask(),
         }
     }
+    /// Works until then, and finds its own bytes at the end, on the mount and in the swap folder.
+    pub(crate) fn work(&mut self, until: Instant, swap: &Path) {
+        while Instant::now() < until {
+            self.step();
+        }
+        for file in 0..FILES {
+            let bytes = self.expected(file, 0, LENGTH);
+            let path = self.path(self.number, file);
+            same(&fs::read(&path).unwrap(), &bytes);
+            open(&path).sync_all().unwrap();
+            let backing = fs::read(swap.join(path.strip_prefix(&self.mnt).unwrap())).unwrap();
+            same(&backing[..LENGTH as usize], &bytes);
+        }
+    }
 }
 
-/// Everything at once on a pool a third of what is asked for: nothing fails, hangs or gets lost.
-fn stress(options: &str) {
+/// A seed of this run's own, or the one that is asked for; printed.
+pub(crate) fn seed() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let seed = std::env::var("SWAPFS_SEED")
         .map_or(now.as_micros() as u64, |seed| seed.parse().expect("a seed is a number"));
     println!("SWAPFS_SEED={seed}");
-    let mount = Mount::new(options);
-    let stop = AtomicBool::new(false);
-    let workers: Vec<Worker<'_>> = (0..WORKERS)
-        .map(|number| {
-            fs::create_dir(mount.at(&number.to_string())).unwrap();
-            let mut worker = Worker {
-                mount: &mount,
-                number,
-                random: Random::new(seed.wrapping_add(number)),
-                begins: [0; FILES as usize],
-            };
-            (0..FILES).for_each(|file| worker.rewrite(file));
-            worker
-        })
-        .collect();
-    std::thread::scope(|scope| {
-        for mut worker in workers {
-            let (mount, stop, number) = (&mount, &stop, worker.number);
-            scope.spawn(move || {
-                while !stop.load(Ordering::SeqCst) {
-                    worker.step();
-                }
-                for file in 0..FILES {
-                    let bytes = worker.expected(file, 0, LENGTH);
-                    let name = format!("{number}/{file}");
-                    same(&fs::read(mount.at(&name)).unwrap(), &bytes);
-                    open(&mount.at(&name)).sync_all().unwrap();
-                    let backing = fs::read(mount.backing(&name)).unwrap();
-                    same(&backing[..LENGTH as usize], &bytes);
-                }
-            });
-        }
-        std::thread::sleep(Duration::from_secs(4));
-        stop.store(true, Ordering::SeqCst);
-    });
+    seed
+}
+
+/// After the workers are gone: every buffer is to be had again, nothing failed on the way.
+pub(crate) fn is_at_rest(mount: &Mount) {
     ask(&mount.mnt, "release_reserved_buffers");
     sync_all(&mount.mnt);
     assert_eq!(settled(&mount.mnt), "idle");
     let count = |name: &str| swap_xattr(&mount.mnt, &format!("pool.{name}"));
     wait_until("every buffer", || count("available") == count("buffers"));
     assert_eq!((count("dirty"), count("inflight")), ("0".into(), "0".into()));
-    let errors =
-        |file: &str| rustix::fs::getxattr(mount.at(file), "user.swap.error", &mut [0; 64][..]);
-    assert_eq!(errors("0/0"), Err(Errno::NODATA));
+    for (worker, file) in (0..WORKERS).flat_map(|worker| (0..FILES).map(move |file| (worker, file)))
+    {
+        let path = mount.at(&format!("{worker}/{file}"));
+        let error = rustix::fs::getxattr(path, "user.swap.error", &mut [0; 64][..]);
+        assert_eq!(error, Err(Errno::NODATA));
+    }
+}
+
+/// Everything at once on a pool a third of what is asked for: nothing fails, hangs or gets lost.
+fn stress(options: &str) {
+    let seed = seed();
+    let mount = Mount::new(options);
+    let workers: Vec<Worker> =
+        (0..WORKERS).map(|number| Worker::new(&mount.mnt, number, seed)).collect();
+    let until = Instant::now() + Duration::from_secs(4);
+    std::thread::scope(|scope| {
+        for mut worker in workers {
+            let swap = &mount.swap;
+            scope.spawn(move || worker.work(until, swap));
+        }
+    });
+    is_at_rest(&mount);
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod openers;
 mod owners;
 mod place;
 mod polls;
+mod processes;
 mod requests;
 mod rush;
 mod space;

@@ -71,13 +71,22 @@ impl Mount {
 
     /// As [`Mount::new`], below another folder.
     pub(crate) fn within(parent: &Path, options: &str) -> Self {
-        let mount = Self::prepared(parent);
+        Self::lasting(Duration::ZERO, parent, options)
+    }
+
+    /// As [`Mount::within`], for a test that works so long.
+    pub(crate) fn lasting(work: Duration, parent: &Path, options: &str) -> Self {
+        let mount = Self::limited(MOUNT_LIMIT + work, parent);
         is_done(&mount.mount(options));
         mount
     }
 
     /// A swap folder and a mountpoint, not mounted yet.
     pub(crate) fn prepared(parent: &Path) -> Self {
+        Self::limited(MOUNT_LIMIT, parent)
+    }
+
+    fn limited(limit: Duration, parent: &Path) -> Self {
         let scratch = tempfile::tempdir_in(parent).unwrap();
         let path = scratch.path().canonicalize().unwrap();
         let (swap, mnt) = (path.join("swap"), path.join("mnt"));
@@ -87,7 +96,7 @@ impl Mount {
         let (watchdog, called_off) = mpsc::channel::<()>();
         let (at, daemon) = (mnt.clone(), pid.clone());
         std::thread::spawn(move || {
-            if called_off.recv_timeout(MOUNT_LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
+            if called_off.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
                 eprintln!("{} takes too long and is taken away", at.display());
                 take_away(&at, &daemon);
             }
