@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Eight processes, random requests, reads and rewrites on more than the pool holds, for a minute: nothing fails, nothing hangs.
-SUITE_SECONDS=240
+SUITE_SECONDS=420
 source "$(dirname "$0")/lib.sh"
 
 seconds=${REQUESTS_SECONDS:-60}
