@@ -2,6 +2,7 @@
 #
 #   SUITE_SECONDS=120 (optional, before sourcing) is when the suite is ended.
 #   $swap, $mnt, $work   the swap folder, the mountpoint, and the scratch folder that holds them
+#   $disk                empty, or after disk_swap the mountpoint of the swap folder's own disk
 set -euo pipefail
 
 suite=$(basename "$0" .sh)
@@ -38,6 +39,19 @@ swap=$work/swap
 mnt=$work/mnt
 mkdir "$swap" "$mnt"
 
+disk=
+# disk_swap SIZE: a disk of its own (ext4 on a loop device) for the swap folder, which is then $swap; $disk can be frozen.
+disk_swap() {
+    need mkfs.ext4 fsfreeze
+    disk=$work/disk
+    swap=$disk/swap
+    truncate --size "$1" "$work/image"
+    mkfs.ext4 -q "$work/image"
+    mkdir "$disk"
+    mount -o loop "$work/image" "$disk" || fail "no loop device for a disk of its own"
+    mkdir "$swap"
+}
+
 mounted() { findmnt --noheadings --mountpoint "$mnt" >/dev/null; }
 
 # mount_swap [OPTION...]: -o options of swapfs mount, one per argument.
@@ -65,6 +79,7 @@ finish() {
     local status=$?
     cd /
     trap - EXIT
+    [[ -z $disk ]] || fsfreeze --unfreeze "$disk" 2>/dev/null || true
     if ((status)) && [[ -s $swap/.swapfs/log ]]; then
         echo "$suite: the daemon's last lines:" >&2
         tail -n 20 "$swap/.swapfs/log" >&2
@@ -72,6 +87,7 @@ finish() {
     if mounted; then
         "$swapfs" umount "$mnt" --timeout 30 || umount --lazy "$mnt" || status=1
     fi
+    [[ -z $disk ]] || umount "$disk" || { umount --lazy "$disk"; status=1; }
     rm -rf --one-file-system "$work"
     exit "$status"
 }
