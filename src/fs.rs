@@ -27,6 +27,7 @@
 mod change;
 mod create;
 mod directory;
+mod judge;
 mod moves;
 mod reach;
 mod remove;
@@ -51,6 +52,7 @@ use table::{Hint, Table};
 
 pub use create::Created;
 pub use directory::{Directory, Listed};
+pub use judge::Judge;
 pub use remove::{Gone, RenameKind};
 pub use types::{Access, Attributes, Caller, Entry, FileKey, FileKind, Space, TimeChange};
 pub use xattr::XattrMode;

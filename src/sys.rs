@@ -99,6 +99,27 @@ pub fn open_by_handle_at(
     Ok(unsafe { OwnedFd::from_raw_fd(raw_descriptor) })
 }
 
+/// Asks the kernel whether this thread, with the filesystem user, the groups and the capabilities it has now, has `access` to the
+/// inode behind `descriptor` (which may be an O_PATH one).
+///
+/// # Errors
+/// EACCES, EROFS and others when it has not; ENOSYS before Linux 5.8.
+pub fn may_access(descriptor: impl AsFd, access: rustix::fs::Access) -> Result<()> {
+    // SAFETY: faccessat2 wants a NUL-terminated path (a literal) and three integers; glibc's faccessat takes
+    // another way for some flags, and rustix's refuses AT_EMPTY_PATH.
+    let outcome = unsafe {
+        libc::syscall(
+            libc::SYS_faccessat2,
+            descriptor.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            access.bits(),
+            libc::AT_EMPTY_PATH | libc::AT_EACCESS,
+        )
+    };
+    Errno::result(outcome)?;
+    Ok(())
+}
+
 /// While it lives, what this thread creates in a filesystem belongs to another user and group.
 /// Dropping it goes back to the owner before. Bound to its thread.
 #[derive(Debug)]

@@ -6,6 +6,7 @@
 mod control;
 mod metrics;
 mod request;
+mod rights;
 mod xattr;
 
 use std::ffi::OsStr;
@@ -20,7 +21,7 @@ use crate::fs::{Access, Attributes, Caller, Entry, FileKind, Gone, RenameKind, T
 use crate::swap::{Engine, Reply};
 
 pub use control::{CONTROL_NAME, ControlNode};
-pub use request::Asker;
+pub use rights::Asker;
 pub use xattr::{REQUEST_NAME, SWAP_PREFIX, XattrAnswer};
 
 /// How a volume presents itself, fixed at start.

@@ -393,7 +393,7 @@ impl Filesystem for Adapter {
             return reply.error(errno(Errno::EPERM));
         }
         if name == REQUEST_NAME {
-            let asker = Asker { uid: req.uid(), gid: req.gid() };
+            let asker = Asker { uid: req.uid(), gid: req.gid(), pid: req.pid() };
             let answer = data::empty(&self.volume, reply);
             return self.volume.request(ino.0, value, asker, answer);
         }

@@ -4,9 +4,10 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::rights::{Asker, Rights};
 use super::{Answer, Volume};
 use crate::error::{Errno, Result};
-use crate::fs::{Attributes, FileKind, ROOT_ID};
+use crate::fs::{FileKind, ROOT_ID};
 use crate::swap::Request;
 use crate::units::parse_size;
 
@@ -17,43 +18,11 @@ const PREVIEW_FILES: usize = 2000;
 /// the kernel holds the folder's lock until then.
 const ANSWER_AFTER: Duration = Duration::from_millis(50);
 
-/// Who asks, for the partitions below a folder: the kernel has only checked the folder itself.
-#[derive(Debug, Clone, Copy)]
-pub struct Asker {
-    /// User.
-    pub uid: u32,
-    /// Primary group.
-    pub gid: u32,
-}
-
 /// What a request on a folder does with each partition below it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Each {
     SwapIn,
     Ask(Request),
-}
-
-impl Asker {
-    /// Whether the mode grants all of `bits`, which are those of `others`.
-    fn may(self, bits: u32, attributes: &Attributes) -> bool {
-        let bits = if self.uid == attributes.uid {
-            bits << 6
-        } else if self.gid == attributes.gid {
-            bits << 3
-        } else {
-            bits
-        };
-        self.uid == 0 || attributes.mode & bits == bits
-    }
-
-    fn may_write(self, attributes: &Attributes) -> bool {
-        self.may(0o2, attributes)
-    }
-
-    /// Whether who asks could find what is in a folder.
-    fn may_list(self, attributes: &Attributes) -> bool {
-        self.may(0o5, attributes)
-    }
 }
 
 impl Volume {
@@ -185,15 +154,16 @@ impl Volume {
     /// Asks for all partitions below a folder, on a thread of its own. The answer comes when the first
     /// ones, as many as can be asked at once, have been; only a swap-in looks before whether they can fit.
     fn below(self: &Arc<Self>, id: u64, each: Each, asker: Asker, answer: Answer<()>) {
-        let volume = self.clone();
+        let (volume, member) = (self.clone(), asker.member());
         let walk = move || {
-            if each == Each::SwapIn && volume.exceeds_pool(id, asker) {
+            let rights = Rights::of(member);
+            if each == Each::SwapIn && volume.exceeds_pool(id, &rights) {
                 return answer(Err(Errno::ENOBUFS));
             }
             let _asking = volume.engine.asking();
             let started = Instant::now();
             let mut answer = Some(answer);
-            volume.walk(id, asker, &mut |partition, _| {
+            volume.walk(id, &rights, &mut |partition, _| {
                 // Gone or refused meanwhile: the others go on, and this one's status tells.
                 let _ = match each {
                     Each::SwapIn => volume.swap_in(partition),
@@ -217,11 +187,11 @@ impl Volume {
         }
     }
 
-    fn exceeds_pool(&self, id: u64, asker: Asker) -> bool {
+    fn exceeds_pool(&self, id: u64, rights: &Rights) -> bool {
         let limit = self.engine.swap_in_bytes_max();
         let block = self.engine.pool().buffer_size;
         let (mut bytes, mut files) = (0_u64, 0);
-        self.walk(id, asker, &mut |_, size| {
+        self.walk(id, rights, &mut |_, size| {
             bytes = bytes.saturating_add(size.next_multiple_of(block));
             files += 1;
             bytes <= limit && files < PREVIEW_FILES
@@ -229,10 +199,11 @@ impl Volume {
         bytes > limit
     }
 
-    /// Calls `visit` with id and size of every partition below `id` that `asker` may reach and
-    /// write, until it returns false. Returns whether it went to the end.
-    fn walk(&self, id: u64, asker: Asker, visit: &mut dyn FnMut(u64, u64) -> bool) -> bool {
-        let listable = self.tree.attributes(id).is_ok_and(|folder| asker.may_list(&folder));
+    /// Calls `visit` with id and size of every partition below `id` that may be reached and
+    /// written, until it returns false. Returns whether it went to the end.
+    fn walk(&self, id: u64, rights: &Rights, visit: &mut dyn FnMut(u64, u64) -> bool) -> bool {
+        let attributes = self.tree.attributes(id);
+        let listable = attributes.is_ok_and(|folder| rights.may_list(&self.tree, &folder));
         let Some(directory) = listable.then(|| self.tree.open_dir(id).ok()).flatten() else {
             return true;
         };
@@ -246,18 +217,18 @@ impl Volume {
         if listed.is_err() {
             return true;
         }
-        names.iter().all(|name| self.visit(id, name, asker, visit))
+        names.iter().all(|name| self.visit(id, name, rights, visit))
     }
 
     fn visit(
-        &self, parent: u64, name: &OsStr, asker: Asker, visit: &mut dyn FnMut(u64, u64) -> bool,
+        &self, parent: u64, name: &OsStr, rights: &Rights, visit: &mut dyn FnMut(u64, u64) -> bool,
     ) -> bool {
         let Ok(entry) = self.lookup(parent, name) else {
             return true;
         };
         let go_on = match entry.attributes.kind {
-            FileKind::Directory => self.walk(entry.id, asker, visit),
-            FileKind::Regular if asker.may_write(&entry.attributes) => {
+            FileKind::Directory => self.walk(entry.id, rights, visit),
+            FileKind::Regular if rights.may_write(&self.tree, &entry.attributes) => {
                 visit(entry.id, entry.attributes.size)
             }
             _ => true,

@@ -17,6 +17,7 @@ mod place;
 mod polls;
 mod processes;
 mod requests;
+mod rights;
 mod rush;
 mod space;
 mod stop;

@@ -128,7 +128,7 @@ fn without_allow_other_others_are_kept_out() {
 }
 
 /// An ACL: `(tag, permissions, id)` of each entry.
-fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+pub(crate) fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
     let mut bytes = 2_u32.to_le_bytes().to_vec();
     for (tag, permissions, id) in entries {
         bytes.extend(tag.to_le_bytes());
@@ -138,13 +138,13 @@ fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
     bytes
 }
 
-const NOBODY: u32 = u32::MAX;
-const USER_OBJ: u16 = 1;
-const USER: u16 = 2;
-const GROUP_OBJ: u16 = 4;
-const MASK: u16 = 16;
-const OTHER: u16 = 32;
-const ACCESS: &str = "system.posix_acl_access";
+pub(crate) const NOBODY: u32 = u32::MAX;
+pub(crate) const USER_OBJ: u16 = 1;
+pub(crate) const USER: u16 = 2;
+pub(crate) const GROUP_OBJ: u16 = 4;
+pub(crate) const MASK: u16 = 16;
+pub(crate) const OTHER: u16 = 32;
+pub(crate) const ACCESS: &str = "system.posix_acl_access";
 const DEFAULT: &str = "system.posix_acl_default";
 
 fn acl_for(id: u32, permissions: u16) -> Vec<u8> {

@@ -1,0 +1,71 @@
+//! What somebody else may do in the swap folder, asked of the kernel.
+
+use std::marker::PhantomData;
+use std::os::fd::AsFd;
+
+use rustix::thread::{CapabilitySet, CapabilitySets, Gid};
+
+use super::Tree;
+use crate::error::Result;
+use crate::sys::{self, errno};
+
+/// A thread's means to ask the kernel what a user may do: by mode bits, ACLs and all the user's groups. Bound to its thread, which
+/// keeps the user's supplementary groups afterwards and is therefore to be one made for this.
+#[derive(Debug)]
+pub struct Judge {
+    uid: u32,
+    gid: u32,
+    capabilities: CapabilitySets,
+    bound_to_thread: PhantomData<*const ()>,
+}
+
+impl Judge {
+    /// Gives this thread the groups of a user.
+    ///
+    /// # Errors
+    /// EPERM when the kernel refuses to judge for others, as it does without CAP_SETUID and CAP_SETGID; ENOSYS
+    /// before Linux 5.8.
+    pub fn new(uid: u32, gid: u32, groups: &[u32]) -> Result<Self> {
+        let groups: Vec<Gid> = groups.iter().map(|group| Gid::from_raw(*group)).collect();
+        rustix::thread::set_thread_groups(&groups).map_err(errno)?;
+        let capabilities = rustix::thread::capabilities(None).map_err(errno)?;
+        let judge = Self { uid, gid, capabilities, bound_to_thread: PhantomData };
+        // Whether the question can be asked at all.
+        let anything = rustix::fs::open("/", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty());
+        judge.allows(anything.map_err(errno)?, rustix::fs::Access::EXISTS)?;
+        Ok(judge)
+    }
+
+    /// Whether the user has this access to the inode behind `descriptor`, which may be an O_PATH one.
+    fn allows(&self, descriptor: impl AsFd, access: rustix::fs::Access) -> Result<bool> {
+        let _acting = sys::act_as(self.uid, self.gid)?;
+        // The daemon's own would override every permission.
+        let none = CapabilitySets { effective: CapabilitySet::empty(), ..self.capabilities };
+        rustix::thread::set_capabilities(None, none).map_err(errno)?;
+        let allowed = sys::may_access(descriptor, access);
+        rustix::thread::set_capabilities(None, self.capabilities).map_err(errno)?;
+        match allowed {
+            Err(crate::error::Errno::EACCES) => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+}
+
+impl Tree {
+    /// Whether a user may write the inode.
+    ///
+    /// # Errors
+    /// ESTALE; what the kernel refuses to judge with.
+    pub fn may_write(&self, id: u64, judge: &Judge) -> Result<bool> {
+        judge.allows(self.descriptor(id)?, rustix::fs::Access::WRITE_OK)
+    }
+
+    /// Whether a user could find what is in a folder.
+    ///
+    /// # Errors
+    /// ESTALE; what the kernel refuses to judge with.
+    pub fn may_list(&self, id: u64, judge: &Judge) -> Result<bool> {
+        use rustix::fs::Access;
+        judge.allows(self.descriptor(id)?, Access::READ_OK | Access::EXEC_OK)
+    }
+}
