@@ -44,6 +44,7 @@ mod partition;
 mod read;
 mod request;
 mod room;
+mod slab;
 mod state;
 mod status;
 mod sync;

@@ -52,8 +52,6 @@ pub(crate) enum ListKind {
     Dirty,
     /// Its write failed; waits for a retry.
     Failed,
-    /// Neither dirty nor busy, but somebody holds it for as long as they like.
-    Held,
 }
 
 /// What a block adds to its partition's and the pool's counters.
@@ -146,12 +144,7 @@ impl Block {
 
     /// Nobody is busy with it.
     pub(crate) fn idle(&self) -> bool {
-        self.pins == 0 && self.still()
-    }
-
-    /// Nobody is busy with it, though somebody may hold it.
-    fn still(&self) -> bool {
-        self.pins == self.holds
+        self.pins == 0
             && self.transfers == 0
             && self.readers == 0
             && self.copying.is_empty()
@@ -163,18 +156,14 @@ impl Block {
         if self.partition == NONE {
             ListKind::None
         } else if self.failed.is_some() {
-            if self.idle() { ListKind::Failed } else { self.held_or_none() }
+            if self.idle() { ListKind::Failed } else { ListKind::None }
         } else if !self.dirty.is_empty() {
             if self.flush { ListKind::None } else { ListKind::Dirty }
         } else if self.idle() {
             if self.kept { ListKind::Kept } else { ListKind::Clean }
         } else {
-            self.held_or_none()
+            ListKind::None
         }
-    }
-
-    fn held_or_none(&self) -> ListKind {
-        if self.still() { ListKind::Held } else { ListKind::None }
     }
 
     pub(crate) fn counts(&self) -> Counts {

@@ -184,7 +184,7 @@ impl Engine {
             let short = part.size < op.bytes.end;
             if short || part.lost_in(&op.bytes) {
                 let errno = if short { Errno::ENODATA } else { Errno::EIO };
-                return self.fail_hold(st, op, errno, actions);
+                return self.fail_hold(st, *op, errno, actions);
             }
         }
         let Some(op) = self.pin_all(st, op, actions) else { return };
@@ -247,9 +247,8 @@ impl Engine {
     /// The operation's blocks with the pages of each that it is about.
     fn pieces(&self, op: &HoldOp) -> Vec<(BufferIndex, Range<usize>)> {
         let first = self.shape.block_of(op.bytes.start);
-        let pages = |at: usize| {
-            self.shape.pages_of(first + at as u64, op.bytes.start, op.bytes.end)
-        };
+        let pages =
+            |at: usize| self.shape.pages_of(first + at as u64, op.bytes.start, op.bytes.end);
         let pinned = op.buffers.iter().enumerate();
         pinned.map(|(at, buffer)| (buffer.expect("pinned above"), pages(at))).collect()
     }
@@ -262,10 +261,9 @@ impl Engine {
             return Some(op);
         }
         let pieces = self.pieces(&op);
-        let copied_over =
-            |(buffer, pages): &&(BufferIndex, Range<usize>)| {
-                st.blocks[*buffer as usize].copying.any(pages.clone())
-            };
+        let copied_over = |(buffer, pages): &&(BufferIndex, Range<usize>)| {
+            st.blocks[*buffer as usize].copying.any(pages.clone())
+        };
         if let Some((buffer, _)) = pieces.iter().find(copied_over) {
             op.requested = false;
             st.edit(*buffer, |block| block.waiters.push(Op::Hold(op)));
@@ -278,7 +276,7 @@ impl Engine {
             }
             if op.requested && self.missing(st, buffer, pages.clone()) {
                 let errno = st.blocks[buffer as usize].read_error.unwrap_or(Errno::EIO);
-                self.fail_hold(st, op, errno, actions);
+                self.fail_hold(st, *op, errno, actions);
                 return None;
             }
             self.read_pages(st, buffer, pages.clone(), actions);
@@ -310,8 +308,7 @@ impl Engine {
             }
         }
         let unit = st.shape.unit;
-        let within =
-            |pages: &Range<usize>| pages.start as u64 * unit..pages.end as u64 * unit;
+        let within = |pages: &Range<usize>| pages.start as u64 * unit..pages.end as u64 * unit;
         let leases = match op.access {
             Access::Keep | Access::Blank => Leases::None,
             Access::Read => Leases::Read(
@@ -345,9 +342,7 @@ impl Engine {
         actions.answers.push(Answer::Empty(Box::new(move |_| reply(Ok(hold))), Ok(())));
     }
 
-    fn fail_hold(
-        &self, st: &mut State, mut op: Box<HoldOp>, errno: Errno, actions: &mut Actions,
-    ) {
+    fn fail_hold(&self, st: &mut State, mut op: HoldOp, errno: Errno, actions: &mut Actions) {
         st.return_granted(&mut op.granted);
         for buffer in op.buffers.iter().flatten() {
             unpin(st, *buffer);
@@ -489,6 +484,7 @@ fn pin(st: &mut State, buffer: BufferIndex) {
         block.holds += 1;
         block.release = false;
     });
+    st.holding += usize::from(st.blocks[buffer as usize].holds == 1);
 }
 
 fn unpin(st: &mut State, buffer: BufferIndex) {
@@ -496,4 +492,5 @@ fn unpin(st: &mut State, buffer: BufferIndex) {
         block.pins -= 1;
         block.holds -= 1;
     });
+    st.holding -= usize::from(st.blocks[buffer as usize].holds == 0);
 }

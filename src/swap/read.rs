@@ -248,7 +248,9 @@ impl Engine {
     }
 
     /// A page that was asked for is neither there nor on its way.
-    pub(crate) fn missing(&self, st: &State, buffer: BufferIndex, pages: std::ops::Range<usize>) -> bool {
+    pub(crate) fn missing(
+        &self, st: &State, buffer: BufferIndex, pages: std::ops::Range<usize>,
+    ) -> bool {
         let block = &st.blocks[buffer as usize];
         next_run(pages, |i| !(block.valid.word(i) | block.reading.word(i))).is_some()
     }

@@ -122,6 +122,24 @@ impl Engine {
         });
     }
 
+    /// As [`Engine::request`] with [`Request::Discard`], and answers when that has had its turn.
+    pub(crate) fn discard(&self, key: FileKey, reply: Reply) {
+        self.with(|st, actions| match st.keys.get(&key).copied() {
+            Some(id) => self.ask_to_discard(st, id, Some(reply), actions),
+            None => actions.answer(Some(reply), Ok(())),
+        });
+    }
+
+    fn ask_to_discard(&self, st: &mut State, id: u32, reply: Option<Reply>, actions: &mut Actions) {
+        st.part(id).jobs += 1;
+        st.part(id).releases += 1;
+        let op = BarrierOp { partition: id, change: Change::Discard, reply };
+        self.enter_barrier(st, Box::new(op), actions);
+        self.quiet_down(st, id, actions);
+        st.part(id).jobs -= 1;
+        st.drop_if_unused(id, actions);
+    }
+
     /// As [`Engine::request`], of every partition.
     pub fn request_all(&self, request: Request) {
         let ids: Vec<u32> =
@@ -144,11 +162,7 @@ impl Engine {
                 self.write_all(st, id, epoch, actions);
             }
             Request::Release => self.release_blocks(st, id, actions),
-            Request::Discard => {
-                st.part(id).releases += 1;
-                let op = BarrierOp { partition: id, change: Change::Discard, reply: None };
-                self.enter_barrier(st, Box::new(op), actions);
-            }
+            Request::Discard => self.ask_to_discard(st, id, None, actions),
         }
         self.quiet_down(st, id, actions);
         st.part(id).jobs -= 1;

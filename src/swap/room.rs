@@ -107,6 +107,6 @@ impl Engine {
 
 /// Blocks that are not busy in a way that will end by itself.
 fn idle_blocks(st: &State) -> usize {
-    let listed = st.failed.length + st.clean.length + st.kept.length + st.held.length;
-    listed + st.free.len() + st.lent.len()
+    let listed = st.failed.length + st.clean.length + st.kept.length;
+    listed + st.free.len() + st.holding + st.lent.len()
 }

@@ -12,6 +12,7 @@ use super::block::{Block, BufferIndex, Counts, ListKind, NONE};
 use super::direct::DirectPart;
 use super::op::{Granted, Op, SyncOp};
 use super::partition::{FileKey, Handle, Partition, StatusWaiter};
+use super::slab::Slab;
 use crate::aio::device::BackingFile;
 
 /// A list of blocks linked through their `previous` and `next`.
@@ -83,60 +84,28 @@ impl Shape {
 /// What a transfer under way is for. `done` bytes of it were moved before; the file held at least
 /// `stored` bytes when it began, and what it holds beyond is zero.
 pub(crate) enum Purpose {
-    Read { buffer: BufferIndex, pages: std::ops::Range<usize>, done: u64, stored: u64 },
-    Fill { buffer: BufferIndex, page: usize, scratch: usize, done: u64, stored: u64 },
-    Write { buffer: BufferIndex, pages: std::ops::Range<usize>, bytes: u64, done: u64 },
+    Read {
+        buffer: BufferIndex,
+        pages: std::ops::Range<usize>,
+        done: u64,
+        stored: u64,
+    },
+    Fill {
+        buffer: BufferIndex,
+        page: usize,
+        scratch: usize,
+        done: u64,
+        stored: u64,
+    },
+    Write {
+        buffer: BufferIndex,
+        pages: std::ops::Range<usize>,
+        bytes: u64,
+        done: u64,
+    },
     Sync(SyncOp),
     /// Into memory that is not the pool's.
     Direct(DirectPart),
-}
-
-/// Things kept by index, with free places reused.
-#[derive(Debug)]
-pub(crate) struct Slab<T> {
-    items: Vec<Option<T>>,
-    free: Vec<usize>,
-}
-
-impl<T> Slab<T> {
-    pub(crate) fn new() -> Slab<T> {
-        Slab { items: Vec::new(), free: Vec::new() }
-    }
-
-    pub(crate) fn insert(&mut self, item: T) -> usize {
-        match self.free.pop() {
-            Some(index) => {
-                self.items[index] = Some(item);
-                index
-            }
-            None => {
-                self.items.push(Some(item));
-                self.items.len() - 1
-            }
-        }
-    }
-
-    pub(crate) fn remove(&mut self, index: usize) -> Option<T> {
-        let item = self.items.get_mut(index)?.take()?;
-        self.free.push(index);
-        Some(item)
-    }
-
-    pub(crate) fn get(&self, index: usize) -> Option<&T> {
-        self.items.get(index)?.as_ref()
-    }
-
-    pub(crate) fn get_mut(&mut self, index: usize) -> Option<&mut T> {
-        self.items.get_mut(index)?.as_mut()
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.items.len() - self.free.len()
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &T)> {
-        self.items.iter().enumerate().filter_map(|(i, item)| Some((i, item.as_ref()?)))
-    }
 }
 
 /// Counters of what clients met, for `stats.json`.
@@ -170,7 +139,6 @@ pub(crate) struct State {
     pub(crate) kept: List,
     pub(crate) dirty: List,
     pub(crate) failed: List,
-    pub(crate) held: List,
     pub(crate) scratch: Vec<usize>,
     pub(crate) fill_queue: VecDeque<(BufferIndex, u64, u32)>,
     pub(crate) partitions: Slab<Partition>,
@@ -190,6 +158,8 @@ pub(crate) struct State {
     pub(crate) idle_waiters: Vec<StatusWaiter>,
     /// Buffers out of circulation.
     pub(crate) reserved: usize,
+    /// Blocks that somebody holds: whatever goes on with them, they give no room.
+    pub(crate) holding: usize,
     /// Buffers that somebody has as plain memory.
     pub(crate) lent: BTreeSet<BufferIndex>,
     /// Swap-ins under way.
@@ -212,7 +182,6 @@ impl State {
             kept: List::EMPTY,
             dirty: List::EMPTY,
             failed: List::EMPTY,
-            held: List::EMPTY,
             scratch: (0..scratch_pages).collect(),
             fill_queue: VecDeque::new(),
             partitions: Slab::new(),
@@ -227,6 +196,7 @@ impl State {
             pending_blocks: 0,
             idle_waiters: Vec::new(),
             reserved: 0,
+            holding: 0,
             lent: BTreeSet::new(),
             queued: 0,
             released: Vec::new(),
@@ -298,7 +268,6 @@ impl State {
             ListKind::Kept => &mut self.kept,
             ListKind::Dirty => &mut self.dirty,
             ListKind::Failed => &mut self.failed,
-            ListKind::Held => &mut self.held,
             ListKind::None => unreachable!("no list for blocks in none"),
         }
     }
@@ -369,10 +338,10 @@ impl State {
         self.part(partition).blocks.get(&index).copied()
     }
 
-    /// Buffers that may be in use: all but the reserved ones, and always enough for the largest
-    /// request to go on.
+    /// Buffers that may be in use: all but the reserved ones, and always enough, besides those that are
+    /// held or lent, for the largest request to go on.
     fn limit(&self) -> usize {
-        let least = self.shape.buffers_moving();
+        let least = self.shape.buffers_moving() + self.holding + self.lent.len();
         (self.blocks.len() - self.reserved).max(least).min(self.blocks.len())
     }
 
@@ -396,7 +365,7 @@ impl State {
     /// to: each of those will give room by itself. `held` blocks are idle but for the asker, who has
     /// pinned them.
     pub(crate) fn obtainable(&self, held: usize) -> usize {
-        let still = self.failed.length + self.held.length + self.lent.len();
+        let still = self.failed.length + self.holding + self.lent.len();
         let moving = self.bound() - still > held;
         let spared = if moving { self.kept.length } else { 0 };
         self.limit().saturating_sub(self.bound() + spared)

@@ -57,7 +57,8 @@ impl Rig {
 
     fn read(&self, handle: u64, offset: u64, length: u64) -> Vec<u8> {
         let (sender, receiver) = mpsc::channel();
-        let reply = Box::new(move |runs: Result<&[&[u8]]>| sender.send(runs.unwrap().concat()).unwrap());
+        let reply =
+            Box::new(move |runs: Result<&[&[u8]]>| sender.send(runs.unwrap().concat()).unwrap());
         self.engine.read(handle, offset, length, reply);
         receiver.recv().unwrap()
     }
@@ -160,9 +161,8 @@ fn a_hold_that_was_never_filled_leaves_nothing() {
 fn refusals_have_an_errno_and_keep_nothing() {
     let rig = Rig::new(8, &pattern(BLOCK));
     let handle = rig.open();
-    let refused = |handle, bytes, access| {
-        rig.engine.hold_now(handle, bytes, access).map(drop).unwrap_err()
-    };
+    let refused =
+        |handle, bytes, access| rig.engine.hold_now(handle, bytes, access).map(drop).unwrap_err();
     assert_eq!(refused(handle, 0..2 * BLOCK, Access::Keep), Errno::ENODATA);
     assert_eq!(refused(handle, 0..0, Access::Keep), Errno::EINVAL);
     assert_eq!(refused(handle, 7..BLOCK, Access::Fill), Errno::EINVAL);
@@ -184,6 +184,7 @@ fn held_buffers_do_not_look_like_moving_ones() {
     assert_eq!(rig.engine.pool().reserved, 4);
     let other = rig.other(9, &pattern(40 * BLOCK));
     rig.engine.swap_in(rig.other(10, &pattern(17 * BLOCK))).unwrap();
+    rig.engine.reserve_buffers(20).unwrap();
     for block in (0..40).step_by(5) {
         let read = rig.read(other, block * BLOCK, 5 * BLOCK);
         assert!(read[..] == pattern(40 * BLOCK)[(block * BLOCK) as usize..][..5 * BLOCK as usize]);
@@ -206,4 +207,23 @@ fn a_discard_of_held_blocks_waits_for_views_only() {
     let view = rig.engine.hold_now(handle, 0..2 * BLOCK, Access::Read).unwrap();
     assert!(bytes_of(&view) == content);
     drop((view, keep));
+}
+
+#[test]
+fn a_view_keeps_nobody_from_room() {
+    let rig = Rig::new(24, &pattern(2 * BLOCK));
+    let kept = rig.other(9, &pattern(22 * BLOCK));
+    rig.engine.swap_in(kept).unwrap();
+    while rig.engine.inflight() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let view = rig.engine.hold_now(rig.open(), 0..2 * BLOCK, Access::Read).unwrap();
+    // Every buffer is in use, by the view and by what was kept on request; the latter gives way.
+    let (sender, receiver) = mpsc::channel();
+    let more = rig.other(10, &pattern(5 * BLOCK));
+    let reply = Box::new(move |hold| sender.send(hold).unwrap());
+    rig.engine.hold(more, 0..5 * BLOCK, Access::Read, reply);
+    let hold: Result<Hold> = receiver.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert!(bytes_of(&hold.unwrap()) == pattern(5 * BLOCK));
+    drop(view);
 }
