@@ -148,12 +148,12 @@ fn allocate(file: &OwnedFd, flags: FallocateFlags, offset: u64, length: u64) -> 
 }
 
 /// The project's errno for rustix's.
-pub(super) fn errno(error: rustix::io::Errno) -> Errno {
+pub(crate) fn errno(error: rustix::io::Errno) -> Errno {
     Errno::from_raw(error.raw_os_error())
 }
 
 /// Repeats a call that a signal interrupts.
-pub(super) fn uninterrupted<T>(call: impl FnMut() -> rustix::io::Result<T>) -> Result<T> {
+pub(crate) fn uninterrupted<T>(call: impl FnMut() -> rustix::io::Result<T>) -> Result<T> {
     rustix::io::retry_on_intr(call).map_err(errno)
 }
 

@@ -56,6 +56,7 @@ use std::sync::Arc;
 pub use buffer::{Buffer, Source, Target};
 pub use error::{Direction, Error, ErrorKind, FileName, Refused, WaitError};
 pub use operation::{Finished, Operation};
+pub(crate) use tensor::Region;
 pub use tensor::{LockedTensor, Narrow};
 
 use super::device::{Device, DeviceStats};

@@ -27,7 +27,7 @@ pub(super) fn is_managed(bytes: &[u8]) -> bool {
 
 /// The allocation behind a tensor and the parts cut from it.
 #[derive(Debug)]
-pub(super) struct Region {
+pub(crate) struct Region {
     sole: SoleArena,
 }
 
@@ -74,11 +74,11 @@ impl LockedTensor {
         Ok(Self { lease: Some(lease.split_front(bytes).0), region: Arc::new(Region { sole }) })
     }
 
-    pub(super) fn from_parts(lease: WriteLease, region: Arc<Region>) -> Self {
+    pub(crate) fn from_parts(lease: WriteLease, region: Arc<Region>) -> Self {
         Self { lease: Some(lease), region }
     }
 
-    pub(super) fn into_parts(self) -> (WriteLease, Arc<Region>) {
+    pub(crate) fn into_parts(self) -> (WriteLease, Arc<Region>) {
         let lease = self.lease.expect("only a synchronous operation takes it");
         (lease, self.region)
     }

@@ -1,0 +1,246 @@
+//! A device that fails on purpose: every failure is told, and nothing is lost.
+
+use std::sync::Arc;
+
+use swapfs::aio::AioSettings;
+use swapfs::aio::device::Geometry;
+use swapfs::aio::fault::{FaultDevice, FaultPlan};
+use swapfs::aio::threads::ThreadDevice;
+use swapfs::error::Errno;
+use swapfs::pool::{Arena, ArenaOptions};
+use swapfs::swap::swapper::{Direction, TransferFailure};
+use swapfs::swap::{Engine, EngineOptions, OpenSwapIn, PartitionStatus, SwapError, Swapper};
+use tempfile::TempDir;
+
+use super::support::{BLOCK, options, place, seed};
+use super::{fill, numel};
+
+struct Rig {
+    place: TempDir,
+    faults: Arc<FaultDevice>,
+    engine: Arc<Engine>,
+    swapper: Option<Swapper>,
+}
+
+impl Rig {
+    fn new() -> Rig {
+        let place = place();
+        let seed = seed();
+        println!("SWAPFS_SEED={seed}");
+        let engine_options = EngineOptions {
+            // Five more keep requests moving.
+            pool_size: 21 * BLOCK,
+            block_size: BLOCK,
+            read_ahead: BLOCK,
+            open_swap_in: OpenSwapIn::None,
+            linger: std::time::Duration::from_secs(1 << 20),
+            writeback_batch: 8,
+            idle_partitions_max: 16,
+        };
+        let size = engine_options.arena_size(4096);
+        let arena = ArenaOptions { size, pin_memory: false, huge_pages: false };
+        let arena = Arena::new(arena).unwrap();
+        // The page cache: this is about failures, not about what the disk takes.
+        let geometry = Geometry { alignment: 512, direct: false };
+        let device = ThreadDevice::new(&AioSettings::default(), geometry).unwrap();
+        let faults = FaultDevice::new(device, seed, FaultPlan::default()).unwrap();
+        let engine = Engine::start(engine_options, arena, faults.clone());
+        let swapper = Some(Swapper::with_engine(&options(&place), engine.clone()).unwrap());
+        Rig { place, faults, engine, swapper }
+    }
+
+    fn swapper(&self) -> &Swapper {
+        self.swapper.as_ref().unwrap()
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.faults.set_plan(FaultPlan::default());
+        drop(self.swapper.take());
+        self.engine.stop();
+        assert!(self.place.path().exists());
+    }
+}
+
+fn failures(error: SwapError) -> Vec<TransferFailure> {
+    match error {
+        SwapError::Transfers(failures) => failures,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_failed_read_is_told_and_can_be_tried_again() {
+    let rig = Rig::new();
+    let swapper = rig.swapper();
+    let bytes = fill(swapper, 1, numel(2));
+    swapper.swap_out_and_release(&[1], false, false).unwrap();
+    rig.faults.set_plan(FaultPlan { read_error: 1.0, ..FaultPlan::default() });
+    for async_op in [true, false] {
+        let outcome = swapper.swap_in(&[1], async_op, None);
+        let error = if async_op {
+            assert_eq!(outcome.unwrap(), 0);
+            swapper.synchronize_reads().unwrap_err()
+        } else {
+            outcome.unwrap_err()
+        };
+        let text = error.to_string();
+        let failed = failures(error);
+        assert_eq!((failed.len(), failed[0].errno, failed[0].offset), (1, Errno::EIO, 0));
+        assert_eq!((failed[0].direction, &failed[0].path), (Direction::SwapIn, &swapper.path(1)));
+        assert!(text.contains("1_param.tensor.swp") && text.contains("EIO"), "{text}");
+        assert_eq!(swapper.status(1).unwrap(), PartitionStatus::NotAvailable);
+        assert_eq!(swapper.available_swap_in_buffers(), 16);
+        assert_eq!(swapper.synchronize_reads().unwrap(), 0, "told once");
+    }
+    let mut memory = vec![0; bytes.len()];
+    let failed = failures(swapper.swap_into_buffer(1, &mut memory).unwrap_err());
+    assert_eq!(failed[0].errno, Errno::EIO);
+    let reserved = swapper.reserve_available_buffers().into_iter().take(3).collect::<Vec<_>>();
+    let failed = failures(swapper.swap_in(&[1], false, Some(vec![reserved.into()])).unwrap_err());
+    assert_eq!(failed[0].errno, Errno::EIO);
+    drop(swapper.take_buffer(1).unwrap());
+    assert_eq!(swapper.available_swap_in_buffers(), 16);
+
+    rig.faults.set_plan(FaultPlan::default());
+    swapper.swap_into_buffer(1, &mut memory).unwrap();
+    assert!(memory == bytes);
+    swapper.swap_in(&[1], false, None).unwrap();
+    assert!(swapper.view(1).unwrap().to_vec() == bytes);
+}
+
+#[test]
+fn a_failed_write_keeps_the_bytes() {
+    for errno in [Errno::EIO, Errno::ENOSPC] {
+        let rig = Rig::new();
+        let swapper = rig.swapper();
+        let bytes = fill(swapper, 1, numel(2));
+        rig.faults.set_plan(match errno {
+            Errno::EIO => FaultPlan { write_error: 1.0, ..FaultPlan::default() },
+            _ => FaultPlan { write_no_space: 1.0, ..FaultPlan::default() },
+        });
+        let failed = failures(swapper.swap_out_and_release(&[1], false, false).unwrap_err());
+        assert_eq!((failed[0].errno, failed[0].offset), (errno, 0));
+        assert_eq!(failed[0].direction, Direction::SwapOut);
+        swapper.swap_out_and_release(&[1], true, false).unwrap();
+        let failed = failures(swapper.synchronize_writes().unwrap_err());
+        assert_eq!(failed[0].errno, errno);
+        assert_eq!(swapper.status(1).unwrap(), PartitionStatus::Available);
+        assert!(swapper.view(1).unwrap().to_vec() == bytes, "the bytes are there still");
+        assert!(matches!(
+            swapper.remove_partition_and_release_buffers(&[1]),
+            Err(SwapError::Unwritten { .. })
+        ));
+        rig.faults.set_plan(FaultPlan::default());
+        swapper.swap_out_and_release(&[1], false, false).unwrap();
+        assert!(std::fs::read(swapper.path(1)).unwrap()[..bytes.len()] == bytes);
+        assert_eq!(swapper.available_swap_in_buffers(), 16);
+    }
+}
+
+#[test]
+fn a_forced_release_gives_the_buffers_back_whatever_happens() {
+    let rig = Rig::new();
+    let swapper = rig.swapper();
+    let bytes = fill(swapper, 1, numel(2));
+    swapper.swap_out(&[1], false).unwrap();
+    swapper.view_mut(1).unwrap().chunks_mut().for_each(|chunk| chunk.fill(0));
+    rig.faults.set_plan(FaultPlan { write_error: 1.0, ..FaultPlan::default() });
+    swapper.swap_out_and_release(&[1], true, true).unwrap();
+    assert_eq!(failures(swapper.synchronize_writes().unwrap_err())[0].errno, Errno::EIO);
+    assert_eq!(swapper.status(1).unwrap(), PartitionStatus::NotAvailable);
+    assert_eq!(swapper.available_swap_in_buffers(), 16);
+    rig.faults.set_plan(FaultPlan::default());
+    swapper.swap_in(&[1], false, None).unwrap();
+    assert!(swapper.view(1).unwrap().to_vec() == bytes, "what the swap folder has");
+}
+
+#[test]
+fn short_and_late_transfers_are_gone_on_with() {
+    let rig = Rig::new();
+    let swapper = rig.swapper();
+    rig.faults.set_plan(FaultPlan {
+        short_read: 0.7,
+        short_write: 0.7,
+        late: 0.3,
+        late_max: std::time::Duration::from_millis(3),
+        ..FaultPlan::default()
+    });
+    let bytes: Vec<_> = (0..3).map(|id| fill(swapper, id, numel(id + 1))).collect();
+    swapper.swap_out_and_release(&[0, 1, 2], true, false).unwrap();
+    assert_eq!(swapper.synchronize_writes().unwrap(), 3);
+    swapper.swap_in(&[0, 1, 2], true, None).unwrap();
+    assert_eq!(swapper.synchronize_reads().unwrap(), 3);
+    for (id, bytes) in bytes.iter().enumerate() {
+        assert!(swapper.view(id as u64).unwrap().to_vec() == *bytes);
+    }
+    swapper.remove_partition_and_release_buffers(&[0, 1, 2]).unwrap();
+    let mut memory = vec![0; bytes[2].len()];
+    swapper.swap_into_buffer(2, &mut memory).unwrap();
+    assert!(memory == bytes[2]);
+    let counts = rig.faults.counts();
+    assert!(counts.short_read > 0 && counts.short_write > 0, "{counts:?}");
+}
+
+#[test]
+fn one_of_three_fails_and_the_others_are_done() {
+    let rig = Rig::new();
+    let swapper = rig.swapper();
+    for id in 0..3 {
+        fill(swapper, id, numel(1));
+    }
+    swapper.swap_out_and_release(&[0, 1, 2], false, false).unwrap();
+    // A file that has become shorter than when it was written.
+    let file = std::fs::File::options().write(true).open(swapper.path(1)).unwrap();
+    file.set_len(1024).unwrap();
+    let error = swapper.swap_in(&[0, 1, 2], true, None).unwrap_err();
+    assert!(matches!(error, SwapError::FileSize { found: 1024, .. }), "{error:?}");
+    for id in 0..3 {
+        assert_eq!(swapper.status(id).unwrap(), PartitionStatus::NotAvailable, "all or none");
+    }
+    swapper.swap_in(&[0, 2], true, None).unwrap();
+    assert_eq!(swapper.synchronize_reads().unwrap(), 2);
+}
+
+#[test]
+fn a_failed_rewrite_is_told() {
+    let rig = Rig::new();
+    let swapper = rig.swapper();
+    let source = vec![1.5_f32; BLOCK as usize * 2];
+    rig.faults.set_plan(FaultPlan { write_no_space: 1.0, ..FaultPlan::default() });
+    swapper.reserve_partitioned_swap_space(&[BLOCK]).unwrap();
+    let error = swapper.swap_out_partitioned_params(&[1], &[&source[..]]).unwrap_err();
+    assert_eq!(failures(error)[0].errno, Errno::ENOSPC);
+    assert_eq!(swapper.available_swap_in_buffers(), 14);
+    rig.faults.set_plan(FaultPlan::default());
+    swapper.swap_out_partitioned_params(&[1], &[&source[..]]).unwrap();
+    let file = std::fs::read(swapper.path(1)).unwrap();
+    assert!(file.chunks_exact(2).all(|bytes| bytes == half::f16::from_f32(1.5).to_ne_bytes()));
+}
+
+/// Without the right to mount a small filesystem, nothing is tested.
+#[test]
+fn a_full_disk_refuses_the_buffer() {
+    let place = place();
+    let (none, flags) = (None::<&str>, nix::mount::MsFlags::empty());
+    let small = nix::mount::mount(none, place.path(), Some("tmpfs"), flags, Some("size=1m"));
+    if let Err(error) = small {
+        return eprintln!("not tested, no tmpfs: {error}");
+    }
+    let swapper = Swapper::new(&options(&place)).unwrap();
+    let outcomes = (
+        swapper.get_buffer(1, BLOCK / 2).map(drop),
+        swapper.get_buffer(2, BLOCK * 5 / 2).map(drop),
+        swapper.swap_out_and_release(&[1], false, false),
+        swapper.status(2),
+        swapper.available_swap_in_buffers(),
+    );
+    drop(swapper);
+    nix::mount::umount(place.path()).unwrap();
+    assert!(outcomes.0.is_ok(), "{outcomes:?}");
+    let refused = matches!(outcomes.1, Err(SwapError::File { errno: Errno::ENOSPC, .. }));
+    assert!(refused, "{outcomes:?}");
+    assert!(matches!(outcomes.2, Ok(1)) && outcomes.4 == 16, "{outcomes:?}");
+    assert!(matches!(outcomes.3, Err(SwapError::Unknown { .. })), "{outcomes:?}");
+}
