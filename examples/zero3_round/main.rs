@@ -11,6 +11,7 @@
 mod model;
 mod round;
 mod stores;
+mod swapper;
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -33,7 +34,7 @@ const AS_COMMAND: &str = "SWAPFS_ROUND_AS_COMMAND";
 /// The pool's buffers are on their way within this, or something is wrong.
 const RELEASE_LIMIT: Duration = Duration::from_secs(60);
 
-/// A round of ZeRO-3 training through a swapfs mount, and on its swap folder without it.
+/// A round of ZeRO-3 training through a swapfs mount, and on a folder without it.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// A folder on the device to use; what is made there is removed.
@@ -41,7 +42,8 @@ struct Arguments {
     /// MiB of parameters and optimizer states.
     #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(32..))]
     mib: u32,
-    /// MiB of the mount's buffer pool; a quarter of it is read ahead, and as much may be on its way out.
+    /// MiB of the mount's or swapper's buffer pool; the ways without the latter read a quarter of it ahead, and may have as much on
+    /// its way out.
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(16..))]
     pool_mib: u32,
     /// Rounds after the first write.
@@ -71,6 +73,8 @@ enum Way {
     FolderDirect,
     /// aio::Handle on a folder, depth 8
     FolderAio,
+    /// swap::Swapper on a folder, working in its pool
+    Swapper,
 }
 
 impl Way {
@@ -191,6 +195,10 @@ fn run(arguments: &Arguments, model: &Model, way: Way) -> Outcome<Report> {
         }
         Way::FolderAio => {
             rounds(arguments, model, way, Files::new(&folder, ahead, Aio::new(8)?), place)
+        }
+        Way::Swapper => {
+            let pool_size = u64::from(arguments.pool_mib) << 20;
+            rounds(arguments, model, way, swapper::Pool::new(&folder, pool_size)?, place)
         }
     }
 }
