@@ -30,6 +30,7 @@ fn help_is_there_for_each_command() {
         &["swap-in", "--help"],
         &["swap-out", "--help"],
         &["release", "--help"],
+        &["bench", "--help"],
         &["config", "--help"],
         &["config", "show", "--help"],
         &["config", "default", "--help"],

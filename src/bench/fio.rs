@@ -64,7 +64,10 @@ pub(super) fn round(cleanup: &Cleanup, settings: &Settings, jobs: &[Job]) -> Res
     let mut command = Command::new("fio");
     command.args(common(settings, first));
     for (index, job) in jobs.iter().enumerate() {
-        command.arg(format!("--name=p{index}")).arg(file_names(job));
+        for (offset, size) in slices(settings, job) {
+            command.arg(format!("--name=p{index}")).arg(file_names(job));
+            command.arg(format!("--offset={offset}")).arg(format!("--size={size}"));
+        }
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut process = cleanup
@@ -97,8 +100,6 @@ fn common(settings: &Settings, job: &Job) -> Vec<OsString> {
         (Order::Random, Access::Write) => "randwrite",
         (Order::Random, Access::Mixed) => "randrw",
     };
-    let total = job.each * job.files.len() as u64;
-    let parallel = u64::from(settings.io_parallel);
     let mut arguments = vec![
         "--output-format=json".to_owned(),
         "--direct=1".to_owned(),
@@ -108,19 +109,11 @@ fn common(settings: &Settings, job: &Job) -> Vec<OsString> {
         // The state of caches is made before, and the same for all.
         "--invalidate=0".to_owned(),
         format!("--rw={rw}"),
-        format!("--bs={}", settings.block_size),
+        format!("--bs={}", block_size(settings, job)),
         format!("--iodepth={}", settings.queue_depth),
         format!("--end_fsync={}", u8::from(job.sync && job.access != Access::Read)),
         "--file_service_type=sequential".to_owned(),
     ];
-    if parallel > 1 && job.files.len() == 1 {
-        let slice = (total / parallel).next_multiple_of(settings.block_size);
-        arguments.push(format!("--numjobs={parallel}"));
-        arguments.push(format!("--offset_increment={slice}"));
-        arguments.push(format!("--size={slice}"));
-    } else {
-        arguments.push(format!("--size={total}"));
-    }
     if !settings.overlap_events {
         arguments.push(format!("--iodepth_batch={}", settings.queue_depth));
         arguments.push(format!("--iodepth_batch_complete_min={}", settings.queue_depth));
@@ -129,6 +122,24 @@ fn common(settings: &Settings, job: &Job) -> Vec<OsString> {
         arguments.push("--iomem=mmaphuge".to_owned());
     }
     arguments.into_iter().map(OsString::from).collect()
+}
+
+/// fio moves whole blocks only, and nothing of a file that is smaller.
+fn block_size(settings: &Settings, job: &Job) -> u64 {
+    settings.block_size.min(job.each / 512 * 512).max(512)
+}
+
+/// Offset and length for each thread of a process: one file in as many parts, several files in one.
+fn slices(settings: &Settings, job: &Job) -> Vec<(u64, u64)> {
+    let total = job.each * job.files.len() as u64;
+    if job.files.len() > 1 {
+        return vec![(0, total)];
+    }
+    let block = block_size(settings, job);
+    let slice = total.div_ceil(u64::from(settings.io_parallel)).next_multiple_of(block);
+    let starts = (0..u64::from(settings.io_parallel)).map(|thread| thread * slice);
+    let parts = starts.map(|start| (start, slice.min(total.saturating_sub(start))));
+    parts.filter(|(_, size)| *size >= block).collect()
 }
 
 /// fio takes several names with colons in between.

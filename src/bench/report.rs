@@ -81,7 +81,8 @@ impl Report {
     }
 
     /// The row's median beside that of the first engine in the same case.
-    fn ratio(&self, row: &Row) -> f64 {
+    #[must_use]
+    pub fn ratio(&self, row: &Row) -> f64 {
         let first = self.rows.iter().find(|other| other.case == row.case).unwrap_or(row);
         row.series.spread().median / first.series.spread().median
     }
@@ -99,7 +100,7 @@ impl Report {
         };
         format!(
             "{} by {processes} process{}, blocks of {}, depth {}, {} thread{} each; {loops} rounds{warmups}; \
-             {sync}; GB/s, GB = 1024^3 bytes",
+             {sync}; GB/s of 1024^3 bytes",
             format_short(settings.io_size),
             if processes == 1 { "" } else { "es" },
             format_short(settings.block_size),
@@ -152,7 +153,7 @@ impl Report {
         };
         json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "unit": "GB/s, GB = 1024^3 bytes",
+            "unit": "GB/s of 1024^3 bytes",
             "settings": self.settings,
             "rows": self.rows.iter().map(row).collect::<Vec<_>>(),
             "lines": self.lines(),

@@ -228,7 +228,7 @@ impl Roofline {
         };
         json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "unit": "GB/s, GB = 1024^3 bytes",
+            "unit": "GB/s of 1024^3 bytes",
             "settings": self.settings,
             "layers": self.rows.iter().map(row).collect::<Vec<_>>(),
             "limits": self.limits(),

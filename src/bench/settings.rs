@@ -122,7 +122,8 @@ pub struct Settings {
     pub mount: Option<PathBuf>,
     /// `-o` options of the temporary mount.
     pub mount_options: Vec<String>,
-    /// The swapfs command, for processes and mounts.
+    /// The swapfs command, for processes and mounts; by default this process's own program, which must then
+    /// hand `bench-worker`, `mount`, `umount` and `bench-null-mount` to [`cli::run`](crate::cli::run).
     pub program: PathBuf,
 }
 

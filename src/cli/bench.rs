@@ -217,7 +217,7 @@ impl BenchArgs {
         let mut shown = table(&header);
         shown.add_rows(lines);
         print(&format!(
-            "files rewritten in place, fsync included, and read cold; GB/s, GB = 1024^3 bytes\n{shown}"
+            "files rewritten in place, fsync included, and read cold; GB/s of 1024^3 bytes\n{shown}"
         ))?;
         print(&found.limits())
     }

@@ -24,7 +24,7 @@ pub(super) fn draw(roofline: &Roofline) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
          font-family=\"sans-serif\" font-size=\"12\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
-         <text x=\"{LEFT}\" y=\"24\" font-size=\"15\">Layers of swapfs, GB/s (GB = 1024^3 bytes)</text>\n"
+         <text x=\"{LEFT}\" y=\"24\" font-size=\"15\">Layers of swapfs, GB/s of 1024^3 bytes</text>\n"
     );
     let mut y = TOP;
     for row in &roofline.rows {
