@@ -13,6 +13,7 @@ mod mount;
 mod options;
 mod request;
 mod status;
+mod tune;
 mod umount;
 
 pub use bench::BenchArgs;
@@ -23,6 +24,7 @@ pub use mount::MountArgs;
 pub use options::{ConfigArgs, OptionFlags};
 pub use request::RequestArgs;
 pub use status::StatusArgs;
+pub use tune::TuneArgs;
 pub use umount::UmountArgs;
 
 use std::ffi::{OsStr, OsString};
@@ -56,6 +58,8 @@ pub enum Command {
     Umount(UmountArgs),
     /// Can this machine and these folders do it? What fails or is slow is named, with the mend.
     Check(CheckArgs),
+    /// Measure which aio settings suit a folder best, and write them for --config and for DeepSpeed.
+    Tune(TuneArgs),
     /// Show the mounts, or the partitions of a mount.
     Status(StatusArgs),
     /// Read partitions into the pool, where they stay until they are released.
@@ -147,6 +151,7 @@ impl Cli {
             Command::Mount(arguments) => arguments.run(self.verbose, factory),
             Command::Umount(arguments) => arguments.run(),
             Command::Check(arguments) => arguments.run(self.verbose),
+            Command::Tune(arguments) => arguments.run(self.verbose),
             Command::Status(arguments) => arguments.run(),
             Command::SwapIn(arguments) => arguments.run(Request::SwapIn),
             Command::SwapOut(arguments) => arguments.run(Request::SwapOut),

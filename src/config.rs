@@ -14,6 +14,8 @@ mod settings;
 
 pub(crate) use deepspeed::free_memory;
 pub use error::ConfigError;
+pub(crate) use error::nearest;
+pub(crate) use json::{read_object, shown};
 pub use mount_options::MountFlags;
 pub(crate) use options::parse_switch;
 pub use options::{Kind, OPTIONS, OptionDefinition, Value};

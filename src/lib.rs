@@ -16,6 +16,7 @@ pub mod service;
 pub mod swap;
 pub mod sys;
 pub mod sys_process;
+pub mod tune;
 pub mod units;
 pub mod volume;
 

@@ -26,6 +26,7 @@ fn help_is_there_for_each_command() {
         &["mount", "--help"],
         &["umount", "--help"],
         &["check", "--help"],
+        &["tune", "--help"],
         &["status", "--help"],
         &["swap-in", "--help"],
         &["swap-out", "--help"],

@@ -82,7 +82,7 @@ fn nearest_hint(nearest: &Option<&'static str>) -> String {
 }
 
 /// The name most like `given`.
-pub(super) fn nearest(
+pub(crate) fn nearest(
     given: &str, names: impl Iterator<Item = &'static str>,
 ) -> Option<&'static str> {
     let given = given.to_ascii_lowercase().replace('-', "_");

@@ -16,7 +16,7 @@ const FILE_BYTES_MAX: u64 = 16 << 20;
 const SHOWN_MAX: usize = 60;
 
 /// The object that the file consists of; the error is the reason alone, without the file's name.
-pub(super) fn read_object(path: &Path) -> Result<Map<String, Json>, String> {
+pub(crate) fn read_object(path: &Path) -> Result<Map<String, Json>, String> {
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
@@ -48,7 +48,7 @@ pub(super) fn given<'a>(object: &'a Map<String, Json>, key: &str) -> Option<&'a 
 }
 
 /// A value for a message, cut when it is long.
-pub(super) fn shown(value: &Json) -> String {
+pub(crate) fn shown(value: &Json) -> String {
     cut(&value.to_string())
 }
 

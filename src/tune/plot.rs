@@ -1,0 +1,143 @@
+//! The heat map.
+
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+use super::{Combination, Measured};
+use crate::units::{GIB, format_exact};
+
+/// Stands at the end of a plot; files with it are the tuner's own.
+pub const MARK: &str = "<!-- swapfs tune -->";
+
+/// Pixels.
+const CELL: (i32, i32) = (64, 24);
+const LABELS: i32 = 230;
+const LETTER: i32 = 7;
+const TOP: i32 = 72;
+const GAP: i32 = 28;
+const BOTTOM: i32 = 20;
+
+/// What a row has in common.
+type Row = (u64, u64, bool, bool);
+
+/// The figure of a cell.
+type Figure = fn(&Measured) -> f64;
+
+/// Draws what was measured as SVG: a row for each block size, depth and kind of submission, a column for
+/// each number of threads, and a field of them for writes and reads each.
+///
+/// # Errors
+/// One line; drawing into memory has no reason to fail.
+pub fn heat_map(measured: &[Measured], title: &str) -> Result<String, String> {
+    let mut rows: Vec<Row> = measured.iter().map(|one| row(&one.combination)).collect();
+    let mut columns: Vec<u64> =
+        measured.iter().map(|one| one.combination.intra_op_parallelism).collect();
+    columns.sort_unstable();
+    columns.dedup();
+    rows.sort_unstable();
+    rows.dedup();
+    let figures: [(&str, Figure); 2] =
+        [("write", |one| one.write.speed()), ("read", |one| one.read.speed())];
+    let fields: Vec<(&str, Figure)> = figures
+        .into_iter()
+        .filter(|(_, figure)| measured.iter().any(|one| figure(one) > 0.0))
+        .collect();
+    let pixels = |count: usize, each: i32| i32::try_from(count).unwrap_or(i32::MAX / each) * each;
+    let field_width = pixels(columns.len(), CELL.0) + GAP;
+    let width = (LABELS + pixels(fields.len(), field_width)).max(pixels(title.len(), LETTER) + 24);
+    let height = TOP + pixels(rows.len(), CELL.1) + BOTTOM;
+    let mut svg = String::new();
+    let map = Map { measured, rows, columns };
+    {
+        let size = (width.unsigned_abs(), height.unsigned_abs());
+        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        let drawn = map.draw(&area, title, &fields, field_width).and_then(|()| area.present());
+        drawn.map_err(|error| format!("plot: {error}"))?;
+    }
+    svg.push_str(MARK);
+    svg.push('\n');
+    Ok(svg)
+}
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
+
+struct Map<'a> {
+    measured: &'a [Measured],
+    rows: Vec<Row>,
+    columns: Vec<u64>,
+}
+
+impl Map<'_> {
+    fn draw(
+        &self, area: &Area<'_>, title: &str, fields: &[(&str, Figure)], field_width: i32,
+    ) -> Drawn {
+        area.fill(&WHITE)?;
+        text(area, title, (12, 18), 15, HPos::Left, &BLACK)?;
+        for (index, row) in (0..).zip(&self.rows) {
+            let y = TOP + index * CELL.1 + CELL.1 / 2;
+            text(area, &label(row), (LABELS - 10, y), 12, HPos::Right, &BLACK)?;
+        }
+        for (index, (name, figure)) in (0..).zip(fields) {
+            self.draw_field(area, name, *figure, LABELS + index * field_width)?;
+        }
+        Ok(())
+    }
+
+    fn draw_field(&self, area: &Area<'_>, name: &str, figure: Figure, left: i32) -> Drawn {
+        let heading = format!("{name}, GB/s by threads");
+        text(area, &heading, (left, TOP - 32), 13, HPos::Left, &BLACK)?;
+        let speeds = || self.measured.iter().map(figure).filter(|speed| *speed > 0.0);
+        let most = speeds().fold(0.0, f64::max);
+        let least = speeds().fold(most, f64::min);
+        for (column, threads) in (0..).zip(&self.columns) {
+            let x = left + column * CELL.0;
+            let middle = x + CELL.0 / 2;
+            text(area, &threads.to_string(), (middle, TOP - 12), 12, HPos::Center, &BLACK)?;
+            for (index, row_key) in (0..).zip(&self.rows) {
+                let found = self.measured.iter().find(|one| {
+                    row(&one.combination) == *row_key
+                        && one.combination.intra_op_parallelism == *threads
+                });
+                let Some(speed) = found.map(figure).filter(|speed| *speed > 0.0) else {
+                    continue;
+                };
+                let y = TOP + index * CELL.1;
+                // 0 for the slowest, 1 for the fastest; one alone is the fastest.
+                let share = if most > least { (speed - least) / (most - least) } else { 1.0 };
+                let colour = HSLColor(0.57, 0.65, 0.94 - 0.60 * share);
+                let corners = [(x, y), (x + CELL.0 - 2, y + CELL.1 - 2)];
+                area.draw(&Rectangle::new(corners, colour.filled()))?;
+                let ink = if share > 0.5 { &WHITE } else { &BLACK };
+                let figure = format!("{:.2}", speed / GIB as f64);
+                text(area, &figure, (middle, y + CELL.1 / 2 - 1), 12, HPos::Center, ink)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn text(
+    area: &Area<'_>, line: &str, at: (i32, i32), size: i32, side: HPos, colour: &RGBColor,
+) -> Drawn {
+    let style = ("sans-serif", size).into_text_style(area).color(colour);
+    area.draw(&Text::new(line.to_owned(), at, style.pos(Pos::new(side, VPos::Center))))
+}
+
+fn row(combination: &Combination) -> Row {
+    let Combination { block_size, queue_depth, single_submit, overlap_events, .. } = *combination;
+    (block_size, queue_depth, single_submit, overlap_events)
+}
+
+fn label(row: &Row) -> String {
+    let (block_size, queue_depth, single_submit, overlap_events) = *row;
+    let combination = Combination {
+        block_size,
+        queue_depth,
+        single_submit,
+        overlap_events,
+        intra_op_parallelism: 1,
+    };
+    let block = format_exact(block_size);
+    format!("{block}, depth {queue_depth}, {}, {}", combination.submit(), combination.events())
+}
