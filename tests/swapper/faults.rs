@@ -1,6 +1,7 @@
 //! A device that fails on purpose: every failure is told, and nothing is lost.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use swapfs::aio::AioSettings;
 use swapfs::aio::device::Geometry;
@@ -12,7 +13,7 @@ use swapfs::swap::swapper::{Direction, TransferFailure};
 use swapfs::swap::{Engine, EngineOptions, OpenSwapIn, PartitionStatus, SwapError, Swapper};
 use tempfile::TempDir;
 
-use super::support::{BLOCK, options, place, seed};
+use super::support::{BLOCK, Random, options, pattern, place, seed};
 use super::{fill, numel};
 
 struct Rig {
@@ -33,7 +34,7 @@ impl Rig {
             block_size: BLOCK,
             read_ahead: BLOCK,
             open_swap_in: OpenSwapIn::None,
-            linger: std::time::Duration::from_secs(1 << 20),
+            linger: Duration::from_secs(1 << 20),
             writeback_batch: 8,
             idle_partitions_max: 16,
         };
@@ -164,7 +165,7 @@ fn short_and_late_transfers_are_gone_on_with() {
         short_read: 0.7,
         short_write: 0.7,
         late: 0.3,
-        late_max: std::time::Duration::from_millis(3),
+        late_max: Duration::from_millis(3),
         ..FaultPlan::default()
     });
     let bytes: Vec<_> = (0..3).map(|id| fill(swapper, id, numel(id + 1))).collect();
@@ -243,4 +244,86 @@ fn a_full_disk_refuses_the_buffer() {
     assert!(refused, "{outcomes:?}");
     assert!(matches!(outcomes.2, Ok(1)) && outcomes.4 == 16, "{outcomes:?}");
     assert!(matches!(outcomes.3, Err(SwapError::Unknown { .. })), "{outcomes:?}");
+}
+
+/// Nothing but the transfers' own failures, which are told.
+fn told<T>(outcome: Result<T, SwapError>) -> Option<T> {
+    match outcome {
+        Ok(done) => Some(done),
+        Err(SwapError::Transfers(failures)) => {
+            assert!(failures.iter().all(|failure| failure.errno != Errno::ENODATA));
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// One thread's share: swaps its partitions in and out and changes them, whatever fails.
+fn live_with_faults(swapper: &Swapper, ids: &[u64], seed: u64, end: Instant) -> Vec<u64> {
+    let mut random = Random(seed);
+    let mut versions = vec![0; ids.len()];
+    let bytes = |id: u64, version: u64| pattern(id << 32 | version, numel(1) * 2);
+    while Instant::now() < end {
+        let at = random.below(ids.len() as u64) as usize;
+        let id = ids[at];
+        match swapper.status(id).unwrap() {
+            PartitionStatus::Inflight => drop(told(swapper.synchronize_writes())),
+            PartitionStatus::NotAvailable => match swapper.swap_in(&[id], false, None) {
+                // Whoever holds some goes on with them.
+                Err(SwapError::NoBuffers { .. }) => {}
+                outcome => drop(told(outcome)),
+            },
+            PartitionStatus::Available => {
+                assert!(swapper.view(id).unwrap().to_vec() == bytes(id, versions[at]), "{id}");
+                if random.below(2) == 0 {
+                    versions[at] += 1;
+                    let mut view = swapper.view_mut(id).unwrap();
+                    view.copy_from(&bytes(id, versions[at])).unwrap();
+                }
+                let async_op = random.below(2) == 0;
+                told(swapper.swap_out_and_release(&[id], async_op, false));
+            }
+        }
+    }
+    versions
+}
+
+#[test]
+fn two_threads_lose_nothing_on_a_faulty_device() {
+    let rig = Rig::new();
+    let swapper = rig.swapper();
+    let ids: Vec<u64> = (0..16).collect();
+    for id in &ids {
+        let bytes = pattern(id << 32, numel(1) * 2);
+        swapper.get_buffer(*id, numel(1)).unwrap().copy_from(&bytes).unwrap();
+        swapper.swap_out_and_release(&[*id], false, false).unwrap();
+    }
+    rig.faults.set_plan(FaultPlan {
+        read_error: 0.05,
+        write_error: 0.05,
+        write_no_space: 0.05,
+        short_read: 0.1,
+        short_write: 0.1,
+        late: 0.2,
+        late_max: Duration::from_millis(2),
+        ..FaultPlan::default()
+    });
+    let end = Instant::now() + Duration::from_secs(3);
+    let versions: Vec<u64> = std::thread::scope(|scope| {
+        let share = |ids| move || live_with_faults(swapper, ids, ids[0] + seed(), end);
+        let threads: Vec<_> = ids.chunks(8).map(|ids| scope.spawn(share(ids))).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    rig.faults.set_plan(FaultPlan::default());
+    told(swapper.synchronize_writes());
+    let counts = rig.faults.counts();
+    assert!(counts.read_error > 0 && counts.write_error > 0, "{counts:?}");
+    for (id, version) in ids.iter().zip(versions) {
+        if swapper.status(*id).unwrap() == PartitionStatus::Available {
+            swapper.swap_out_and_release(&[*id], false, false).unwrap();
+        }
+        let bytes = pattern(id << 32 | version, numel(1) * 2);
+        assert!(std::fs::read(swapper.path(*id)).unwrap()[..bytes.len()] == bytes, "{id}");
+    }
+    assert_eq!(swapper.available_swap_in_buffers(), 16);
 }

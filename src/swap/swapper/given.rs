@@ -146,13 +146,14 @@ impl Gather {
     }
 }
 
-/// Fills `lease` with the partition's bytes from `offset` (a multiple of a block) on: directly what is
+/// Fills `lease` with the partition's bytes from `offset` on: directly what is
 /// aligned and not in the pool, by way of the pool what is not. `reply` is called once, on any thread.
 pub(super) fn fill(
     engine: &Arc<Engine>, handle: u64, offset: u64, lease: WriteLease, reply: FillReply,
 ) {
     let alignment = engine.device_geometry().alignment;
-    let aligned = lease.address().addr().is_multiple_of(alignment);
+    let place = lease.address().addr() | offset as usize;
+    let aligned = place.is_multiple_of(alignment);
     let direct = if aligned { lease.len() / alignment * alignment } else { 0 };
     let (front, back) = lease.split_front(direct);
     let parts = usize::from(!front.is_empty()) + usize::from(!back.is_empty());

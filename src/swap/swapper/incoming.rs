@@ -21,10 +21,11 @@ struct Ready {
     id: PartitionId,
     open: Open,
     aligned: u64,
-    into: Into,
+    into: Goal,
 }
 
-enum Into {
+/// Where its bytes go.
+enum Goal {
     Pool(Tokens),
     Buffer(SwapInBuffer),
 }
@@ -45,7 +46,7 @@ impl Swapper {
     /// [`SwapError::Unknown`], [`SwapError::Twice`], [`SwapError::Count`], [`SwapError::BufferLength`],
     /// [`SwapError::FileSize`], [`SwapError::File`]. Callers' buffers of failed partitions are to be had from
     /// [`Swapper::take_buffer`]; with [`SwapError::Count`] they are dropped.
-    pub fn swap_in<I: Clone + std::convert::Into<PartitionId>>(
+    pub fn swap_in<I: Clone + Into<PartitionId>>(
         &self, ids: &[I], async_op: bool, swap_in_buffers: Option<Vec<SwapInBuffer>>,
     ) -> Result<usize> {
         let (ids, inner) = (named(ids), &self.inner);
@@ -98,7 +99,7 @@ impl Swapper {
     ///
     /// [`SwapError::Unknown`]; [`SwapError::Status`] when it is not in a caller's buffer;
     /// [`SwapError::InUse`] while a view of it exists.
-    pub fn take_buffer(&self, id: impl std::convert::Into<PartitionId>) -> Result<SwapInBuffer> {
+    pub fn take_buffer(&self, id: impl Into<PartitionId>) -> Result<SwapInBuffer> {
         let id = id.into();
         let mut table = self.inner.table.lock();
         if let Some(buffer) = table.returned.remove(&id) {
@@ -132,7 +133,7 @@ impl Swapper {
     /// [`SwapError::FileSize`], [`SwapError::File`], [`SwapError::Transfers`]. The destination holds
     /// anything then.
     pub fn swap_into_buffer(
-        &self, id: impl std::convert::Into<PartitionId>, destination: &mut [u8],
+        &self, id: impl Into<PartitionId>, destination: &mut [u8],
     ) -> Result<()> {
         let (id, inner) = (id.into(), &self.inner);
         let (bytes, aligned) = inner.tracked(&id)?;
@@ -196,8 +197,8 @@ impl Inner {
         let mut tokens = self.take_buffers(pooled.map(|(_, _, aligned)| *aligned))?;
         let ready = opened.into_iter().map(|(id, open, aligned)| {
             let into = match buffers.remove(id) {
-                Some(buffer) => Into::Buffer(buffer),
-                None => Into::Pool(tokens.split(aligned.div_ceil(block_size) as usize)),
+                Some(buffer) => Goal::Buffer(buffer),
+                None => Goal::Pool(tokens.split(aligned.div_ceil(block_size) as usize)),
             };
             Ready { id: id.clone(), open, aligned, into }
         });
@@ -210,7 +211,7 @@ impl Inner {
         let number = own.as_deref().unwrap_or(&self.reads).begin();
         let (inner, engine, handle) = (self.clone(), self.engine.clone(), open.handle);
         match into {
-            Into::Pool(tokens) => {
+            Goal::Pool(tokens) => {
                 let arrived = Box::new(move |hold| {
                     let outcome = match hold {
                         Ok(hold) => {
@@ -228,7 +229,7 @@ impl Inner {
                 });
                 engine.hold(handle, 0..aligned, Access::Keep, arrived);
             }
-            Into::Buffer(buffer) => {
+            Goal::Buffer(buffer) => {
                 let (shell, runs) = buffer.take(aligned);
                 let arrived = move |buffer: SwapInBuffer, missed: Missed| {
                     inner.leave_nothing(&open);
