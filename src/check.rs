@@ -61,6 +61,7 @@ pub struct Finding {
     /// What was looked at; a name for scripts, which stays.
     pub item: &'static str,
     /// The folder it is about; none for the machine.
+    #[serde(serialize_with = "as_text")]
     pub folder: Option<PathBuf>,
     /// What was found.
     pub found: String,
@@ -173,6 +174,12 @@ fn named(mut findings: Vec<Finding>, folder: &Path) -> Vec<Finding> {
         finding.folder = Some(folder.to_owned());
     }
     findings
+}
+
+/// JSON has no bytes that are not text.
+#[allow(clippy::ref_option)]
+fn as_text<S: serde::Serializer>(path: &Option<PathBuf>, out: S) -> Result<S::Ok, S::Error> {
+    path.as_ref().map(|path| path.to_string_lossy()).serialize(out)
 }
 
 /// The first line of a kernel's setting; `None` when there is none.

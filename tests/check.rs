@@ -2,6 +2,7 @@
 //! filesystems and takes rights away, each in a process or a mount namespace of its own.
 
 use std::io::Error;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -75,6 +76,14 @@ impl Rig {
         command.arg(format!("{script}\nexec \"$2\" check --json \"$1\"")).arg("sh");
         command.arg(&self.folder).arg(PROGRAM).env("TMPDIR", &self.temporary);
         command.output().unwrap()
+    }
+
+    /// The program, and the way to it, for every user.
+    fn program(&self) -> PathBuf {
+        std::fs::set_permissions(self.scratch.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let program = self.scratch.path().join("program");
+        std::fs::copy(PROGRAM, &program).unwrap();
+        program
     }
 
     /// Neither files nor mounts are left.
@@ -178,9 +187,7 @@ fn without_arguments_the_default_folder_is_checked_and_not_made() {
     let (home, user) = (rig.scratch.path().join("home"), NOBODY);
     std::fs::create_dir(&home).unwrap();
     std::os::unix::fs::chown(&home, Some(user), Some(user)).unwrap();
-    std::fs::set_permissions(rig.scratch.path(), PermissionsExt::from_mode(0o755)).unwrap();
-    let program = rig.scratch.path().join("program");
-    std::fs::copy(PROGRAM, &program).unwrap();
+    let program = rig.program();
     std::fs::set_permissions(&rig.temporary, PermissionsExt::from_mode(0o1777)).unwrap();
     // A device that everybody may open, as most systems have it.
     let script = format!(
@@ -201,10 +208,29 @@ fn without_arguments_the_default_folder_is_checked_and_not_made() {
 }
 
 #[test]
+fn an_ordinary_user_is_told_how_to_get_a_folder() {
+    let rig = Rig::new();
+    let wanted = rig.folder.join("home/.local/share/swapfs/swap");
+    let mut command = Command::new("setpriv");
+    let user = NOBODY.to_string();
+    command.args(["--reuid", &user, "--regid", &user, "--clear-groups", "env", "XDG_DATA_HOME="]);
+    command.arg(format!("HOME={}", rig.folder.join("home").display()));
+    command.arg(rig.program()).args(["check", "--json"]);
+    let report = report(&command.output().unwrap());
+    let writable = finding(&report, "write-permission");
+    assert_eq!(writable["verdict"], "fails");
+    let mend = format!("install -d -o {NOBODY} {}", wanted.display());
+    assert!(writable["mend"].as_str().unwrap().ends_with(&mend), "{writable}");
+}
+
+#[test]
 fn several_folders_are_checked_each() {
     let rig = Rig::new();
     let other = rig.scratch.path().join("other");
-    let output = rig.command().arg(&other).output().unwrap();
+    // A name that is no text.
+    let odd = rig.scratch.path().join(std::ffi::OsStr::from_bytes(b"odd \xff"));
+    std::fs::create_dir(&odd).unwrap();
+    let output = rig.command().arg(&other).arg(&odd).output().unwrap();
     let report = assert_failing(&output, &["folder"]);
     let findings = report["findings"].as_array().unwrap();
     let of = |folder: &Path| {

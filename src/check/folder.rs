@@ -44,7 +44,7 @@ pub(super) fn look(
     if let Some(entry) = &entry {
         tell(filesystem(entry, &folder));
     }
-    let writable = writable(&path, &folder, entry.as_ref());
+    let writable = writable(&path, place, &folder, entry.as_ref());
     let mut works = writable.verdict != Verdict::Fails;
     tell(writable);
     let room = match fstatvfs(&folder) {
@@ -89,7 +89,7 @@ fn find(place: &Place) -> (PathBuf, Finding) {
             let found = "a dead mount, its daemon is gone";
             Finding::fails("folder", found, format!("umount -l {shown}"))
         }
-        Err(error) => Finding::fails("folder", reason(&error), access_mend(path)),
+        Err(error) => Finding::fails("folder", reason(&error), access_mend(path, path)),
     };
     (path.clone(), finding)
 }
@@ -158,7 +158,7 @@ fn filesystem(entry: &MountEntry, folder: &File) -> Finding {
     finding.value("type", kind)
 }
 
-fn writable(path: &Path, folder: &File, entry: Option<&MountEntry>) -> Finding {
+fn writable(path: &Path, place: &Place, folder: &File, entry: Option<&MountEntry>) -> Finding {
     let item = "write-permission";
     let errno = match create(folder.as_fd(), OFlags::empty()) {
         Ok(_) => return Finding::ok(item, "files can be made"),
@@ -170,19 +170,29 @@ fn writable(path: &Path, folder: &File, entry: Option<&MountEntry>) -> Finding {
             format!("mount -o remount,rw {} (as root)", mountpoint.display())
         }
         Errno::ENOSPC | Errno::EDQUOT => format!("make room: df -hi {}", path.display()),
-        _ => access_mend(path),
+        Errno::EACCES | Errno::EPERM if !is_root_owner(path) => access_mend(path, &place.path),
+        _ => "use a folder on a local NVMe drive with ext4 or xfs".to_owned(),
     };
     Finding::fails(item, errno.desc(), mend)
 }
 
-/// Who may, where this user may not.
-fn access_mend(path: &Path) -> String {
+/// Whether root itself is refused: then no owner or mode is to blame.
+fn is_root_owner(path: &Path) -> bool {
+    let uid = nix::unistd::geteuid();
+    uid.is_root() && std::fs::metadata(path).is_ok_and(|metadata| metadata.uid() == 0)
+}
+
+/// Who may, where this user may not. `wanted` is the folder that was asked for, `path` the one tried.
+fn access_mend(path: &Path, wanted: &Path) -> String {
     let uid = nix::unistd::geteuid();
     let owner = std::fs::metadata(path).map_or(u32::MAX, |metadata| metadata.uid());
-    let shown = path.display();
-    match owner == uid.as_raw() {
-        true => format!("chmod u+rwx {shown}"),
-        false => format!("chown {uid} {shown} (as root), or run swapfs as its owner"),
+    match owner == uid.as_raw() && path == wanted {
+        true => format!("chmod u+rwx {}", path.display()),
+        false => {
+            let own = if path == wanted { path.join("swap") } else { wanted.to_owned() };
+            let own = own.display();
+            format!("use a folder of your own, made so by root: install -d -o {uid} {own}")
+        }
     }
 }
 

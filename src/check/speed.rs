@@ -15,7 +15,7 @@ use crate::aio::handle::{Error, Handle, HandleOptions, LockedTensor, Operation};
 use crate::aio::probe::create;
 use crate::config::Config;
 use crate::sys_process::reason;
-use crate::units::MIB;
+use crate::units::{GIB, MIB};
 
 /// Bytes of a piece.
 const PIECE_MIN: u64 = 8 * MIB;
@@ -69,7 +69,8 @@ pub(super) fn look(folder: &File, room: u64, config: &Config, time: Duration) ->
     let item = "speed";
     match measure(folder, room, config, time) {
         Ok(speeds) => {
-            let (write, read) = (speeds.write / 1e9, speeds.read / 1e9);
+            // Of 1024^3 bytes, as in DeepSpeed's reports.
+            let (write, read) = (speeds.write / GIB as f64, speeds.read / GIB as f64);
             let mib = speeds.bytes / MIB;
             let cached = if speeds.direct { "" } else { ", through the page cache" };
             let found = format!(
