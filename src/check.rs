@@ -23,6 +23,9 @@ use crate::config::Config;
 /// Time for all folders together.
 const FOLDERS_TIME: Duration = Duration::from_secs(7);
 
+/// Time for one of many.
+const FOLDER_TIME_MIN: Duration = Duration::from_millis(1500);
+
 /// Time that the transfers to one folder take.
 const SPEED_TIME: Duration = Duration::from_secs(1);
 
@@ -107,7 +110,8 @@ pub struct Place {
 pub struct Stopped;
 
 /// Looks at the machine and at each folder for a mount with this configuration. Takes less than ten
-/// seconds, about one for each folder; folders that do not answer are findings too. `stopped` is asked all the time.
+/// seconds (more only for more than four folders), about one for each; a folder that does not answer is a
+/// finding too. `stopped` is asked all the time.
 ///
 /// # Errors
 ///
@@ -124,19 +128,20 @@ pub fn run(
     drop(trial);
     findings.extend(limits::look());
     ask()?;
-    let deadline = Instant::now() + FOLDERS_TIME;
-    let share = FOLDERS_TIME / 2 / u32::try_from(places.len().max(1)).unwrap_or(u32::MAX);
+    let count = u32::try_from(places.len().max(1)).unwrap_or(u32::MAX);
+    let share = (FOLDERS_TIME / count).max(FOLDER_TIME_MIN);
     for place in places {
-        findings.extend(watch(place, config, SPEED_TIME.min(share), deadline, stopped)?);
+        findings.extend(watch(place, config, share, stopped)?);
     }
     Ok(findings)
 }
 
 /// Looks at one folder on a thread of its own: a filesystem may never answer.
 fn watch(
-    place: &Place, config: &Config, speed_time: Duration, deadline: Instant,
-    stopped: &dyn Fn() -> bool,
+    place: &Place, config: &Config, time: Duration, stopped: &dyn Fn() -> bool,
 ) -> Result<Vec<Finding>, Stopped> {
+    let deadline = Instant::now() + time;
+    let speed_time = SPEED_TIME.min(time / 2);
     let (sender, receiver) = unbounded();
     let (worker_place, worker_config) = (place.clone(), config.clone());
     let worker = std::thread::Builder::new().name("swapfs-check".to_owned()).spawn(move || {
@@ -157,15 +162,22 @@ fn watch(
             Err(RecvTimeoutError::Disconnected) => return Ok(named(findings, &place.path)),
             Err(RecvTimeoutError::Timeout) if stopped() => return Err(Stopped),
             Err(RecvTimeoutError::Timeout) if Instant::now() >= deadline => {
-                findings.push(Finding::fails(
-                    "folder",
-                    format!("no answer within {} s", FOLDERS_TIME.as_secs()),
-                    "look for errors of the device or the server: dmesg | tail",
-                ));
+                findings.push(late(&findings, time));
                 return Ok(named(findings, &place.path));
             }
             Err(RecvTimeoutError::Timeout) => {}
         }
+    }
+}
+
+/// What is to be said when a folder takes too long.
+fn late(findings: &[Finding], time: Duration) -> Finding {
+    let found = format!("not done within {:.1} s", time.as_secs_f64());
+    let mend = "look for errors of the device or the server: dmesg | tail";
+    // Only the transfers come after the device.
+    match findings.iter().any(|finding| finding.item == "device") {
+        true => Finding::slow("speed", found, mend),
+        false => Finding::fails("folder", found, mend),
     }
 }
 

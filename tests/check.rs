@@ -2,6 +2,7 @@
 //! filesystems and takes rights away, each in a process or a mount namespace of its own.
 
 use std::io::Error;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -371,6 +372,23 @@ fn a_signal_at_any_moment_leaves_nothing_behind() {
         }
     }
     assert!(interrupted > 0, "none of the signals came in time");
+}
+
+#[test]
+fn a_folder_that_never_answers_is_named() {
+    let rig = Rig::new();
+    // A filesystem whose server reads nothing.
+    let server = std::fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
+    let data = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
+    let none = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some("silent"), &rig.folder, Some("fuse"), none, Some(data.as_str()))
+        .unwrap();
+    let output = rig.command().output();
+    drop(server);
+    nix::mount::umount2(&rig.folder, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    let report = assert_failing(&output.unwrap(), &["folder"]);
+    let found = finding(&report, "folder")["found"].as_str().unwrap();
+    assert!(found.starts_with("not done within"), "{found}");
 }
 
 #[test]

@@ -57,7 +57,11 @@ impl fmt::Display for Combination {
         let Self { queue_depth, intra_op_parallelism: threads, .. } = self;
         let block = format_exact(self.block_size);
         let (submit, events) = (self.submit(), self.events());
-        write!(f, "{block} blocks, depth {queue_depth}, {threads} threads, {submit}, {events}")
+        let plural = if *threads == 1 { "" } else { "s" };
+        write!(
+            f,
+            "{block} blocks, depth {queue_depth}, {threads} thread{plural}, {submit}, {events}"
+        )
     }
 }
 
