@@ -157,8 +157,11 @@ impl Cli {
             Command::SwapOut(arguments) => arguments.run(Request::SwapOut),
             Command::Release(arguments) => arguments.run(Request::Release),
             Command::Bench(arguments) => arguments.run(),
-            Command::BenchWorker => crate::bench::worker::work()
-                .map_err(|error| Failure::Failed(crate::sys_process::reason(&error))),
+            Command::BenchWorker => match crate::bench::worker::work() {
+                // The benchmark was killed.
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+                other => Ok(other.map_err(|error| crate::sys_process::reason(&error))?),
+            },
             Command::BenchNullMount(arguments) => {
                 arguments.run(self.verbose, &crate::service::NullFactory)
             }

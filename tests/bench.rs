@@ -284,12 +284,28 @@ fn result_lines_are_deepspeeds() {
 }
 
 #[test]
+fn what_the_figures_are_not_is_noted() {
+    let folder = Folder(TempDir::new_in("/dev/shm").unwrap());
+    let report =
+        json(folder.bench(&["--engine", "posix,fio", "--validate", "--json", "--no_sync"]));
+    let notes = report["notes"].as_array().unwrap();
+    let place = folder.text();
+    for note in [
+        format!("{place} is a tmpfs: nothing there is ever cold, or on a device"),
+        "what fio moved was not validated".to_owned(),
+    ] {
+        assert!(notes.contains(&Json::from(note.clone())), "{note}: {notes:?}");
+    }
+    folder.is_as_before();
+}
+
+#[test]
 fn json_has_every_documented_key() {
     let folder = Folder::new();
     let report = json(folder.bench(&["--json", "--no_sync"]));
     let keys =
         |value: &Json| -> Vec<String> { value.as_object().unwrap().keys().cloned().collect() };
-    assert_eq!(keys(&report), ["version", "unit", "settings", "rows", "lines"]);
+    assert_eq!(keys(&report), ["version", "unit", "settings", "rows", "notes", "lines"]);
     let row = [
         "case",
         "engine",

@@ -1,5 +1,6 @@
 //! The benchmark's processes, seen from outside.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 
@@ -16,6 +17,7 @@ struct Worker {
     process: Process,
     /// How its command is called in messages.
     name: &'static str,
+    notes: Vec<String>,
 }
 
 /// Processes that do a round together.
@@ -34,6 +36,11 @@ impl Crew {
         }
         crew.0.iter_mut().try_for_each(Worker::expect_ready)?;
         Ok(crew)
+    }
+
+    /// What the processes had to say about the figures, each thing once.
+    pub(super) fn notes(&self) -> BTreeSet<String> {
+        self.0.iter().flat_map(|worker| worker.notes.iter().cloned()).collect()
     }
 
     /// Gives each process its job, lets all begin at once, and waits until the last is done.
@@ -74,7 +81,7 @@ impl Worker {
         let (Some(input), Some(output)) = pipes else {
             return Err(BenchError::Failed(format!("{name}: a process without pipes")));
         };
-        Ok(Self { input, output: BufReader::new(output), process, name })
+        Ok(Self { input, output: BufReader::new(output), process, name, notes: Vec::new() })
     }
 
     fn send(&mut self, message: &Message) -> Result<()> {
@@ -104,6 +111,10 @@ impl Worker {
                 continue;
             };
             return match serde_json::from_str(text) {
+                Ok(Reply::Note(line)) => {
+                    self.notes.push(line);
+                    continue;
+                }
                 Ok(Reply::Failed(line)) => Err(BenchError::Failed(line)),
                 Ok(reply) => Ok(reply),
                 Err(error) => Err(BenchError::Failed(format!("{}: {error}", self.name))),

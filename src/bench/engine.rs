@@ -32,14 +32,16 @@ impl Engines {
         Self { options, handle: None }
     }
 
-    /// What is not to be timed.
-    pub(super) fn prepare(&mut self, job: &Job) -> Result<()> {
-        if job.engine.is_direct() && self.handle.is_none() {
-            let new = Handle::new(self.options)
-                .map_err(|error| format!("the aio handle: {}", reason(&error)))?;
-            self.handle = Some(new);
+    /// What is not to be timed. Says, once, why the handle works without `io_uring`, if it does.
+    pub(super) fn prepare(&mut self, job: &Job) -> Result<Option<String>> {
+        if !job.engine.is_direct() || self.handle.is_some() {
+            return Ok(None);
         }
-        Ok(())
+        let new = Handle::new(self.options)
+            .map_err(|error| format!("the aio handle: {}", reason(&error)))?;
+        let refusal = new.engine_refusal().map(str::to_owned);
+        self.handle = Some(new);
+        Ok(refusal)
     }
 
     /// Moves the bytes of one round; the memory comes back.

@@ -187,6 +187,12 @@ fn is_benchmark(pid: u32) -> bool {
     theirs.is_some() && theirs == program("self")
 }
 
+/// On stable storage.
+pub(super) fn synchronize(path: &Path) -> Result<()> {
+    let synchronized = File::open(path).and_then(|file| file.sync_all());
+    synchronized.map_err(|error| failed(path, &error))
+}
+
 /// On stable storage, in no page cache, and in no buffer pool.
 fn cool(path: &Path) -> io::Result<()> {
     let file = File::open(path)?;

@@ -61,6 +61,8 @@ pub(super) enum Reply {
         task: f64,
         e2e: f64,
     },
+    /// Something that the user should know about the figures; may come before any other reply.
+    Note(String),
     /// One line for the user.
     Failed(String),
 }

@@ -48,13 +48,11 @@ pub struct Report {
     pub settings: Settings,
     /// By cases, then engines.
     pub rows: Vec<Row>,
+    /// What the user should know about the figures.
+    pub notes: Vec<String>,
 }
 
 impl Report {
-    pub(super) fn new(settings: Settings, rows: Vec<Row>) -> Self {
-        Self { settings, rows }
-    }
-
     /// The row for DeepSpeed's lines: what its own benchmark measures where that is there (files rewritten in
     /// place, files read), else the first of that direction; of the first engine.
     fn line_row(&self, access: Access) -> Option<&Row> {
@@ -156,6 +154,7 @@ impl Report {
             "unit": "GB/s of 1024^3 bytes",
             "settings": self.settings,
             "rows": self.rows.iter().map(row).collect::<Vec<_>>(),
+            "notes": self.notes,
             "lines": self.lines(),
         })
     }

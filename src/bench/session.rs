@@ -1,19 +1,22 @@
 //! A benchmark under way: its processes, mounts and files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::case::Case;
 use super::cleanup::Cleanup;
 use super::crew::Crew;
-use super::files::BenchFile;
+use super::files::{BenchFile, synchronize};
 use super::mounted::{OwnMount, swapfs};
 use super::protocol::{Job, Setup};
 use super::report::{Report, Row};
 use super::runner::{Round, alternate};
 use super::settings::{Engine, Settings};
 use super::{Result, fio};
+
+/// `TMPFS_MAGIC` of `linux/magic.h`.
+const TMPFS: rustix::fs::FsWord = 0x0102_1994;
 
 /// What DeepSpeed's processes run.
 const DEEPSPEED: &str = include_str!("deepspeed.py");
@@ -65,8 +68,9 @@ pub fn measure(
             rows.push(row);
         }
     }
+    let notes = bench.notes();
     bench.finish();
-    Ok(Report::new(settings.clone(), rows))
+    Ok(Report { settings: settings.clone(), rows, notes })
 }
 
 impl<'a> Bench<'a> {
@@ -100,11 +104,36 @@ impl<'a> Bench<'a> {
     /// Anything that fails on the way, with the file's name.
     pub fn round(&mut self, engine: Engine, case: Case, number: u32) -> Result<Round> {
         let jobs = self.jobs(engine, case, number)?;
-        match engine {
+        let round = match engine {
             Engine::Fio | Engine::FioHuge => fio::round(self.cleanup, self.settings, &jobs),
             Engine::Deepspeed => self.deepspeed_crew()?.round(&jobs),
             _ => self.crew()?.round(&jobs),
+        }?;
+        if !self.settings.sync {
+            // Not in anybody's time, least of all in that of the next one's turn.
+            jobs.iter().flat_map(|job| &job.files).try_for_each(|path| synchronize(path))?;
         }
+        Ok(round)
+    }
+
+    /// What the user should know about the figures.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        let crews = self.ours.iter().chain(&self.deepspeed);
+        let mut notes: BTreeSet<String> = crews.flat_map(Crew::notes).collect();
+        for folder in &self.settings.folders {
+            let is_memory = rustix::fs::statfs(folder).is_ok_and(|found| found.f_type == TMPFS);
+            if is_memory {
+                let shown = folder.display();
+                notes.insert(format!(
+                    "{shown} is a tmpfs: nothing there is ever cold, or on a device"
+                ));
+            }
+        }
+        if self.settings.validate && self.settings.engines.iter().any(|engine| engine.is_fio()) {
+            notes.insert("what fio moved was not validated".to_owned());
+        }
+        notes.into_iter().collect()
     }
 
     /// Ends it; with `keep` the files stay.

@@ -39,6 +39,10 @@ pub fn work() -> std::io::Result<()> {
     Ok(())
 }
 
+fn note(line: String) -> Result<()> {
+    say(&Reply::Note(line)).map_err(|error| reason(&error))
+}
+
 fn say(reply: &Reply) -> std::io::Result<()> {
     let text = serde_json::to_string(reply)?;
     let mut output = std::io::stdout().lock();
@@ -56,6 +60,9 @@ impl Worker {
         let bytes = usize::try_from(setup.memory).map_err(|error| error.to_string())?;
         let mut memory = LockedTensor::new(bytes)
             .map_err(|error| format!("memory of {bytes} bytes: {}", reason(&error)))?;
+        if let Some(refusal) = memory.lock_refusal() {
+            note(format!("the processes' memory is not locked: {refusal}"))?;
+        }
         fill(&mut memory, setup.seed);
         Ok(Self { engines: Engines::new(setup), memory: Some(memory) })
     }
@@ -64,7 +71,9 @@ impl Worker {
         &mut self, job: &Job, input: &mut impl Iterator<Item = std::io::Result<String>>,
     ) -> Result<Reply> {
         let mut memory = self.memory.take().ok_or("the memory was lost by a failed round")?;
-        self.engines.prepare(job)?;
+        if let Some(refusal) = self.engines.prepare(job)? {
+            note(format!("the aio handle works without io_uring: {refusal}"))?;
+        }
         if job.validate && job.access == super::Access::Read {
             memory.fill(0);
         }

@@ -202,6 +202,7 @@ impl BenchArgs {
         shown.add_rows(lines);
         print(&report.heading())?;
         print(&shown.to_string())?;
+        report.notes.iter().try_for_each(|note| print(&format!("note: {note}")))?;
         report.lines().iter().try_for_each(|line| print(line))
     }
 
