@@ -63,6 +63,10 @@ impl Worker {
         if let Some(refusal) = memory.lock_refusal() {
             note(format!("the processes' memory is not locked: {refusal}"))?;
         }
+        if memory.huge() != "none" {
+            let huge = memory.huge();
+            note(format!("the processes' memory is in huge pages ({huge}), as that of fio-huge"))?;
+        }
         fill(&mut memory, setup.seed);
         Ok(Self { engines: Engines::new(setup), memory: Some(memory) })
     }

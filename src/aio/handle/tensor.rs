@@ -12,6 +12,9 @@ use crate::pool::{ArenaOptions, ReadLease, SoleArena, WriteLease};
 
 const PAGE_BYTES: usize = 4096;
 
+/// From here on huge pages are asked for: to the block layer each is one segment, small ones are 512.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+
 /// First address and length of every region, of the whole process as in DeepSpeed.
 static REGIONS: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
 
@@ -45,7 +48,8 @@ impl Drop for Region {
     }
 }
 
-/// Bytes that begin on a page (4096) and are locked in memory where RLIMIT_MEMLOCK allows it. Zeroed when
+/// Bytes that begin on a page (4096), in huge pages from 2 MiB on where the kernel has them
+/// ([`huge`](Self::huge)), and locked in memory where RLIMIT_MEMLOCK allows it. Zeroed when
 /// made, by [`Handle::new_cpu_locked_tensor`](super::Handle::new_cpu_locked_tensor); freed when dropped.
 ///
 /// It is a `[u8]` by `Deref`. Operations move bytes between the file and this very memory, and have it to
@@ -65,7 +69,7 @@ impl LockedTensor {
             .max(1)
             .checked_next_multiple_of(PAGE_BYTES)
             .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
-        let options = ArenaOptions { size, pin_memory: true, huge_pages: false };
+        let options = ArenaOptions { size, pin_memory: true, huge_pages: size >= HUGE_PAGE_BYTES };
         let (sole, lease) = SoleArena::new(options)?;
         if let Some(refusal) = sole.arena().lock_refusal() {
             log::warn!("a tensor is not locked: {refusal}");
@@ -87,6 +91,12 @@ impl LockedTensor {
     #[must_use]
     pub fn is_locked(&self) -> bool {
         self.region.sole.arena().locked()
+    }
+
+    /// The huge pages obtained: `hugetlb`, `thp` (for most of the memory), or `none`.
+    #[must_use]
+    pub fn huge(&self) -> &'static str {
+        self.region.sole.arena().huge()
     }
 
     /// Why the memory is not locked, with the limit in force; `None` when it is.
@@ -196,6 +206,15 @@ impl Narrow<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn large_tensors_are_where_huge_pages_can_be() {
+        let tensor = LockedTensor::new((5 << 20) + 1).unwrap();
+        assert_eq!(tensor.as_ptr().addr() % HUGE_PAGE_BYTES, 0);
+        assert!(["hugetlb", "thp", "none"].contains(&tensor.huge()));
+        assert_eq!((tensor.len(), tensor[5 << 20]), ((5 << 20) + 1, 0));
+        assert_eq!(LockedTensor::new(4096).unwrap().huge(), "none");
+    }
 
     #[test]
     fn tensors_are_aligned_split_and_managed() {
