@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -34,9 +35,13 @@ pub(super) fn check(settings: &Settings, engine: Engine) -> Result<()> {
             engine.name()
         )));
     }
+    if engine == Engine::FioHuge { check_huge_pages(settings) } else { Ok(()) }
+}
+
+fn check_huge_pages(settings: &Settings) -> Result<()> {
     let free = free_huge_pages();
     let needed = huge_pages_needed(settings);
-    if engine == Engine::FioHuge && free < needed {
+    if free < needed {
         return Err(failed(format!(
             "engine fio-huge: {needed} huge pages of 2 MiB are needed, {free} are free; reserve more: \
              sysctl vm.nr_hugepages={needed}"
@@ -61,6 +66,10 @@ pub(super) fn free_huge_pages() -> u64 {
 /// One round by one run of fio, a job of its own for each process.
 pub(super) fn round(cleanup: &Cleanup, settings: &Settings, jobs: &[Job]) -> Result<Round> {
     let Some(first) = jobs.first() else { return Ok(Round::default()) };
+    if first.engine == Engine::FioHuge {
+        // Somebody may have taken them since the beginning, we ourselves among them.
+        check_huge_pages(settings)?;
+    }
     let mut command = Command::new("fio");
     command.args(common(settings, first));
     for (index, job) in jobs.iter().enumerate() {
@@ -83,6 +92,12 @@ pub(super) fn round(cleanup: &Cleanup, settings: &Settings, jobs: &[Job]) -> Res
     }
     let status = process.wait().map_err(|error| failed(format!("fio: {}", reason(&error))))?;
     if !status.success() {
+        if first.engine == Engine::FioHuge && status.signal().is_some() {
+            // fio does not survive a huge page that somebody else was faster to get.
+            return Err(failed(format!(
+                "fio: {status}; other programs may have taken its huge pages"
+            )));
+        }
         let lines = complaint.lines().chain(text.lines());
         let line = lines.map(str::trim).find(|line| line.starts_with("fio:"));
         let line = line.map_or_else(|| format!("fio: {status}"), str::to_owned);

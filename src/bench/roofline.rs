@@ -92,8 +92,6 @@ pub fn roofline(settings: &Settings, cleanup: &Cleanup) -> Result<Roofline> {
     settings.cases = vec![Case::Overwrite, Case::ColdRead];
     settings.engines = vec![Engine::Mount];
     settings.mount = None;
-    let peer = peer(&settings);
-    settings.engines.extend(peer);
     let mut full = Bench::new(&settings, cleanup)?;
     let folder = settings.folders.first().cloned().unwrap_or_default();
     let null = OwnMount::new(cleanup, &settings, &folder, "bench-null-mount")?;
@@ -105,6 +103,10 @@ pub fn roofline(settings: &Settings, cleanup: &Cleanup) -> Result<Roofline> {
     let mut fuse = Bench::new(&unbacked, cleanup)?;
     let mut ring = Ring::new(&settings)?;
     let mut pool = Pool::new(&settings)?;
+    // Everything that may take huge pages is there before fio is promised some.
+    full.round(Engine::Mount, Case::Overwrite, 0)?;
+    fuse.round(Engine::Mount, Case::Overwrite, 0)?;
+    let peer = peer(&settings);
     let mut rows = Vec::new();
     for case in settings.cases.clone() {
         let mut layers = vec![Layer::Ring, Layer::Pool, Layer::Fuse, Layer::Full];
