@@ -78,6 +78,8 @@ pub struct Roofline {
     pub settings: Settings,
     /// By direction, then from the device up.
     pub rows: Vec<LayerRow>,
+    /// Which fio there was: with ordinary memory, or with huge pages, as the pool has.
+    pub peer: Option<Engine>,
 }
 
 /// Measures the layers in the first folder of `settings`: files that are there in full, written in place up
@@ -131,7 +133,7 @@ pub fn roofline(settings: &Settings, cleanup: &Cleanup) -> Result<Roofline> {
     }
     fuse.finish();
     full.finish();
-    Ok(Roofline { settings, rows })
+    Ok(Roofline { settings, rows, peer })
 }
 
 /// fio, with the memory that the pool has where there is some.
@@ -146,6 +148,20 @@ fn peer(settings: &Settings) -> Option<Engine> {
 }
 
 impl Roofline {
+    /// What is said above the table.
+    #[must_use]
+    pub fn heading(&self) -> String {
+        let fio = match self.peer {
+            None => "no fio here",
+            Some(Engine::FioHuge) => "fio from huge pages",
+            Some(_) => "fio from ordinary pages",
+        };
+        format!(
+            "files rewritten in place, fsync included, and read cold; {fio}, the rest from huge ones where \
+             there are any; GB/s of 1024^3 bytes"
+        )
+    }
+
     fn median(&self, layer: Layer, access: Access) -> Option<f64> {
         let row = self.rows.iter().find(|row| row.layer == layer && row.access == access)?;
         Some(row.series.spread().median)
@@ -232,6 +248,7 @@ impl Roofline {
             "version": env!("CARGO_PKG_VERSION"),
             "unit": "GB/s of 1024^3 bytes",
             "settings": self.settings,
+            "fio": self.peer,
             "layers": self.rows.iter().map(row).collect::<Vec<_>>(),
             "limits": self.limits(),
         })
@@ -265,7 +282,7 @@ pub(super) mod tests {
             row(Layer::Fuse, Access::Read, 2.0),
             row(Layer::Full, Access::Read, 2.0),
         ];
-        Roofline { settings: Settings::default(), rows }
+        Roofline { settings: Settings::default(), rows, peer: None }
     }
 
     #[test]

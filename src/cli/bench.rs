@@ -217,9 +217,7 @@ impl BenchArgs {
         let (header, lines) = found.table();
         let mut shown = table(&header);
         shown.add_rows(lines);
-        print(&format!(
-            "files rewritten in place, fsync included, and read cold; GB/s of 1024^3 bytes\n{shown}"
-        ))?;
+        print(&format!("{}\n{shown}", found.heading()))?;
         print(&found.limits())
     }
 
