@@ -4,6 +4,9 @@
 //! writes copy from and to buffers; transfers move whole runs of pages between buffers and the swap
 //! folder. Everything that waits is an operation parked with the event that lets it go on.
 //!
+//! A block has a buffer of its own or a slot of one (module `trays`); who is evicted for whom, and why
+//! nobody waits for ever, is told in module `buffers`.
+//!
 //! # Locks
 //!
 //! One mutex guards all state (module `state`); steps under it take microseconds. Nothing is copied,
@@ -31,6 +34,7 @@
 mod actions;
 mod block;
 mod budget;
+mod buffers;
 mod direct;
 mod engine;
 mod gate;
@@ -43,13 +47,16 @@ mod pages;
 mod partition;
 mod read;
 mod request;
+mod resting;
 mod room;
 mod slab;
+mod small;
 mod state;
 mod status;
 pub mod swapper;
 mod sync;
 mod transfer;
+mod trays;
 mod write;
 
 pub use engine::{Engine, EngineOptions, OpenSwapIn, PAGE_SIZE};

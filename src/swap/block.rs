@@ -1,4 +1,4 @@
-//! One buffer's block: which bytes of which partition it holds and who is busy with them.
+//! One block: which bytes of which partition it holds and who is busy with them.
 //!
 //! Per page (4 KiB, or the device's alignment when larger):
 //!
@@ -19,9 +19,10 @@ use smallvec::SmallVec;
 
 use super::op::Op;
 use super::pages::PageSet;
+use super::trays::{Place, Weight};
 use crate::error::Errno;
 
-/// Index of a buffer, and so of the block it holds.
+/// Index of a block that is in the pool. Which buffer, or which slot of one, it has is its `place`.
 pub(crate) type BufferIndex = u32;
 
 /// No buffer, or no partition.
@@ -48,10 +49,19 @@ pub(crate) enum ListKind {
     Clean,
     /// As clean, but swapped in on request: evicted only when no clean one is left.
     Kept,
+    /// As clean or kept, in a slot: evicted with its tray. Not linked to others.
+    Slot,
     /// Dirty and not asked to be written yet, oldest write first.
     Dirty,
     /// Its write failed; waits for a retry.
     Failed,
+}
+
+impl ListKind {
+    /// Of blocks that can be evicted.
+    pub(crate) fn evictable(self) -> bool {
+        matches!(self, ListKind::Clean | ListKind::Kept | ListKind::Slot)
+    }
 }
 
 /// What a block adds to its partition's and the pool's counters.
@@ -60,20 +70,24 @@ pub(crate) struct Counts {
     pub(crate) valid: u64,
     pub(crate) dirty: u64,
     pub(crate) inflight: u64,
-    pub(crate) dirty_block: bool,
     /// Under transfer, or asked to be.
     pub(crate) pending: bool,
-    pub(crate) transfers: bool,
     pub(crate) failed: bool,
     pub(crate) epoch_dirty: Option<u64>,
     pub(crate) epoch_writing: Option<u64>,
 }
 
-/// The state of one buffer.
+/// The state of one block.
 #[derive(Debug)]
 pub(crate) struct Block {
     pub(crate) partition: u32,
     pub(crate) index: u64,
+    /// Where its bytes are.
+    pub(crate) place: Place,
+    /// Pages that have room there.
+    pub(crate) pages: usize,
+    /// What its place was last told of it.
+    pub(crate) told: Weight,
     pub(crate) valid: PageSet,
     pub(crate) dirty: PageSet,
     pub(crate) reading: PageSet,
@@ -111,11 +125,15 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    pub(crate) fn new(pages: usize) -> Block {
-        let set = || PageSet::new(pages);
+    /// One that is unused.
+    pub(crate) fn new() -> Block {
+        let set = || PageSet::new(0);
         Block {
             partition: NONE,
             index: 0,
+            place: Place::Nowhere,
+            pages: 0,
+            told: Weight::default(),
             valid: set(),
             dirty: set(),
             reading: set(),
@@ -160,21 +178,22 @@ impl Block {
         } else if !self.dirty.is_empty() {
             if self.flush { ListKind::None } else { ListKind::Dirty }
         } else if self.idle() {
-            if self.kept { ListKind::Kept } else { ListKind::Clean }
+            match self.place {
+                Place::Slot { .. } => ListKind::Slot,
+                _ if self.kept => ListKind::Kept,
+                _ => ListKind::Clean,
+            }
         } else {
             ListKind::None
         }
     }
 
     pub(crate) fn counts(&self) -> Counts {
-        let dirty_block = !self.dirty.is_empty() || !self.writing.is_empty();
         Counts {
             valid: self.valid.count(),
             dirty: self.dirty.union_count(&self.writing),
             inflight: self.reading.union_count(&self.writing),
-            dirty_block,
             pending: self.transfers > 0 || self.flush,
-            transfers: self.transfers > 0,
             failed: self.failed.is_some(),
             epoch_dirty: (!self.dirty.is_empty() && self.failed.is_none())
                 .then_some(self.epoch_dirty),
@@ -182,21 +201,57 @@ impl Block {
         }
     }
 
+    /// What it means for its place, once it is in its list.
+    pub(crate) fn weight(&self) -> Weight {
+        if self.partition == NONE {
+            return Weight::default();
+        }
+        Weight {
+            busy: !self.list.evictable(),
+            failed: self.list == ListKind::Failed,
+            held: self.holds > 0,
+            kept: self.kept,
+            dirty: !self.dirty.is_empty() || !self.writing.is_empty(),
+            inflight: self.transfers > 0,
+        }
+    }
+
+    /// Nobody has a lease on its bytes: they may move.
+    pub(crate) fn still(&self) -> bool {
+        self.transfers == 0 && self.readers == 0 && self.copying.is_empty()
+    }
+
+    /// Has room for `pages` pages from now on; what it holds lies within.
+    pub(crate) fn set_pages(&mut self, pages: usize) {
+        assert!(!self.valid.any(pages..self.pages) && !self.dirty.any(pages..self.pages));
+        self.pages = pages;
+        for set in [
+            &mut self.valid,
+            &mut self.dirty,
+            &mut self.reading,
+            &mut self.writing,
+            &mut self.copying,
+            &mut self.shared,
+        ] {
+            set.set_pages(pages);
+        }
+    }
+
     pub(crate) fn partial(&self, page: usize) -> Option<usize> {
         self.partials.iter().position(|p| p.page == page)
     }
 
-    /// Back to an unused buffer; the caller has checked that it is idle.
+    /// Back to an unused block; the caller has checked that it is idle.
     pub(crate) fn reset(&mut self) {
         assert!(self.idle(), "a buffer in use is never freed");
         assert!(self.reading.is_empty() && self.writing.is_empty());
         self.partition = NONE;
+        self.kept = false;
         self.valid.clear();
         self.dirty.clear();
         self.shared.clear();
         self.partials.clear();
         self.flush = false;
-        self.kept = false;
         self.release = false;
         self.failed = None;
         self.read_error = None;

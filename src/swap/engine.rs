@@ -60,8 +60,10 @@ pub struct EngineOptions {
     pub linger: Duration,
     /// Blocks whose write-out is started at once when the pool is full.
     pub writeback_batch: usize,
-    /// Partitions without an open handle that are kept for what they have resident; each holds a
-    /// descriptor.
+    /// Partitions of fewer bytes share buffers and are evicted after others; 0 for none.
+    pub min_swap_size: u64,
+    /// Partitions without an open handle that are kept for what they have resident, and hold a
+    /// descriptor each. Of more than that, small ones keep their bytes only, and others nothing.
     pub idle_partitions_max: usize,
 }
 
@@ -116,6 +118,7 @@ impl Engine {
             unit: PAGE_SIZE.max(alignment as u64),
             block_size: options.block_size,
             alignment: alignment as u64,
+            min_swap_size: options.min_swap_size,
         };
         let buffers = (options.pool_size / options.block_size) as usize;
         let engine = Arc::new(Engine {
@@ -302,7 +305,8 @@ impl Engine {
             }
             let id = st.partitions.insert(part) as u32;
             st.keys.insert(key, id);
-            self.trim(st, actions);
+            st.wake_up(id, status.size);
+            st.trim(self.options.idle_partitions_max, actions);
             self.add_handle(st, id, read, actions)
         })
     }
@@ -320,6 +324,9 @@ impl Engine {
             return Err(Errno::EIO);
         }
         part.handles += 1;
+        let idle_since = std::mem::take(&mut part.idle_since);
+        st.idle.remove(&idle_since);
+        let part = st.part(id);
         let errors_seen = part.error_count;
         let handle = Handle {
             partition: id,
@@ -351,14 +358,21 @@ impl Engine {
             };
             let id = handle.partition;
             st.part(id).handles -= 1;
+            if st.part(id).handles == 0 {
+                st.idle_clock += 1;
+                st.part(id).idle_since = st.idle_clock;
+                st.idle.insert(st.idle_clock, id);
+            }
             st.part(id).pollers.retain(|poller| poller.handle != number);
             if st.part(id).handles == 0 && st.part(id).unlinked {
                 self.discard_unlinked(st, id, actions);
             } else {
                 self.flush_partition(st, id, actions);
                 self.settle_if_due(st, id, actions);
+                self.pack(st, id);
             }
             st.drop_if_unused(id, actions);
+            st.trim(self.options.idle_partitions_max, actions);
         });
     }
 
@@ -372,7 +386,7 @@ impl Engine {
     pub fn unlinked(&self, key: FileKey) {
         self.with(|st, actions| {
             let Some(id) = st.keys.get(&key).copied() else {
-                return;
+                return st.forget_resting_key(key);
             };
             st.part(id).unlinked = true;
             if st.part(id).handles == 0 {

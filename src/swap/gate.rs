@@ -19,7 +19,7 @@ const ZERO_RANGE: i32 = libc::FALLOC_FL_ZERO_RANGE;
 
 impl Change {
     fn excludes_reads(&self) -> bool {
-        !matches!(self, Change::Settle { .. })
+        !matches!(self, Change::Settle { .. } | Change::Reserve(_))
     }
 }
 
@@ -50,7 +50,7 @@ impl Engine {
         self.change(handle, Change::Allocate { mode, offset, length }, reply);
     }
 
-    fn change(&self, handle: u64, change: Change, reply: Reply) {
+    pub(crate) fn change(&self, handle: u64, change: Change, reply: Reply) {
         self.with(|st, actions| match Engine::partition_of(st, handle) {
             Ok(partition) => {
                 let op = Box::new(BarrierOp { partition, change, reply: Some(reply) });
@@ -161,6 +161,14 @@ impl Engine {
                     });
                 }));
             }
+            Change::Reserve(size) => actions.jobs.push(Box::new(move |engine| {
+                let result = file.reserve(0, size);
+                drop(file);
+                engine.with(|st, actions| {
+                    engine.space_reserved(st, id, size, result);
+                    engine.end_barrier(st, id, result, actions);
+                });
+            })),
             Change::Discard => {
                 drop(file);
                 self.discarded(st, id, actions);
@@ -261,8 +269,9 @@ impl Engine {
             self.drop_pages(st, id, size..u64::MAX);
         }
         st.status_may_change(id);
+        st.part(id).size = size;
+        st.resized(id, old);
         let part = st.part(id);
-        part.size = size;
         let cut = size <= part.disk_size;
         part.disk_size = size;
         if size < old || cut {
@@ -305,7 +314,8 @@ impl Engine {
             }
             let from = range.start.saturating_sub(start).min(block_size);
             let to = (range.end - start).min(block_size);
-            let whole = from.div_ceil(unit) as usize..(to / unit) as usize;
+            let room = st.blocks[buffer as usize].pages;
+            let whole = from.div_ceil(unit) as usize..((to / unit) as usize).min(room);
             for edge in
                 [from..to.min(from.next_multiple_of(unit)), (to / unit * unit).max(from)..to]
             {
@@ -368,12 +378,15 @@ impl Engine {
             part.reserved.insert(outward);
         }
         if mode & KEEP_SIZE == 0 {
+            let old = part.size;
             part.size = part.size.max(range.end);
             part.disk_size = part.disk_size.max(range.end);
+            st.resized(id, old);
         } else if mode & PUNCH_HOLE == 0 {
             part.user_end = part.user_end.max(range.end);
         }
         // The call has set the backing file's own time.
+        let part = st.part(id);
         part.modified = (!part.clean()).then(file_time_now);
     }
 

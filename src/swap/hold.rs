@@ -5,6 +5,11 @@
 //! buffers at once or none, and waits for transfers by being parked with a block. What it then has are
 //! pins (no eviction) and, unless it only keeps, a claim on the pages: `shared` to read them, `copying` to
 //! change them. Both are what clients' reads and writes use, so everybody else waits as for those.
+//!
+//! A small partition that is in a slot is held there, and its tray with it; what a hold brings in gets a
+//! buffer of its own, for which its holder has a token. The budget counts a buffer for every held block in
+//! either case: a held slot may bind a whole buffer. A slot that is only kept may still be moved when somebody
+//! outgrows it; one that the holder reads or changes is not before that ends.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,6 +19,7 @@ use super::block::BufferIndex;
 use super::engine::Engine;
 use super::op::{Granted, Op};
 use super::state::{State, file_time_now};
+use super::trays::Place;
 use crate::error::{Errno, Result};
 use crate::pool::{ReadLease, WriteLease};
 
@@ -214,14 +220,17 @@ impl Engine {
         Some(op)
     }
 
-    /// Pins every block, those that are not in the pool in buffers that come all at once.
+    /// Pins every block, those that are not in the pool in buffers that come all at once. Each has a buffer
+    /// of its own then, or has been in a slot that is long enough; one in a shorter slot counts as absent.
     fn pin_all(
         &self, st: &mut State, mut op: Box<HoldOp>, actions: &mut Actions,
     ) -> Option<Box<HoldOp>> {
         let (id, first) = (op.partition, st.shape.block_of(op.bytes.start));
         for at in 0..op.buffers.len() {
+            let index = first + at as u64;
+            let pages = st.shape.pages_of(index, op.bytes.start, op.bytes.end).end;
             if op.buffers[at].is_none()
-                && let Some(buffer) = st.find(id, first + at as u64)
+                && let Some(buffer) = st.fitting(id, index, pages)
             {
                 pin(st, buffer);
                 op.buffers[at] = Some(buffer);
@@ -229,19 +238,37 @@ impl Engine {
         }
         let absent = op.buffers.iter().filter(|buffer| buffer.is_none()).count();
         if !st.acquire(&mut op.granted, absent, actions) {
+            st.return_granted(&mut op.granted);
             self.wait_for_buffers(st, Op::Hold(op), absent);
             return None;
         }
+        let mut leased = None;
         for at in 0..op.buffers.len() {
-            if op.buffers[at].is_none() {
-                let buffer = op.granted.pop().expect("as many as are absent");
-                st.attach(buffer, id, first + at as u64);
-                pin(st, buffer);
-                op.buffers[at] = Some(buffer);
+            let index = first + at as u64;
+            let present = st.find(id, index);
+            if op.buffers[at].is_some() {
+                continue;
             }
+            if present.is_some_and(|buffer| !st.blocks[buffer as usize].still()) {
+                leased = present;
+                continue;
+            }
+            let place = Place::Buffer(op.granted.pop().expect("as many as are absent"));
+            let buffer = match present {
+                Some(buffer) => {
+                    self.move_block(st, buffer, place);
+                    buffer
+                }
+                None => st.attach(place, id, index),
+            };
+            pin(st, buffer);
+            op.buffers[at] = Some(buffer);
         }
         st.return_granted(&mut op.granted);
-        Some(op)
+        let Some(buffer) = leased else { return Some(op) };
+        // It moves when those who have leases on its bytes are done.
+        st.edit(buffer, |block| block.waiters.push(Op::Hold(op)));
+        None
     }
 
     /// The operation's blocks with the pages of each that it is about.
@@ -401,12 +428,14 @@ impl Engine {
         st.status_may_change(hold.partition);
         st.stats.written_bytes += hold.bytes.end - hold.bytes.start;
         let part = st.part(hold.partition);
+        let old = part.size;
         part.size = part.size.max(hold.bytes.end);
         part.modified = Some(file_time_now());
         part.written_ms = now_ms;
         let whole = hold.bytes.start..hold.bytes.end.next_multiple_of(unit);
         part.lost.remove(whole.clone());
         part.unreadable.remove(whole);
+        st.resized(hold.partition, old);
     }
 
     fn updated(&self, st: &mut State, buffer: BufferIndex, pages: Range<usize>) {
@@ -435,41 +464,6 @@ impl Engine {
         }
         st.drop_if_unused(id, actions);
     }
-
-    /// Frees a buffer that was put to use and never got anything.
-    fn drop_if_blank(&self, st: &mut State, buffer: BufferIndex, actions: &mut Actions) {
-        let block = &st.blocks[buffer as usize];
-        if block.partition != super::block::NONE
-            && block.valid.is_empty()
-            && block.dirty.is_empty()
-            && block.idle()
-        {
-            // Its partition is kept by the handle or the activity of whoever held it.
-            let id = block.partition;
-            st.part(id).jobs += 1;
-            st.detach(buffer, actions);
-            st.part(id).jobs -= 1;
-        }
-    }
-
-    /// Where the partition's transfers failed, for messages: the first byte that was not written, or not
-    /// read.
-    pub(crate) fn first_failure(&self, handle: u64, write: bool) -> Option<u64> {
-        self.with(|st, _| {
-            let id = Engine::partition_of(st, handle).ok()?;
-            if !write {
-                return st.part(id).unreadable.next_in(0);
-            }
-            let (unit, pages) = (st.shape.unit, st.shape.pages());
-            let blocks: Vec<(u64, BufferIndex)> =
-                st.part(id).blocks.iter().map(|(index, buffer)| (*index, *buffer)).collect();
-            let failed = blocks
-                .into_iter()
-                .find(|(_, buffer)| st.blocks[*buffer as usize].failed.is_some())?;
-            let run = st.blocks[failed.1 as usize].dirty.run(0..pages)?;
-            Some(failed.0 * st.shape.block_size + run.start as u64 * unit)
-        })
-    }
 }
 
 /// The partition's counter of operations that this one is counted in.
@@ -484,7 +478,6 @@ fn pin(st: &mut State, buffer: BufferIndex) {
         block.holds += 1;
         block.release = false;
     });
-    st.holding += usize::from(st.blocks[buffer as usize].holds == 1);
 }
 
 fn unpin(st: &mut State, buffer: BufferIndex) {
@@ -492,5 +485,4 @@ fn unpin(st: &mut State, buffer: BufferIndex) {
         block.pins -= 1;
         block.holds -= 1;
     });
-    st.holding -= usize::from(st.blocks[buffer as usize].holds == 0);
 }

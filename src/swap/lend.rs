@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use super::actions::{Actions, Answer};
-use super::block::BufferIndex;
 use super::budget::Tokens;
 use super::engine::Engine;
 use super::op::{Granted, Op};
 use super::state::State;
+use super::trays::Buffer;
 use crate::pool::{BufferPool, BufferSource, Loan, WriteLease};
 
-pub(crate) type LendReply = Box<dyn FnOnce(Vec<(BufferIndex, WriteLease)>) + Send>;
+pub(crate) type LendReply = Box<dyn FnOnce(Vec<(Buffer, WriteLease)>) + Send>;
 
 /// Buffers being taken out of circulation.
 pub(crate) struct LendOp {
@@ -29,7 +29,7 @@ impl Engine {
 
     /// Takes buffers out of circulation for as many tokens. Waits for those that a transfer or a copy still
     /// uses.
-    fn lend(&self, tokens: &Tokens) -> Vec<(BufferIndex, WriteLease)> {
+    fn lend(&self, tokens: &Tokens) -> Vec<(Buffer, WriteLease)> {
         let count = tokens.count();
         if count == 0 {
             return Vec::new();
@@ -59,7 +59,7 @@ impl Engine {
     }
 
     /// Puts a lent buffer back into circulation; its lease is gone.
-    fn take_back(&self, buffer: BufferIndex) {
+    fn take_back(&self, buffer: Buffer) {
         self.with(|st, _| {
             let known = st.lent.remove(&buffer);
             assert!(known, "a buffer is given back once");

@@ -6,11 +6,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::block::{BufferIndex, NONE};
+use super::block::BufferIndex;
 use super::state::{Shape, State};
+use super::trays::{Buffer, Place};
 use crate::pool::{Arena, ReadLease, WriteLease};
 
-/// The arena, as buffers of one block each followed by scratch pages.
+/// The arena, as buffers of one block or one tray each, followed by scratch pages.
 #[derive(Debug)]
 pub(crate) struct Memory {
     arena: Arc<Arena>,
@@ -27,8 +28,36 @@ impl Memory {
         Memory { skipped, arena, shape, buffers }
     }
 
-    fn at(&self, buffer: BufferIndex, offset: u64) -> usize {
-        self.skipped + buffer as usize * self.shape.block_size as usize + offset as usize
+    /// Where a byte of a block is in the arena.
+    fn at(&self, st: &State, buffer: BufferIndex, bytes: &Range<u64>) -> usize {
+        let block = &st.blocks[buffer as usize];
+        assert!(bytes.end <= block.pages as u64 * self.shape.unit, "within the block's room");
+        self.start_of(st, block.place) + bytes.start as usize
+    }
+
+    fn start_of(&self, st: &State, place: Place) -> usize {
+        let (number, within) = match place {
+            Place::Buffer(number) => (number, 0),
+            Place::Slot { tray, slot } => {
+                (tray, slot as usize * st.trays.slot_pages(tray) * self.shape.unit as usize)
+            }
+            Place::Nowhere => unreachable!("blocks in use have a place"),
+        };
+        self.skipped + number as usize * self.shape.block_size as usize + within
+    }
+
+    /// Copies bytes of a block to the same offset of `place`, which is to be its next and nobody's yet.
+    pub(crate) fn copy(&self, st: &State, buffer: BufferIndex, place: Place, bytes: Range<u64>) {
+        let length = (bytes.end - bytes.start) as usize;
+        assert!(st.blocks[buffer as usize].still());
+        let (from, to) = (self.at(st, buffer, &bytes), self.start_of(st, place));
+        // SAFETY: nobody may write these bytes while the lease lives: no transfer and no copy of the
+        // block is under way, and none can begin while the caller holds the lock.
+        let source = unsafe { self.arena.read_lease(from, length) };
+        // SAFETY: nobody else may touch these: the place is vacant, or a buffer that was just granted,
+        // and stays so while the caller holds the lock.
+        let mut target = unsafe { self.arena.write_lease(to + bytes.start as usize, length) };
+        target.copy_from_slice(&source);
     }
 
     /// Bytes that a transfer fills; their pages are in `reading`.
@@ -42,7 +71,7 @@ impl Memory {
         // are in `reading`: every other claim excludes such pages, and the pages leave the set only
         // when the completion has given the lease back.
         unsafe {
-            self.arena.write_lease(self.at(buffer, bytes.start), (bytes.end - bytes.start) as usize)
+            self.arena.write_lease(self.at(st, buffer, &bytes), (bytes.end - bytes.start) as usize)
         }
     }
 
@@ -56,7 +85,7 @@ impl Memory {
         // SAFETY: read_lease needs that nobody writes these bytes while it lives. Their pages are in
         // `writing`, which excludes `reading` and `copying`, until the completion gives the lease back.
         unsafe {
-            self.arena.read_lease(self.at(buffer, bytes.start), (bytes.end - bytes.start) as usize)
+            self.arena.read_lease(self.at(st, buffer, &bytes), (bytes.end - bytes.start) as usize)
         }
     }
 
@@ -68,7 +97,7 @@ impl Memory {
         assert!(st.blocks[buffer as usize].copying.all(pages));
         // SAFETY: as for_read, with `copying`: the pages leave the set after the lease is dropped.
         unsafe {
-            self.arena.write_lease(self.at(buffer, bytes.start), (bytes.end - bytes.start) as usize)
+            self.arena.write_lease(self.at(st, buffer, &bytes), (bytes.end - bytes.start) as usize)
         }
     }
 
@@ -81,18 +110,19 @@ impl Memory {
         assert!(block.shared.all(pages) && block.readers > 0);
         // SAFETY: as for_write, with `shared`, which is only cleared when the last reader has ended.
         unsafe {
-            self.arena.read_lease(self.at(buffer, bytes.start), (bytes.end - bytes.start) as usize)
+            self.arena.read_lease(self.at(st, buffer, &bytes), (bytes.end - bytes.start) as usize)
         }
     }
 
     /// A whole buffer as plain memory, while it is lent out.
-    pub(crate) fn for_lending(&self, st: &State, buffer: BufferIndex) -> WriteLease {
-        let block = &st.blocks[buffer as usize];
-        assert!(st.lent.contains(&buffer) && block.partition == NONE && block.idle());
+    pub(crate) fn for_lending(&self, st: &State, buffer: Buffer) -> WriteLease {
+        assert!(st.lent.contains(&buffer) && !st.trays.is_tray(buffer));
+        let start = self.start_of(st, Place::Buffer(buffer));
         // SAFETY: write_lease needs that nobody else touches these bytes while it lives. The buffer is
-        // in `lent` and holds no block: it was taken out of the free list, so nobody can put it to use
-        // and make a claim, and it leaves `lent` only after the lease is dropped.
-        unsafe { self.arena.write_lease(self.at(buffer, 0), self.shape.block_size as usize) }
+        // in `lent` and nobody's: it was taken out of the free list, which it joins when its last block or
+        // slot is gone, so nobody can put it to use and make a claim, and it leaves `lent` only after
+        // the lease is dropped.
+        unsafe { self.arena.write_lease(start, self.shape.block_size as usize) }
     }
 
     /// Zeroes bytes of pages that nobody else may touch now; the lock stays held meanwhile.
@@ -104,7 +134,7 @@ impl Memory {
         // SAFETY: no claim on these pages exists, none can be made while the caller holds the lock
         // (`st` is borrowed from it), and the lease ends before that.
         let mut lease = unsafe {
-            self.arena.write_lease(self.at(buffer, bytes.start), (bytes.end - bytes.start) as usize)
+            self.arena.write_lease(self.at(st, buffer, &bytes), (bytes.end - bytes.start) as usize)
         };
         lease.fill(0);
     }

@@ -7,6 +7,7 @@ use super::block::BufferIndex;
 use super::direct::DirectOp;
 use super::hold::HoldOp;
 use super::lend::LendOp;
+use super::trays::Buffer;
 use crate::error::Result;
 
 /// Receives a read's bytes, as consecutive runs that are valid during the call, or its errno.
@@ -19,7 +20,7 @@ pub type WriteReply = Box<dyn FnOnce(Result<usize>) + Send>;
 pub type Reply = Box<dyn FnOnce(Result<()>) + Send>;
 
 /// Buffers that were handed to an operation and hold nothing yet.
-pub(crate) type Granted = SmallVec<[BufferIndex; 2]>;
+pub(crate) type Granted = SmallVec<[Buffer; 2]>;
 
 pub(crate) struct ReadOp {
     pub(crate) partition: u32,
@@ -75,6 +76,8 @@ pub(crate) enum Change {
         offset: u64,
         length: u64,
     },
+    /// Get space from the file's start on; not while the file is cut.
+    Reserve(u64),
     /// Forget what the pool holds.
     Discard,
     /// Make the backing file's size and time the logical ones; excludes writes only.

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use smallvec::{SmallVec, smallvec};
 
-/// Pages of one block, by index within the block.
+/// Pages of one block, by index within the block. Those that it has no room for are never members, and may
+/// be asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PageSet {
     // Four words cover the default block of 256 pages without an allocation.
@@ -28,28 +29,37 @@ impl PageSet {
         PageSet { words: smallvec![0; pages.div_ceil(64)] }
     }
 
+    /// Makes room for `pages` pages; none beyond them is a member.
+    pub(crate) fn set_pages(&mut self, pages: usize) {
+        self.words.resize(pages.div_ceil(64), 0);
+    }
+
     pub(crate) fn insert(&mut self, range: Range<usize>) {
         each_word(range, |i, mask| self.words[i] |= mask);
     }
 
     pub(crate) fn remove(&mut self, range: Range<usize>) {
-        each_word(range, |i, mask| self.words[i] &= !mask);
+        each_word(range, |i, mask| {
+            if let Some(word) = self.words.get_mut(i) {
+                *word &= !mask;
+            }
+        });
     }
 
     pub(crate) fn any(&self, range: Range<usize>) -> bool {
         let mut found = 0;
-        each_word(range, |i, mask| found |= self.words[i] & mask);
+        each_word(range, |i, mask| found |= self.word(i) & mask);
         found != 0
     }
 
     pub(crate) fn all(&self, range: Range<usize>) -> bool {
         let mut missing = 0;
-        each_word(range, |i, mask| missing |= !self.words[i] & mask);
+        each_word(range, |i, mask| missing |= !self.word(i) & mask);
         missing == 0
     }
 
     pub(crate) fn contains(&self, page: usize) -> bool {
-        self.any(page..page + 1)
+        self.word(page / 64) >> (page % 64) & 1 == 1
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -76,12 +86,12 @@ impl PageSet {
 
     /// Word `i` of the set, for [`next_run`].
     pub(crate) fn word(&self, i: usize) -> u64 {
-        self.words[i]
+        self.words.get(i).copied().unwrap_or(0)
     }
 
     /// The first run of members within `range`.
     pub(crate) fn run(&self, range: Range<usize>) -> Option<Range<usize>> {
-        next_run(range, |i| self.words[i])
+        next_run(range, |i| self.word(i))
     }
 }
 
@@ -205,6 +215,18 @@ mod tests {
         set.insert(0..16);
         assert_eq!(set.run(3..16), Some(3..16));
         assert_eq!(next_run(0..16, |i| !set.word(i)), None);
+    }
+
+    #[test]
+    fn there_are_no_pages_beyond_the_room() {
+        let mut set = PageSet::new(32);
+        set.insert(30..32);
+        assert!(!set.any(64..300) && set.any(0..300) && !set.all(30..300) && !set.contains(200));
+        assert_eq!((set.run(0..256), set.run(100..256)), (Some(30..32), None));
+        set.remove(31..256);
+        set.set_pages(256);
+        set.insert(200..256);
+        assert_eq!((set.count(), set.all(200..256), set.contains(31)), (57, true, false));
     }
 
     #[test]

@@ -78,6 +78,8 @@ pub(crate) struct Partition {
     pub(crate) modified: Option<SystemTime>,
     pub(crate) blocks: BTreeMap<u64, BufferIndex>,
     pub(crate) handles: u32,
+    /// When the last handle was released: its number among the idle ones; 0 when it has a handle.
+    pub(crate) idle_since: u64,
     /// Jobs under way that will come back to this partition.
     pub(crate) jobs: u32,
     /// Its last name is gone.
@@ -139,6 +141,7 @@ impl Partition {
             modified: None,
             blocks: BTreeMap::new(),
             handles: 0,
+            idle_since: 0,
             jobs: 0,
             unlinked: false,
             active_reads: 0,
@@ -176,9 +179,13 @@ impl Partition {
     /// Nothing refers to it and nothing of it is in the pool. Lost bytes are remembered as long as the
     /// file has a name, or their next reader would get stale ones.
     pub(crate) fn droppable(&self) -> bool {
+        self.blocks.is_empty() && self.leavable()
+    }
+
+    /// As [`Partition::droppable`], but for what is in the pool.
+    pub(crate) fn leavable(&self) -> bool {
         self.handles == 0
             && self.jobs == 0
-            && self.blocks.is_empty()
             && self.active_reads + self.active_writes == 0
             && self.barrier.is_none()
             && self.gate_queue.is_empty()

@@ -8,6 +8,7 @@ use super::block::BufferIndex;
 use super::engine::Engine;
 use super::op::{Granted, Op, ReadOp, ReadReply};
 use super::pages::next_run;
+use super::small::{Need, Room};
 use super::state::State;
 use crate::error::{Errno, Result};
 use crate::pool::ReadLease;
@@ -94,7 +95,7 @@ impl Engine {
         if op.length == 0 || st.part(id).lost_in(&bytes) {
             return self.end_read(st, op, actions);
         }
-        let indices = st.shape.block_of(bytes.start)..=st.shape.block_of(bytes.end - 1);
+        let indices = st.shape.blocks_of(&bytes);
         if let Some(buffer) = self.copied_over(st, id, &bytes, indices.clone()) {
             // Unpinned while it waits: what it asked for may be evicted again without having failed.
             op.requested = false;
@@ -102,28 +103,60 @@ impl Engine {
             st.edit(buffer, |block| block.waiters.push(Op::Read(op)));
             return Step::Done;
         }
-        let absent = indices.clone().filter(|index| st.find(id, *index).is_none()).count();
-        if absent > 0 {
-            op.requested = false;
-        }
         // Room for one part must not be made by evicting another.
-        let present = self.pin_present(st, id, indices.clone());
-        let enough = st.acquire(&mut op.granted, absent, actions);
+        let present = self.pin_fitting(st, id, &bytes);
+        let room = self.room_for_read(st, &mut op, indices.clone(), actions);
         self.unpin(st, present);
-        if !enough {
-            // Two that each held a part of what they need could wait for each other.
-            st.return_granted(&mut op.granted);
-            self.wait_for_buffers(st, Op::Read(op), absent);
-            return Step::Done;
-        }
-        for index in indices.clone() {
-            if st.find(id, index).is_none() {
-                let buffer = op.granted.pop().expect("as many as are absent");
-                st.attach(buffer, id, index);
+        st.return_granted(&mut op.granted);
+        match room {
+            Ok(()) => self.request_or_copy(st, op, indices, actions),
+            Err(Room::Busy(buffer)) => {
+                st.edit(buffer, |block| block.waiters.push(Op::Read(op)));
+                Step::Done
+            }
+            Err(_) => {
+                // Without what it had: two that each held a part of what they need could wait for each
+                // other. How much it needs is counted anew when its turn comes.
+                self.wait_for_buffers(st, Op::Read(op), 1);
+                Step::Done
             }
         }
-        st.return_granted(&mut op.granted);
-        self.request_or_copy(st, op, indices, actions)
+    }
+
+    /// Gives all blocks of a read the room it needs, at once or not at all.
+    fn room_for_read(
+        &self, st: &mut State, op: &mut ReadOp, indices: std::ops::RangeInclusive<u64>,
+        actions: &mut Actions,
+    ) -> std::result::Result<(), Room> {
+        let (id, end) = (op.partition, op.offset + op.length);
+        let size = st.part(id).size;
+        let shape = st.shape;
+        let need = |index| Need {
+            partition: id,
+            index,
+            pages: shape.pages_of(index, op.offset, end).end,
+            slot: shape.slot_pages(size, index),
+        };
+        let lacking = |st: &mut State, index| {
+            let need: Need = need(index);
+            st.fitting(id, index, need.pages).is_none().then_some(need)
+        };
+        let lacks: SmallVec<[Need; 2]> = indices.filter_map(|index| lacking(st, index)).collect();
+        if !lacks.is_empty() {
+            op.requested = false;
+        }
+        let vacant = |need: &&Need| st.vacancy(&op.granted, need.slot).is_some();
+        let buffers = lacks.len() - lacks.iter().filter(vacant).count();
+        if !st.acquire(&mut op.granted, buffers, actions) {
+            return Err(Room::Wait);
+        }
+        for need in lacks {
+            match self.room_for(st, &mut op.granted, need, actions) {
+                Room::Here(_) => {}
+                other => return Err(other),
+            }
+        }
+        Ok(())
     }
 
     /// Lets a read through its partition's gate, cut to the partition's size; None when it was parked
@@ -215,7 +248,7 @@ impl Engine {
                 st.stats.read_misses += 1;
             }
             op.requested = true;
-            op.pinned = self.pin_present(st, id, indices);
+            op.pinned = self.pin_fitting(st, id, &bytes);
             self.read_on(st, &op, actions);
             st.edit(buffer, |block| block.waiters.push(Op::Read(op)));
             return Step::Done;
@@ -229,11 +262,14 @@ impl Engine {
         Step::Copy(op, pieces)
     }
 
-    /// Keeps the blocks of a range that are in the pool there, until [`Engine::unpin`].
-    pub(crate) fn pin_present(
-        &self, st: &mut State, id: u32, indices: std::ops::RangeInclusive<u64>,
+    /// Keeps the blocks of a range that are in the pool there, until [`Engine::unpin`]; but not one that
+    /// has outgrown its slot, whose room may be what is needed to move it.
+    pub(crate) fn pin_fitting(
+        &self, st: &mut State, id: u32, bytes: &std::ops::Range<u64>,
     ) -> SmallVec<[BufferIndex; 2]> {
-        let present = indices.filter_map(|index| st.find(id, index));
+        let shape = st.shape;
+        let pages = |index| shape.pages_of(index, bytes.start, bytes.end).end;
+        let present = shape.blocks_of(bytes).filter_map(|i| st.fitting(id, i, pages(i)));
         let present: SmallVec<[BufferIndex; 2]> = present.collect();
         for buffer in &present {
             st.edit(*buffer, |block| block.pins += 1);
@@ -320,22 +356,20 @@ impl Engine {
         if from >= end || self.gate_closed(st, id, false) {
             return from;
         }
-        let block_size = st.shape.block_size;
-        for index in st.shape.block_of(from)..=st.shape.block_of(end - 1) {
-            let buffer = match st.find(id, index) {
-                Some(buffer) => buffer,
-                None => {
-                    let mut granted = Granted::new();
-                    // Never evict for one reader what another has just asked for.
-                    let room = st.obtainable(0) > st.blocks.len() / 8;
-                    if !room || !st.acquire(&mut granted, 1, actions) {
-                        return (index * block_size).max(from);
-                    }
-                    let buffer = granted.pop().expect("one was acquired");
-                    st.attach(buffer, id, index);
-                    buffer
+        let (block_size, size) = (st.shape.block_size, st.part(id).size);
+        for index in st.shape.blocks_of(&(from..end)) {
+            let mut found = st.find(id, index);
+            if found.is_none() {
+                let mut granted = Granted::new();
+                let slot = st.shape.slot_pages(size, index);
+                // Never evict for one reader what another has just asked for.
+                let room = st.vacancy(&granted, slot).is_some()
+                    || st.obtainable(st.moving()) > st.buffers / 8;
+                if room {
+                    found = st.place(&mut granted, id, index, slot, actions);
                 }
-            };
+            }
+            let Some(buffer) = found else { return (index * block_size).max(from) };
             let pages = st.shape.pages_of(index, from, end);
             let asked = self.read_pages(st, buffer, pages, actions);
             st.stats.read_ahead_bytes += asked;

@@ -8,11 +8,15 @@ use super::block::BufferIndex;
 use super::engine::Engine;
 use super::op::{BarrierOp, Change, FetchOp, Granted, Op, Reply};
 use super::partition::{FileKey, Poller};
+use super::small::{Need, Room};
 use super::state::State;
 use crate::error::{Errno, Result};
 
 /// Blocks a swap-in asks for before it lets others have the lock.
 const FETCH_BLOCKS: u64 = 64;
+
+/// Partitions at rest that are dropped before others get the lock.
+const RESTING_BATCH: usize = 256;
 
 /// What can be asked of a partition that the engine knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +58,15 @@ impl Engine {
         })
     }
 
+    /// Bytes of the pool that a partition of `size` bytes takes when all of it is resident.
+    #[must_use]
+    pub fn footprint(&self, size: u64) -> u64 {
+        match self.shape.slot_pages(size, 0) {
+            Some(pages) if size <= self.shape.block_size => pages as u64 * self.shape.unit,
+            _ => size.next_multiple_of(self.shape.block_size),
+        }
+    }
+
     /// Bytes of partitions that a swap-in may ask for: the pool less its reservations.
     #[must_use]
     pub fn swap_in_bytes_max(&self) -> u64 {
@@ -70,17 +83,25 @@ impl Engine {
                 return self.end_fetch(st, *op, actions);
             }
             if self.gate_closed(st, id, false) {
+                // Who is inside may wait for the very buffer.
+                st.return_granted(&mut op.granted);
                 st.part(id).gate_queue.push_back(Op::Fetch(op));
                 return;
             }
-            let buffer = match st.find(id, op.next) {
-                Some(buffer) => buffer,
-                None if st.acquire(&mut op.granted, 1, actions) => {
-                    let buffer = op.granted.pop().expect("one was acquired");
-                    st.attach(buffer, id, op.next);
-                    buffer
+            let size = st.part(id).size;
+            let need = Need {
+                partition: id,
+                index: op.next,
+                pages: st.shape.pages_of(op.next, 0, size).end,
+                slot: st.shape.slot_pages(size, op.next),
+            };
+            let buffer = match self.room_for(st, &mut op.granted, need, actions) {
+                Room::Here(buffer) => buffer,
+                Room::Busy(buffer) => {
+                    st.return_granted(&mut op.granted);
+                    return st.edit(buffer, |block| block.waiters.push(Op::Fetch(op)));
                 }
-                None => return self.wait_for_buffers(st, Op::Fetch(op), 1),
+                Room::Wait => return self.wait_for_buffers(st, Op::Fetch(op), 1),
             };
             st.edit(buffer, |block| {
                 block.kept = true;
@@ -115,18 +136,21 @@ impl Engine {
     /// Does what is asked; nothing for a partition the engine does not know, whose bytes are all in the
     /// swap folder. Returns at once.
     pub fn request(&self, key: FileKey, request: Request) {
-        self.with(|st, actions| {
-            if let Some(id) = st.keys.get(&key).copied() {
-                self.ask(st, id, request, actions);
-            }
+        self.with(|st, actions| match st.keys.get(&key).copied() {
+            Some(id) => self.ask(st, id, request, actions),
+            None if request != Request::SwapOut => st.forget_resting_key(key),
+            None => {}
         });
     }
 
     /// As [`Engine::request`] with [`Request::Discard`], and answers when that has had its turn.
-    pub(crate) fn discard(&self, key: FileKey, reply: Reply) {
+    pub fn discard(&self, key: FileKey, reply: Reply) {
         self.with(|st, actions| match st.keys.get(&key).copied() {
             Some(id) => self.ask_to_discard(st, id, Some(reply), actions),
-            None => actions.answer(Some(reply), Ok(())),
+            None => {
+                st.forget_resting_key(key);
+                actions.answer(Some(reply), Ok(()));
+            }
         });
     }
 
@@ -142,6 +166,13 @@ impl Engine {
 
     /// As [`Engine::request`], of every partition.
     pub fn request_all(&self, request: Request) {
+        // Others get the lock in between.
+        let some = || self.with(|st, _| st.resting.some(RESTING_BATCH));
+        let mut resting = if request == Request::SwapOut { Vec::new() } else { some() };
+        while !resting.is_empty() {
+            self.with(|st, _| resting.iter().for_each(|key| st.forget_resting_key(*key)));
+            resting = some();
+        }
         let ids: Vec<u32> =
             self.with(|st, _| st.partitions.iter().map(|(id, _)| id as u32).collect());
         for id in ids {
@@ -218,6 +249,8 @@ impl Engine {
         st.status_may_change(id);
         let part = st.part(id);
         part.size = part.size.min(part.disk_size);
+        // What was reserved for the dropped bytes is given back.
+        part.over_reserved |= part.reserved.end() > part.size.max(part.user_end);
         part.modified = None;
         part.error = None;
         part.lost = super::pages::RangeSet::default();
@@ -268,36 +301,20 @@ impl Engine {
         if size == 0 || i64::try_from(size).is_err() {
             return reply(Err(if size == 0 { Errno::EINVAL } else { Errno::EFBIG }));
         }
-        let started = self.with(|st, _| {
-            let id = Engine::partition_of(st, handle)?;
-            st.part(id).jobs += 1;
-            Ok((id, st.file(id)))
-        });
-        let (id, file) = match started {
-            Ok(started) => started,
-            Err(errno) => return reply(Err(errno)),
-        };
-        self.queue_job(Box::new(move |engine| {
-            let result = file.reserve(0, size);
-            drop(file);
-            engine.with(|st, actions| {
-                let unit = st.shape.unit;
-                let part = st.part(id);
-                part.jobs -= 1;
-                if result.is_ok() {
-                    part.reserved.insert(0..size / unit * unit);
-                    part.user_end = part.user_end.max(size);
-                } else {
-                    // Some filesystems keep what they found until they ran out.
-                    part.over_reserved = true;
-                }
-                actions.answer(Some(reply), result);
-                if result.is_err() {
-                    engine.settle(st, id, actions);
-                }
-                st.drop_if_unused(id, actions);
-            });
-        }));
+        self.change(handle, Change::Reserve(size), reply);
+    }
+
+    /// After a reservation of space has had its turn.
+    pub(crate) fn space_reserved(&self, st: &mut State, id: u32, size: u64, result: Result<()>) {
+        let unit = st.shape.unit;
+        let part = st.part(id);
+        if result.is_ok() {
+            part.reserved.insert(0..size / unit * unit);
+            part.user_end = part.user_end.max(size);
+        } else {
+            // Some filesystems keep what they found until they ran out.
+            part.over_reserved = true;
+        }
     }
 
     /// Whether the status of a handle's partition has changed since this was last true (or since the

@@ -3,16 +3,18 @@
 //! All changes to a block go through [`State::edit`], which keeps the counters of its partition and of
 //! the pool, and the list it is in, true to its page sets. Statuses are derived from those counters.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::actions::Actions;
 use super::block::{Block, BufferIndex, Counts, ListKind, NONE};
 use super::direct::DirectPart;
-use super::op::{Granted, Op, SyncOp};
+use super::op::{Op, SyncOp};
 use super::partition::{FileKey, Handle, Partition, StatusWaiter};
+use super::resting::Resting;
 use super::slab::Slab;
+use super::trays::{Buffer, Place, Trays, Weights};
 use crate::aio::device::BackingFile;
 
 /// A list of blocks linked through their `previous` and `next`.
@@ -35,6 +37,9 @@ pub(crate) fn buffers_moving(block_size: u64) -> usize {
     (REQUEST_BYTES_MAX / block_size + 1).max(2) as usize
 }
 
+/// Largest slot that is not a whole buffer: what is copied under the lock when a partition outgrows it.
+const SLOT_BYTES_MAX: u64 = 512 * 1024;
+
 /// The time a filesystem would note for a change made now. The coarse clock, as the kernel's own
 /// filesystems: with a finer one, a file written through the pool could look younger than one made
 /// after it.
@@ -52,6 +57,8 @@ pub(crate) struct Shape {
     pub(crate) block_size: u64,
     /// The device's alignment in bytes.
     pub(crate) alignment: u64,
+    /// Partitions of fewer bytes are small: they get slots, and are evicted after the others.
+    pub(crate) min_swap_size: u64,
 }
 
 impl Shape {
@@ -59,8 +66,23 @@ impl Shape {
         (self.block_size / self.unit) as usize
     }
 
+    /// Pages of the slot for block `index` of a partition of `size` bytes; `None` for one that is not small.
+    pub(crate) fn slot_pages(&self, size: u64, index: u64) -> Option<usize> {
+        if size >= self.min_swap_size {
+            return None;
+        }
+        let pages = size.div_ceil(self.unit).max(1).next_power_of_two();
+        let fits = index == 0 && pages * self.unit <= (self.block_size / 2).min(SLOT_BYTES_MAX);
+        Some(if fits { pages as usize } else { self.pages() })
+    }
+
     pub(crate) fn block_of(&self, offset: u64) -> u64 {
         offset / self.block_size
+    }
+
+    /// The blocks that hold bytes of a range, which is not empty.
+    pub(crate) fn blocks_of(&self, bytes: &std::ops::Range<u64>) -> std::ops::RangeInclusive<u64> {
+        self.block_of(bytes.start)..=self.block_of(bytes.end - 1)
     }
 
     /// The pages of block `index` that hold bytes of `[from, to)`.
@@ -121,6 +143,8 @@ pub struct CacheStats {
     pub written_bytes: u64,
     /// Blocks dropped to make room.
     pub evictions: u64,
+    /// Blocks of small partitions that were copied to a larger or smaller place.
+    pub moves: u64,
     /// Bytes asked for ahead of readers.
     pub read_ahead_bytes: u64,
     /// Operations that had to wait for a buffer.
@@ -133,8 +157,16 @@ pub struct CacheStats {
 
 pub(crate) struct State {
     pub(crate) shape: Shape,
+    /// Buffers of the pool.
+    pub(crate) buffers: usize,
+    /// The blocks that are in the pool, and unused places for more.
     pub(crate) blocks: Vec<Block>,
-    pub(crate) free: Vec<BufferIndex>,
+    pub(crate) unused: Vec<BufferIndex>,
+    /// Buffers that are nobody's.
+    pub(crate) free: Vec<Buffer>,
+    pub(crate) trays: Trays,
+    /// What the blocks that have a buffer of their own add up to.
+    pub(crate) plain: Weights,
     pub(crate) clean: List,
     pub(crate) kept: List,
     pub(crate) dirty: List,
@@ -143,14 +175,19 @@ pub(crate) struct State {
     pub(crate) fill_queue: VecDeque<(BufferIndex, u64, u32)>,
     pub(crate) partitions: Slab<Partition>,
     pub(crate) keys: HashMap<FileKey, u32>,
+    /// Partitions without handles, by when the last was released.
+    pub(crate) idle: BTreeMap<u64, u32>,
+    pub(crate) idle_clock: u64,
+    /// Those of which only the bytes are kept.
+    pub(crate) resting: Resting,
     /// Partitions forgotten so far.
     pub(crate) drops: u64,
     pub(crate) handles: Slab<Handle>,
     pub(crate) transfers: Slab<Purpose>,
     /// Operations waiting for buffers, first come first served, with the number each needs.
     pub(crate) waiting: VecDeque<(Op, usize)>,
-    pub(crate) dirty_blocks: usize,
-    pub(crate) inflight_blocks: usize,
+    /// Since when, in milliseconds, the first of them waits.
+    pub(crate) first_waits_since: Option<u64>,
     pub(crate) writes_inflight: usize,
     /// Blocks under transfer or queued for it.
     pub(crate) pending_blocks: u64,
@@ -158,10 +195,8 @@ pub(crate) struct State {
     pub(crate) idle_waiters: Vec<StatusWaiter>,
     /// Buffers out of circulation.
     pub(crate) reserved: usize,
-    /// Blocks that somebody holds: whatever goes on with them, they give no room.
-    pub(crate) holding: usize,
     /// Buffers that somebody has as plain memory.
-    pub(crate) lent: BTreeSet<BufferIndex>,
+    pub(crate) lent: BTreeSet<Buffer>,
     /// Swap-ins under way.
     pub(crate) queued: u64,
     /// Released blocks that have become clean and idle.
@@ -176,8 +211,12 @@ impl State {
     pub(crate) fn new(shape: Shape, buffers: usize, scratch_pages: usize) -> State {
         State {
             shape,
-            blocks: (0..buffers).map(|_| Block::new(shape.pages())).collect(),
-            free: (0..buffers as BufferIndex).rev().collect(),
+            buffers,
+            blocks: Vec::new(),
+            unused: Vec::new(),
+            free: (0..buffers as Buffer).rev().collect(),
+            trays: Trays::new(buffers, shape.pages()),
+            plain: Weights::default(),
             clean: List::EMPTY,
             kept: List::EMPTY,
             dirty: List::EMPTY,
@@ -186,17 +225,18 @@ impl State {
             fill_queue: VecDeque::new(),
             partitions: Slab::new(),
             keys: HashMap::new(),
+            idle: BTreeMap::new(),
+            idle_clock: 0,
+            resting: Resting::default(),
             drops: 0,
             handles: Slab::new(),
             transfers: Slab::new(),
             waiting: VecDeque::new(),
-            dirty_blocks: 0,
-            inflight_blocks: 0,
+            first_waits_since: None,
             writes_inflight: 0,
             pending_blocks: 0,
             idle_waiters: Vec::new(),
             reserved: 0,
-            holding: 0,
             lent: BTreeSet::new(),
             queued: 0,
             released: Vec::new(),
@@ -256,10 +296,6 @@ impl State {
         if polled {
             self.polled.push(partition);
         }
-        self.dirty_blocks =
-            self.dirty_blocks + usize::from(after.dirty_block) - usize::from(before.dirty_block);
-        self.inflight_blocks =
-            self.inflight_blocks + usize::from(after.transfers) - usize::from(before.transfers);
     }
 
     fn list(&mut self, kind: ListKind) -> &mut List {
@@ -268,17 +304,17 @@ impl State {
             ListKind::Kept => &mut self.kept,
             ListKind::Dirty => &mut self.dirty,
             ListKind::Failed => &mut self.failed,
-            ListKind::None => unreachable!("no list for blocks in none"),
+            ListKind::None | ListKind::Slot => unreachable!("no list for blocks in none"),
         }
     }
 
-    fn unlink(&mut self, buffer: BufferIndex) {
+    pub(crate) fn unlink(&mut self, buffer: BufferIndex) {
         let block = &mut self.blocks[buffer as usize];
         let (kind, previous, next) = (block.list, block.previous, block.next);
-        if kind == ListKind::None {
+        block.list = ListKind::None;
+        if matches!(kind, ListKind::None | ListKind::Slot) {
             return;
         }
-        block.list = ListKind::None;
         if previous != NONE {
             self.block(previous).next = next;
         }
@@ -296,7 +332,8 @@ impl State {
     }
 
     fn append(&mut self, buffer: BufferIndex, kind: ListKind) {
-        if kind == ListKind::None {
+        if matches!(kind, ListKind::None | ListKind::Slot) {
+            self.block(buffer).list = kind;
             return;
         }
         let list = self.list(kind);
@@ -313,7 +350,7 @@ impl State {
         block.next = NONE;
     }
 
-    fn relist(&mut self, buffer: BufferIndex) {
+    pub(crate) fn relist(&mut self, buffer: BufferIndex) {
         let block = &self.blocks[buffer as usize];
         let proper = block.proper_list();
         if block.list != proper {
@@ -321,9 +358,10 @@ impl State {
             self.append(buffer, proper);
         }
         let block = &self.blocks[buffer as usize];
-        if block.release && matches!(proper, ListKind::Clean | ListKind::Kept) {
+        if block.release && proper.evictable() {
             self.released.push(buffer);
         }
+        self.tell(buffer);
     }
 
     /// Marks a block as just used.
@@ -331,127 +369,14 @@ impl State {
         let kind = self.blocks[buffer as usize].list;
         self.unlink(buffer);
         self.append(buffer, kind);
+        if let Place::Slot { tray, .. } = self.blocks[buffer as usize].place {
+            self.trays.touch(tray);
+        }
     }
 
-    /// The buffer that holds block `index` of a partition.
+    /// The block of a partition with this number, if it is in the pool.
     pub(crate) fn find(&mut self, partition: u32, index: u64) -> Option<BufferIndex> {
         self.part(partition).blocks.get(&index).copied()
-    }
-
-    /// Buffers that may be in use: all but the reserved ones, and always enough, besides those that are
-    /// held or lent, for the largest request to go on.
-    fn limit(&self) -> usize {
-        let least = self.shape.buffers_moving() + self.holding + self.lent.len();
-        (self.blocks.len() - self.reserved).max(least).min(self.blocks.len())
-    }
-
-    /// Buffers that are neither reserved nor lent out.
-    pub(crate) fn in_circulation(&self) -> u64 {
-        self.blocks.len().saturating_sub(self.reserved + self.lent.len()) as u64
-    }
-
-    /// Buffers in use that no eviction can give.
-    fn bound(&self) -> usize {
-        self.blocks.len() - self.free.len() - self.clean.length - self.kept.length
-    }
-
-    /// Free buffers and those that can be had by evicting a clean block, less the reserved ones.
-    pub(crate) fn available(&self) -> usize {
-        (self.blocks.len() - self.reserved).saturating_sub(self.bound())
-    }
-
-    /// Buffers that an operation can have at once, those that keep a reserved pool moving included; not
-    /// the blocks that were swapped in on request as long as anything else is moving, or dirty and about
-    /// to: each of those will give room by itself. `held` blocks are idle but for the asker, who has
-    /// pinned them.
-    pub(crate) fn obtainable(&self, held: usize) -> usize {
-        let still = self.failed.length + self.holding + self.lent.len();
-        let moving = self.bound() - still > held;
-        let spared = if moving { self.kept.length } else { 0 };
-        self.limit().saturating_sub(self.bound() + spared)
-    }
-
-    /// Drops the clean block that was not used for the longest time; those swapped in on request last.
-    fn evict(&mut self, actions: &mut Actions) -> bool {
-        let victim = if self.clean.head == NONE { self.kept.head } else { self.clean.head };
-        if victim == NONE {
-            return false;
-        }
-        self.stats.evictions += 1;
-        self.detach(victim, actions);
-        true
-    }
-
-    fn take_buffer(&mut self, actions: &mut Actions) -> Option<BufferIndex> {
-        while self.free.is_empty() || self.blocks.len() - self.free.len() >= self.limit() {
-            if !self.evict(actions) {
-                return None;
-            }
-        }
-        self.free.pop()
-    }
-
-    /// Gives up what is in use beyond the limit, after a reservation.
-    pub(crate) fn shrink_to_limit(&mut self, actions: &mut Actions) {
-        while self.reserved > 0 && self.blocks.len() - self.free.len() > self.limit() {
-            if !self.evict(actions) {
-                return;
-            }
-        }
-    }
-
-    /// Takes `count` buffers at once, or none. Those who wait already come first.
-    pub(crate) fn acquire(
-        &mut self, granted: &mut Granted, count: usize, actions: &mut Actions,
-    ) -> bool {
-        if granted.len() >= count {
-            return true;
-        }
-        if !self.waiting.is_empty() || self.obtainable(0) < count - granted.len() {
-            return false;
-        }
-        self.grant(granted, count, actions);
-        true
-    }
-
-    pub(crate) fn grant(&mut self, granted: &mut Granted, count: usize, actions: &mut Actions) {
-        while granted.len() < count {
-            granted.push(self.take_buffer(actions).expect("availability was checked"));
-        }
-    }
-
-    /// Returns buffers that an operation was given and did not need.
-    pub(crate) fn return_granted(&mut self, granted: &mut Granted) {
-        self.free.extend(granted.drain(..));
-    }
-
-    /// Puts an empty buffer to use for block `index` of a partition.
-    pub(crate) fn attach(&mut self, buffer: BufferIndex, partition: u32, index: u64) {
-        let block = self.block(buffer);
-        assert_eq!(block.partition, NONE, "a buffer has one holder at a time");
-        block.partition = partition;
-        block.index = index;
-        let before = self.part(partition).blocks.insert(index, buffer);
-        assert!(before.is_none(), "a block has one buffer");
-        self.relist(buffer);
-    }
-
-    /// Drops an idle block with whatever it holds; its buffer becomes free.
-    pub(crate) fn detach(&mut self, buffer: BufferIndex, actions: &mut Actions) {
-        self.edit(buffer, |block| {
-            block.valid.clear();
-            block.dirty.clear();
-            block.partials.clear();
-            block.flush = false;
-            block.failed = None;
-        });
-        self.unlink(buffer);
-        let block = self.block(buffer);
-        let (partition, index) = (block.partition, block.index);
-        block.reset();
-        self.free.push(buffer);
-        self.part(partition).blocks.remove(&index);
-        self.drop_if_unused(partition, actions);
     }
 
     /// Forgets a partition that nothing refers to any more; its descriptor is closed outside the lock.
@@ -459,6 +384,7 @@ impl State {
         if self.partitions.get(partition as usize).is_some_and(Partition::droppable) {
             let part = self.partitions.remove(partition as usize).expect("looked up just now");
             self.keys.remove(&part.key);
+            self.idle.remove(&part.idle_since);
             self.drops += 1;
             actions.files.push(part.file);
         }

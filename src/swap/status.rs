@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use super::block::BufferIndex;
 use super::engine::Engine;
 use super::op::Reply;
 use super::pages::RangeSet;
@@ -45,6 +46,8 @@ pub struct PoolInfo {
     pub buffers: u64,
     /// Free, or holding a clean block that can be dropped.
     pub available: u64,
+    /// Cut into slots for small partitions.
+    pub trays: u64,
     /// Out of circulation: reserved on request, or lent out as plain memory.
     pub reserved: u64,
     /// Holding bytes newer than the swap folder.
@@ -60,6 +63,8 @@ pub struct PoolInfo {
 pub struct PartitionCounts {
     /// Known to the engine: open, resident or under transfer.
     pub known: u64,
+    /// Of these, small ones that are only known by their bytes: they hold no descriptor.
+    pub resting: u64,
     /// Open handles.
     pub handles: u64,
     /// With bytes newer than the swap folder.
@@ -74,9 +79,9 @@ impl Engine {
     /// Where a partition is; `None` when nothing of it is in the pool and nobody has it open.
     #[must_use]
     pub fn info(&self, key: FileKey) -> Option<PartitionInfo> {
-        self.with(|st, _| {
-            let id = *st.keys.get(&key)?;
-            Some(self.info_of(st, id))
+        self.with(|st, _| match st.keys.get(&key).copied() {
+            Some(id) => Some(self.info_of(st, id)),
+            None => st.resting.info(key),
         })
     }
 
@@ -126,11 +131,12 @@ impl Engine {
     #[must_use]
     pub fn pool(&self) -> PoolInfo {
         self.with(|st, _| PoolInfo {
-            buffers: st.blocks.len() as u64,
+            buffers: st.buffers as u64,
             available: st.available() as u64,
+            trays: st.trays.len() as u64,
             reserved: (st.reserved + st.lent.len()) as u64,
-            dirty: st.dirty_blocks as u64,
-            inflight: st.inflight_blocks as u64,
+            dirty: st.dirty_buffers() as u64,
+            inflight: st.inflight_buffers() as u64,
             buffer_size: st.shape.block_size,
         })
     }
@@ -139,8 +145,9 @@ impl Engine {
     #[must_use]
     pub fn partitions(&self) -> PartitionCounts {
         self.with(|st, _| {
-            let mut counts =
-                PartitionCounts { handles: st.handles.len() as u64, ..PartitionCounts::default() };
+            let (handles, resting) = (st.handles.len() as u64, st.resting.len() as u64);
+            let mut counts = PartitionCounts { handles, resting, ..PartitionCounts::default() };
+            counts.known = resting;
             for (_, part) in st.partitions.iter() {
                 counts.known += 1;
                 counts.dirty += u64::from(part.dirty_pages > 0);
@@ -243,7 +250,7 @@ impl Engine {
     }
 
     fn dirty_ranges(&self, st: &mut State, id: u32) -> RangeSet {
-        let (unit, pages) = (st.shape.unit, st.shape.pages());
+        let unit = st.shape.unit;
         let size = st.part(id).size;
         let mut ranges = RangeSet::default();
         let blocks: Vec<(u64, u32)> = st.part(id).blocks.iter().map(|(i, b)| (*i, *b)).collect();
@@ -253,12 +260,31 @@ impl Engine {
             let mut all = block.dirty.clone();
             all.add_all(&block.writing);
             let mut at = 0;
-            while let Some(run) = all.run(at..pages) {
+            while let Some(run) = all.run(at..block.pages) {
                 at = run.end;
                 let end = (start + run.end as u64 * unit).min(size);
                 ranges.insert(start + run.start as u64 * unit..end);
             }
         }
         ranges
+    }
+
+    /// Where the partition's transfers failed, for messages: the first byte that was not written, or not
+    /// read.
+    pub(crate) fn first_failure(&self, handle: u64, write: bool) -> Option<u64> {
+        self.with(|st, _| {
+            let id = Engine::partition_of(st, handle).ok()?;
+            if !write {
+                return st.part(id).unreadable.next_in(0);
+            }
+            let (unit, pages) = (st.shape.unit, st.shape.pages());
+            let blocks: Vec<(u64, BufferIndex)> =
+                st.part(id).blocks.iter().map(|(index, buffer)| (*index, *buffer)).collect();
+            let failed = blocks
+                .into_iter()
+                .find(|(_, buffer)| st.blocks[*buffer as usize].failed.is_some())?;
+            let run = st.blocks[failed.1 as usize].dirty.run(0..pages)?;
+            Some(failed.0 * st.shape.block_size + run.start as u64 * unit)
+        })
     }
 }

@@ -178,6 +178,7 @@ impl Engine {
             }
         }
         self.settle_if_due(st, id, actions);
+        self.pack(st, id);
         st.part(id).jobs -= 1;
         if st.pending_blocks + st.queued == 0 {
             for waiter in st.idle_waiters.drain(..) {

@@ -37,7 +37,10 @@ impl Engine {
         let (id, index) = (st.blocks[buffer as usize].partition, st.blocks[buffer as usize].index);
         let start = index * block_size;
         let (size, disk_size) = (st.part(id).size, st.part(id).disk_size);
-        let pages = pages.start..pages.end.min(st.shape.pages_of(index, start, size).end);
+        // What it has no room for is not asked for: who needs it has it moved first.
+        let room = st.blocks[buffer as usize].pages;
+        let end = st.shape.pages_of(index, start, size).end;
+        let pages = pages.start..pages.end.min(end).min(room);
         let on_disk = st.shape.pages_of(index, start, disk_size).end;
         let (mut at, mut asked) = (pages.start, 0);
         loop {
@@ -154,7 +157,7 @@ impl Engine {
             }
             return;
         }
-        let (unit, pages) = (st.shape.unit, st.shape.pages());
+        let (unit, pages) = (st.shape.unit, block.pages);
         let start = block.index * st.shape.block_size;
         // What is beyond the end of the file (a truncate came between) is not written.
         let end = st.part(id).size.next_multiple_of(st.shape.alignment);

@@ -6,6 +6,7 @@ use super::actions::{Actions, Answer};
 use super::block::{BufferIndex, PARTIALS_MAX, Partial};
 use super::engine::Engine;
 use super::op::{Granted, Op, SyncOp, WriteOp, WriteReply};
+use super::small::{Need, Room};
 use super::state::{State, file_time_now};
 use crate::error::{Errno, Result};
 use crate::pool::WriteLease;
@@ -124,19 +125,25 @@ impl Engine {
         if !st.part(id).reserved.covers(&aligned) {
             return self.reserve_for(st, op, actions);
         }
-        let Some(buffer) = st.find(id, index) else {
-            if !st.acquire(&mut op.granted, 1, actions) {
-                if op.payload_from == usize::MAX {
-                    return Step::Own(op);
-                }
-                self.wait_for_buffers(st, Op::Write(op), 1);
-                return Step::Done;
+        // What outgrows its slot goes on growing, more often than not.
+        let whole = st.find(id, index).map(|_| st.shape.pages());
+        let size = st.part(id).size.max(to);
+        let slot = st.shape.slot_pages(size, index);
+        let slot = slot.map(|pages| whole.unwrap_or(pages));
+        let need = Need { partition: id, index, pages: pages.end, slot };
+        match self.room_for(st, &mut op.granted, need, actions) {
+            Room::Here(buffer) => self.claim(st, op, buffer, from..to, pages, actions),
+            _ if op.payload_from == usize::MAX => Step::Own(op),
+            Room::Busy(buffer) => {
+                st.return_granted(&mut op.granted);
+                st.edit(buffer, |block| block.waiters.push(Op::Write(op)));
+                Step::Done
             }
-            let buffer = op.granted.pop().expect("one was acquired");
-            st.attach(buffer, id, index);
-            return self.claim(st, op, buffer, from..to, pages, actions);
-        };
-        self.claim(st, op, buffer, from..to, pages, actions)
+            Room::Wait => {
+                self.wait_for_buffers(st, Op::Write(op), 1);
+                Step::Done
+            }
+        }
     }
 
     /// Lets a write through its partition's gate.
@@ -274,6 +281,7 @@ impl Engine {
         let start = st.blocks[buffer as usize].index * st.shape.block_size;
         let now_ms = self.now_ms();
         let part = st.part(id);
+        let old = part.size;
         part.size = part.size.max(start + bytes.end);
         part.modified = Some(file_time_now());
         part.written_ms = now_ms;
@@ -308,8 +316,10 @@ impl Engine {
             block.written_ms = now_ms;
         });
         st.touch(buffer);
+        st.resized(id, old);
         let block = &st.blocks[buffer as usize];
-        let full = block.partials.is_empty() && block.dirty.all(0..st.shape.pages());
+        let whole = block.pages == st.shape.pages();
+        let full = whole && block.partials.is_empty() && block.dirty.all(0..block.pages);
         if full || block.flush {
             self.flush_block(st, buffer, actions);
         }

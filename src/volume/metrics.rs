@@ -5,14 +5,16 @@ use std::fmt::Write;
 use serde_json::Value;
 
 /// Keys whose values go up and down; all other numbers only grow.
-const GAUGES: [&str; 14] = [
+const GAUGES: [&str; 16] = [
     "buffers",
     "available",
+    "trays",
     "reserved",
     "dirty",
     "inflight",
     "buffer_size",
     "known",
+    "resting",
     "handles",
     "failed",
     "batch_max",

@@ -98,7 +98,6 @@ impl Volume {
     /// Drops what only the pool has; then the kernel's pages and attributes of it, from a thread on which
     /// no request waits: the kernel takes the inode's lock for that.
     fn discard(self: &Arc<Self>, id: u64) -> Result<()> {
-        self.ask(id, Request::Discard)?;
         let (volume, key) = (self.clone(), self.tree.key(id)?);
         let done = move |_| {
             let engine = volume.engine.clone();
@@ -108,7 +107,7 @@ impl Volume {
                 }
             }));
         };
-        self.engine.wait_idle(key, Duration::from_secs(1), Box::new(done));
+        self.engine.discard(key, Box::new(done));
         Ok(())
     }
 
@@ -147,7 +146,12 @@ impl Volume {
 
     fn everything(self: &Arc<Self>, request: Request, answer: Answer<()>) {
         let engine = self.engine.clone();
-        self.engine.run_blocking(Box::new(move || engine.request_all(request)));
+        // Until all are asked, who waits for the root is not told that it is idle.
+        let asking = engine.asking();
+        self.engine.run_blocking(Box::new(move || {
+            engine.request_all(request);
+            drop(asking);
+        }));
         answer(Ok(()));
     }
 
@@ -189,10 +193,9 @@ impl Volume {
 
     fn exceeds_pool(&self, id: u64, rights: &Rights) -> bool {
         let limit = self.engine.swap_in_bytes_max();
-        let block = self.engine.pool().buffer_size;
         let (mut bytes, mut files) = (0_u64, 0);
         self.walk(id, rights, &mut |_, size| {
-            bytes = bytes.saturating_add(size.next_multiple_of(block));
+            bytes = bytes.saturating_add(self.engine.footprint(size));
             files += 1;
             bytes <= limit && files < PREVIEW_FILES
         });

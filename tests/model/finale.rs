@@ -17,6 +17,7 @@ impl Driver {
             fault.set_enabled(false);
         }
         let engine = self.world.engine.clone();
+        engine.release_reserved_buffers();
         self.world.until("idle", || !engine.inflight());
         for slot in 0..self.slots.len() {
             self.check_reports(slot);

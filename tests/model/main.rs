@@ -11,7 +11,7 @@ mod rig;
 
 use std::sync::Arc;
 
-use driver::{Driver, Slot};
+use driver::{Driver, SIZE_MAX, SMALL_MAX, Slot};
 use rig::{Kind, Rng, Rounds, SeedGuard, World};
 
 /// Operations of one case, for each thread.
@@ -21,9 +21,25 @@ fn alone(kind: Kind, seed: u64) {
     let _guard = SeedGuard { kind, seed };
     let mut rng = Rng::new(seed);
     let world = World::random(kind, seed, &mut rng);
-    let slots = (0..rng.between(1, 4)).map(|_| Slot::own(&world, &mut rng)).collect();
-    let mut driver = Driver::new(world.clone(), rng, slots);
+    let slots = (0..rng.between(1, 4)).map(|_| Slot::own(&world, &mut rng, SIZE_MAX)).collect();
+    let mut driver = Driver::new(world.clone(), rng, slots, false);
     for _ in 0..STEPS {
+        driver.step();
+    }
+    driver.finish();
+    world.end();
+}
+
+/// Many small files and a large one.
+fn many(kind: Kind, seed: u64) {
+    let _guard = SeedGuard { kind, seed };
+    let mut rng = Rng::new(seed);
+    let world = World::random(kind, seed, &mut rng);
+    let count = rng.between(6, 40);
+    let mut slots: Vec<_> = (0..count).map(|_| Slot::own(&world, &mut rng, SMALL_MAX)).collect();
+    slots.push(Slot::own(&world, &mut rng, SIZE_MAX));
+    let mut driver = Driver::new(world.clone(), rng, slots, false);
+    for _ in 0..STEPS * 4 {
         driver.step();
     }
     driver.finish();
@@ -44,9 +60,9 @@ fn together(kind: Kind, seed: u64) {
     for i in 0..threads {
         let mut slots = vec![Slot::region(shared.clone(), i * length, length)];
         if rng.percent(50) {
-            slots.push(Slot::own(&world, &mut rng));
+            slots.push(Slot::own(&world, &mut rng, SIZE_MAX));
         }
-        drivers.push(Driver::new(world.clone(), rng.fork(), slots));
+        drivers.push(Driver::new(world.clone(), rng.fork(), slots, true));
     }
     let handles: Vec<_> = drivers
         .into_iter()
@@ -96,6 +112,21 @@ fn one_thread_with_short_and_late_transfers() {
 #[test]
 fn one_thread_on_a_full_device() {
     rounds(Kind::Full, 50, alone);
+}
+
+#[test]
+fn many_small_files() {
+    rounds(Kind::Sound, 40, many);
+}
+
+#[test]
+fn many_small_files_with_faults() {
+    rounds(Kind::Faulty, 30, many);
+}
+
+#[test]
+fn many_small_files_with_short_and_late_transfers() {
+    rounds(Kind::Awkward, 20, many);
 }
 
 #[test]

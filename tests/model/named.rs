@@ -20,6 +20,7 @@ fn world(kind: Kind, alignment: usize, folder: MemoryFolder, read_ahead: u64) ->
         open_swap_in: OpenSwapIn::None,
         linger: Duration::from_secs(60),
         writeback_batch: 1,
+        min_swap_size: 0,
         idle_partitions_max: 8,
     };
     let memory = MemoryOptions { alignment, ..MemoryOptions::default() };

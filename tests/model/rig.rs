@@ -12,7 +12,7 @@ use swapfs::aio::device::{
 use swapfs::aio::fault::{FaultDevice, FaultPlan};
 use swapfs::aio::memory::{MemoryDevice, MemoryFile, MemoryFolder, MemoryOptions};
 use swapfs::pool::{Arena, ArenaOptions};
-use swapfs::swap::{Engine, EngineOptions, FileKey, OpenSwapIn};
+use swapfs::swap::{Engine, EngineOptions, FileKey, OpenSwapIn, Request};
 
 pub(crate) const BLOCK: u64 = 64 * 1024;
 
@@ -254,6 +254,7 @@ impl World {
             open_swap_in: rng.pick(&[OpenSwapIn::None, OpenSwapIn::Ahead, OpenSwapIn::All]),
             linger: Duration::from_millis(rng.below(51)),
             writeback_batch: rng.between(1, 8) as usize,
+            min_swap_size: rng.pick(&[0, 4096, 20_000, BLOCK, 300_000, 1 << 20]),
             idle_partitions_max: rng.between(0, 3) as usize,
         };
         let alignment = if kind == Kind::Full {
@@ -336,6 +337,7 @@ impl World {
     /// Checks that nothing is left and ends the engine.
     pub(crate) fn end(&self) {
         let left = || (self.engine.pool(), self.engine.partitions());
+        let pool = left().0.buffers;
         self.until("all buffers available, nothing dirty", || {
             let (pool, partitions) = left();
             pool.available == pool.buffers
@@ -345,6 +347,8 @@ impl World {
                 && !self.engine.inflight()
         });
         assert_eq!(left().1.handles, 0);
+        self.engine.request_all(Request::Release);
+        self.until("released", || left().1.resting == 0 && left().0.available == pool);
         if self.kind != Kind::Faulty {
             assert_eq!(left().1.failed, 0, "{}", self.dump());
             assert_eq!(self.engine.cache_stats().errors, 0);

@@ -19,6 +19,7 @@ mod processes;
 mod requests;
 mod rights;
 mod rush;
+mod small;
 mod space;
 mod stop;
 mod support;

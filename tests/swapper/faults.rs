@@ -34,6 +34,7 @@ impl Rig {
             block_size: BLOCK,
             read_ahead: BLOCK,
             open_swap_in: OpenSwapIn::None,
+            min_swap_size: 1 << 20,
             linger: Duration::from_secs(1 << 20),
             writeback_batch: 8,
             idle_partitions_max: 16,

@@ -24,6 +24,15 @@ const KEY: FileKey = FileKey { dev: 1, ino: 2, generation: 0 };
 impl Rig {
     /// An engine with `buffers` buffers, and a file of `bytes`.
     fn new(buffers: u64, bytes: &[u8]) -> Rig {
+        Rig::start(buffers, bytes, 0)
+    }
+
+    /// One in which partitions smaller than a block share buffers.
+    fn with_small(buffers: u64, bytes: &[u8]) -> Rig {
+        Rig::start(buffers, bytes, BLOCK)
+    }
+
+    fn start(buffers: u64, bytes: &[u8], min_swap_size: u64) -> Rig {
         let folder = MemoryFolder::unbounded();
         let file = MemoryFile::new(&folder);
         file.write_at(0, bytes).unwrap();
@@ -32,6 +41,7 @@ impl Rig {
             block_size: BLOCK,
             read_ahead: 0,
             open_swap_in: OpenSwapIn::None,
+            min_swap_size,
             linger: Duration::from_secs(1 << 20),
             writeback_batch: 4,
             idle_partitions_max: 4,
@@ -228,3 +238,5 @@ fn a_view_keeps_nobody_from_room() {
     assert!(bytes_of(&hold.unwrap()) == pattern(5 * BLOCK));
     drop(view);
 }
+
+mod slots;

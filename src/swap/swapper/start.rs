@@ -140,6 +140,8 @@ impl SwapperOptions {
             block_size: self.block_size,
             read_ahead: u64::from(self.queue_depth) * self.block_size,
             open_swap_in: OpenSwapIn::None,
+            // What is in the pool is held, and so has whole buffers anyhow.
+            min_swap_size: 0,
             linger: LINGER,
             writeback_batch: (self.queue_depth * self.thread_count) as usize,
             idle_partitions_max: IDLE_PARTITIONS_MAX,

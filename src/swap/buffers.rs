@@ -1,0 +1,364 @@
+//! Who has which buffer: what is available, what is evicted for whom, and how blocks get their places.
+//!
+//! # Order of eviction
+//!
+//! 1. Clean blocks of large partitions, oldest use first.
+//! 2. Trays of small partitions, oldest use first; a tray goes as a whole.
+//! 3. What was swapped in on request.
+//!
+//! The second are *spared* as long as something of the first kind is moving, and so about to become
+//! clean, and the third as long as anything is: those who need buffers wait for that instead, but not longer
+//! than [`SPARE_MS`]. A quarter of the pool is never defended by small partitions: with fewer buffers a large
+//! stream would crawl.
+//!
+//! # Why nobody waits for ever
+//!
+//! An operation that waits for buffers holds none (it gets all it needs at once), has no lease on a byte,
+//! and pins no block whose room it needs itself: a block that has outgrown its slot counts as absent, so
+//! that its tray can be written out and evicted for the very operation that wants to move it. What keeps a
+//! buffer from being evicted is thus one of
+//!
+//! - a transfer or a copy: it ends by itself, and its end comes back here;
+//! - dirty bytes: whoever waits at the head of the queue has the oldest written out, of a tray all of them;
+//! - a failed write-out: dropped when nothing else is left;
+//! - a tray in which one slot is any of these, which ends with it;
+//! - a holder ([`super::hold`]), of the block itself or of another slot of its tray, or a borrower
+//!   ([`super::lend`]): these end when somebody likes, so nobody may count on it.
+//!
+//! So at the latest when all but the last is still, every buffer within the limit that is neither held nor
+//! lent is obtainable. Of these there are always enough for the largest request: holders and borrowers
+//! together have no more buffers than the budget ([`super::budget`]) has tokens, which is the pool less that
+//! number, for every held block and every lent buffer takes a token and binds at most one buffer; and the
+//! limit grows by what is held or lent, so that a reservation does not eat into the rest. A failed write-out
+//! beside a held slot is not dropped: it would give no room. Those who hold some of the blocks they need
+//! and wait for the others are no exception: their tokens were taken all at once, so the others are
+//! obtainable as for everybody.
+//!
+//! All need not become still, though: the slots of a tray may be rewritten in turn without end, so that it is never clean as a
+//! whole. That is why sparing ends after a while for whoever waits first. A vacant slot may be taken without a
+//! buffer, but not past those who wait.
+
+use super::actions::Actions;
+use super::block::{Block, BufferIndex, NONE};
+use super::op::Granted;
+use super::state::State;
+use super::trays::{Occupant, Place, Weight};
+
+/// How long the first of those who wait does so for the sake of what is spared.
+pub(crate) const SPARE_MS: u64 = 5000;
+
+/// What is bound and will become clean by itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Moving {
+    /// A block that has a buffer of its own, which then goes first.
+    plain: bool,
+    /// That, or a tray.
+    any: bool,
+}
+
+impl State {
+    /// Buffers that may be in use: all but the reserved ones, and always enough, besides those that are
+    /// held or lent, for the largest request to go on.
+    fn limit(&self) -> usize {
+        let least = self.shape.buffers_moving() + self.held() + self.lent.len();
+        (self.buffers - self.reserved).max(least).min(self.buffers)
+    }
+
+    /// Buffers that somebody holds, whole or in part: whatever goes on with them, they give no room.
+    fn held(&self) -> usize {
+        self.plain.held as usize + self.trays.held()
+    }
+
+    /// Buffers that are neither reserved nor lent out.
+    pub(crate) fn in_circulation(&self) -> u64 {
+        self.buffers.saturating_sub(self.reserved + self.lent.len()) as u64
+    }
+
+    /// Buffers in use that no eviction can give.
+    fn bound(&self) -> usize {
+        let evictable = self.clean.length + self.kept.length + self.trays.evictable();
+        self.buffers - self.free.len() - evictable
+    }
+
+    /// What of all that is bound will become clean, and can be evicted before what is spared.
+    pub(crate) fn moving(&self) -> Moving {
+        let trays = self.trays.len() - self.trays.evictable();
+        let still = (self.plain.failed + self.plain.held) as usize + self.lent.len();
+        let plain = self.bound() - trays > still;
+        Moving { plain, any: plain || trays > self.trays.failed() + self.trays.held() }
+    }
+
+    /// Free buffers and those that can be had by evicting, less the reserved ones.
+    pub(crate) fn available(&self) -> usize {
+        (self.buffers - self.reserved).saturating_sub(self.bound())
+    }
+
+    /// Buffers with bytes newer than the swap folder.
+    pub(crate) fn dirty_buffers(&self) -> usize {
+        self.plain.dirty as usize + self.trays.dirty()
+    }
+
+    /// Buffers under transfer.
+    pub(crate) fn inflight_buffers(&self) -> usize {
+        self.plain.inflight as usize + self.trays.inflight()
+    }
+
+    /// Buffers that nobody is busy with in a way that will end by itself and give room.
+    pub(crate) fn idle_buffers(&self) -> usize {
+        let still = (self.plain.failed + self.plain.held) as usize + self.lent.len();
+        self.free.len() + self.clean.length + self.kept.length + still + self.trays.idle()
+    }
+
+    /// Buffers that an operation can have at once, those that keep a reserved pool moving included; not
+    /// what is spared while something else is `moving`.
+    pub(crate) fn obtainable(&self, moving: Moving) -> usize {
+        let unkept = self.trays.evictable_unkept();
+        let bespoken = self.trays.len() + self.plain.held as usize + self.lent.len();
+        let undefended = (self.buffers / 4).saturating_sub(self.buffers - bespoken);
+        let trays = if moving.plain { unkept - undefended.min(unkept) } else { 0 };
+        let kept = self.kept.length + self.trays.evictable() - unkept;
+        let spared = trays + if moving.any { kept } else { 0 };
+        self.limit().saturating_sub(self.bound() + spared)
+    }
+
+    /// Makes one buffer free, in the order that the module's documentation names.
+    fn evict(&mut self, actions: &mut Actions) -> bool {
+        if self.clean.head != NONE {
+            self.stats.evictions += 1;
+            self.detach(self.clean.head, actions);
+            return true;
+        }
+        if let Some(tray) = self.trays.oldest(false) {
+            self.evict_tray(tray, actions);
+            return true;
+        }
+        if self.kept.head != NONE {
+            self.stats.evictions += 1;
+            self.detach(self.kept.head, actions);
+            return true;
+        }
+        self.trays.oldest(true).is_some_and(|tray| {
+            self.evict_tray(tray, actions);
+            true
+        })
+    }
+
+    /// Drops everything in a tray, which is idle and clean.
+    pub(crate) fn evict_tray(&mut self, tray: u32, actions: &mut Actions) {
+        for occupant in self.trays.occupants(tray) {
+            self.stats.evictions += 1;
+            match occupant {
+                Occupant::Block(buffer) => self.detach(buffer, actions),
+                Occupant::Resting(number) => self.forget_resting(number),
+                Occupant::Nobody => {}
+            }
+        }
+    }
+
+    fn take_buffer(&mut self, actions: &mut Actions) -> Option<u32> {
+        while self.free.is_empty() || self.buffers - self.free.len() >= self.limit() {
+            if !self.evict(actions) {
+                return None;
+            }
+        }
+        self.free.pop()
+    }
+
+    /// Gives up what is in use beyond the limit, after a reservation.
+    pub(crate) fn shrink_to_limit(&mut self, actions: &mut Actions) {
+        while self.reserved > 0 && self.buffers - self.free.len() > self.limit() {
+            if !self.evict(actions) {
+                return;
+            }
+        }
+    }
+
+    /// Takes `count` buffers at once, or none. Those who wait already come first.
+    pub(crate) fn acquire(
+        &mut self, granted: &mut Granted, count: usize, actions: &mut Actions,
+    ) -> bool {
+        if granted.len() >= count {
+            return true;
+        }
+        if !self.waiting.is_empty() || self.obtainable(self.moving()) < count - granted.len() {
+            return false;
+        }
+        self.grant(granted, count, actions);
+        true
+    }
+
+    pub(crate) fn grant(&mut self, granted: &mut Granted, count: usize, actions: &mut Actions) {
+        while granted.len() < count {
+            granted.push(self.take_buffer(actions).expect("availability was checked"));
+        }
+    }
+
+    /// Returns buffers that an operation was given and did not need.
+    pub(crate) fn return_granted(&mut self, granted: &mut Granted) {
+        self.free.extend(granted.drain(..));
+    }
+
+    /// A vacant slot of that many pages, which takes no buffer. Those who wait for buffers come first.
+    pub(crate) fn vacancy(&self, granted: &Granted, slot: Option<usize>) -> Option<Place> {
+        let pages = slot?;
+        let turn = !granted.is_empty() || self.waiting.is_empty();
+        turn.then(|| self.trays.vacancy(pages)).flatten()
+    }
+
+    /// Makes one of the granted buffers a block's place, or the first slot of it.
+    pub(crate) fn claim_buffer(&mut self, granted: &mut Granted, slot: Option<usize>) -> Place {
+        let buffer = granted.pop().expect("one was acquired");
+        match slot {
+            Some(pages) => self.trays.make(buffer, pages),
+            None => Place::Buffer(buffer),
+        }
+    }
+
+    /// Finds a place for a block that is absent: a slot of that many pages, or a buffer. `None` when one
+    /// has to wait for a buffer.
+    pub(crate) fn place(
+        &mut self, granted: &mut Granted, partition: u32, index: u64, slot: Option<usize>,
+        actions: &mut Actions,
+    ) -> Option<BufferIndex> {
+        let place = match self.vacancy(granted, slot) {
+            Some(place) => place,
+            None if self.acquire(granted, 1, actions) => self.claim_buffer(granted, slot),
+            None => return None,
+        };
+        Some(self.attach(place, partition, index))
+    }
+
+    /// Puts an empty place to use for block `index` of a partition.
+    pub(crate) fn attach(&mut self, place: Place, partition: u32, index: u64) -> BufferIndex {
+        let buffer = self.new_block(partition, index);
+        self.enter(buffer, place);
+        buffer
+    }
+
+    /// Makes block 0 of a partition of a slot that is somebody's who means nothing.
+    pub(crate) fn adopt(&mut self, tray: u32, slot: u32, partition: u32) -> BufferIndex {
+        let buffer = self.new_block(partition, 0);
+        self.trays.hand_over(tray, slot, Occupant::Block(buffer));
+        let pages = self.trays.slot_pages(tray);
+        let block = self.block(buffer);
+        block.place = Place::Slot { tray, slot };
+        block.set_pages(pages);
+        self.relist(buffer);
+        buffer
+    }
+
+    fn new_block(&mut self, partition: u32, index: u64) -> BufferIndex {
+        let buffer = self.unused.pop().unwrap_or_else(|| {
+            self.blocks.push(Block::new());
+            self.blocks.len() as BufferIndex - 1
+        });
+        let block = self.block(buffer);
+        assert_eq!(block.partition, NONE, "a block has one holder at a time");
+        block.partition = partition;
+        block.index = index;
+        let before = self.part(partition).blocks.insert(index, buffer);
+        assert!(before.is_none(), "a block has one place");
+        buffer
+    }
+
+    /// Gives a block that has none its place.
+    fn enter(&mut self, buffer: BufferIndex, place: Place) {
+        let pages = match place {
+            Place::Slot { tray, slot } => {
+                let who = Occupant::Block(buffer);
+                self.trays.occupy(tray, slot, who, Weight::default());
+                self.trays.slot_pages(tray)
+            }
+            _ => self.shape.pages(),
+        };
+        let block = self.block(buffer);
+        block.place = place;
+        block.set_pages(pages);
+        self.relist(buffer);
+    }
+
+    /// Takes a block's place away.
+    fn leave(&mut self, buffer: BufferIndex) {
+        self.unlink(buffer);
+        let block = self.block(buffer);
+        let told = std::mem::take(&mut block.told);
+        match std::mem::replace(&mut block.place, Place::Nowhere) {
+            Place::Buffer(number) => {
+                self.plain.change(told, Weight::default());
+                self.free.push(number);
+            }
+            Place::Slot { tray, slot } => {
+                if self.trays.vacate(tray, slot, told) {
+                    self.free.push(tray);
+                }
+            }
+            Place::Nowhere => {}
+        }
+    }
+
+    /// Brings what its place counts up to date with a block.
+    pub(crate) fn tell(&mut self, buffer: BufferIndex) {
+        let block = self.block(buffer);
+        let now = block.weight();
+        let told = std::mem::replace(&mut block.told, now);
+        if told != now {
+            match block.place {
+                Place::Slot { tray, .. } => self.trays.weigh(tray, told, now),
+                _ => self.plain.change(told, now),
+            }
+        }
+    }
+
+    /// A block has another place from now on; its bytes were copied there.
+    pub(crate) fn moved(&mut self, buffer: BufferIndex, place: Place) {
+        assert!(self.blocks[buffer as usize].still(), "nobody has a lease on what moves");
+        self.leave(buffer);
+        self.enter(buffer, place);
+    }
+
+    /// Lets a block that has a whole buffer, as one or as a tray's only slot, keep its bytes where they
+    /// are, at the start of it: in the first slot of `pages` pages, or with a buffer of its own.
+    pub(crate) fn recast(&mut self, buffer: BufferIndex, pages: Option<usize>) {
+        assert_eq!(self.blocks[buffer as usize].pages, self.shape.pages());
+        assert!(self.blocks[buffer as usize].still() || pages.is_none());
+        self.leave(buffer);
+        let number = self.free.pop().expect("its own was freed last");
+        let place = match pages {
+            Some(pages) => self.trays.make(number, pages),
+            None => Place::Buffer(number),
+        };
+        self.enter(buffer, place);
+    }
+
+    /// Drops an idle block with whatever it holds; its room becomes free.
+    pub(crate) fn detach(&mut self, buffer: BufferIndex, actions: &mut Actions) {
+        self.edit(buffer, |block| {
+            block.valid.clear();
+            block.dirty.clear();
+            block.partials.clear();
+            block.flush = false;
+            block.failed = None;
+        });
+        let (partition, index) = self.forget_block(buffer);
+        self.part(partition).blocks.remove(&index);
+        self.drop_if_unused(partition, actions);
+    }
+
+    fn forget_block(&mut self, buffer: BufferIndex) -> (u32, u64) {
+        self.leave(buffer);
+        let block = self.block(buffer);
+        let owner = (block.partition, block.index);
+        block.reset();
+        self.unused.push(buffer);
+        owner
+    }
+
+    /// Ends a block whose slot somebody else has taken over.
+    pub(crate) fn abandon(&mut self, buffer: BufferIndex) {
+        self.unlink(buffer);
+        let block = self.block(buffer);
+        block.place = Place::Nowhere;
+        block.told = Weight::default();
+        self.forget_block(buffer);
+    }
+}

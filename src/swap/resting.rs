@@ -1,0 +1,155 @@
+//! Partitions at rest: small ones that nobody has open, whole in the pool and in the swap folder alike.
+//!
+//! Of these only the bytes and a few words are kept: no descriptor, no block, no partition. That is what
+//! lets a pool hold tens of thousands of them. Who opens one brings the file along, as for a partition that
+//! the engine has never seen, and finds the bytes in their slot. They cannot go stale meanwhile: all changes
+//! of a file in the swap folder come through the engine, which forgets the bytes of a file that was unlinked.
+
+use std::collections::HashMap;
+
+use super::actions::Actions;
+use super::block::ListKind;
+use super::partition::{FileKey, PartitionStatus};
+use super::slab::Slab;
+use super::state::State;
+use super::status::PartitionInfo;
+use super::trays::{Occupant, Place, Weight};
+
+/// Partitions at rest at most: with their 48 bytes each, their entry of 33 in a table that may be half
+/// empty, and 8 for the slot, about 11 MiB.
+const RESTING_MAX: usize = 114_688;
+
+#[derive(Debug)]
+struct AtRest {
+    key: FileKey,
+    size: u64,
+    tray: u32,
+    slot: u32,
+    kept: bool,
+}
+
+/// All partitions at rest.
+#[derive(Debug)]
+pub(crate) struct Resting {
+    files: Slab<AtRest>,
+    keys: HashMap<FileKey, u32>,
+}
+
+impl Default for Resting {
+    fn default() -> Resting {
+        Resting { files: Slab::new(), keys: HashMap::new() }
+    }
+}
+
+impl Resting {
+    pub(crate) fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    /// As the partition that it would be if it were awake.
+    pub(crate) fn info(&self, key: FileKey) -> Option<PartitionInfo> {
+        let at_rest = self.files.get(*self.keys.get(&key)? as usize)?;
+        Some(PartitionInfo {
+            status: PartitionStatus::Available,
+            size: at_rest.size,
+            resident: at_rest.size,
+            dirty: 0,
+            inflight: 0,
+            error: None,
+        })
+    }
+
+    /// Some of them, at most `count`.
+    pub(crate) fn some(&self, count: usize) -> Vec<FileKey> {
+        self.files.iter().take(count).map(|(_, at_rest)| at_rest.key).collect()
+    }
+}
+
+impl State {
+    /// Whether nothing of a partition is needed but its bytes, all of them in one slot.
+    fn restable(&self, id: u32) -> bool {
+        let Some(part) = self.partitions.get(id as usize) else { return false };
+        let (Some((0, buffer)), 1) = (part.blocks.first_key_value(), part.blocks.len()) else {
+            return false;
+        };
+        let block = &self.blocks[*buffer as usize];
+        let pages = part.size.div_ceil(self.shape.unit) as usize;
+        let whole = pages <= block.pages && part.valid_pages as usize == pages;
+        let swappable = part.size >= self.shape.min_swap_size;
+        part.leavable() && !part.unlinked && !swappable && whole && block.list == ListKind::Slot
+    }
+
+    /// Puts a partition to rest if that can be. Its descriptor is closed outside the lock.
+    pub(crate) fn rest(&mut self, id: u32, actions: &mut Actions) -> bool {
+        if !self.restable(id) {
+            return false;
+        }
+        while self.resting.len() >= RESTING_MAX {
+            match self.trays.oldest(true) {
+                Some(tray) => self.evict_tray(tray, actions),
+                None => return false,
+            }
+        }
+        // The last tray may have been its own.
+        if !self.restable(id) {
+            return true;
+        }
+        let part = self.partitions.remove(id as usize).expect("looked up just now");
+        let buffer = part.blocks[&0];
+        let block = &self.blocks[buffer as usize];
+        let Place::Slot { tray, slot } = block.place else { unreachable!("checked above") };
+        let (told, kept) = (block.told, block.kept);
+        let at_rest = AtRest { key: part.key, size: part.size, tray, slot, kept };
+        let number = self.resting.files.insert(at_rest) as u32;
+        self.resting.keys.insert(part.key, number);
+        self.trays.hand_over(tray, slot, Occupant::Resting(number));
+        self.trays.weigh(tray, told, Weight { kept, ..Weight::default() });
+        self.abandon(buffer);
+        self.keys.remove(&part.key);
+        self.idle.remove(&part.idle_since);
+        self.drops += 1;
+        actions.files.push(part.file);
+        true
+    }
+
+    /// Gives a partition that has become known the bytes of its rest, if it had one. `size` is the
+    /// file's.
+    pub(crate) fn wake_up(&mut self, id: u32, size: u64) {
+        let key = self.part(id).key;
+        let Some(number) = self.resting.keys.get(&key).copied() else { return };
+        let at_rest = self.resting.files.get(number as usize).expect("its key is known");
+        if at_rest.size != size {
+            log::warn!("a file of {} bytes was changed beneath the mount: {size}", at_rest.size);
+            return self.forget_resting(number);
+        }
+        let AtRest { tray, slot, kept, .. } = *at_rest;
+        // Vacated and taken again at once; the tray stays one although this may be its only slot.
+        self.trays.weigh(tray, Weight { kept, ..Weight::default() }, Weight::default());
+        let buffer = self.adopt(tray, slot, id);
+        self.resting.files.remove(number as usize);
+        self.resting.keys.remove(&key);
+        let pages = size.div_ceil(self.shape.unit) as usize;
+        self.edit(buffer, |block| {
+            block.valid.insert(0..pages);
+            block.kept = kept;
+        });
+        self.touch(buffer);
+    }
+
+    /// Drops the bytes of a partition at rest.
+    pub(crate) fn forget_resting(&mut self, number: u32) {
+        let at_rest = self.resting.files.remove(number as usize).expect("it rests");
+        self.resting.keys.remove(&at_rest.key);
+        let weight = Weight { kept: at_rest.kept, ..Weight::default() };
+        if self.trays.vacate(at_rest.tray, at_rest.slot, weight) {
+            self.free.push(at_rest.tray);
+        }
+    }
+
+    /// As [`State::forget_resting`], by key; nothing for one that does not rest.
+    pub(crate) fn forget_resting_key(&mut self, key: FileKey) {
+        if let Some(number) = self.resting.keys.get(&key).copied() {
+            self.forget_resting(number);
+        }
+    }
+}
