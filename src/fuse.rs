@@ -7,6 +7,7 @@ mod adapter;
 mod attr;
 mod control;
 mod data;
+mod front;
 pub mod mount;
 mod opened;
 mod session;

@@ -120,6 +120,23 @@ pub fn may_access(descriptor: impl AsFd, access: rustix::fs::Access) -> Result<(
     Ok(())
 }
 
+/// A descriptor of its own for the FUSE session that `device` belongs to, with a queue of its own for the
+/// requests read from it.
+///
+/// # Errors
+/// What opening /dev/fuse fails with; EINVAL before `device` was mounted.
+pub fn clone_fuse_device(device: impl AsFd) -> Result<OwnedFd> {
+    use rustix::fs::{Mode, OFlags};
+    nix::ioctl_read!(fuse_dev_ioc_clone, 229, 0, u32);
+    let clone = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(errno)?;
+    let mut session = device.as_fd().as_raw_fd() as u32;
+    // SAFETY: FUSE_DEV_IOC_CLONE (`_IOR(229, 0, uint32_t)`) reads one number through its pointer: the
+    // descriptor of the session, which `device` keeps open.
+    unsafe { fuse_dev_ioc_clone(clone.as_raw_fd(), &raw mut session) }?;
+    Ok(clone)
+}
+
 /// While it lives, what this thread creates in a filesystem belongs to another user and group.
 /// Dropping it goes back to the owner before. Bound to its thread.
 #[derive(Debug)]

@@ -54,6 +54,12 @@ impl FileKind {
         }
     }
 
+    /// The type bits of an `st_mode`.
+    #[must_use]
+    pub fn to_mode(self) -> u32 {
+        self.to_type().as_raw_mode()
+    }
+
     pub(super) fn to_type(self) -> FileType {
         match self {
             Self::Regular => FileType::RegularFile,

@@ -1,4 +1,7 @@
 //! fuser's trait, request by request: a few lines of decoding, a call and a reply each.
+//!
+//! LOOKUP, GETATTR, OPEN, READ, FLUSH, RELEASE, FSYNC and GETXATTR only get here for the control folder:
+//! for everything else, and WRITE and FORGET always, the front answers them.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -10,7 +13,7 @@ use fuser::{
     KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags, PollNotifier,
     RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
     ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr,
-    Request, TimeOrNow, WriteFlags,
+    Request, TimeOrNow,
 };
 
 use super::attr::{TTL, errno, file_attr, file_type, time_change};
@@ -18,7 +21,7 @@ use super::opened::{Adapter, Opened, answer_empty, answer_entry, answer_xattr, c
 use super::{control, data, session};
 use crate::error::{Errno, Result};
 use crate::fs::{FileKind, ROOT_ID, RenameKind, XattrMode};
-use crate::volume::{Asker, Changes, REQUEST_NAME, XattrAnswer, outcome};
+use crate::volume::{Asker, Changes, REQUEST_NAME, outcome};
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
@@ -28,26 +31,14 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.count();
-        if control::is_ours(parent, name) {
-            return control::lookup(&self.volume, parent, name, reply);
-        }
-        answer_entry(self.volume.lookup(parent.0, name), reply);
-    }
-
-    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        if control::node(ino).is_none() {
-            self.volume.tree.forget(ino.0, nlookup);
-        }
+        control::lookup(&self.volume, parent, name, reply);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         self.count();
-        if let Some(node) = control::node(ino) {
-            return control::getattr(&self.volume, node, reply);
-        }
-        match self.volume.attributes(ino.0) {
-            Ok(attributes) => reply.attr(&TTL, &file_attr(&attributes)),
-            Err(error) => reply.error(errno(error)),
+        match control::node(ino) {
+            Some(node) => control::getattr(&self.volume, node, reply),
+            None => reply.error(fuser::Errno::ENOSYS),
         }
     }
 
@@ -173,19 +164,14 @@ impl Filesystem for Adapter {
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.count();
-        if let Some(node) = control::node(ino) {
-            if flags.acc_mode() != OpenAccMode::O_RDONLY {
-                return reply.error(errno(Errno::EACCES));
-            }
-            let content = self.volume.control_content(node).into();
-            return control::open(self.keep(Opened::Control(content)), reply);
+        let Some(node) = control::node(ino) else {
+            return reply.error(fuser::Errno::EIO);
+        };
+        if flags.acc_mode() != OpenAccMode::O_RDONLY {
+            return reply.error(errno(Errno::EACCES));
         }
-        let mode = flags.acc_mode();
-        let (read, write) = (mode != OpenAccMode::O_WRONLY, mode != OpenAccMode::O_RDONLY);
-        match self.volume.open(ino.0, read, write) {
-            Ok(handle) => reply.opened(FileHandle(handle), session::open_flags(flags.0)),
-            Err(error) => reply.error(errno(error)),
-        }
+        let content = self.volume.control_content(node).into();
+        control::open(self.keep(Opened::Control(content)), reply);
     }
 
     fn create(
@@ -230,70 +216,39 @@ impl Filesystem for Adapter {
     }
 
     fn read(
-        &self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, size: u32,
+        &self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, size: u32,
         _flags: OpenFlags, _lock_owner: Option<LockOwner>, reply: ReplyData,
     ) {
         self.count();
-        if control::node(ino).is_some() {
-            let content = match self.opened.lock().get(&fh.0) {
-                Some(Opened::Control(content)) => content.clone(),
-                _ => return reply.error(errno(Errno::EBADF)),
-            };
-            return control::read(&content, offset, size, reply);
-        }
-        data::read(&self.volume, fh.0, offset, size, reply);
-    }
-
-    fn write(
-        &self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, bytes: &[u8],
-        write_flags: WriteFlags, flags: OpenFlags, _lock_owner: Option<LockOwner>,
-        reply: ReplyWrite,
-    ) {
-        self.count();
-        if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
-            && let Err(error) = self.volume.drop_privileges(ino.0)
-        {
-            return reply.error(errno(error));
-        }
-        // Pages written back from a mapping are no write call: msync asks for stability itself.
-        let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let stable = !cached && flags.0 & (libc::O_SYNC | libc::O_DSYNC) != 0;
-        data::write(&self.volume, fh.0, offset, bytes, stable, reply);
+        let content = match self.opened.lock().get(&fh.0) {
+            Some(Opened::Control(content)) => content.clone(),
+            _ => return reply.error(errno(Errno::EBADF)),
+        };
+        control::read(&content, offset, size, reply);
     }
 
     fn flush(
-        &self, _req: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner,
+        &self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
         self.count();
-        if control::node(ino).is_some() {
-            return reply.ok();
-        }
-        let wait = self.volume.close_wait();
-        self.volume.engine.close(fh.0, wait, data::empty(&self.volume, reply));
+        reply.ok();
     }
 
     fn release(
-        &self, _req: &Request, ino: INodeNo, fh: FileHandle, _flags: OpenFlags,
+        &self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags,
         _lock_owner: Option<LockOwner>, _flush: bool, reply: ReplyEmpty,
     ) {
         self.count();
-        if control::node(ino).is_some() {
-            self.opened.lock().remove(&fh.0);
-        } else {
-            self.volume.engine.release(fh.0);
-        }
+        self.opened.lock().remove(&fh.0);
         reply.ok();
     }
 
     fn fsync(
-        &self, _req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty,
+        &self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty,
     ) {
         self.count();
-        if control::node(ino).is_some() {
-            return reply.ok();
-        }
-        self.volume.engine.sync(fh.0, datasync, data::empty(&self.volume, reply));
+        reply.ok();
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -402,22 +357,11 @@ impl Filesystem for Adapter {
         answer_empty(set, reply);
     }
 
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(
+        &self, _req: &Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr,
+    ) {
         self.count();
-        if control::node(ino).is_some() {
-            return reply.error(errno(Errno::ENODATA));
-        }
-        match self.volume.xattr(ino.0, name, size == 0) {
-            Ok(XattrAnswer::Value(value)) => answer_xattr(&value, size, reply),
-            Ok(XattrAnswer::Wait) => self.volume.wait(
-                ino.0,
-                Box::new(move |result| match result {
-                    Ok(value) => answer_xattr(&value, size, reply),
-                    Err(error) => reply.error(errno(error)),
-                }),
-            ),
-            Err(error) => reply.error(errno(error)),
-        }
+        reply.error(errno(Errno::ENODATA));
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {

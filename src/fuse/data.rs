@@ -1,18 +1,12 @@
-//! Requests on open partitions: bytes, locks on them left to the kernel.
+//! Requests on open partitions, but for those that the front answers itself.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 
-use fuser::{PollEvents, PollNotifier, ReplyData, ReplyEmpty, ReplyLseek, ReplyPoll, ReplyWrite};
+use fuser::{PollEvents, PollNotifier, ReplyEmpty, ReplyLseek, ReplyPoll};
 
 use super::attr::errno;
 use crate::error::{Errno, Result};
 use crate::volume::{RequestCounts, Volume};
-
-thread_local! {
-    /// Joins a read's runs when it has several: the reply takes one slice.
-    static JOINED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
 
 fn failed(volume: &Volume) {
     RequestCounts::count(&volume.requests.errors);
@@ -28,40 +22,6 @@ pub(super) fn empty(volume: &Arc<Volume>, reply: ReplyEmpty) -> Box<dyn FnOnce(R
             reply.error(errno(error));
         }
     })
-}
-
-pub(super) fn read(volume: &Arc<Volume>, handle: u64, offset: u64, size: u32, reply: ReplyData) {
-    RequestCounts::count(&volume.requests.reads);
-    let counts = volume.clone();
-    let answer = Box::new(move |result: Result<&[&[u8]]>| match result {
-        Ok([]) => reply.data(&[]),
-        Ok([run]) => reply.data(run),
-        Ok(runs) => JOINED.with_borrow_mut(|joined| {
-            joined.clear();
-            runs.iter().for_each(|run| joined.extend_from_slice(run));
-            reply.data(joined);
-        }),
-        Err(error) => {
-            failed(&counts);
-            reply.error(errno(error));
-        }
-    });
-    volume.engine.read(handle, offset, u64::from(size), answer);
-}
-
-pub(super) fn write(
-    volume: &Arc<Volume>, handle: u64, offset: u64, data: &[u8], stable: bool, reply: ReplyWrite,
-) {
-    RequestCounts::count(&volume.requests.writes);
-    let counts = volume.clone();
-    let answer = Box::new(move |result: Result<usize>| match result {
-        Ok(count) => reply.written(count as u32),
-        Err(error) => {
-            failed(&counts);
-            reply.error(errno(error));
-        }
-    });
-    volume.engine.write(handle, offset, data, stable, answer);
 }
 
 pub(super) fn lseek(

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use fuser::{Config, FopenFlags, InitFlags, KernelConfig, Session, SessionACL};
 
+use super::front::Front;
 use super::opened::Adapter;
 use crate::volume::Volume;
 
@@ -54,11 +55,13 @@ pub(super) fn open_flags(flags: i32) -> FopenFlags {
 /// A session ready to run.
 pub struct Serving {
     session: Session<Adapter>,
+    front: Front,
+    threads: usize,
 }
 
 impl std::fmt::Debug for Serving {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Serving").finish_non_exhaustive()
+        f.debug_struct("Serving").field("threads", &self.threads).finish_non_exhaustive()
     }
 }
 
@@ -69,15 +72,12 @@ impl std::fmt::Debug for Serving {
 pub fn serve(volume: Arc<Volume>, device: OwnedFd, threads: usize) -> io::Result<Serving> {
     let mut config = Config::default();
     config.n_threads = Some(threads);
-    config.clone_fd = true;
-    let adapter = Adapter::new(volume.clone());
-    let session = Session::from_fd(adapter, device, SessionACL::All, config)?;
-    let notifier = session.notifier();
-    volume.set_invalidate(Box::new(move |id| {
-        // Fails when the kernel does not know the node: then it has nothing to forget.
-        let _ = notifier.inval_inode(fuser::INodeNo(id), 0, 0);
-    }));
-    Ok(Serving { session })
+    let (front, descriptor) = Front::begin(volume.clone(), device)?;
+    volume.set_invalidate(front.invalidator());
+    let session = Session::from_fd(Adapter::new(volume), descriptor, SessionACL::All, config);
+    // A refusal is an answer, too.
+    front.answer_init()?;
+    Ok(Serving { session: session?, front, threads })
 }
 
 impl Serving {
@@ -86,6 +86,12 @@ impl Serving {
     /// # Errors
     /// When the device fails.
     pub fn run(self) -> io::Result<()> {
-        self.session.run()
+        let readers = self.front.start(self.threads)?;
+        self.session.run()?;
+        // fuser's threads end after the readers, unless they have failed.
+        let panicked = |_| Err(io::Error::other("a request thread panicked"));
+        let ends: Vec<_> =
+            readers.into_iter().map(|reader| reader.join().unwrap_or_else(panicked)).collect();
+        ends.into_iter().collect()
     }
 }

@@ -7,6 +7,7 @@ mod bytes;
 mod control;
 mod errors;
 mod exchange;
+mod front;
 mod libaio;
 mod life;
 mod maps;

@@ -1,0 +1,257 @@
+//! Our own side of /dev/fuse.
+//!
+//! Several threads read requests, each from a descriptor and into memory of its own: the headers apart,
+//! so that what a client writes lies at the beginning of a page. What clients do all day is answered here,
+//! READ straight from the pool's memory; everything else goes through the [`relay`] to fuser.
+
+mod abi;
+mod answers;
+mod device;
+mod hot;
+mod relay;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use zerocopy::FromBytes;
+
+use self::abi::{InHeader, InitIn, MAJOR, MINOR_MIN, Opcode};
+use self::device::{Device, HEADER_BYTES, Reply};
+use self::relay::Relay;
+use super::session::REQUEST_BYTES_MAX;
+use crate::volume::Volume;
+
+/// Bytes of a page of memory.
+const PAGE_BYTES: usize = 4096;
+
+/// What the reading threads share.
+#[derive(Debug)]
+pub(super) struct Front {
+    volume: Arc<Volume>,
+    relay: Relay,
+    /// The descriptor that was mounted.
+    device: Arc<Device>,
+}
+
+impl Front {
+    /// Takes the kernel's first request and leads it to whoever sits at the returned descriptor, before
+    /// [`Front::answer_init`] brings the answer back.
+    ///
+    /// # Errors
+    /// When the kernel's protocol is too old, or the mount is gone already.
+    pub(super) fn begin(volume: Arc<Volume>, device: OwnedFd) -> io::Result<(Front, OwnedFd)> {
+        let (relay, theirs) = Relay::new()?;
+        let device = Device::new(device);
+        let (mut headers, mut payload) = ([0; HEADER_BYTES], Payload::new());
+        let gone = || io::Error::new(io::ErrorKind::NotConnected, "unmounted while starting");
+        let length = device.receive(&mut headers, payload.bytes())?.ok_or_else(gone)?;
+        let (header, rest) = split(&headers, payload.bytes(), length)?;
+        let version = InitIn::read_from_prefix(&headers[size_of::<InHeader>()..]);
+        match version {
+            Ok((version, _)) if Opcode::from(header.opcode) == Opcode::Init => {
+                if version.major != MAJOR || version.minor < MINOR_MIN {
+                    Reply::new(&device, header.unique).error(nix::errno::Errno::EPROTO);
+                    return Err(io::Error::new(
+                        io::ErrorKind::Unsupported,
+                        format!(
+                            "the kernel speaks FUSE {}.{}, {MAJOR}.{MINOR_MIN} at least is needed",
+                            version.major, version.minor
+                        ),
+                    ));
+                }
+            }
+            _ => {
+                let what = format!("the kernel began with request {}", header.opcode);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+            }
+        }
+        relay.pass(&device, &header, &mut headers, rest)?;
+        Ok((Front { volume, relay, device }, theirs))
+    }
+
+    /// Brings the answer to the first request back to the kernel.
+    pub(super) fn answer_init(&self) -> io::Result<()> {
+        self.relay.carry_waiting(&self.device)?;
+        Ok(())
+    }
+
+    /// What makes the kernel forget a node's pages and attributes.
+    pub(super) fn invalidator(&self) -> Box<dyn Fn(u64) + Send + Sync> {
+        let device = self.device.clone();
+        Box::new(move |nodeid| {
+            // Fails when the kernel does not know the node: then it has nothing to forget.
+            let _ = device.invalidate(nodeid);
+        })
+    }
+
+    /// Starts `count` reading threads, and the one that carries fuser's answers back.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub(super) fn start(self, count: usize) -> io::Result<Vec<JoinHandle<io::Result<()>>>> {
+        let front = Arc::new(self);
+        let carrier = front.clone();
+        // Not waited for: it ends when the last answer that somebody still owes has been given.
+        spawn("fuse-relay".to_owned(), move || carrier.relay.carry_back(&carrier.device))?;
+        let left = Arc::new(AtomicUsize::new(count));
+        let readers = (0..count).map(|number| {
+            let device = match number {
+                0 => front.device.clone(),
+                _ => front.device.another().unwrap_or_else(|error| {
+                    log::debug!("a request thread shares its descriptor: {error}");
+                    front.device.clone()
+                }),
+            };
+            let front = front.clone();
+            let ending = Ending { front: front.clone(), left: left.clone(), threads: count };
+            spawn(format!("fuse-{number}"), move || {
+                let _ending = ending;
+                Reader {
+                    front,
+                    device,
+                    headers: [0; HEADER_BYTES],
+                    payload: Payload::new(),
+                    joined: Vec::new(),
+                }
+                .run()
+            })
+        });
+        readers.collect()
+    }
+}
+
+fn spawn<T: Send + 'static>(
+    name: String, work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    std::thread::Builder::new().name(name).spawn(work)
+}
+
+/// Ends fuser's session with the last reading thread, however that came to its end.
+struct Ending {
+    front: Arc<Front>,
+    left: Arc<AtomicUsize>,
+    threads: usize,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.front.relay.end(self.threads);
+        }
+    }
+}
+
+/// Memory for the largest payload, beginning with a page.
+struct Payload {
+    memory: Vec<u8>,
+    start: usize,
+}
+
+impl Payload {
+    fn new() -> Payload {
+        let memory = vec![0; REQUEST_BYTES_MAX as usize + PAGE_BYTES];
+        let address = memory.as_ptr().addr();
+        Payload { start: address.next_multiple_of(PAGE_BYTES) - address, memory }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        &mut self.memory[self.start..][..REQUEST_BYTES_MAX as usize]
+    }
+}
+
+/// The header of a request of `length` bytes, and what of the request lies in the payload.
+fn split<'a>(
+    headers: &[u8; HEADER_BYTES], payload: &'a [u8], length: usize,
+) -> io::Result<(InHeader, &'a [u8])> {
+    let rest = payload.get(..length.saturating_sub(HEADER_BYTES));
+    match (InHeader::read_from_prefix(headers), rest) {
+        (Ok((header, _)), Some(rest))
+            if header.len as usize == length && length >= size_of::<InHeader>() =>
+        {
+            Ok((header, rest))
+        }
+        _ => {
+            let what = format!("a request of {length} bytes does not say so");
+            Err(io::Error::new(io::ErrorKind::InvalidData, what))
+        }
+    }
+}
+
+/// One reading thread.
+struct Reader {
+    front: Arc<Front>,
+    device: Arc<Device>,
+    headers: [u8; HEADER_BYTES],
+    payload: Payload,
+    /// Room for the rare small request that does not fit into `headers`.
+    joined: Vec<u8>,
+}
+
+impl Reader {
+    fn run(mut self) -> io::Result<()> {
+        while let Some(length) = self.device.receive(&mut self.headers, self.payload.bytes())? {
+            self.handle(length)?;
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, length: usize) -> io::Result<()> {
+        let (header, rest) = split(&self.headers, self.payload.bytes(), length)?;
+        let opcode = Opcode::from(header.opcode);
+        let front = &self.front;
+        let reply = || Reply::new(&self.device, header.unique);
+        let known = if opcode == Opcode::Write {
+            front.write(&header, &self.headers[size_of::<InHeader>()..], rest, reply())
+        } else if opcode.is_answered_here() {
+            let arguments = if length <= HEADER_BYTES {
+                &self.headers[size_of::<InHeader>()..length]
+            } else {
+                self.joined.clear();
+                self.joined.extend_from_slice(&self.headers[size_of::<InHeader>()..]);
+                self.joined.extend_from_slice(rest);
+                &self.joined
+            };
+            front.answer(opcode, &header, arguments, &reply)
+        } else {
+            hot::Outcome::PassOn
+        };
+        if known == hot::Outcome::PassOn
+            && let Err(errno) = front.relay.pass(&self.device, &header, &mut self.headers, rest)
+        {
+            log::error!("request {} of {length} bytes cannot be passed on: {errno}", header.opcode);
+            reply().error(nix::errno::Errno::EIO);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_that_lie_about_their_length_are_refused() {
+        let mut headers = [0; HEADER_BYTES];
+        let payload = [0; 100];
+        for (says, length, accepted) in
+            [(40, 40, true), (39, 39, false), (40, 41, false), (180, 180, true), (181, 181, false)]
+        {
+            headers[..4].copy_from_slice(&u32::to_ne_bytes(says));
+            let outcome = split(&headers, &payload, length);
+            assert_eq!(outcome.is_ok(), accepted, "{says} {length}");
+            if let Ok((header, rest)) = outcome {
+                assert_eq!((header.len, rest.len()), (says, length.saturating_sub(HEADER_BYTES)));
+            }
+        }
+    }
+
+    #[test]
+    fn payloads_begin_with_a_page() {
+        let mut payload = Payload::new();
+        assert_eq!(payload.bytes().as_ptr().addr() % PAGE_BYTES, 0);
+        assert_eq!(payload.bytes().len(), REQUEST_BYTES_MAX as usize);
+    }
+}

@@ -1,0 +1,291 @@
+//! The kernel's request and reply structures, as far as the front itself reads or writes them.
+//!
+//! Layouts as in the kernel's `include/uapi/linux/fuse.h`; they have not changed since protocol 7.23
+//! ([`MINOR_MIN`]). Numbers are in the machine's own byte order.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// The only major version that Linux has ever spoken.
+pub(super) const MAJOR: u32 = 7;
+
+/// The oldest protocol whose structures are these, and which can clone a session's descriptor (Linux 4.2).
+pub(super) const MINOR_MIN: u32 = 23;
+
+/// FUSE_WRITE_CACHE: pages written back from the page cache.
+pub(super) const WRITE_CACHE: u32 = 1 << 0;
+/// FUSE_WRITE_KILL_SUIDGID: drop the set-user-id and set-group-id bits.
+pub(super) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
+/// FUSE_FSYNC_FDATASYNC: leave out attributes that are not needed to read the data back.
+pub(super) const FSYNC_FDATASYNC: u32 = 1 << 0;
+/// FUSE_NOTIFY_INVAL_INODE, in a notification's error field.
+pub(super) const NOTIFY_INVAL_INODE: i32 = 2;
+
+/// Requests that the front looks at; every other number is passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Opcode {
+    Lookup,
+    Forget,
+    GetAttr,
+    Open,
+    Read,
+    Write,
+    Release,
+    Fsync,
+    GetXattr,
+    Flush,
+    Init,
+    ReadDir,
+    Interrupt,
+    Destroy,
+    BatchForget,
+    ReadDirPlus,
+    Other,
+}
+
+impl From<u32> for Opcode {
+    fn from(number: u32) -> Opcode {
+        match number {
+            1 => Opcode::Lookup,
+            2 => Opcode::Forget,
+            3 => Opcode::GetAttr,
+            14 => Opcode::Open,
+            15 => Opcode::Read,
+            16 => Opcode::Write,
+            18 => Opcode::Release,
+            20 => Opcode::Fsync,
+            22 => Opcode::GetXattr,
+            25 => Opcode::Flush,
+            26 => Opcode::Init,
+            28 => Opcode::ReadDir,
+            36 => Opcode::Interrupt,
+            DESTROY => Opcode::Destroy,
+            42 => Opcode::BatchForget,
+            44 => Opcode::ReadDirPlus,
+            _ => Opcode::Other,
+        }
+    }
+}
+
+/// FUSE_DESTROY.
+pub(super) const DESTROY: u32 = 38;
+
+/// `struct fuse_in_header`.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct InHeader {
+    pub(super) len: u32,
+    pub(super) opcode: u32,
+    pub(super) unique: u64,
+    pub(super) nodeid: u64,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) pid: u32,
+    pub(super) extensions: u16,
+    pub(super) padding: u16,
+}
+
+/// `struct fuse_out_header`.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct OutHeader {
+    pub(super) len: u32,
+    /// A negative errno; in a notification (`unique` 0) its kind.
+    pub(super) error: i32,
+    pub(super) unique: u64,
+}
+
+/// The part of `struct fuse_init_in` that every version has.
+#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct InitIn {
+    pub(super) major: u32,
+    pub(super) minor: u32,
+}
+
+/// `struct fuse_read_in`; also what READDIR and READDIRPLUS bring.
+#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct ReadIn {
+    pub(super) fh: u64,
+    pub(super) offset: u64,
+    pub(super) size: u32,
+    pub(super) read_flags: u32,
+    pub(super) lock_owner: u64,
+    pub(super) flags: u32,
+    pub(super) padding: u32,
+}
+
+/// `struct fuse_write_in`.
+#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct WriteIn {
+    pub(super) fh: u64,
+    pub(super) offset: u64,
+    pub(super) size: u32,
+    pub(super) write_flags: u32,
+    pub(super) lock_owner: u64,
+    pub(super) flags: u32,
+    pub(super) padding: u32,
+}
+
+/// `struct fuse_write_out`.
+#[derive(Debug, Clone, Copy, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct WriteOut {
+    pub(super) size: u32,
+    pub(super) padding: u32,
+}
+
+/// `struct fuse_open_in`.
+#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct OpenIn {
+    pub(super) flags: u32,
+    pub(super) open_flags: u32,
+}
+
+/// `struct fuse_open_out`.
+#[derive(Debug, Clone, Copy, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct OpenOut {
+    pub(super) fh: u64,
+    pub(super) open_flags: u32,
+    pub(super) backing_id: u32,
+}
+
+/// What `fuse_release_in`, `fuse_flush_in` and `fuse_fsync_in` begin with: the second number holds the
+/// flags of open, nothing, and the flags of the sync.
+#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct HandleIn {
+    pub(super) fh: u64,
+    pub(super) flags: u32,
+    pub(super) padding: u32,
+}
+
+/// `struct fuse_getxattr_in`; the name follows.
+#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct GetXattrIn {
+    pub(super) size: u32,
+    pub(super) padding: u32,
+}
+
+/// `struct fuse_getxattr_out`.
+#[derive(Debug, Clone, Copy, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct GetXattrOut {
+    pub(super) size: u32,
+    pub(super) padding: u32,
+}
+
+/// `struct fuse_forget_in`.
+#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct ForgetIn {
+    pub(super) lookups: u64,
+}
+
+/// `struct fuse_batch_forget_in`; that many [`ForgetOne`] follow.
+#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct BatchForgetIn {
+    pub(super) count: u32,
+    pub(super) padding: u32,
+}
+
+/// `struct fuse_forget_one`.
+#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct ForgetOne {
+    pub(super) nodeid: u64,
+    pub(super) lookups: u64,
+}
+
+/// `struct fuse_attr`. Seconds are signed.
+#[derive(Debug, Clone, Copy, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct Attr {
+    pub(super) ino: u64,
+    pub(super) size: u64,
+    pub(super) blocks: u64,
+    pub(super) atime: i64,
+    pub(super) mtime: i64,
+    pub(super) ctime: i64,
+    pub(super) atimensec: u32,
+    pub(super) mtimensec: u32,
+    pub(super) ctimensec: u32,
+    pub(super) mode: u32,
+    pub(super) nlink: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) rdev: u32,
+    pub(super) blksize: u32,
+    pub(super) flags: u32,
+}
+
+/// `struct fuse_attr_out`.
+#[derive(Debug, Clone, Copy, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct AttrOut {
+    pub(super) attr_valid: u64,
+    pub(super) attr_valid_nsec: u32,
+    pub(super) padding: u32,
+    pub(super) attr: Attr,
+}
+
+/// `struct fuse_entry_out`.
+#[derive(Debug, Clone, Copy, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct EntryOut {
+    pub(super) nodeid: u64,
+    pub(super) generation: u64,
+    pub(super) entry_valid: u64,
+    pub(super) attr_valid: u64,
+    pub(super) entry_valid_nsec: u32,
+    pub(super) attr_valid_nsec: u32,
+    pub(super) attr: Attr,
+}
+
+/// `struct fuse_notify_inval_inode_out`.
+#[derive(Debug, Clone, Copy, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct InvalInodeOut {
+    pub(super) ino: u64,
+    pub(super) offset: i64,
+    pub(super) length: i64,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::{offset_of, size_of};
+
+    use super::*;
+
+    /// Sizes and offsets as a C compiler gives them for the kernel's header.
+    #[test]
+    fn structures_are_laid_out_as_the_kernels() {
+        assert_eq!(size_of::<InHeader>(), 40);
+        assert_eq!(offset_of!(InHeader, unique), 8);
+        assert_eq!(offset_of!(InHeader, nodeid), 16);
+        assert_eq!(offset_of!(InHeader, uid), 24);
+        assert_eq!(offset_of!(InHeader, extensions), 36);
+        assert_eq!((size_of::<OutHeader>(), offset_of!(OutHeader, unique)), (16, 8));
+        assert_eq!((size_of::<ReadIn>(), offset_of!(ReadIn, size)), (40, 16));
+        assert_eq!((size_of::<WriteIn>(), offset_of!(WriteIn, write_flags)), (40, 20));
+        assert_eq!((offset_of!(WriteIn, size), offset_of!(WriteIn, flags)), (16, 32));
+        assert_eq!((size_of::<WriteOut>(), size_of::<GetXattrOut>()), (8, 8));
+        assert_eq!((size_of::<OpenIn>(), size_of::<OpenOut>()), (8, 16));
+        assert_eq!(offset_of!(OpenOut, open_flags), 8);
+        assert_eq!((size_of::<HandleIn>(), offset_of!(HandleIn, flags)), (16, 8));
+        assert_eq!((size_of::<GetXattrIn>(), size_of::<ForgetIn>()), (8, 8));
+        assert_eq!((size_of::<BatchForgetIn>(), size_of::<ForgetOne>()), (8, 16));
+        assert_eq!(size_of::<Attr>(), 88);
+        assert_eq!((offset_of!(Attr, mtime), offset_of!(Attr, ctimensec)), (32, 56));
+        assert_eq!((offset_of!(Attr, mode), offset_of!(Attr, blksize)), (60, 80));
+        assert_eq!((size_of::<AttrOut>(), offset_of!(AttrOut, attr)), (104, 16));
+        assert_eq!((size_of::<EntryOut>(), offset_of!(EntryOut, attr)), (128, 40));
+        assert_eq!(offset_of!(EntryOut, entry_valid_nsec), 32);
+        assert_eq!(size_of::<InvalInodeOut>(), 24);
+    }
+}

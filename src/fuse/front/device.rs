@@ -1,0 +1,129 @@
+//! One descriptor of the session: requests come out of it, and their answers go back into the same one.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::sys::uio::{readv, writev};
+use smallvec::SmallVec;
+use zerocopy::{FromZeros, Immutable, IntoBytes};
+
+use super::abi::{InvalInodeOut, NOTIFY_INVAL_INODE, OutHeader};
+
+/// Bytes that a WRITE has before its payload: `fuse_in_header` and `fuse_write_in`.
+pub(super) const HEADER_BYTES: usize = 80;
+
+/// A descriptor of /dev/fuse.
+#[derive(Debug)]
+pub(super) struct Device {
+    descriptor: OwnedFd,
+}
+
+impl Device {
+    pub(super) fn new(descriptor: OwnedFd) -> Arc<Device> {
+        Arc::new(Device { descriptor })
+    }
+
+    /// One more descriptor of the same session, with a queue of its own for what it has read.
+    pub(super) fn another(&self) -> io::Result<Arc<Device>> {
+        Ok(Device::new(crate::sys::clone_fuse_device(&self.descriptor)?))
+    }
+
+    /// Waits for a request. Its first [`HEADER_BYTES`] go into `headers` and the rest into `payload`, which
+    /// together must hold at least the largest request. Returns its length, or `None` at the end of
+    /// the session.
+    pub(super) fn receive(
+        &self, headers: &mut [u8; HEADER_BYTES], payload: &mut [u8],
+    ) -> io::Result<Option<usize>> {
+        loop {
+            let mut parts = [IoSliceMut::new(headers), IoSliceMut::new(payload)];
+            match readv(&self.descriptor, &mut parts) {
+                Ok(length) => return Ok(Some(length)),
+                // ENOENT: the request was taken back while it was being handed over.
+                Err(Errno::ENOENT | Errno::EINTR | Errno::EAGAIN) => {}
+                Err(Errno::ENODEV) => return Ok(None),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Writes one message as it is: an answer or a notification, header included.
+    pub(super) fn send_raw(&self, parts: &[IoSlice<'_>]) -> nix::Result<()> {
+        writev(&self.descriptor, parts).map(drop)
+    }
+
+    fn send(&self, unique: u64, error: i32, payload: &[&[u8]]) -> nix::Result<()> {
+        let mut header = OutHeader::new_zeroed();
+        let bytes: usize = payload.iter().map(|part| part.len()).sum();
+        header.len = (size_of::<OutHeader>() + bytes) as u32;
+        (header.error, header.unique) = (error, unique);
+        let mut parts: SmallVec<[IoSlice<'_>; 4]> = SmallVec::new();
+        parts.push(IoSlice::new(header.as_bytes()));
+        parts.extend(payload.iter().map(|part| IoSlice::new(part)));
+        self.send_raw(&parts)
+    }
+
+    /// Makes the kernel forget the pages and attributes it has cached of a node. Waits for the node's
+    /// writeback: not to be called where requests are answered.
+    pub(super) fn invalidate(&self, nodeid: u64) -> nix::Result<()> {
+        let node = InvalInodeOut { ino: nodeid, offset: 0, length: 0 };
+        self.send(0, NOTIFY_INVAL_INODE, &[node.as_bytes()])
+    }
+}
+
+/// The right, and the duty, to answer one request. Dropped unused it answers EIO: no client waits for
+/// ever because something was lost on the way.
+#[derive(Debug)]
+pub(super) struct Reply {
+    /// `None` once it was sent.
+    device: Option<Arc<Device>>,
+    unique: u64,
+}
+
+impl Reply {
+    pub(super) fn new(device: &Arc<Device>, unique: u64) -> Reply {
+        Reply { device: Some(device.clone()), unique }
+    }
+
+    /// False when nobody waits for the answer any more: the session has been aborted.
+    fn send(&mut self, error: i32, payload: &[&[u8]]) -> bool {
+        let Some(device) = self.device.take() else {
+            return false;
+        };
+        match device.send(self.unique, error, payload) {
+            Ok(()) => true,
+            Err(Errno::ENOENT | Errno::ENODEV) => false,
+            Err(errno) => {
+                log::error!("an answer of {} parts was refused: {errno}", payload.len());
+                // A refused message leaves the request waiting; one that failed on the way has ended it.
+                let _ = device.send(self.unique, -libc::EIO, &[]);
+                false
+            }
+        }
+    }
+
+    pub(super) fn error(mut self, errno: Errno) {
+        self.send(-(errno as i32), &[]);
+    }
+
+    pub(super) fn empty(mut self) {
+        self.send(0, &[]);
+    }
+
+    /// Answers with bytes, sent from where they are.
+    pub(super) fn bytes(mut self, runs: &[&[u8]]) {
+        self.send(0, runs);
+    }
+
+    /// Answers with a structure; false when nobody has received it.
+    pub(super) fn value(mut self, value: &(impl IntoBytes + Immutable)) -> bool {
+        self.send(0, &[value.as_bytes()])
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        self.send(-libc::EIO, &[]);
+    }
+}

@@ -1,0 +1,281 @@
+//! The requests that the front answers itself: decode, call the volume, reply.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use zerocopy::FromBytes;
+
+use super::Front;
+use super::abi::{
+    BatchForgetIn, FSYNC_FDATASYNC, ForgetIn, ForgetOne, GetXattrIn, GetXattrOut, HandleIn,
+    InHeader, Opcode, OpenIn, OpenOut, ReadIn, WRITE_CACHE, WRITE_KILL_SUIDGID, WriteIn, WriteOut,
+};
+use super::answers;
+use super::device::Reply;
+use crate::error::{Errno, Result};
+use crate::fs::ROOT_ID;
+use crate::fuse::session;
+use crate::volume::{CONTROL_NAME, ControlNode, RequestCounts, XattrAnswer};
+
+/// Who answers a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It was answered here, or will be.
+    Taken,
+    /// fuser, with the adapter: nothing has been done about it yet.
+    PassOn,
+}
+
+impl Opcode {
+    /// Whether [`Front::answer`] knows it.
+    pub(super) fn is_answered_here(self) -> bool {
+        !matches!(
+            self,
+            Opcode::Write | Opcode::Init | Opcode::ReadDir | Opcode::ReadDirPlus | Opcode::Other
+        )
+    }
+}
+
+/// The structure a request begins with.
+fn decode<T: FromBytes>(arguments: &[u8]) -> Result<(T, &[u8])> {
+    T::read_from_prefix(arguments).map_err(|_| Errno::EINVAL)
+}
+
+/// A name, which ends with a NUL.
+fn name(bytes: &[u8]) -> Result<&OsStr> {
+    match bytes.strip_suffix(&[0]) {
+        Some(name) if !name.is_empty() && !name.contains(&0) => Ok(OsStr::from_bytes(name)),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+impl Front {
+    /// Answers a request other than WRITE. `reply` makes the right to answer it, for those that get one.
+    pub(super) fn answer(
+        &self, opcode: Opcode, header: &InHeader, arguments: &[u8], reply: &dyn Fn() -> Reply,
+    ) -> Outcome {
+        let id = header.nodeid;
+        if matches!(opcode, Opcode::Forget | Opcode::BatchForget) {
+            self.forget(opcode, id, arguments);
+            return Outcome::Taken;
+        }
+        if self.is_control(opcode, id, arguments) {
+            return Outcome::PassOn;
+        }
+        RequestCounts::count(&self.volume.requests.all);
+        let reply = reply();
+        match opcode {
+            Opcode::Lookup => self.lookup(id, arguments, reply),
+            Opcode::GetAttr => match self.volume.attributes(id) {
+                Ok(attributes) => {
+                    reply.value(&answers::attributes(&attributes));
+                }
+                Err(errno) => reply.error(errno),
+            },
+            Opcode::Open => self.open(id, arguments, reply),
+            Opcode::Read => self.read(arguments, reply),
+            Opcode::Release => match decode::<HandleIn>(arguments) {
+                Ok((handle, _)) => {
+                    self.volume.engine.release(handle.fh);
+                    reply.empty();
+                }
+                Err(errno) => reply.error(errno),
+            },
+            Opcode::Fsync => match decode::<HandleIn>(arguments) {
+                Ok((handle, _)) => {
+                    let data_only = handle.flags & FSYNC_FDATASYNC != 0;
+                    self.volume.engine.sync(handle.fh, data_only, self.empty(reply));
+                }
+                Err(errno) => reply.error(errno),
+            },
+            Opcode::Flush => match decode::<HandleIn>(arguments) {
+                Ok((handle, _)) => {
+                    let wait = self.volume.close_wait();
+                    self.volume.engine.close(handle.fh, wait, self.empty(reply));
+                }
+                Err(errno) => reply.error(errno),
+            },
+            Opcode::GetXattr => self.get_xattr(id, arguments, reply),
+            // The answer to INTERRUPT says never to send another: no request can be taken back.
+            Opcode::Interrupt => reply.error(Errno::ENOSYS),
+            // The session itself ends when the device does.
+            Opcode::Destroy => reply.empty(),
+            _ => reply.error(Errno::ENOSYS),
+        }
+        Outcome::Taken
+    }
+
+    /// Whether it is about the control folder, which is the adapter's.
+    fn is_control(&self, opcode: Opcode, id: u64, arguments: &[u8]) -> bool {
+        ControlNode::of_id(id).is_some()
+            || (opcode == Opcode::Lookup
+                && id == ROOT_ID
+                && arguments.strip_suffix(&[0]) == Some(CONTROL_NAME.as_bytes()))
+    }
+
+    fn forget(&self, opcode: Opcode, id: u64, arguments: &[u8]) {
+        let forget = |id, lookups| {
+            if ControlNode::of_id(id).is_none() {
+                self.volume.tree.forget(id, lookups);
+            }
+        };
+        if opcode == Opcode::Forget {
+            if let Ok((node, _)) = decode::<ForgetIn>(arguments) {
+                forget(id, node.lookups);
+            }
+            return;
+        }
+        let Ok((batch, mut rest)) = decode::<BatchForgetIn>(arguments) else {
+            return;
+        };
+        for _ in 0..batch.count {
+            let Ok((node, others)) = decode::<ForgetOne>(rest) else {
+                return;
+            };
+            forget(node.nodeid, node.lookups);
+            rest = others;
+        }
+    }
+
+    /// A closure that answers a request without a payload.
+    fn empty(&self, reply: Reply) -> crate::swap::Reply {
+        let volume = self.volume.clone();
+        Box::new(move |result| match result {
+            Ok(()) => reply.empty(),
+            Err(errno) => {
+                RequestCounts::count(&volume.requests.errors);
+                reply.error(errno);
+            }
+        })
+    }
+
+    fn lookup(&self, parent: u64, arguments: &[u8], reply: Reply) {
+        match name(arguments).and_then(|name| self.volume.lookup(parent, name)) {
+            Ok(entry) => {
+                if !reply.value(&answers::entry(&entry)) {
+                    // The kernel has not counted this lookup and will not forget it.
+                    self.volume.tree.forget(entry.id, 1);
+                }
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn open(&self, id: u64, arguments: &[u8], reply: Reply) {
+        let opened = decode::<OpenIn>(arguments).and_then(|(open, _)| {
+            let mode = open.flags as i32 & libc::O_ACCMODE;
+            let (read, write) = (mode != libc::O_WRONLY, mode != libc::O_RDONLY);
+            Ok((self.volume.open(id, read, write)?, open.flags))
+        });
+        match opened {
+            Ok((handle, flags)) => {
+                let open_flags = session::open_flags(flags as i32).bits();
+                if !reply.value(&OpenOut { fh: handle, open_flags, backing_id: 0 }) {
+                    self.volume.engine.release(handle);
+                }
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn read(&self, arguments: &[u8], reply: Reply) {
+        RequestCounts::count(&self.volume.requests.reads);
+        let read = match decode::<ReadIn>(arguments) {
+            Ok((read, _)) => read,
+            Err(errno) => return reply.error(errno),
+        };
+        let volume = self.volume.clone();
+        let answer = Box::new(move |result: Result<&[&[u8]]>| match result {
+            Ok(runs) => reply.bytes(runs),
+            Err(errno) => {
+                RequestCounts::count(&volume.requests.errors);
+                reply.error(errno);
+            }
+        });
+        self.volume.engine.read(read.fh, read.offset, u64::from(read.size), answer);
+    }
+
+    /// Answers a WRITE of `data`.
+    pub(super) fn write(
+        &self, header: &InHeader, arguments: &[u8], data: &[u8], reply: Reply,
+    ) -> Outcome {
+        RequestCounts::count(&self.volume.requests.all);
+        RequestCounts::count(&self.volume.requests.writes);
+        let write = match decode::<WriteIn>(arguments) {
+            Ok((write, _)) if write.size as usize == data.len() => write,
+            _ => {
+                reply.error(Errno::EINVAL);
+                return Outcome::Taken;
+            }
+        };
+        if write.write_flags & WRITE_KILL_SUIDGID != 0
+            && let Err(errno) = self.volume.drop_privileges(header.nodeid)
+        {
+            reply.error(errno);
+            return Outcome::Taken;
+        }
+        // Pages written back from a mapping are no write call: msync asks for stability itself.
+        let cached = write.write_flags & WRITE_CACHE != 0;
+        let stable = !cached && write.flags as i32 & (libc::O_SYNC | libc::O_DSYNC) != 0;
+        let volume = self.volume.clone();
+        let answer = Box::new(move |result: Result<usize>| match result {
+            Ok(count) => {
+                reply.value(&WriteOut { size: count as u32, padding: 0 });
+            }
+            Err(errno) => {
+                RequestCounts::count(&volume.requests.errors);
+                reply.error(errno);
+            }
+        });
+        self.volume.engine.write(write.fh, write.offset, data, stable, answer);
+        Outcome::Taken
+    }
+
+    fn get_xattr(&self, id: u64, arguments: &[u8], reply: Reply) {
+        let asked = decode::<GetXattrIn>(arguments)
+            .and_then(|(asked, rest)| Ok((asked.size, name(rest)?)))
+            .and_then(|(size, name)| Ok((size, self.volume.xattr(id, name, size == 0)?)));
+        match asked {
+            Ok((size, XattrAnswer::Value(value))) => answer_xattr(&value, size, reply),
+            Ok((size, XattrAnswer::Wait)) => self.volume.wait(
+                id,
+                Box::new(move |result| match result {
+                    Ok(value) => answer_xattr(&value, size, reply),
+                    Err(errno) => reply.error(errno),
+                }),
+            ),
+            Err(errno) => reply.error(errno),
+        }
+    }
+}
+
+/// Answers with a value, its length (`size` 0), or ERANGE.
+fn answer_xattr(value: &[u8], size: u32, reply: Reply) {
+    if size == 0 {
+        reply.value(&GetXattrOut { size: value.len() as u32, padding: 0 });
+    } else if value.len() > size as usize {
+        reply.error(Errno::ERANGE);
+    } else {
+        reply.bytes(&[value]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_end_with_one_nul() {
+        assert_eq!(name(b"a\0"), Ok(OsStr::new("a")));
+        for bad in [&b""[..], b"\0", b"a", b"a\0b\0", b"a\0\0"] {
+            assert_eq!(name(bad), Err(Errno::EINVAL), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn short_structures_are_refused() {
+        assert!(decode::<ReadIn>(&[0; 39]).is_err());
+        let (read, rest) = decode::<ReadIn>(&[1; 41]).unwrap();
+        assert_eq!((read.size, rest), (0x0101_0101, &[1][..]));
+    }
+}
