@@ -13,4 +13,5 @@ mod opened;
 mod session;
 pub mod trial;
 
+pub use front::intakes;
 pub use session::{Serving, serve};

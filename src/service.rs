@@ -128,6 +128,7 @@ pub(crate) fn start_engine(
         writeback_batch: (config.queue_depth * config.thread_count) as usize,
         min_swap_size: config.min_swap_size,
         idle_partitions_max: (descriptors / 4).min(IDLE_PARTITIONS_MAX),
+        intakes: crate::fuse::intakes(config.block_size, config.fuse_threads as usize),
     };
     let arena = Arena::new(ArenaOptions {
         size: options.arena_size(alignment).next_multiple_of(HUGE_PAGE_BYTES),

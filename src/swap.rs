@@ -39,6 +39,7 @@ mod direct;
 mod engine;
 mod gate;
 mod hold;
+mod intake;
 mod keeper;
 mod lend;
 mod memory;
@@ -60,6 +61,7 @@ mod trays;
 mod write;
 
 pub use engine::{Engine, EngineOptions, OpenSwapIn, PAGE_SIZE};
+pub use intake::Intake;
 pub use op::{ReadReply, Reply, WriteReply};
 pub use partition::{FileKey, PartitionStatus};
 pub use request::{Asking, Request};

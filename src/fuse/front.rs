@@ -22,10 +22,27 @@ use self::abi::{InHeader, InitIn, MAJOR, MINOR_MIN, Opcode};
 use self::device::{Device, HEADER_BYTES, Reply};
 use self::relay::Relay;
 use super::session::REQUEST_BYTES_MAX;
+use crate::swap::Intake;
 use crate::volume::Volume;
 
 /// Bytes of a page of memory.
 const PAGE_BYTES: usize = 4096;
+
+/// Writes that may wait for buffers, or for transfers, where they were received; the bytes of more are
+/// copied.
+const WAITING_MAX: usize = 16;
+
+/// Threads with an intake; more receive into memory of their own, which is only there when it is used.
+const LENDING_MAX: usize = 16;
+
+/// How many of the engine's [`Intake`]s the threads need; they take requests of one length.
+#[must_use]
+pub fn intakes(block_size: u64, threads: usize) -> usize {
+    match block_size == u64::from(REQUEST_BYTES_MAX) {
+        true => threads.min(LENDING_MAX) + WAITING_MAX,
+        false => 0,
+    }
+}
 
 /// What the reading threads share.
 #[derive(Debug)]
@@ -110,11 +127,11 @@ impl Front {
             spawn(format!("fuse-{number}"), move || {
                 let _ending = ending;
                 Reader {
-                    front,
                     device,
                     headers: [0; HEADER_BYTES],
-                    payload: Payload::new(),
+                    room: Some(Room::new(number, &front.volume)),
                     joined: Vec::new(),
+                    front,
                 }
                 .run()
             })
@@ -140,6 +157,31 @@ impl Drop for Ending {
     fn drop(&mut self) {
         if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.front.relay.end(self.threads);
+        }
+    }
+}
+
+/// Where a thread receives what comes after the headers.
+enum Room {
+    /// Memory that the pool takes in exchange for other.
+    Intake(Intake),
+    /// Where blocks have another size than requests.
+    Own(Payload),
+}
+
+impl Room {
+    /// Of the thread with this number.
+    fn new(number: usize, volume: &Volume) -> Room {
+        match (number < LENDING_MAX).then(|| volume.engine.intake()).flatten() {
+            Some(intake) if intake.len() == REQUEST_BYTES_MAX as usize => Room::Intake(intake),
+            _ => Room::Own(Payload::new()),
+        }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        match self {
+            Room::Intake(intake) => intake,
+            Room::Own(payload) => payload.bytes(),
         }
     }
 }
@@ -185,27 +227,45 @@ struct Reader {
     front: Arc<Front>,
     device: Arc<Device>,
     headers: [u8; HEADER_BYTES],
-    payload: Payload,
+    /// Always there between two requests.
+    room: Option<Room>,
     /// Room for the rare small request that does not fit into `headers`.
     joined: Vec<u8>,
 }
 
 impl Reader {
     fn run(mut self) -> io::Result<()> {
-        while let Some(length) = self.device.receive(&mut self.headers, self.payload.bytes())? {
+        loop {
+            let room = self.room.as_mut().expect("put back after each request");
+            let Some(length) = self.device.receive(&mut self.headers, room.bytes())? else {
+                if let Some(Room::Intake(intake)) = self.room {
+                    self.front.volume.engine.return_intake(intake);
+                }
+                return Ok(());
+            };
             self.handle(length)?;
         }
-        Ok(())
     }
 
     fn handle(&mut self, length: usize) -> io::Result<()> {
-        let (header, rest) = split(&self.headers, self.payload.bytes(), length)?;
+        let mut room = self.room.take().expect("put back after each request");
+        let (header, rest) = split(&self.headers, room.bytes(), length)?;
+        if Opcode::from(header.opcode) == Opcode::Write {
+            let reply = Reply::new(&self.device, header.unique);
+            let (arguments, length) = (&self.headers[size_of::<InHeader>()..], rest.len());
+            room = self.front.write(&header, arguments, room, length, reply);
+        } else {
+            self.handle_other(&header, rest, length);
+        }
+        self.room = Some(room);
+        Ok(())
+    }
+
+    fn handle_other(&mut self, header: &InHeader, rest: &[u8], length: usize) {
         let opcode = Opcode::from(header.opcode);
         let front = &self.front;
         let reply = || Reply::new(&self.device, header.unique);
-        let known = if opcode == Opcode::Write {
-            front.write(&header, &self.headers[size_of::<InHeader>()..], rest, reply())
-        } else if opcode.is_answered_here() {
+        let outcome = if opcode.is_answered_here() {
             let arguments = if length <= HEADER_BYTES {
                 &self.headers[size_of::<InHeader>()..length]
             } else {
@@ -214,17 +274,16 @@ impl Reader {
                 self.joined.extend_from_slice(rest);
                 &self.joined
             };
-            front.answer(opcode, &header, arguments, &reply)
+            front.answer(opcode, header, arguments, &reply)
         } else {
             hot::Outcome::PassOn
         };
-        if known == hot::Outcome::PassOn
-            && let Err(errno) = front.relay.pass(&self.device, &header, &mut self.headers, rest)
+        if outcome == hot::Outcome::PassOn
+            && let Err(errno) = front.relay.pass(&self.device, header, &mut self.headers, rest)
         {
             log::error!("request {} of {length} bytes cannot be passed on: {errno}", header.opcode);
             reply().error(nix::errno::Errno::EIO);
         }
-        Ok(())
     }
 }
 

@@ -65,15 +65,19 @@ pub struct EngineOptions {
     /// Partitions without an open handle that are kept for what they have resident, and hold a
     /// descriptor each. Of more than that, small ones keep their bytes only, and others nothing.
     pub idle_partitions_max: usize,
+    /// Blocks' worth of memory beyond the pool, see [`Intake`](super::Intake).
+    pub intakes: usize,
 }
 
 impl EngineOptions {
-    /// Bytes the arena must have: the pool, the scratch pages, and what aligning them may cost.
+    /// Bytes the arena must have: the pool, the intakes, the scratch pages, and what aligning them may
+    /// cost.
     #[must_use]
     pub fn arena_size(&self, alignment: usize) -> usize {
         let unit = PAGE_SIZE.max(alignment as u64) as usize;
         let skipped_max = unit - PAGE_SIZE as usize;
-        (self.pool_size as usize + SCRATCH_PAGES * unit + skipped_max)
+        let intakes = self.intakes * self.block_size as usize;
+        (self.pool_size as usize + intakes + SCRATCH_PAGES * unit + skipped_max)
             .next_multiple_of(PAGE_SIZE as usize)
     }
 }
@@ -121,12 +125,13 @@ impl Engine {
             min_swap_size: options.min_swap_size,
         };
         let buffers = (options.pool_size / options.block_size) as usize;
+        let (memory, intakes) = Memory::new(arena, shape, buffers, options.intakes);
         let engine = Arc::new(Engine {
             options,
             shape,
-            memory: Memory::new(arena, shape, buffers),
+            memory,
             budget: Budget::new(buffers.saturating_sub(shape.buffers_moving())),
-            state: Mutex::new(State::new(shape, buffers, SCRATCH_PAGES)),
+            state: Mutex::new(State::new(shape, buffers, intakes, SCRATCH_PAGES)),
             device: OnceLock::new(),
             started: Instant::now(),
             ops: crossbeam_channel::unbounded(),

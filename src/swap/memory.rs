@@ -6,26 +6,44 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::block::BufferIndex;
+use super::block::{Block, BufferIndex};
+use super::intake::{Intake, Stretch};
 use super::state::{Shape, State};
 use super::trays::{Buffer, Place};
 use crate::pool::{Arena, ReadLease, WriteLease};
 
-/// The arena, as buffers of one block or one tray each, followed by scratch pages.
+/// The arena, as stretches for one buffer each, which hold a block or a tray, followed by scratch pages.
 #[derive(Debug)]
 pub(crate) struct Memory {
     arena: Arc<Arena>,
     shape: Shape,
-    buffers: usize,
+    stretches: usize,
     /// Bytes before the first buffer: an arena is aligned to small pages, a device may ask for more.
     skipped: usize,
 }
 
 impl Memory {
-    pub(crate) fn new(arena: Arc<Arena>, shape: Shape, buffers: usize) -> Memory {
+    /// The memory of `buffers` buffers, whose stretches are the first ones, and that of `intakes`.
+    pub(crate) fn new(
+        arena: Arc<Arena>, shape: Shape, buffers: usize, intakes: usize,
+    ) -> (Memory, Vec<Intake>) {
         let address = arena.base().as_ptr().addr();
         let skipped = address.next_multiple_of(shape.unit as usize) - address;
-        Memory { skipped, arena, shape, buffers }
+        let memory = Memory { skipped, arena, shape, stretches: buffers + intakes };
+        let intake = |stretch: usize| {
+            let (start, length) =
+                (memory.stretch_at(stretch as Stretch), shape.block_size as usize);
+            // SAFETY: write_lease needs that nobody else touches these bytes while it lives. A stretch is a
+            // buffer's or an intake's: this one is no buffer's, and `exchange` alone changes that.
+            let lease = unsafe { memory.arena.write_lease(start, length) };
+            Intake { stretch: stretch as Stretch, lease }
+        };
+        let intakes = (buffers..buffers + intakes).map(intake).collect();
+        (memory, intakes)
+    }
+
+    fn stretch_at(&self, stretch: Stretch) -> usize {
+        self.skipped + stretch as usize * self.shape.block_size as usize
     }
 
     /// Where a byte of a block is in the arena.
@@ -43,7 +61,27 @@ impl Memory {
             }
             Place::Nowhere => unreachable!("blocks in use have a place"),
         };
-        self.skipped + number as usize * self.shape.block_size as usize + within
+        self.stretch_at(st.stretches[number as usize]) + within
+    }
+
+    /// Gives a buffer the memory of an intake, and the intake the buffer's. One block has the whole buffer,
+    /// and nobody is busy with it.
+    pub(crate) fn exchange(&self, st: &mut State, block: BufferIndex, intake: &mut Intake) {
+        let Block { place, reading, writing, copying, shared, .. } = &st.blocks[block as usize];
+        let Place::Buffer(number) = *place else {
+            unreachable!("a block that shares its buffer is not exchanged");
+        };
+        assert!(reading.is_empty() && writing.is_empty());
+        assert!(copying.is_empty() && shared.is_empty());
+        assert!(intake.lease.is_of(&self.arena), "intakes stay with their engine");
+        let stretch = std::mem::replace(&mut st.stretches[number as usize], intake.stretch);
+        intake.stretch = stretch;
+        let (start, length) = (self.stretch_at(stretch), self.shape.block_size as usize);
+        // SAFETY: write_lease needs that nobody else touches these bytes while it lives. The buffer is
+        // its one block's, which had no claims, so no lease on its memory exists, and none can be made any
+        // more: it refers to the intake's former memory now, the lease on which ends with this assignment,
+        // under the lock.
+        intake.lease = unsafe { self.arena.write_lease(start, length) };
     }
 
     /// Copies bytes of a block to the same offset of `place`, which is to be its next and nobody's yet.
@@ -140,8 +178,7 @@ impl Memory {
     }
 
     fn scratch_at(&self, scratch: usize) -> usize {
-        let buffers = self.buffers * self.shape.block_size as usize;
-        self.skipped + buffers + scratch * self.shape.unit as usize
+        self.stretch_at(self.stretches as Stretch) + scratch * self.shape.unit as usize
     }
 
     /// A scratch page from byte `done` on, owned by the transfer that fills it.

@@ -6,6 +6,7 @@ use smallvec::SmallVec;
 use super::block::BufferIndex;
 use super::direct::DirectOp;
 use super::hold::HoldOp;
+use super::intake::Payload;
 use super::lend::LendOp;
 use super::trays::Buffer;
 use crate::error::Result;
@@ -43,9 +44,7 @@ pub(crate) struct WriteOp {
     pub(crate) offset: u64,
     pub(crate) length: usize,
     pub(crate) done: usize,
-    /// The bytes from `payload_from` on, once the operation had to be parked.
-    pub(crate) payload: Vec<u8>,
-    pub(crate) payload_from: usize,
+    pub(crate) payload: Payload,
     pub(crate) entered: bool,
     pub(crate) granted: Granted,
     /// The page it waits for to be completed, by block and page, and the partition's failed transfers
@@ -56,6 +55,27 @@ pub(crate) struct WriteOp {
     /// Reply only when it is on stable storage (O_SYNC, O_DSYNC).
     pub(crate) stable: bool,
     pub(crate) reply: WriteReply,
+}
+
+impl WriteOp {
+    pub(crate) fn new(
+        handle: u64, offset: u64, length: usize, payload: Payload, reply: WriteReply,
+    ) -> WriteOp {
+        WriteOp {
+            partition: 0,
+            handle: Some(handle),
+            offset,
+            length,
+            done: 0,
+            payload,
+            entered: false,
+            granted: Granted::new(),
+            filling: None,
+            errors_before: u64::MAX,
+            stable: false,
+            reply,
+        }
+    }
 }
 
 /// A swap-in under way: asks for a partition's blocks one after the other.

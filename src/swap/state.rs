@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use super::actions::Actions;
 use super::block::{Block, BufferIndex, Counts, ListKind, NONE};
 use super::direct::DirectPart;
+use super::intake::{Intake, Stretch};
 use super::op::{Op, SyncOp};
 use super::partition::{FileKey, Handle, Partition, StatusWaiter};
 use super::resting::Resting;
@@ -164,9 +165,13 @@ pub(crate) struct State {
     pub(crate) unused: Vec<BufferIndex>,
     /// Buffers that are nobody's.
     pub(crate) free: Vec<Buffer>,
+    /// The memory of each buffer. Buffers and intakes exchange theirs.
+    pub(crate) stretches: Vec<Stretch>,
     pub(crate) trays: Trays,
     /// What the blocks that have a buffer of their own add up to.
     pub(crate) plain: Weights,
+    /// Intakes that nobody has.
+    pub(crate) intakes: Vec<Intake>,
     pub(crate) clean: List,
     pub(crate) kept: List,
     pub(crate) dirty: List,
@@ -208,15 +213,19 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn new(shape: Shape, buffers: usize, scratch_pages: usize) -> State {
+    pub(crate) fn new(
+        shape: Shape, buffers: usize, intakes: Vec<Intake>, scratch_pages: usize,
+    ) -> State {
         State {
             shape,
             buffers,
             blocks: Vec::new(),
             unused: Vec::new(),
             free: (0..buffers as Buffer).rev().collect(),
+            stretches: (0..buffers as Stretch).collect(),
             trays: Trays::new(buffers, shape.pages()),
             plain: Weights::default(),
+            intakes,
             clean: List::EMPTY,
             kept: List::EMPTY,
             dirty: List::EMPTY,

@@ -5,9 +5,11 @@ use std::ops::Range;
 use super::actions::{Actions, Answer};
 use super::block::{BufferIndex, PARTIALS_MAX, Partial};
 use super::engine::Engine;
-use super::op::{Granted, Op, SyncOp, WriteOp, WriteReply};
+use super::intake::{Intake, Payload};
+use super::op::{Op, SyncOp, WriteOp, WriteReply};
 use super::small::{Need, Room};
 use super::state::{State, file_time_now};
+use super::trays;
 use crate::error::{Errno, Result};
 use crate::pool::WriteLease;
 
@@ -19,16 +21,21 @@ const RESERVE_STEP_MAX: u64 = 64 * 1024 * 1024;
 /// Largest offset a file may reach: what off_t holds.
 const OFFSET_MAX: u64 = i64::MAX as u64;
 
-/// A claimed run of one block that the client's bytes go into next.
-struct Plan {
+/// Where in a block the client's bytes go, or have gone.
+struct Place {
     buffer: BufferIndex,
     /// Bytes within the block.
     bytes: Range<u64>,
     /// The whole pages around them; what of these is zero or stays is in `zero_head`, `zero_tail`.
     pages: Range<usize>,
-    lease: WriteLease,
     zero_head: bool,
     zero_tail: bool,
+}
+
+/// A claimed run of one block that the client's bytes go into next.
+struct Plan {
+    place: Place,
+    lease: WriteLease,
 }
 
 /// What a try at a write came to.
@@ -38,8 +45,8 @@ enum Step {
     Own(Box<WriteOp>),
     /// Space is needed, and nothing is under way that holds the file's lock: get it here.
     Reserve(Box<WriteOp>, Reservation),
-    /// Answered or parked.
-    Done,
+    /// Answered or parked; with the intake that it was called with, if that was not kept.
+    Done(Option<Intake>),
 }
 
 impl Engine {
@@ -51,32 +58,22 @@ impl Engine {
     /// would leave a page half lost, EFBIG, EBADF. Waits for buffers, never for the device itself, by
     /// parking the operation with a copy of what is left of `data`.
     pub fn write(&self, handle: u64, offset: u64, data: &[u8], stable: bool, reply: WriteReply) {
-        let op = Box::new(WriteOp {
-            partition: 0,
-            handle: Some(handle),
-            offset,
-            length: data.len(),
-            done: 0,
-            payload: Vec::new(),
-            payload_from: usize::MAX,
-            entered: false,
-            granted: Granted::new(),
-            filling: None,
-            errors_before: u64::MAX,
-            stable,
-            reply,
-        });
-        self.run_write(op, data);
+        let mut op = WriteOp::new(handle, offset, data.len(), Payload::Caller, reply);
+        op.stable = stable;
+        self.run_write(Box::new(op), data);
     }
 
-    pub(crate) fn run_write(&self, op: Box<WriteOp>, borrowed: &[u8]) {
+    /// Goes on with a write until it is answered or parked. Returns the intake that it was called with, or
+    /// the one that its caller gets instead.
+    pub(crate) fn run_write(&self, op: Box<WriteOp>, borrowed: &[u8]) -> Option<Intake> {
+        let mut instead = None;
         let mut step = self.with(|st, actions| self.write_step(st, op, actions));
         loop {
             step = match step {
-                Step::Done => return,
+                Step::Done(intake) => return intake.or(instead),
                 Step::Own(mut op) => {
-                    op.payload = borrowed[op.done..].to_vec();
-                    op.payload_from = op.done;
+                    let bytes = op.done..op.length;
+                    instead = self.make_stay(&mut op.payload, borrowed, bytes);
                     self.with(|st, actions| self.write_step(st, op, actions))
                 }
                 Step::Reserve(op, reservation) => {
@@ -89,16 +86,14 @@ impl Engine {
                     })
                 }
                 Step::Copy(mut op, mut plan) => {
-                    let length = (plan.bytes.end - plan.bytes.start) as usize;
-                    let data = if op.payload_from == usize::MAX {
-                        &borrowed[op.done..][..length]
-                    } else {
-                        &op.payload[op.done - op.payload_from..][..length]
-                    };
-                    plan.copy(data, self.shape.unit);
+                    let length = (plan.place.bytes.end - plan.place.bytes.start) as usize;
+                    plan.copy(&op.payload.bytes(borrowed, op.done)[..length], self.shape.unit);
                     op.done += length;
+                    let Plan { place, lease } = plan;
                     self.with(|st, actions| {
-                        self.copied(st, &op, plan, actions);
+                        // Before the claim that it was made from.
+                        drop(lease);
+                        self.copied(st, &op, place, actions);
                         self.write_step(st, op, actions)
                     })
                 }
@@ -133,15 +128,15 @@ impl Engine {
         let need = Need { partition: id, index, pages: pages.end, slot };
         match self.room_for(st, &mut op.granted, need, actions) {
             Room::Here(buffer) => self.claim(st, op, buffer, from..to, pages, actions),
-            _ if op.payload_from == usize::MAX => Step::Own(op),
+            _ if !op.payload.stays() => Step::Own(op),
             Room::Busy(buffer) => {
                 st.return_granted(&mut op.granted);
                 st.edit(buffer, |block| block.waiters.push(Op::Write(op)));
-                Step::Done
+                Step::Done(None)
             }
             Room::Wait => {
                 self.wait_for_buffers(st, Op::Write(op), 1);
-                Step::Done
+                Step::Done(None)
             }
         }
     }
@@ -161,15 +156,15 @@ impl Engine {
         };
         if let Some(errno) = refusal {
             actions.answers.push(Answer::Write(op.reply, Err(errno)));
-            return Err(Step::Done);
+            return Err(Step::Done(st.put_away(op.payload)));
         }
         if self.gate_closed(st, op.partition, true) {
-            if op.payload_from == usize::MAX {
+            if !op.payload.stays() {
                 return Err(Step::Own(op));
             }
             let id = op.partition;
             st.part(id).gate_queue.push_back(Op::Write(op));
-            return Err(Step::Done);
+            return Err(Step::Done(None));
         }
         st.part(op.partition).active_writes += 1;
         op.errors_before = st.part(op.partition).error_count;
@@ -209,7 +204,7 @@ impl Engine {
             return self.finish_write(st, *op, Err(Errno::EIO), actions);
         }
         if busy || fill.is_some() {
-            if op.payload_from == usize::MAX {
+            if !op.payload.stays() {
                 return Step::Own(op);
             }
             if let Some(page) = fill {
@@ -228,13 +223,26 @@ impl Engine {
             }
             st.return_granted(&mut op.granted);
             st.edit(buffer, |block| block.waiters.push(Op::Write(op)));
-            return Step::Done;
+            return Step::Done(None);
+        }
+        let place = |bytes: Range<u64>, pages| {
+            let bytes = bytes.start - start..bytes.end - start;
+            Place { buffer, bytes, pages, zero_head, zero_tail }
+        };
+        if bytes == (start..start + st.shape.block_size)
+            && matches!(st.blocks[buffer as usize].place, trays::Place::Buffer(_))
+            && let Some(intake) = op.payload.intake()
+        {
+            // All of the block, and so all of the intake: nothing is copied.
+            self.memory.exchange(st, buffer, intake);
+            op.done = op.length;
+            self.copied(st, &op, place(bytes, pages), actions);
+            return self.write_step(st, op, actions);
         }
         st.edit(buffer, |block| block.copying.insert(pages.clone()));
         let lease =
             self.memory.for_copy_in(st, buffer, pages.start as u64 * unit..pages.end as u64 * unit);
-        let bytes = bytes.start - start..bytes.end - start;
-        Step::Copy(op, Plan { buffer, bytes, pages, lease, zero_head, zero_tail })
+        Step::Copy(op, Plan { place: place(bytes, pages), lease })
     }
 
     /// What a write to bytes `covered` of a page means for the page's other bytes.
@@ -274,9 +282,8 @@ impl Engine {
     }
 
     /// The client's bytes are in the block: the pages become dirty, the partition may have grown.
-    fn copied(&self, st: &mut State, op: &WriteOp, plan: Plan, actions: &mut Actions) {
-        let Plan { buffer, bytes, pages, lease, zero_head, zero_tail } = plan;
-        drop(lease);
+    fn copied(&self, st: &mut State, op: &WriteOp, place: Place, actions: &mut Actions) {
+        let Place { buffer, bytes, pages, zero_head, zero_tail } = place;
         let (id, unit) = (op.partition, st.shape.unit);
         let start = st.blocks[buffer as usize].index * st.shape.block_size;
         let now_ms = self.now_ms();
@@ -342,7 +349,7 @@ impl Engine {
             part.jobs += 1;
             return Step::Reserve(op, reservation);
         }
-        if op.payload_from == usize::MAX {
+        if !op.payload.stays() {
             return Step::Own(op);
         }
         part.jobs += 1;
@@ -355,7 +362,7 @@ impl Engine {
                 }
             });
         }));
-        Step::Done
+        Step::Done(None)
     }
 
     /// Notes what was reserved.
@@ -376,7 +383,8 @@ impl Engine {
         st.return_granted(&mut op.granted);
         let id = op.partition;
         st.part(id).active_writes -= 1;
-        let WriteOp { reply, done, stable, handle, errors_before, .. } = op;
+        let WriteOp { reply, done, stable, handle, errors_before, payload, .. } = op;
+        let intake = st.put_away(payload);
         match result {
             // Some of it was taken before it failed: that much was written.
             Err(errno) if done == 0 => actions.answers.push(Answer::Write(reply, Err(errno))),
@@ -398,7 +406,7 @@ impl Engine {
         }
         self.quiet_down(st, id, actions);
         st.drop_if_unused(id, actions);
-        Step::Done
+        Step::Done(intake)
     }
 }
 
@@ -433,19 +441,20 @@ enum Edge {
 
 impl Plan {
     fn copy(&mut self, data: &[u8], unit: u64) {
-        let base = self.pages.start as u64 * unit;
-        let at = (self.bytes.start - base) as usize;
+        let Place { pages, bytes, .. } = &self.place;
+        let base = pages.start as u64 * unit;
+        let at = (bytes.start - base) as usize;
         let end = at + data.len();
-        if self.zero_head {
+        if self.place.zero_head {
             self.lease[..at].fill(0);
-            if self.pages.len() == 1 {
+            if pages.len() == 1 {
                 self.lease[end..].fill(0);
             }
         }
         self.lease[at..end].copy_from_slice(data);
-        if self.zero_tail {
-            let last = (self.pages.len() as u64 - 1) * unit;
-            if self.pages.len() == 1 {
+        if self.place.zero_tail {
+            let last = (pages.len() as u64 - 1) * unit;
+            if pages.len() == 1 {
                 self.lease[..at].fill(0);
             }
             debug_assert!(end as u64 >= last);

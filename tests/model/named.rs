@@ -22,6 +22,7 @@ fn world(kind: Kind, alignment: usize, folder: MemoryFolder, read_ahead: u64) ->
         writeback_batch: 1,
         min_swap_size: 0,
         idle_partitions_max: 8,
+        intakes: 2,
     };
     let memory = MemoryOptions { alignment, ..MemoryOptions::default() };
     let plan = matches!(kind, Kind::Faulty | Kind::Awkward).then(FaultPlan::default);
@@ -205,5 +206,38 @@ fn a_truncate_to_the_same_size_gives_back_reserved_space() {
     for handle in handles {
         world.engine.release(handle);
     }
+    world.end();
+}
+
+#[test]
+fn whole_blocks_are_taken_in_by_exchange_and_nothing_else_is() {
+    let world = world(Kind::Sound, 4096, MemoryFolder::unbounded(), 0);
+    let (a, handle, mut bytes) = file(&world, 3);
+    let mut intake = world.engine.intake().expect("two there are");
+    let whole = BLOCK as usize;
+    // Into an absent block, over what has just been written, over part of a block, across two.
+    for (fill, offset, length, exchanged) in [
+        (1, whole, whole, true),
+        (2, whole, whole, true),
+        (3, 0, whole - 1, false),
+        (4, whole + 4096, whole, false),
+        (5, 2 * whole, whole, true),
+    ] {
+        intake.fill(fill);
+        bytes[offset..][..length].fill(fill);
+        let before = intake.as_ptr();
+        let (pending, reply) = Pending::new();
+        let reply = Box::new(reply);
+        intake = world.engine.write_from(handle, offset as u64, intake, length, false, reply);
+        assert_eq!(pending.wait(&world, "write"), Ok(length));
+        assert_eq!(intake.as_ptr() != before, exchanged, "{fill}");
+        intake.fill(0xEE);
+        assert!(read(&world, handle, 0, 3 * BLOCK).as_ref() == Ok(&bytes), "{fill}");
+        assert_eq!(sync(&world, handle, false), Ok(()));
+        assert!(a.file.bytes() == bytes, "{fill}");
+    }
+    assert_eq!(world.engine.pool().buffers, 4);
+    world.engine.return_intake(intake);
+    world.engine.release(handle);
     world.end();
 }

@@ -12,7 +12,7 @@ use swapfs::aio::device::{
 use swapfs::aio::fault::{FaultDevice, FaultPlan};
 use swapfs::aio::memory::{MemoryDevice, MemoryFile, MemoryFolder, MemoryOptions};
 use swapfs::pool::{Arena, ArenaOptions};
-use swapfs::swap::{Engine, EngineOptions, FileKey, OpenSwapIn, Request};
+use swapfs::swap::{Engine, EngineOptions, FileKey, OpenSwapIn, Request, WriteReply};
 
 pub(crate) const BLOCK: u64 = 64 * 1024;
 
@@ -245,6 +245,21 @@ pub(crate) struct World {
 }
 
 impl World {
+    /// Writes; with `lent`, from an intake if one can be had and it is long enough.
+    pub(crate) fn write(
+        &self, lent: bool, handle: u64, offset: u64, data: &[u8], stable: bool, reply: WriteReply,
+    ) {
+        let long_enough = lent && data.len() <= BLOCK as usize;
+        let Some(mut intake) = long_enough.then(|| self.engine.intake()).flatten() else {
+            return self.engine.write(handle, offset, data, stable, reply);
+        };
+        intake[..data.len()].copy_from_slice(data);
+        let mut next = self.engine.write_from(handle, offset, intake, data.len(), stable, reply);
+        // Nothing of what was written may be in there any more.
+        next.fill(0xEE);
+        self.engine.return_intake(next);
+    }
+
     pub(crate) fn random(kind: Kind, seed: u64, rng: &mut Rng) -> Arc<World> {
         let blocks = rng.between(4, 16);
         let options = EngineOptions {
@@ -256,6 +271,7 @@ impl World {
             writeback_batch: rng.between(1, 8) as usize,
             min_swap_size: rng.pick(&[0, 4096, 20_000, BLOCK, 300_000, 1 << 20]),
             idle_partitions_max: rng.between(0, 3) as usize,
+            intakes: rng.between(1, 3) as usize,
         };
         let alignment = if kind == Kind::Full {
             rng.pick(&[512, 4096])

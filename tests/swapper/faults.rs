@@ -38,6 +38,7 @@ impl Rig {
             linger: Duration::from_secs(1 << 20),
             writeback_batch: 8,
             idle_partitions_max: 16,
+            intakes: 0,
         };
         let size = engine_options.arena_size(4096);
         let arena = ArenaOptions { size, pin_memory: false, huge_pages: false };

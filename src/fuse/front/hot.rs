@@ -5,13 +5,13 @@ use std::os::unix::ffi::OsStrExt;
 
 use zerocopy::FromBytes;
 
-use super::Front;
 use super::abi::{
     BatchForgetIn, FSYNC_FDATASYNC, ForgetIn, ForgetOne, GetXattrIn, GetXattrOut, HandleIn,
     InHeader, Opcode, OpenIn, OpenOut, ReadIn, WRITE_CACHE, WRITE_KILL_SUIDGID, WriteIn, WriteOut,
 };
 use super::answers;
 use super::device::Reply;
+use super::{Front, Room};
 use crate::error::{Errno, Result};
 use crate::fs::ROOT_ID;
 use crate::fuse::session;
@@ -195,24 +195,24 @@ impl Front {
         self.volume.engine.read(read.fh, read.offset, u64::from(read.size), answer);
     }
 
-    /// Answers a WRITE of `data`.
+    /// Answers a WRITE of the first `length` bytes of `room`. Returns the room for the next request.
     pub(super) fn write(
-        &self, header: &InHeader, arguments: &[u8], data: &[u8], reply: Reply,
-    ) -> Outcome {
+        &self, header: &InHeader, arguments: &[u8], mut room: Room, length: usize, reply: Reply,
+    ) -> Room {
         RequestCounts::count(&self.volume.requests.all);
         RequestCounts::count(&self.volume.requests.writes);
         let write = match decode::<WriteIn>(arguments) {
-            Ok((write, _)) if write.size as usize == data.len() => write,
+            Ok((write, _)) if write.size as usize == length => write,
             _ => {
                 reply.error(Errno::EINVAL);
-                return Outcome::Taken;
+                return room;
             }
         };
         if write.write_flags & WRITE_KILL_SUIDGID != 0
             && let Err(errno) = self.volume.drop_privileges(header.nodeid)
         {
             reply.error(errno);
-            return Outcome::Taken;
+            return room;
         }
         // Pages written back from a mapping are no write call: msync asks for stability itself.
         let cached = write.write_flags & WRITE_CACHE != 0;
@@ -227,8 +227,12 @@ impl Front {
                 reply.error(errno);
             }
         });
-        self.volume.engine.write(write.fh, write.offset, data, stable, answer);
-        Outcome::Taken
+        let (engine, fh, offset) = (&self.volume.engine, write.fh, write.offset);
+        if let Room::Intake(intake) = room {
+            return Room::Intake(engine.write_from(fh, offset, intake, length, stable, answer));
+        }
+        engine.write(fh, offset, &room.bytes()[..length], stable, answer);
+        room
     }
 
     fn get_xattr(&self, id: u64, arguments: &[u8], reply: Reply) {

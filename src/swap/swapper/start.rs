@@ -145,6 +145,7 @@ impl SwapperOptions {
             linger: LINGER,
             writeback_batch: (self.queue_depth * self.thread_count) as usize,
             idle_partitions_max: IDLE_PARTITIONS_MAX,
+            intakes: 0,
         }
     }
 }

@@ -57,6 +57,13 @@ impl Driver {
             }
             self.slots[slot].stream.0 = offset + length;
         }
+        if self.rng.percent(20) {
+            let first = offset / BLOCK * BLOCK;
+            let size = self.slots[slot].plain.size();
+            if first + BLOCK <= if shared { size } else { self.slots[slot].size_max } {
+                (offset, length) = (first, BLOCK);
+            }
+        }
         if length == 0 {
             return;
         }
@@ -66,7 +73,7 @@ impl Driver {
         let data = self.rng.bytes(length);
         let (pending, reply) = Pending::new();
         let at = self.slots[slot].base + offset;
-        self.world.engine.write(handle, at, &data, stable, Box::new(reply));
+        self.world.write(self.rng.percent(60), handle, at, &data, stable, Box::new(reply));
         self.flights.push(Flight {
             slot,
             handle: Some(handle),
