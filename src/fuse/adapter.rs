@@ -1,27 +1,25 @@
 //! fuser's trait, request by request: a few lines of decoding, a call and a reply each.
 //!
 //! LOOKUP, GETATTR, OPEN, READ, FLUSH, RELEASE, FSYNC and GETXATTR only get here for the control folder:
-//! for everything else, and WRITE and FORGET always, the front answers them.
+//! for everything else the front answers them, and WRITE, CREATE, UNLINK, SETATTR and FORGET always.
 
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, Generation, INodeNo, IoctlFlags,
-    KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags, PollNotifier,
-    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr,
-    Request, TimeOrNow,
+    CopyFileRangeFlags, FileHandle, Filesystem, INodeNo, IoctlFlags, KernelConfig, LockOwner,
+    OpenAccMode, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
 };
 
-use super::attr::{TTL, errno, file_attr, file_type, time_change};
+use super::attr::{errno, file_type};
 use super::opened::{Adapter, Opened, answer_empty, answer_entry, answer_xattr, caller};
 use super::{control, data, session};
-use crate::error::{Errno, Result};
+use crate::error::Errno;
 use crate::fs::{FileKind, ROOT_ID, RenameKind, XattrMode};
-use crate::volume::{Asker, Changes, REQUEST_NAME, outcome};
+use crate::volume::{Asker, REQUEST_NAME, outcome};
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
@@ -40,33 +38,6 @@ impl Filesystem for Adapter {
             Some(node) => control::getattr(&self.volume, node, reply),
             None => reply.error(fuser::Errno::ENOSYS),
         }
-    }
-
-    fn setattr(
-        &self, req: &Request, ino: INodeNo, mode: Option<u32>, uid: Option<u32>, gid: Option<u32>,
-        size: Option<u64>, atime: Option<TimeOrNow>, mtime: Option<TimeOrNow>,
-        _ctime: Option<SystemTime>, fh: Option<FileHandle>, _crtime: Option<SystemTime>,
-        _chgtime: Option<SystemTime>, _bkuptime: Option<SystemTime>, _flags: Option<BsdFileFlags>,
-        reply: ReplyAttr,
-    ) {
-        self.count();
-        if control::node(ino).is_some() {
-            return reply.error(errno(Errno::EPERM));
-        }
-        let changes = Changes {
-            mode,
-            uid,
-            gid,
-            size,
-            atime: atime.map(time_change),
-            mtime: mtime.map(time_change),
-        };
-        let answer = Box::new(move |result: Result<crate::fs::Attributes>| match result {
-            Ok(attributes) => reply.attr(&TTL, &file_attr(&attributes)),
-            Err(error) => reply.error(errno(error)),
-        });
-        let privileged = req.uid() == 0;
-        self.volume.change(ino.0, fh.map(|fh| fh.0), changes, privileged, answer);
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -103,14 +74,6 @@ impl Filesystem for Adapter {
         }
         let made = self.volume.tree.mkdir(parent.0, name, &caller(req, umask), mode & 0o7777);
         answer_entry(made, reply);
-    }
-
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.count();
-        if control::is_ours(parent, name) {
-            return reply.error(errno(Errno::EPERM));
-        }
-        answer_empty(self.volume.unlink(parent.0, name), reply);
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -172,47 +135,6 @@ impl Filesystem for Adapter {
         }
         let content = self.volume.control_content(node).into();
         control::open(self.keep(Opened::Control(content)), reply);
-    }
-
-    fn create(
-        &self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, flags: i32,
-        reply: ReplyCreate,
-    ) {
-        self.count();
-        if control::is_ours(parent, name) {
-            return reply.error(errno(Errno::EPERM));
-        }
-        let (exclusive, read) =
-            (flags & libc::O_EXCL != 0, flags & libc::O_ACCMODE != libc::O_WRONLY);
-        let caller = caller(req, umask);
-        match self.volume.create(parent.0, name, &caller, mode & 0o7777, exclusive, read) {
-            Ok((entry, handle, is_new)) => {
-                let volume = self.volume.clone();
-                let finish = move |result: Result<()>| match result.and_then(|()| {
-                    if is_new { Ok(entry.attributes) } else { volume.attributes(entry.id) }
-                }) {
-                    Ok(attributes) => reply.created(
-                        &TTL,
-                        &file_attr(&attributes),
-                        Generation(entry.generation),
-                        FileHandle(handle),
-                        session::open_flags(flags),
-                    ),
-                    Err(error) => {
-                        volume.engine.release(handle);
-                        volume.tree.forget(entry.id, 1);
-                        reply.error(errno(error));
-                    }
-                };
-                // The kernel believed the name to be new; somebody else was faster.
-                if !is_new && flags & libc::O_TRUNC != 0 {
-                    self.volume.engine.truncate(handle, 0, Box::new(finish));
-                } else {
-                    finish(Ok(()));
-                }
-            }
-            Err(error) => reply.error(errno(error)),
-        }
     }
 
     fn read(

@@ -1,11 +1,11 @@
-//! Plain values to fuser's, and back.
+//! Plain values to fuser's.
 
 use std::time::Duration;
 
-use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
+use fuser::{FileAttr, FileType, INodeNo};
 
 use crate::error::Errno;
-use crate::fs::{Attributes, FileKind, TimeChange};
+use crate::fs::{Attributes, FileKind};
 
 /// How long the kernel may keep names and attributes. It drops them itself when it changes something.
 pub(super) const TTL: Duration = Duration::from_secs(1);
@@ -43,12 +43,5 @@ pub(super) fn file_attr(attributes: &Attributes) -> FileAttr {
         rdev: attributes.rdev,
         blksize: attributes.block_size,
         flags: 0,
-    }
-}
-
-pub(super) fn time_change(time: TimeOrNow) -> TimeChange {
-    match time {
-        TimeOrNow::Now => TimeChange::Now,
-        TimeOrNow::SpecificTime(time) => TimeChange::At(time),
     }
 }

@@ -6,6 +6,7 @@
 
 mod abi;
 mod answers;
+mod change;
 mod device;
 mod hot;
 mod relay;

@@ -76,8 +76,10 @@ pub fn serve(volume: Arc<Volume>, device: OwnedFd, threads: usize) -> io::Result
     volume.set_invalidate(front.invalidator());
     let session = Session::from_fd(Adapter::new(volume), descriptor, SessionACL::All, config);
     // A refusal is an answer, too.
-    front.answer_init()?;
-    Ok(Serving { session: session?, front, threads })
+    let answered = front.answer_init();
+    let session = session?;
+    answered?;
+    Ok(Serving { session, front, threads })
 }
 
 impl Serving {

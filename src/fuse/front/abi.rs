@@ -26,6 +26,8 @@ pub(super) enum Opcode {
     Lookup,
     Forget,
     GetAttr,
+    SetAttr,
+    Unlink,
     Open,
     Read,
     Write,
@@ -33,6 +35,7 @@ pub(super) enum Opcode {
     Fsync,
     GetXattr,
     Flush,
+    Create,
     Init,
     ReadDir,
     Interrupt,
@@ -48,6 +51,8 @@ impl From<u32> for Opcode {
             1 => Opcode::Lookup,
             2 => Opcode::Forget,
             3 => Opcode::GetAttr,
+            4 => Opcode::SetAttr,
+            10 => Opcode::Unlink,
             14 => Opcode::Open,
             15 => Opcode::Read,
             16 => Opcode::Write,
@@ -57,6 +62,7 @@ impl From<u32> for Opcode {
             25 => Opcode::Flush,
             26 => Opcode::Init,
             28 => Opcode::ReadDir,
+            35 => Opcode::Create,
             36 => Opcode::Interrupt,
             DESTROY => Opcode::Destroy,
             42 => Opcode::BatchForget,
@@ -142,6 +148,52 @@ pub(super) struct WriteOut {
 pub(super) struct OpenIn {
     pub(super) flags: u32,
     pub(super) open_flags: u32,
+}
+
+/// `struct fuse_create_in`; the name follows.
+#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct CreateIn {
+    pub(super) flags: u32,
+    pub(super) mode: u32,
+    pub(super) umask: u32,
+    pub(super) open_flags: u32,
+}
+
+/// `struct fuse_setattr_in`. Seconds are signed.
+#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct SetAttrIn {
+    /// Of [`fattr`].
+    pub(super) valid: u32,
+    pub(super) padding: u32,
+    pub(super) fh: u64,
+    pub(super) size: u64,
+    pub(super) lock_owner: u64,
+    pub(super) atime: i64,
+    pub(super) mtime: i64,
+    pub(super) ctime: i64,
+    pub(super) atimensec: u32,
+    pub(super) mtimensec: u32,
+    pub(super) ctimensec: u32,
+    pub(super) mode: u32,
+    pub(super) unused4: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) unused5: u32,
+}
+
+/// FATTR_*: which fields of [`SetAttrIn`] mean something.
+pub(super) mod fattr {
+    pub(in super::super) const MODE: u32 = 1 << 0;
+    pub(in super::super) const UID: u32 = 1 << 1;
+    pub(in super::super) const GID: u32 = 1 << 2;
+    pub(in super::super) const SIZE: u32 = 1 << 3;
+    pub(in super::super) const ATIME: u32 = 1 << 4;
+    pub(in super::super) const MTIME: u32 = 1 << 5;
+    pub(in super::super) const FH: u32 = 1 << 6;
+    pub(in super::super) const ATIME_NOW: u32 = 1 << 7;
+    pub(in super::super) const MTIME_NOW: u32 = 1 << 8;
 }
 
 /// `struct fuse_open_out`.
@@ -277,6 +329,11 @@ mod tests {
         assert_eq!((size_of::<WriteOut>(), size_of::<GetXattrOut>()), (8, 8));
         assert_eq!((size_of::<OpenIn>(), size_of::<OpenOut>()), (8, 16));
         assert_eq!(offset_of!(OpenOut, open_flags), 8);
+        assert_eq!((size_of::<CreateIn>(), offset_of!(CreateIn, umask)), (16, 8));
+        assert_eq!((size_of::<SetAttrIn>(), offset_of!(SetAttrIn, fh)), (88, 8));
+        assert_eq!((offset_of!(SetAttrIn, size), offset_of!(SetAttrIn, atime)), (16, 32));
+        assert_eq!((offset_of!(SetAttrIn, atimensec), offset_of!(SetAttrIn, mode)), (56, 68));
+        assert_eq!((offset_of!(SetAttrIn, uid), offset_of!(SetAttrIn, gid)), (76, 80));
         assert_eq!((size_of::<HandleIn>(), offset_of!(HandleIn, flags)), (16, 8));
         assert_eq!((size_of::<GetXattrIn>(), size_of::<ForgetIn>()), (8, 8));
         assert_eq!((size_of::<BatchForgetIn>(), size_of::<ForgetOne>()), (8, 16));

@@ -116,6 +116,11 @@ impl Reply {
         self.send(0, runs);
     }
 
+    /// Answers with structures, one after the other; false when nobody has received them.
+    pub(super) fn values(mut self, values: &[&[u8]]) -> bool {
+        self.send(0, values)
+    }
+
     /// Answers with a structure; false when nobody has received it.
     pub(super) fn value(mut self, value: &(impl IntoBytes + Immutable)) -> bool {
         self.send(0, &[value.as_bytes()])

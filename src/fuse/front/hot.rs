@@ -37,12 +37,12 @@ impl Opcode {
 }
 
 /// The structure a request begins with.
-fn decode<T: FromBytes>(arguments: &[u8]) -> Result<(T, &[u8])> {
+pub(super) fn decode<T: FromBytes>(arguments: &[u8]) -> Result<(T, &[u8])> {
     T::read_from_prefix(arguments).map_err(|_| Errno::EINVAL)
 }
 
 /// A name, which ends with a NUL.
-fn name(bytes: &[u8]) -> Result<&OsStr> {
+pub(super) fn name(bytes: &[u8]) -> Result<&OsStr> {
     match bytes.strip_suffix(&[0]) {
         Some(name) if !name.is_empty() && !name.contains(&0) => Ok(OsStr::from_bytes(name)),
         _ => Err(Errno::EINVAL),
@@ -72,6 +72,9 @@ impl Front {
                 }
                 Err(errno) => reply.error(errno),
             },
+            Opcode::SetAttr => self.set_attributes(header, arguments, reply),
+            Opcode::Create => self.create(header, arguments, reply),
+            Opcode::Unlink => self.unlink(id, arguments, reply),
             Opcode::Open => self.open(id, arguments, reply),
             Opcode::Read => self.read(arguments, reply),
             Opcode::Release => match decode::<HandleIn>(arguments) {
@@ -105,9 +108,10 @@ impl Front {
         Outcome::Taken
     }
 
-    /// Whether it is about the control folder, which is the adapter's.
+    /// Whether it asks about the control folder, which is the adapter's.
     fn is_control(&self, opcode: Opcode, id: u64, arguments: &[u8]) -> bool {
-        ControlNode::of_id(id).is_some()
+        let changes = matches!(opcode, Opcode::SetAttr | Opcode::Create | Opcode::Unlink);
+        (ControlNode::of_id(id).is_some() && !changes)
             || (opcode == Opcode::Lookup
                 && id == ROOT_ID
                 && arguments.strip_suffix(&[0]) == Some(CONTROL_NAME.as_bytes()))

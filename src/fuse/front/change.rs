@@ -1,0 +1,161 @@
+//! The frequent requests that change names and attributes: CREATE, UNLINK, SETATTR.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use zerocopy::IntoBytes;
+
+use super::abi::{CreateIn, InHeader, OpenOut, SetAttrIn, fattr};
+use super::device::Reply;
+use super::hot::{decode, name};
+use super::{Front, answers};
+use crate::error::{Errno, Result};
+use crate::fs::{Attributes, Caller, Entry, ROOT_ID, TimeChange};
+use crate::fuse::session;
+use crate::volume::{CONTROL_NAME, Changes, ControlNode};
+
+/// The control folder and what is in it: nothing there can be changed.
+fn refuse_control(parent: u64, name: &OsStr) -> Result<()> {
+    let ours = parent == ROOT_ID && name.as_bytes() == CONTROL_NAME.as_bytes();
+    if ours || ControlNode::of_id(parent).is_some() { Err(Errno::EPERM) } else { Ok(()) }
+}
+
+impl Front {
+    pub(super) fn unlink(&self, parent: u64, arguments: &[u8], reply: Reply) {
+        let removed = name(arguments).and_then(|name| {
+            refuse_control(parent, name)?;
+            self.volume.unlink(parent, name)
+        });
+        match removed {
+            Ok(()) => reply.empty(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    pub(super) fn create(&self, header: &InHeader, arguments: &[u8], reply: Reply) {
+        let created = decode::<CreateIn>(arguments).and_then(|(create, rest)| {
+            let name = name(rest)?;
+            refuse_control(header.nodeid, name)?;
+            let flags = create.flags as i32;
+            let exclusive = flags & libc::O_EXCL != 0;
+            let read = flags & libc::O_ACCMODE != libc::O_WRONLY;
+            let caller = Caller { uid: header.uid, gid: header.gid, umask: create.umask };
+            let mode = create.mode & 0o7777;
+            let made = self.volume.create(header.nodeid, name, &caller, mode, exclusive, read)?;
+            Ok((flags, made))
+        });
+        let (flags, (mut entry, handle, is_new)) = match created {
+            Ok(created) => created,
+            Err(errno) => return reply.error(errno),
+        };
+        let volume = self.volume.clone();
+        let finish = move |result: Result<()>| {
+            let attributes = result.and_then(|()| {
+                if is_new { Ok(entry.attributes) } else { volume.attributes(entry.id) }
+            });
+            let delivered = match attributes {
+                Ok(attributes) => {
+                    entry.attributes = attributes;
+                    answer_created(&entry, handle, flags, reply)
+                }
+                Err(errno) => {
+                    reply.error(errno);
+                    false
+                }
+            };
+            if !delivered {
+                // The kernel knows neither the handle nor the lookup, and will give up neither.
+                volume.engine.release(handle);
+                volume.tree.forget(entry.id, 1);
+            }
+        };
+        // The kernel believed the name to be new; somebody else was faster.
+        if !is_new && flags & libc::O_TRUNC != 0 {
+            self.volume.engine.truncate(handle, 0, Box::new(finish));
+        } else {
+            finish(Ok(()));
+        }
+    }
+
+    pub(super) fn set_attributes(&self, header: &InHeader, arguments: &[u8], reply: Reply) {
+        if ControlNode::of_id(header.nodeid).is_some() {
+            return reply.error(Errno::EPERM);
+        }
+        let (asked, _) = match decode::<SetAttrIn>(arguments) {
+            Ok(asked) => asked,
+            Err(errno) => return reply.error(errno),
+        };
+        let handle = (asked.valid & fattr::FH != 0).then_some(asked.fh);
+        let answer = Box::new(move |result: Result<Attributes>| match result {
+            Ok(attributes) => {
+                reply.value(&answers::attributes(&attributes));
+            }
+            Err(errno) => reply.error(errno),
+        });
+        let privileged = header.uid == 0;
+        self.volume.change(header.nodeid, handle, changes(&asked), privileged, answer);
+    }
+}
+
+fn answer_created(entry: &Entry, handle: u64, flags: i32, reply: Reply) -> bool {
+    let open_flags = session::open_flags(flags).bits();
+    let open = OpenOut { fh: handle, open_flags, backing_id: 0 };
+    reply.values(&[answers::entry(entry).as_bytes(), open.as_bytes()])
+}
+
+fn changes(asked: &SetAttrIn) -> Changes {
+    let has = |bit: u32| asked.valid & bit != 0;
+    let time = |set, now, seconds, nanoseconds| match (has(set), has(now)) {
+        (false, _) => None,
+        (true, true) => Some(TimeChange::Now),
+        (true, false) => Some(TimeChange::At(time(seconds, nanoseconds))),
+    };
+    Changes {
+        mode: has(fattr::MODE).then_some(asked.mode),
+        uid: has(fattr::UID).then_some(asked.uid),
+        gid: has(fattr::GID).then_some(asked.gid),
+        size: has(fattr::SIZE).then_some(asked.size),
+        atime: time(fattr::ATIME, fattr::ATIME_NOW, asked.atime, asked.atimensec),
+        mtime: time(fattr::MTIME, fattr::MTIME_NOW, asked.mtime, asked.mtimensec),
+    }
+}
+
+/// Seconds since 1970, which may be negative, and the nanoseconds above them.
+fn time(seconds: i64, nanoseconds: u32) -> SystemTime {
+    let whole = Duration::from_secs(seconds.unsigned_abs());
+    let base =
+        if seconds < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
+    let time = base.and_then(|base| base.checked_add(Duration::from_nanos(nanoseconds.into())));
+    time.unwrap_or(UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_1970_are_understood() {
+        assert_eq!(time(-2, 500_000_000), UNIX_EPOCH - Duration::from_millis(1500));
+        assert_eq!(time(1, 5), UNIX_EPOCH + Duration::new(1, 5));
+    }
+
+    #[test]
+    fn only_what_is_marked_changes() {
+        let mut asked: SetAttrIn = zerocopy::FromZeros::new_zeroed();
+        (asked.mode, asked.size, asked.mtime) = (0o600, 7, 9);
+        assert_eq!(changes(&asked).mode, None);
+        asked.valid = fattr::MODE | fattr::MTIME | fattr::ATIME | fattr::ATIME_NOW;
+        let found = changes(&asked);
+        assert_eq!((found.mode, found.size, found.uid), (Some(0o600), None, None));
+        assert_eq!(found.atime, Some(TimeChange::Now));
+        assert_eq!(found.mtime, Some(TimeChange::At(UNIX_EPOCH + Duration::from_secs(9))));
+    }
+
+    #[test]
+    fn the_control_folder_cannot_be_changed() {
+        assert_eq!(refuse_control(ROOT_ID, OsStr::new(".swapfs")), Err(Errno::EPERM));
+        assert_eq!(refuse_control(ControlNode::Folder.id(), OsStr::new("x")), Err(Errno::EPERM));
+        assert_eq!(refuse_control(77, OsStr::new(".swapfs")), Ok(()));
+    }
+}
