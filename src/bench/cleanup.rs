@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 
-use nix::sys::signal::{SigSet, Signal, kill, raise};
+use nix::sys::signal::{SigSet, Signal, killpg, raise};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
 
@@ -27,6 +27,16 @@ enum Item {
         program: PathBuf,
         mountpoint: PathBuf,
     },
+    /// Whatever else takes it away.
+    Undo(Undo),
+}
+
+struct Undo(Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for Undo {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Undo")
+    }
 }
 
 #[derive(Debug, Default)]
@@ -100,6 +110,18 @@ impl Cleanup {
         Ok((value, Made { cleanup: self.clone(), id, keep: false }))
     }
 
+    /// Makes anything, with what takes it away again; the latter must not use this
+    /// list, which is locked meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// That of `create`; then there is nothing to take away.
+    pub fn make_with<T>(
+        &self, create: impl FnOnce() -> io::Result<T>, undo: impl FnOnce() + Send + 'static,
+    ) -> io::Result<(T, Made)> {
+        self.make(|| Ok((create()?, Item::Undo(Undo(Box::new(undo))))))
+    }
+
     /// Creates a file that must not be there yet, or (`take_over`) takes one over that is.
     ///
     /// # Errors
@@ -120,7 +142,7 @@ impl Cleanup {
     /// # Errors
     ///
     /// Those of mkdir(2).
-    pub(super) fn folder(&self, parent: &Path) -> io::Result<(PathBuf, Made)> {
+    pub fn folder(&self, parent: &Path) -> io::Result<(PathBuf, Made)> {
         use std::os::unix::fs::DirBuilderExt;
         let mut number = 0;
         loop {
@@ -141,7 +163,7 @@ impl Cleanup {
     /// # Errors
     ///
     /// Those of starting a program; what the command said.
-    pub(super) fn mount(
+    pub fn mount(
         &self, program: &Path, mountpoint: &Path, command: &mut Command,
     ) -> io::Result<Made> {
         let (program, mountpoint) = (program.to_owned(), mountpoint.to_owned());
@@ -159,12 +181,12 @@ impl Cleanup {
         Ok(made)
     }
 
-    /// Starts a process.
+    /// Starts a process, as the leader of a process group that ends with it.
     ///
     /// # Errors
     ///
     /// Those of starting a program.
-    pub(super) fn process(&self, command: &mut Command) -> io::Result<Process> {
+    pub fn process(&self, command: &mut Command) -> io::Result<Process> {
         let (child, made) = self.make(|| {
             // A group of its own: what the terminal sends is for this process, which ends the others.
             let child = command.process_group(0).spawn()?;
@@ -198,7 +220,11 @@ impl Drop for Made {
 
 impl Process {
     /// Waits for its end. Its standard output must have been read to the end: signals wait meanwhile.
-    pub(super) fn wait(&mut self) -> io::Result<ExitStatus> {
+    ///
+    /// # Errors
+    ///
+    /// Those of waitpid(2).
+    pub fn wait(&mut self) -> io::Result<ExitStatus> {
         if let Some(status) = self.ended {
             return Ok(status);
         }
@@ -215,7 +241,9 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if self.ended.is_none() {
-            let _ = self.child.kill();
+            if let Ok(pid) = i32::try_from(self.child.id()) {
+                let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+            }
             let _ = self.wait();
         }
     }
@@ -232,10 +260,12 @@ impl Item {
         };
         match self {
             Self::Process(pid) => {
-                let _ = kill(pid, Signal::SIGKILL);
+                // With the processes that it has started: it leads a group.
+                let _ = killpg(pid, Signal::SIGKILL);
                 // Its files and mounts are next, and it must not use them any more.
                 let _ = nix::sys::wait::waitpid(pid, None);
             }
+            Self::Undo(Undo(undo)) => undo(),
             Self::File(path) => gone(&path, std::fs::remove_file(&path)),
             Self::Folder(path) => gone(&path, std::fs::remove_dir_all(&path)),
             Self::Mount { program, mountpoint } => {
@@ -271,6 +301,12 @@ mod tests {
         let pid = process.child.id();
         drop(process);
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
+        let marker = folder.join("marker");
+        let theirs = marker.clone();
+        let undo = move || std::fs::remove_file(theirs).unwrap();
+        let ((), written) = cleanup.make_with(|| std::fs::write(&marker, "x"), undo).unwrap();
+        drop(written);
+        assert!(!marker.exists());
         drop(made);
         assert!(folder.exists());
         drop(made_folder);
