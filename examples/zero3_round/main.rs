@@ -15,6 +15,7 @@ mod swapper;
 
 use std::error::Error;
 use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -29,8 +30,6 @@ use stores::{Aio, Files, Store, Threads};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
-/// Set in the processes that are to be the swapfs command.
-const AS_COMMAND: &str = "SWAPFS_ROUND_AS_COMMAND";
 /// The pool's buffers are on their way within this, or something is wrong.
 const RELEASE_LIMIT: Duration = Duration::from_secs(60);
 
@@ -167,7 +166,7 @@ impl Drop for Place {
 
 fn command(arguments: &[&std::ffi::OsStr]) -> Outcome<()> {
     let this = std::env::current_exe()?;
-    let status = Command::new(this).env(AS_COMMAND, "1").args(arguments).status()?;
+    let status = Command::new(this).arg0("swapfs").args(arguments).status()?;
     if status.success() { Ok(()) } else { Err(format!("swapfs {arguments:?}: {status}").into()) }
 }
 
@@ -307,8 +306,9 @@ fn all(arguments: &Arguments) -> Outcome<()> {
     Ok(())
 }
 
-fn main() -> ExitCode {
-    if std::env::var_os(AS_COMMAND).is_some() {
+pub(crate) fn main() -> ExitCode {
+    // Its mounts are made by this program again, under the command's name.
+    if std::env::args_os().next().is_some_and(|name| name == "swapfs") {
         return swapfs::cli::run(std::env::args_os(), &swapfs::service::SwapFactory);
     }
     match all(&Arguments::parse()) {

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::Outcome;
-use crate::model::{self, Group, Model, Partition, Pieces};
-use crate::stores::{Store, View, ViewMut};
+use super::Outcome;
+use super::model::{self, Group, Model, Partition, Pieces};
+use super::stores::{Store, View, ViewMut};
 
 /// What one phase took.
 #[derive(Debug, Clone)]

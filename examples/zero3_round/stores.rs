@@ -10,8 +10,8 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use swapfs::aio::handle::Operation;
 use swapfs::aio::{Handle, HandleOptions, LockedTensor};
 
-use crate::Outcome;
-use crate::model::Partition;
+use super::Outcome;
+use super::model::Partition;
 
 /// The bytes of a partition while they are in memory, to read.
 pub(crate) trait View {

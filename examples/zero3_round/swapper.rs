@@ -5,9 +5,9 @@ use std::path::Path;
 use swapfs::swap::PartitionStatus;
 use swapfs::swap::swapper::{PartitionId, Swapper, SwapperOptions, View, ViewMut};
 
-use crate::Outcome;
-use crate::model::{Kind, Partition};
-use crate::stores::{self, Store};
+use super::Outcome;
+use super::model::{Kind, Partition};
+use super::stores::{self, Store};
 
 /// A quarter of the pool stays out of prefetching: what is at work needs gradients and new parameters beside it.
 const KEPT: usize = 4;

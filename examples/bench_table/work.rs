@@ -1,0 +1,218 @@
+//! The programs that move the bytes: fio, the client that is this program again, Python, the ZeRO-3 round.
+
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use swapfs::bench::Cleanup;
+use swapfs::units::MIB;
+
+use crate::Outcome;
+use crate::client::Task;
+use crate::place::PROGRAM;
+use crate::sample::Sample;
+
+/// Python's part of the rows.
+const PYTHON: &str = include_str!("client.py");
+/// How huge pages are counted and asked for.
+const HUGE_PAGES: &str = "/proc/sys/vm/nr_hugepages";
+const FREE_HUGE_PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+
+/// A run of fio: direct, asynchronous, a job for each file, all beginning together.
+#[derive(Debug, Clone)]
+pub(crate) struct Fio {
+    /// `read`, `write`, or `randread`.
+    pub(crate) rw: &'static str,
+    pub(crate) block: u64,
+    /// For each job.
+    pub(crate) depth: u32,
+    /// Bytes of each file.
+    pub(crate) bytes: u64,
+    /// Seconds after which it stops, done or not.
+    pub(crate) limit: Option<u32>,
+    /// Its memory is in huge pages.
+    pub(crate) huge: bool,
+    /// How many jobs share the files, each in a process of its own.
+    pub(crate) jobs: usize,
+}
+
+impl Fio {
+    /// Runs it on files that are in the right state.
+    pub(crate) fn run(&self, cleanup: &Cleanup, files: &[PathBuf]) -> Outcome<Sample> {
+        let mut command = Command::new("fio");
+        command.args([
+            "--output-format=json",
+            "--ioengine=libaio",
+            "--direct=1",
+            "--fallocate=none",
+        ]);
+        // The state of caches is made before, and the same for all.
+        command.args(["--invalidate=0", "--file_service_type=sequential", "--randrepeat=1"]);
+        // From the call on, not from its return.
+        command.args(["--clat_percentiles=0", "--lat_percentiles=1"]);
+        command.arg(format!("--rw={}", self.rw)).arg(format!("--bs={}", self.block));
+        command.arg(format!("--iodepth={}", self.depth));
+        command.arg(format!("--end_fsync={}", u8::from(self.rw == "write")));
+        if let Some(seconds) = self.limit {
+            command.arg(format!("--runtime={seconds}"));
+        }
+        if self.huge {
+            command.arg("--iomem=mmaphuge");
+        }
+        for (index, share) in files.chunks(files.len().div_ceil(self.jobs.max(1))).enumerate() {
+            let names: Vec<String> = share.iter().map(|path| fio_name(path)).collect();
+            // The list has a limit that whole paths would soon reach.
+            if let Some(folder) = share[0].parent() {
+                command.current_dir(folder);
+            }
+            command.arg(format!("--name=p{index}")).arg(format!("--filename={}", names.join(":")));
+            command.arg(format!("--size={}", self.bytes * share.len() as u64));
+        }
+        let text = output(cleanup, &mut command)?;
+        let start = text.find('{').ok_or("fio printed no JSON")?;
+        read_report(&serde_json::from_str(&text[start..])?)
+    }
+}
+
+/// The file's own name; colons are between names.
+fn fio_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().replace('\\', "\\\\").replace(':', "\\:")
+}
+
+fn read_report(report: &Value) -> Outcome<Sample> {
+    let (mut sample, mut cpu) = (Sample::default(), 0.0);
+    for job in report["jobs"].as_array().ok_or("fio reported no jobs")? {
+        let milliseconds = job["job_runtime"].as_f64().unwrap_or(0.0);
+        let busy = job["usr_cpu"].as_f64().unwrap_or(0.0) + job["sys_cpu"].as_f64().unwrap_or(0.0);
+        cpu += busy / 100.0 * milliseconds / 1e3;
+        for key in ["read", "write"] {
+            let moved = &job[key];
+            let (bytes, rate) = (moved["io_bytes"].as_u64(), moved["bw_bytes"].as_f64());
+            let (Some(bytes), Some(rate)) = (bytes, rate) else { continue };
+            if rate > 0.0 {
+                sample.seconds = sample.seconds.max(bytes as f64 / rate);
+            }
+            sample.bytes += bytes;
+            sample.count += moved["total_ios"].as_u64().unwrap_or(0);
+            let percentile = |name: &str| {
+                let found = moved["lat_ns"]["percentile"][name].as_f64()?;
+                Some(found / 1e3)
+            };
+            // Of several jobs, the slowest one's.
+            let most = |so_far: Option<f64>, name| match (so_far, percentile(name)) {
+                (Some(one), Some(other)) => Some(one.max(other)),
+                (one, other) => one.or(other),
+            };
+            sample.p50 = most(sample.p50, "50.000000");
+            sample.p99 = most(sample.p99, "99.000000");
+        }
+    }
+    if sample.bytes == 0 || sample.seconds == 0.0 {
+        return Err("fio moved nothing".into());
+    }
+    sample.client_cpu = Some(cpu);
+    Ok(sample)
+}
+
+/// Runs the client.
+pub(crate) fn client(cleanup: &Cleanup, task: &Task) -> Outcome<Sample> {
+    let mut command = Command::new(PROGRAM);
+    command.arg0(crate::client::NAME).arg(serde_json::to_string(task)?);
+    Ok(serde_json::from_str(&output(cleanup, &mut command)?)?)
+}
+
+/// Runs one of the actions of `client.py`.
+pub(crate) fn python(cleanup: &Cleanup, action: &str, path: &Path, bytes: u64) -> Outcome<Sample> {
+    let mut command = Command::new("python3");
+    command.arg("-c").arg(PYTHON).arg(action).arg(path).arg(bytes.to_string());
+    Ok(serde_json::from_str(&output(cleanup, &mut command)?)?)
+}
+
+/// Whether python3 is there and has a module.
+pub(crate) fn python_has(module: &str) -> bool {
+    let mut command = Command::new("python3");
+    command.arg("-c").arg(format!("import {module}"));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// A ZeRO-3 round in a folder, in one of the ways of the example of that name; all of its phases.
+pub(crate) fn zero3(
+    cleanup: &Cleanup, folder: &Path, way: &str, mib: u64, pool_mib: u64,
+) -> Outcome<Sample> {
+    let mut command = Command::new(PROGRAM);
+    command.arg0(crate::ZERO3).arg(folder).args(["--ways", way, "--json"]);
+    command.arg(format!("--mib={mib}")).arg(format!("--pool-mib={pool_mib}"));
+    let report: Value = serde_json::from_str(&output(cleanup, &mut command)?)?;
+    let phases = report["ways"][0]["phases"].as_array().ok_or("the round has no phases")?;
+    let mut sample = Sample::default();
+    for phase in phases {
+        sample.seconds += phase["seconds"].as_f64().ok_or("a phase has no time")?;
+        for key in ["read_bytes", "written_bytes"] {
+            sample.bytes += phase[key].as_u64().unwrap_or(0);
+        }
+    }
+    Ok(sample)
+}
+
+/// Whether fio can be started.
+pub(crate) fn has_fio() -> bool {
+    let mut command = Command::new("fio");
+    command.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// Empties the page cache of all files, where that is allowed: those of a run are dropped one by one before it.
+pub(crate) fn drop_caches() {
+    rustix::fs::sync();
+    let _ = std::fs::write("/proc/sys/vm/drop_caches", "1");
+}
+
+/// Runs a program to its end, and gives what it printed; what it complained of is the error.
+fn output(cleanup: &Cleanup, command: &mut Command) -> Outcome<String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut process = cleanup.process(command).map_err(|error| format!("{name}: {error}"))?;
+    let complaint = process.child.stderr.take();
+    // Read beside the output: either pipe may fill.
+    let complaint = std::thread::spawn(move || {
+        let mut text = String::new();
+        if let Some(mut pipe) = complaint {
+            let _ = pipe.read_to_string(&mut text);
+        }
+        text
+    });
+    let mut text = String::new();
+    if let Some(pipe) = &mut process.child.stdout {
+        pipe.read_to_string(&mut text)?;
+    }
+    let status = process.wait()?;
+    let complaint = complaint.join().map_err(|_| "a reader of a pipe ended")?;
+    if status.success() {
+        return Ok(text);
+    }
+    let line = complaint.lines().chain(text.lines()).map(str::trim).rfind(|line| !line.is_empty());
+    Err(format!("{name}: {}", line.unwrap_or(&status.to_string())).into())
+}
+
+/// Sees to it that `bytes` of huge pages are free for the peers that use them; the number is as before when the guard is
+/// dropped. `None` without the right or the memory.
+pub(crate) fn huge_pages(cleanup: &Cleanup, bytes: u64) -> Option<swapfs::bench::Made> {
+    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let before = number(HUGE_PAGES)?;
+    let wanted = bytes.div_ceil(2 * MIB);
+    let missing = wanted.saturating_sub(number(FREE_HUGE_PAGES)?);
+    let raise = || match missing {
+        0 => Ok(()),
+        _ => std::fs::write(HUGE_PAGES, (before + missing).to_string()),
+    };
+    let restore = move || {
+        if missing > 0 {
+            let _ = std::fs::write(HUGE_PAGES, before.to_string());
+        }
+    };
+    let ((), made) = cleanup.make_with(raise, restore).ok()?;
+    (number(FREE_HUGE_PAGES)? >= wanted).then_some(made)
+}
