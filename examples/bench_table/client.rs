@@ -54,6 +54,8 @@ pub(crate) struct Task {
     /// Bytes of a call.
     pub(crate) call: usize,
     pub(crate) direct: bool,
+    /// Times that whole files are moved.
+    pub(crate) passes: u32,
     /// Calls, of those that move no whole files.
     pub(crate) count: usize,
     pub(crate) xattr: String,
@@ -62,7 +64,16 @@ pub(crate) struct Task {
 impl Task {
     /// Whole files.
     pub(crate) fn stream(action: Action, paths: Vec<PathBuf>, bytes: u64, call: usize) -> Self {
-        Self { action, paths, bytes, call, direct: false, count: 0, xattr: String::new() }
+        Self {
+            action,
+            paths,
+            bytes,
+            call,
+            direct: false,
+            passes: 1,
+            count: 0,
+            xattr: String::new(),
+        }
     }
 
     /// Past the page cache.
@@ -73,7 +84,16 @@ impl Task {
 
     /// Small calls.
     pub(crate) fn calls(action: Action, paths: Vec<PathBuf>, count: usize) -> Self {
-        Self { action, paths, bytes: 0, call: PAGE, direct: false, count, xattr: String::new() }
+        Self {
+            action,
+            paths,
+            bytes: 0,
+            call: PAGE,
+            direct: false,
+            passes: 1,
+            count,
+            xattr: String::new(),
+        }
     }
 }
 
@@ -138,8 +158,8 @@ impl Stream {
     fn work(&mut self, task: &Task) -> io::Result<Vec<f64>> {
         let memory = &mut self.memory[self.start..self.start + task.call];
         let mut times = Vec::new();
-        let mut offset = 0;
-        while offset < task.bytes {
+        for place in 0..task.bytes.div_ceil(task.call as u64) * u64::from(task.passes) {
+            let offset = place % task.bytes.div_ceil(task.call as u64) * task.call as u64;
             let left = usize::try_from(task.bytes - offset).unwrap_or(usize::MAX);
             let part = &mut memory[..task.call.min(left)];
             let started = Instant::now();
@@ -148,7 +168,6 @@ impl Stream {
                 _ => self.file.write_all_at(part, offset)?,
             }
             times.push(started.elapsed().as_secs_f64() * 1e6);
-            offset += part.len() as u64;
         }
         if task.action != Action::Read {
             self.file.sync_all()?;
@@ -187,7 +206,7 @@ fn streams(task: &Task) -> crate::Outcome<Sample> {
     times.sort_unstable_by(f64::total_cmp);
     Ok(Sample {
         seconds,
-        bytes: task.bytes * task.paths.len() as u64,
+        bytes: task.bytes * u64::from(task.passes) * task.paths.len() as u64,
         count: times.len() as u64,
         client_cpu: Some(cpu),
         p50: percentile(&times, 50),

@@ -138,9 +138,16 @@ struct Findings {
     rows: Vec<Measured>,
     layers: Vec<Value>,
     devices: Vec<Value>,
+    /// What was left out, and why.
+    notes: Vec<String>,
 }
 
 impl Findings {
+    fn note(&mut self, line: String) {
+        println!("{line}");
+        self.notes.push(line);
+    }
+
     fn add(&mut self, measured: Measured) {
         for line in report::lines(&measured) {
             println!("{line}");
@@ -155,7 +162,6 @@ fn open(arguments: &Arguments, cleanup: &Cleanup, name: char) -> Outcome<Option<
         return Ok(Some(Place::on_disk(cleanup, folder, &options)?));
     }
     if !rustix::process::geteuid().is_root() {
-        println!("B: left out, mounting a filesystem over memory needs root");
         return Ok(None);
     }
     let bytes = MEMORY_FILES * arguments.mib * MIB + 256 * MIB;
@@ -176,7 +182,8 @@ fn table(
     }
     let python = work::python_has("numpy");
     if !python {
-        println!("{}: python3 has no numpy, the rows in Python are left out", place.name);
+        found
+            .note(format!("{}: python3 has no numpy, the rows in Python are left out", place.name));
     }
     let plan = Plan {
         cleanup,
@@ -202,7 +209,14 @@ fn table(
     if arguments.wants("handle-read") || arguments.wants("handle-write") {
         peers::handle(plan, turns, |id| arguments.wants(id), |row| found.add(row))?;
     }
-    peers::deepspeed(plan, turns, |id| arguments.wants(id), |row| found.add(row))?;
+    if arguments.wants("deepspeed-read") || arguments.wants("deepspeed-write") {
+        if work::python_has("deepspeed") {
+            peers::deepspeed(plan, turns, |id| arguments.wants(id), |row| found.add(row))?;
+        } else {
+            let what = "python3 has no deepspeed, the rows of its aio handle are left out";
+            found.note(format!("{}: {what}", place.name));
+        }
+    }
     // The layers make pools, which would take them from fio.
     drop(huge);
     if arguments.wants("layers") {
@@ -258,7 +272,10 @@ fn run(arguments: &Arguments) -> Outcome<()> {
         println!("{}", report::header());
     }
     for name in &arguments.places {
-        let Some(mut place) = open(arguments, &cleanup, *name)? else { continue };
+        let Some(mut place) = open(arguments, &cleanup, *name)? else {
+            found.note("B: left out, mounting a filesystem over memory needs root".to_owned());
+            continue;
+        };
         println!("{} = {}", place.name, place.device);
         found.devices.push(json!({"place": place.name.to_string(), "device": place.device}));
         if arguments.growth {
@@ -285,6 +302,7 @@ fn run(arguments: &Arguments) -> Outcome<()> {
             "settings": {"mib": arguments.mib, "pool_mib": arguments.pool_mib, "runs": arguments.runs,
                 "options": arguments.options, "quick": arguments.quick},
             "places": found.devices,
+            "left_out": found.notes,
             "rows": found.rows.iter().map(Measured::to_json).collect::<Vec<_>>(),
             "limits": limits,
             "layers": found.layers,

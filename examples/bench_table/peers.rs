@@ -10,7 +10,6 @@ use crate::group::{Goal, Group, Measured};
 use crate::place::Way;
 use crate::rows::Plan;
 use crate::sample::{Sample, Unit};
-use crate::work::python_has;
 
 /// How often.
 #[derive(Debug, Clone, Copy)]
@@ -67,7 +66,7 @@ pub(crate) fn handle(
     Ok(())
 }
 
-/// DeepSpeed's own aio handle on the mount, beside itself on the folder. Says so where its package is missing.
+/// DeepSpeed's own aio handle on the mount, beside itself on the folder.
 pub(crate) fn deepspeed(
     plan: Plan<'_>, turns: Turns, wanted: impl Fn(&str) -> bool, mut told: impl FnMut(Measured),
 ) -> Outcome<()> {
@@ -75,19 +74,11 @@ pub(crate) fn deepspeed(
         ("deepspeed-read", "DeepSpeed's aio handle, cold read", Case::ColdRead),
         ("deepspeed-write", "DeepSpeed's aio handle, overwrite", Case::Overwrite),
     ];
-    let rows: Vec<_> = rows.into_iter().filter(|(id, ..)| wanted(id)).collect();
-    if rows.is_empty() {
-        return Ok(());
-    }
-    if !python_has("deepspeed") {
-        println!("{} deepspeed: left out, python3 has no deepspeed to import", plan.place.name);
-        return Ok(());
-    }
     let folders = [Way::Mount, Way::Beside].map(|way| plan.place.folder(way));
     let [ours, theirs] = folders.map(|folder| settings(plan, folder, vec![Engine::Deepspeed]));
     let ours = RefCell::new(Bench::new(&ours, plan.cleanup)?);
     let theirs = RefCell::new(Bench::new(&theirs, plan.cleanup)?);
-    for (id, title, case) in rows {
+    for (id, title, case) in rows.into_iter().filter(|(id, ..)| wanted(id)) {
         let run = |bench: &RefCell<Bench<'_>>, number| {
             Ok(sample(&bench.borrow_mut().round(Engine::Deepspeed, case, number)?))
         };

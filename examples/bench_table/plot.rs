@@ -34,10 +34,14 @@ pub(crate) fn draw(rows: &[Measured], title: &str) -> Outcome<String> {
             bars.push(Bar {
                 label: format!("{} {}: {}", row.place, row.title, verdict.reference.name),
                 share: verdict.ratio,
-                goal: match verdict.goal {
-                    Some(Goal::AtLeast(share)) => Some(share),
-                    _ => None,
-                },
+                goal: verdict.goal.map(|goal| {
+                    let reference = verdict.reference.spread().median;
+                    match goal {
+                        Goal::AtLeast(share) => share,
+                        Goal::Plus(microseconds) => reference / (reference + microseconds),
+                        Goal::Within(microseconds) => reference / microseconds,
+                    }
+                }),
                 met: verdict.met,
             });
         }
@@ -70,7 +74,8 @@ pub(crate) fn draw(rows: &[Measured], title: &str) -> Outcome<String> {
             let corners = [(LEFT, y + 3), (x(bar.share), y + ROW - 3)];
             area.draw(&Rectangle::new(corners, colour.filled()))?;
             let figure = format!("{:.2}", bar.share);
-            area.draw(&Text::new(figure, (x(bar.share) + 4, middle), style(11, HPos::Left)))?;
+            let beyond = x(bar.share.max(bar.goal.unwrap_or(0.0))) + 5;
+            area.draw(&Text::new(figure, (beyond, middle), style(11, HPos::Left)))?;
             if let Some(goal) = bar.goal {
                 let tick = vec![(x(goal), y + 1), (x(goal), y + ROW - 1)];
                 area.draw(&PathElement::new(tick, BLACK.stroke_width(2)))?;

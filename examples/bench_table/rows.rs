@@ -224,7 +224,7 @@ impl<'a> Plan<'a> {
         let out = self.beside_fio(out, fio, &files, State::Cold, shares(0.97, 0.8));
 
         let bytes = (self.bytes / 4).min(self.pool_bytes / 2);
-        let warm = Task::stream(Action::Read, Vec::new(), bytes, 1 << 20);
+        let warm = Task { passes: 4, ..Task::stream(Action::Read, Vec::new(), bytes, 1 << 20) };
         let run = |way| self.run_client(warm.clone(), way, one("warm", bytes), State::Warm);
         let warm = Group::new("warm-read", "warm read, 1 MiB calls", Unit::Throughput)
             .ours("mount, from the pool", run(Way::Mount))

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# The speed table's machinery on a few quick rows: every comparison is in the report, and nothing stays behind, after SIGINT neither.
+# No speed is judged.
+SUITE_SECONDS=300
+source "$(dirname "$0")/lib.sh"
+need fio losetup
+
+cd "$repo"
+cargo build --release --quiet --example bench_table
+table=${CARGO_TARGET_DIR:-$repo/target}/release/examples/bench_table
+place=$work/place
+mkdir "$place"
+
+left() {
+    find "$place" -mindepth 1
+    findmnt --noheadings --list --output TARGET | grep --fixed-strings "$place/" || true
+    losetup --list --noheadings --output BACK-FILE | grep --fixed-strings "$place/" || true
+}
+
+"$table" --folder "$place" --quick --runs 1 --rows stat,direct-8-write,read --json "$work/report.json" --svg "$work/table.svg"
+[[ -z $(left) ]] || fail "left behind: $(left)"
+python3 - "$work/report.json" "$work/table.svg" <<'END' || fail "the report: $(cat "$work/report.json")"
+import json, sys, xml.dom.minidom
+
+report = json.load(open(sys.argv[1]))
+found = sorted((row["place"], row["row"]) for row in report["rows"])
+assert found == [(place, row) for place in "AB" for row in ("direct-8-write", "read", "stat")], found
+for row in report["rows"]:
+    ours, *references = row["contestants"]
+    assert references and len(references) == len(row["verdicts"])
+    assert all(one["median"] > 0 and one["min"] <= one["median"] <= one["max"] for one in row["contestants"])
+    assert row["unit"] != "MB/s" or ours["daemon_cpu_s_per_gib"] > 0 and ours["daemon_peak_bytes"] > 64 << 20
+    assert any(verdict["met"] is not None for verdict in row["verdicts"])
+xml.dom.minidom.parse(sys.argv[2])
+END
+
+# A background process would ignore SIGINT.
+env --default-signal=INT "$table" --folder "$place" --quick --places B --rows direct-8-write >/dev/null 2>"$work/errors" &
+table_pid=$!
+for _ in $(seq 300); do
+    grep --quiet "overwrite" "$work/errors" && break
+    sleep 0.1
+done
+kill -INT "$table_pid"
+status=0
+wait "$table_pid" || status=$?
+[[ $status == 130 ]] || fail "SIGINT ended it with $status: $(cat "$work/errors")"
+[[ -z $(left) ]] || fail "left behind after SIGINT: $(left)"
+
+passed "three rows on two devices, and SIGINT"
