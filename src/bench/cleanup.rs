@@ -87,9 +87,11 @@ impl Cleanup {
             let Ok(signal) = signals.wait() else { return };
             // Kept locked: nothing can be made any more.
             let mut items = cleanup.0.lock();
-            while let Some((_, item)) = items.list.pop() {
-                item.remove();
-            }
+            let list = std::mem::take(&mut items.list).into_iter().rev().map(|(_, item)| item);
+            // Whatever still runs would make its files again.
+            let (processes, rest): (Vec<_>, Vec<_>) =
+                list.partition(|item| matches!(item, Item::Process(_)));
+            processes.into_iter().chain(rest).for_each(Item::remove);
             eprintln!("swapfs: stopped by {signal}; what the benchmark had made is removed");
             // As the shell expects it: the process ends by the signal.
             let _ = signals.thread_unblock();
@@ -198,6 +200,13 @@ impl Cleanup {
 }
 
 impl Made {
+    /// Does something that takes it away and makes it again; a signal waits meanwhile.
+    pub(super) fn renew<T>(&self, renew: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        // After a signal this lock is never to be had again.
+        let _items = self.cleanup.0.lock();
+        renew()
+    }
+
     /// Leaves it there.
     pub(super) fn keep(mut self) {
         self.keep = true;

@@ -90,9 +90,9 @@ impl BenchFile {
 
     /// Brings it into the state that a round begins with.
     pub(super) fn begin(&self, start: Start) -> Result<()> {
-        if self.made.is_some() {
+        if let Some(made) = &self.made {
             match start {
-                Start::New => self.renew()?,
+                Start::New => self.renew(made)?,
                 Start::Cold | Start::Warm if self.length()? < self.bytes => self.fill()?,
                 Start::Cold | Start::Warm => {}
             }
@@ -110,7 +110,7 @@ impl BenchFile {
     }
 
     /// A new file under the old name: it stays ours in between, the name is on the list of what is made.
-    fn renew(&self) -> Result<()> {
+    fn renew(&self, made: &Made) -> Result<()> {
         let new = || -> io::Result<()> {
             use std::os::unix::fs::OpenOptionsExt;
             std::fs::remove_file(&self.path)?;
@@ -118,7 +118,7 @@ impl BenchFile {
             mark(&file);
             file.sync_all()
         };
-        new().map_err(|error| failed(&self.path, &error))
+        made.renew(new).map_err(|error| failed(&self.path, &error))
     }
 
     /// Leaves it there, still marked.
