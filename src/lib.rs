@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod error;
 pub mod fs;
 pub mod fuse;
+mod paths;
 pub mod pool;
 pub mod service;
 pub mod swap;

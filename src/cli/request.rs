@@ -80,6 +80,7 @@ struct Target {
 /// The object of `--json` about a path; sizes in bytes, of a directory the sums over all below.
 #[derive(Debug, Serialize)]
 struct Report<'a> {
+    #[serde(serialize_with = "crate::paths::shown")]
     path: &'a Path,
     request: Request,
     status: Option<&'static str>,

@@ -42,7 +42,9 @@ impl StatusArgs {
 /// A row about a mount.
 #[derive(Debug, Serialize)]
 struct MountRow {
+    #[serde(serialize_with = "crate::paths::shown")]
     mountpoint: PathBuf,
+    #[serde(serialize_with = "crate::paths::shown")]
     swap_folder: PathBuf,
     pid: Option<i32>,
     /// False when its daemon is gone.
@@ -132,6 +134,7 @@ fn show_mounts(json: bool) -> Result<(), Failure> {
 /// A row about a partition; sizes in bytes.
 #[derive(Debug, Serialize)]
 struct PartitionRow {
+    #[serde(serialize_with = "crate::paths::shown")]
     path: PathBuf,
     status: String,
     size: u64,

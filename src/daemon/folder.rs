@@ -40,6 +40,7 @@ pub struct DaemonState {
     /// Its process.
     pub pid: i32,
     /// Where it mounts.
+    #[serde(with = "crate::paths::exact")]
     pub mountpoint: PathBuf,
     /// What it is doing.
     pub state: Phase,
