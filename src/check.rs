@@ -23,8 +23,8 @@ use crate::config::Config;
 /// Time for all folders together.
 const FOLDERS_TIME: Duration = Duration::from_secs(7);
 
-/// Time for one of many.
-const FOLDER_TIME_MIN: Duration = Duration::from_millis(1500);
+/// Time for one of many at least.
+const FOLDER_TIME_MIN: Duration = Duration::from_millis(250);
 
 /// Time that the transfers to one folder take.
 const SPEED_TIME: Duration = Duration::from_secs(1);
@@ -64,7 +64,7 @@ pub struct Finding {
     /// What was looked at; a name for scripts, which stays.
     pub item: &'static str,
     /// The folder it is about; none for the machine.
-    #[serde(serialize_with = "as_text")]
+    #[serde(serialize_with = "crate::paths::shown_option")]
     pub folder: Option<PathBuf>,
     /// What was found.
     pub found: String,
@@ -110,7 +110,7 @@ pub struct Place {
 pub struct Stopped;
 
 /// Looks at the machine and at each folder for a mount with this configuration. Takes less than ten
-/// seconds (more only for more than four folders), about one for each; a folder that does not answer is a
+/// seconds, about one for each folder, less when there are many; a folder that does not answer is a
 /// finding too. `stopped` is asked all the time.
 ///
 /// # Errors
@@ -128,9 +128,12 @@ pub fn run(
     drop(trial);
     findings.extend(limits::look());
     ask()?;
-    let count = u32::try_from(places.len().max(1)).unwrap_or(u32::MAX);
-    let share = (FOLDERS_TIME / count).max(FOLDER_TIME_MIN);
-    for place in places {
+    let deadline = Instant::now() + FOLDERS_TIME;
+    for (place, left) in places.iter().zip((1..=places.len()).rev()) {
+        // What one did not need is the others'.
+        let left = u32::try_from(left).unwrap_or(u32::MAX);
+        let time = deadline.saturating_duration_since(Instant::now());
+        let share = (time / left).max(FOLDER_TIME_MIN);
         findings.extend(watch(place, config, share, stopped)?);
     }
     Ok(findings)
@@ -186,12 +189,6 @@ fn named(mut findings: Vec<Finding>, folder: &Path) -> Vec<Finding> {
         finding.folder = Some(folder.to_owned());
     }
     findings
-}
-
-/// JSON has no bytes that are not text.
-#[allow(clippy::ref_option)]
-fn as_text<S: serde::Serializer>(path: &Option<PathBuf>, out: S) -> Result<S::Ok, S::Error> {
-    path.as_ref().map(|path| path.to_string_lossy()).serialize(out)
 }
 
 /// The first line of a kernel's setting; `None` when there is none.

@@ -11,6 +11,7 @@ mod helpers;
 mod interrupt;
 mod mount;
 mod options;
+mod output;
 mod request;
 mod status;
 mod tune;

@@ -12,7 +12,6 @@ mod mount_options;
 mod options;
 mod settings;
 
-pub(crate) use deepspeed::free_memory;
 pub use error::ConfigError;
 pub(crate) use error::nearest;
 pub(crate) use json::{read_object, shown};

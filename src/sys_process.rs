@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::ForkResult;
 
 /// Freed memory above this many bytes goes back to the kernel at once.
@@ -25,6 +26,71 @@ pub fn reason(error: &io::Error) -> String {
         Some(code) => Errno::from_raw(code).desc().to_owned(),
         None => error.to_string(),
     }
+}
+
+/// A path as one word for a shell, in one line: bare where that will do, else in quotes, with escapes
+/// (`$'\n'`) for what is not to be printed.
+#[must_use]
+pub fn quoted(path: &Path) -> String {
+    let bytes = path.as_os_str().as_bytes();
+    let is_bare = |byte: &u8| byte.is_ascii_alphanumeric() || b"_-./:,+@%=".contains(byte);
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.is_empty() && bytes.iter().all(is_bare) => text.to_owned(),
+        Ok(text) if !text.chars().any(char::is_control) => {
+            format!("'{}'", text.replace('\'', "'\\''"))
+        }
+        _ => format!("$'{}'", bytes.escape_ascii()),
+    }
+}
+
+/// Bytes of memory that this process could still take without swapping: the machine's, or what its
+/// control group may have if that is less. `None` when the kernel does not say.
+pub(crate) fn available_memory() -> Option<u64> {
+    let table = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let machine = table.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = machine.and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.and_then(|kib| kib.checked_mul(1024)).into_iter().chain(group_limit()).min()
+}
+
+/// The memory limit of this process's control group (either version), in bytes.
+fn group_limit() -> Option<u64> {
+    let number = |path: String| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let limits = groups.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        let root = "/sys/fs/cgroup";
+        match controllers {
+            "" => number(format!("{root}{path}/memory.max")),
+            // In a container the path is the host's, and the group's files are at the top.
+            "memory" => number(format!("{root}/memory{path}/memory.limit_in_bytes"))
+                .or_else(|| number(format!("{root}/memory/memory.limit_in_bytes"))),
+            _ => None,
+        }
+    });
+    limits.chain(number("/sys/fs/cgroup/memory.max".to_owned())).min()
+}
+
+/// The signals that end a command which has something to do before: SIGINT, SIGTERM, and SIGHUP unless that
+/// is ignored, as under nohup(1).
+pub(crate) fn ending_signals() -> SigSet {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGTERM);
+    if ignored & 1 << (Signal::SIGHUP as u64 - 1) == 0 {
+        signals.add(Signal::SIGHUP);
+    }
+    signals
+}
+
+/// Whether a path lies on a tmpfs, which is memory whatever is done there.
+pub(crate) fn is_on_tmpfs(path: &Path) -> bool {
+    /// `TMPFS_MAGIC` of `linux/magic.h`.
+    const TMPFS: rustix::fs::FsWord = 0x0102_1994;
+    rustix::fs::statfs(path).is_ok_and(|found| found.f_type == TMPFS)
 }
 
 /// Forks a process that has one thread only.
@@ -93,5 +159,27 @@ pub(crate) fn text_xattr(path: &Path, name: &str) -> io::Result<Option<String>> 
         Ok(length) => Ok(Some(String::from_utf8_lossy(&value[..length]).into_owned())),
         Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => Ok(None),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_reads_the_quoted_path_as_it_was() {
+        for bytes in
+            [&b"/nvme/swap-1"[..], b"/a b/it's \"$HOME\"", b"new\nline'\\", b"\xffodd \t\x01", b""]
+        {
+            let path = Path::new(std::ffi::OsStr::from_bytes(bytes));
+            let word = quoted(path);
+            assert_eq!(word.lines().count().max(1), 1, "{word}");
+            let shell = std::process::Command::new("bash")
+                .args(["-c", &format!("printf %s {word}")])
+                .output()
+                .unwrap();
+            assert_eq!(shell.stdout, bytes, "{word}");
+        }
+        assert_eq!(quoted(Path::new("/nvme/swap-1")), "/nvme/swap-1");
     }
 }

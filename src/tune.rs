@@ -6,19 +6,18 @@
 mod document;
 mod logs;
 mod measure;
-mod output;
 mod plot;
 mod sweep;
 
-pub use document::{aio_block, document};
+pub use document::{aio_block, document, is_document};
 pub use logs::LogFolder;
-pub use output::Output;
-pub use plot::{MARK as PLOT_MARK, heat_map};
+pub use plot::{heat_map, is_heat_map};
 pub use sweep::{Combination, Sweep};
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use crate::sys_process::is_on_tmpfs;
 use measure::{Failure, Track};
 
 /// How long a quick sweep may measure; what is left then is left out.
@@ -149,12 +148,16 @@ pub fn run(plan: &Plan, listener: &mut dyn Listener) -> Result<Outcome, String> 
     if combinations.is_empty() {
         return Err(format!("nothing is left to measure: {}", notes.join("; ")));
     }
-    notes.extend(track.fill(&combinations[0])?);
-    if plan.quick {
+    if is_on_tmpfs(&plan.folder) {
+        let shown = plan.folder.display();
+        notes.push(format!("{shown} is a tmpfs: memory is measured, not a device"));
+    }
+    let aim = plan.quick.then(|| {
         let directions = u32::from(plan.read) + u32::from(plan.write);
         let runs = u32::try_from(combinations.len()).unwrap_or(u32::MAX).saturating_mul(directions);
-        track.shorten(QUICK_AIM / runs.saturating_mul(plan.loops), &combinations[0])?;
-    }
+        QUICK_AIM / runs.saturating_mul(plan.loops)
+    });
+    notes.extend(track.fill(&combinations[0], aim)?);
     let mut sweeping = Sweeping {
         plan,
         track,

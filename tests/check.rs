@@ -239,6 +239,11 @@ fn several_folders_are_checked_each() {
         findings.iter().filter(|one| one["folder"] == folder).count()
     };
     assert_eq!((of(&rig.folder), of(&other)), (9, 1));
+    // However many: what is left of the time is shared.
+    let many = std::iter::repeat_n(&rig.folder, 12);
+    let report = assert_usable(&rig.command().args(many).output().unwrap());
+    let findings = report["findings"].as_array().unwrap();
+    assert_eq!(findings.iter().filter(|one| one["item"] == "speed").count(), 13);
 }
 
 #[test]
@@ -250,6 +255,17 @@ fn a_folder_that_is_not_there_is_named() {
     assert_eq!(finding(&report, "folder")["mend"], mend);
     std::fs::write(&rig.folder, "a file").unwrap();
     assert_failing(&rig.command().output().unwrap(), &["folder"]);
+}
+
+#[test]
+fn a_mend_is_one_word_to_the_shell_and_one_line_to_people() {
+    let rig = Rig::new();
+    let missing = rig.folder.join("a b\nit's");
+    let output = Command::new(PROGRAM).args(["check", "--json"]).arg(&missing).output().unwrap();
+    let report = assert_failing(&output, &["folder"]);
+    let mend = finding(&report, "folder")["mend"].as_str().unwrap();
+    assert!(Command::new("bash").args(["-c", mend]).status().unwrap().success(), "{mend}");
+    assert!(missing.is_dir(), "{mend}");
 }
 
 #[test]

@@ -205,6 +205,20 @@ fn stopped_half_way_it_keeps_what_was_measured() {
 }
 
 #[test]
+fn a_hangup_that_is_ignored_stops_nothing() {
+    let rig = Rig::new();
+    let sweep = rig.sweep(&small_sweep());
+    let output = rig.path("tuned.json");
+    // As nohup(1) does it.
+    let script = "trap '' HUP; (sleep 0.3; kill -HUP $$) & exec \"$@\"";
+    let mut command = Command::new("bash");
+    command.args(["-c", script, "bash", PROGRAM, "tune", "--io-size", "16M", "--loops", "9"]);
+    command.arg("--sweep-config").arg(sweep).arg("--output").arg(&output).arg(&rig.folder);
+    done(&command.output().unwrap());
+    assert_eq!(read_json(&output)["swapfs_tune"]["complete"], true);
+}
+
+#[test]
 fn files_of_others_are_never_replaced() {
     let rig = Rig::new();
     let sweep = rig.sweep(&json!({ "block_size": ["128K"], "queue_depth": [2] }));
@@ -217,11 +231,15 @@ fn files_of_others_are_never_replaced() {
     for option in ["--output", "--plot"] {
         let (status, line) = failure(&run(option, &theirs));
         assert_eq!(status, Some(1));
-        assert!(line.ends_with("exists and was not made by swapfs tune; name another"), "{line}");
+        assert!(line.ends_with("that swapfs made; name another"), "{line}");
         done(&run(option, &ours));
         let inode = ours.metadata().unwrap().ino();
         done(&run(option, &ours));
         assert_ne!(ours.metadata().unwrap().ino(), inode, "replaced as a whole");
+        // A result of the other kind is as dear as anybody's.
+        let other = if option == "--plot" { "--output" } else { "--plot" };
+        let (status, line) = failure(&run(other, &ours));
+        assert_eq!(status, Some(1), "{line}");
         std::fs::remove_file(&ours).unwrap();
     }
     assert_eq!(std::fs::read_to_string(&theirs).unwrap(), r#"{"aio": {}}"#);
@@ -288,6 +306,7 @@ fn bad_arguments_are_one_line_each() {
         (&[folder, "--sweep-config", garbage], 1, "block_size: 0 is not accepted"),
         (&[folder, "--io-size", "1T"], 1, "give less --io-size"),
         (&[folder, "--output", folder], 1, "Is a directory"),
+        (&[folder, "--output", "x.svg", "--plot", "./x.svg"], 2, "are the same file"),
         (&[folder, "--plot", "/nonexistent/map.svg"], 1, "No such file or directory"),
     ] {
         let output = Command::new(PROGRAM).arg("tune").args(arguments).output().unwrap();

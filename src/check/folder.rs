@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::daemon::{Phase, read_state};
 use crate::error::errno_of;
 use crate::fuse::mount::{MountEntry, entry_of_path, is_dead, parse_mount_table};
-use crate::sys_process::reason;
+use crate::sys_process::{quoted, reason};
 use crate::units::format_short;
 
 /// Below this many free inodes a run may stop for want of names.
@@ -71,7 +71,7 @@ pub(super) fn look(
 /// The folder to look at, and what is to be said about its being there.
 fn find(place: &Place) -> (PathBuf, Finding) {
     let path = &place.path;
-    let shown = path.display();
+    let shown = quoted(path);
     let finding = match std::fs::metadata(path) {
         Ok(metadata) if !metadata.is_dir() => {
             Finding::fails("folder", "is not a directory", "name a directory")
@@ -79,7 +79,7 @@ fn find(place: &Place) -> (PathBuf, Finding) {
         Ok(_) => present(path),
         Err(error) if error.kind() == io::ErrorKind::NotFound && place.made_by_mount => {
             let parent = path.ancestors().find(|parent| parent.is_dir()).unwrap_or(Path::new("/"));
-            let found = format!("swapfs mount makes it; {} is tried", parent.display());
+            let found = format!("swapfs mount makes it; {} is tried", quoted(parent));
             return (parent.to_owned(), Finding::ok("folder", found));
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -96,17 +96,17 @@ fn find(place: &Place) -> (PathBuf, Finding) {
 
 fn present(path: &Path) -> Finding {
     if let Ok(Some(entry)) = entry_of_path(path) {
-        let mountpoint = entry.mountpoint.display();
+        let mountpoint = quoted(&entry.mountpoint);
         return Finding::fails(
             "folder",
             format!("lies on a swapfs mount itself ({mountpoint})"),
-            format!("check the folder beneath: {}", entry.source.display()),
+            format!("check the folder beneath: {}", quoted(&entry.source)),
         );
     }
     let running = |pid: i32| Path::new(&format!("/proc/{pid}")).exists();
     match read_state(path) {
         Some(state) if state.state != Phase::Finished && running(state.pid) => {
-            let (pid, mountpoint) = (state.pid, state.mountpoint.display());
+            let (pid, mountpoint) = (state.pid, quoted(&state.mountpoint));
             Finding::slow(
                 "folder",
                 format!(
@@ -167,9 +167,9 @@ fn writable(path: &Path, place: &Place, folder: &File, entry: Option<&MountEntry
     let mend = match errno {
         Errno::EROFS => {
             let mountpoint = entry.map_or(path, |entry| entry.mountpoint.as_path());
-            format!("mount -o remount,rw {} (as root)", mountpoint.display())
+            format!("mount -o remount,rw {} (as root)", quoted(mountpoint))
         }
-        Errno::ENOSPC | Errno::EDQUOT => format!("make room: df -hi {}", path.display()),
+        Errno::ENOSPC | Errno::EDQUOT => format!("make room: df -hi {}", quoted(path)),
         Errno::EACCES | Errno::EPERM if !is_root_owner(path) => access_mend(path, &place.path),
         _ => "use a folder on a local NVMe drive with ext4 or xfs".to_owned(),
     };
@@ -187,10 +187,10 @@ fn access_mend(path: &Path, wanted: &Path) -> String {
     let uid = nix::unistd::geteuid();
     let owner = std::fs::metadata(path).map_or(u32::MAX, |metadata| metadata.uid());
     match owner == uid.as_raw() && path == wanted {
-        true => format!("chmod u+rwx {}", path.display()),
+        true => format!("chmod u+rwx {}", quoted(path)),
         false => {
             let own = if path == wanted { path.join("swap") } else { wanted.to_owned() };
-            let own = own.display();
+            let own = quoted(&own);
             format!("use a folder of your own, made so by root: install -d -o {uid} {own}")
         }
     }
@@ -199,7 +199,7 @@ fn access_mend(path: &Path, wanted: &Path) -> String {
 fn free_space(path: &Path, room: u64, config: &Config) -> Finding {
     let item = "free-space";
     let found = format!("{} free", format_short(room));
-    let mend = format!("make room, or use a larger filesystem: df -h {}", path.display());
+    let mend = format!("make room, or use a larger filesystem: df -h {}", quoted(path));
     let pool = format_short(config.pool_size);
     let finding = match room {
         room if room < config.block_size => Finding::fails(item, found, mend),

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CapabilitySet, capabilities};
 
-use super::{Finding, number, setting};
-use crate::config::{Config, free_memory};
+use super::{Finding, setting};
+use crate::config::Config;
 use crate::pool::{Arena, ArenaOptions};
-use crate::sys_process::reason;
+use crate::sys_process::{available_memory, reason};
 use crate::units::{GIB, MIB, format_short};
 
 /// What to do where memory may not be locked.
@@ -34,7 +34,7 @@ pub(super) struct Trial {
 
 impl Trial {
     pub(super) fn new(config: &Config) -> Self {
-        let most = available().unwrap_or(GIB) / 4;
+        let most = available_memory().unwrap_or(GIB) / 4;
         let size = config.pool_size.min(TRIAL_BYTES_MAX).min(most) / HUGE_PAGE_BYTES;
         let size = usize::try_from(size.max(1) * HUGE_PAGE_BYTES).expect("below the maximum");
         let options = ArenaOptions { size, pin_memory: config.pin_memory, huge_pages: true };
@@ -53,33 +53,9 @@ pub(super) fn look(config: &Config, trial: &Trial) -> Vec<Finding> {
     vec![enough(config), lock(config, arena), huge_pages(config, arena)]
 }
 
-/// Bytes that this process could still take: the machine's, or its control group's.
-fn available() -> Option<u64> {
-    let limits = [free_memory(), group_limit()];
-    limits.into_iter().flatten().min()
-}
-
-/// The memory limit of this process's control group (either version), in bytes.
-fn group_limit() -> Option<u64> {
-    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let limits = groups.lines().filter_map(|line| {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (fields.next()?, fields.next()?);
-        let root = "/sys/fs/cgroup";
-        match controllers {
-            "" => number(format!("{root}{path}/memory.max")),
-            // In a container the path is the host's, and the group's files are at the top.
-            "memory" => number(format!("{root}/memory{path}/memory.limit_in_bytes"))
-                .or_else(|| number(format!("{root}/memory/memory.limit_in_bytes"))),
-            _ => None,
-        }
-    });
-    limits.chain(number("/sys/fs/cgroup/memory.max")).min()
-}
-
 fn enough(config: &Config) -> Finding {
     let (pool, needed) = (format_short(config.pool_size), config.pool_size + OVERHEAD);
-    let Some(available) = available() else {
+    let Some(available) = available_memory() else {
         return Finding::ok("memory", format!("{pool} for the pool; what is free is not known"));
     };
     let found = format!("{pool} for the pool, {} available", format_short(available));

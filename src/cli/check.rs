@@ -10,7 +10,7 @@ use super::interrupt::Interrupts;
 use super::mount::default_places;
 use super::{ConfigArgs, Failure, print, table};
 use crate::check::{self, Finding, Place, Verdict};
-use crate::sys_process::reason;
+use crate::sys_process::{quoted, reason};
 
 /// Arguments of `swapfs check`.
 #[derive(Debug, Args)]
@@ -50,7 +50,7 @@ impl CheckArgs {
             .iter()
             .filter(|finding| finding.verdict == Verdict::Fails)
             .map(|finding| match &finding.folder {
-                Some(folder) => format!("{} of {}", finding.item, folder.display()),
+                Some(folder) => format!("{} of {}", finding.item, quoted(folder)),
                 None => finding.item.to_owned(),
             })
             .collect();
@@ -74,7 +74,7 @@ fn to_json(findings: &[Finding]) -> serde_json::Value {
 fn print_table(findings: &[Finding]) -> Result<(), Failure> {
     let mut table = table(&["VERDICT", "ITEM", "FOLDER", "FOUND", "MEND"]);
     for finding in findings {
-        let folder = finding.folder.as_ref().map(|folder| folder.display().to_string());
+        let folder = finding.folder.as_deref().map(quoted);
         table.add_row([
             finding.verdict.name(),
             finding.item,

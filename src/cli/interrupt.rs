@@ -2,10 +2,11 @@
 
 use std::io;
 
-use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-/// SIGINT, SIGTERM and SIGHUP wait here from [`Interrupts::catch`] on, until somebody asks.
+use crate::sys_process::ending_signals;
+
+/// SIGINT, SIGTERM and SIGHUP (unless ignored) wait here from [`Interrupts::catch`] on, until somebody asks.
 #[derive(Debug)]
 pub(super) struct Interrupts {
     signals: SignalFd,
@@ -14,10 +15,7 @@ pub(super) struct Interrupts {
 impl Interrupts {
     /// To be called before threads start: they inherit that the signals are blocked.
     pub(super) fn catch() -> io::Result<Self> {
-        let mut mask = SigSet::empty();
-        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-            mask.add(signal);
-        }
+        let mask = ending_signals();
         mask.thread_block()?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         Ok(Self { signals: SignalFd::with_flags(&mask, flags)? })

@@ -7,12 +7,15 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::interrupt::Interrupts;
+use super::output::{Content, Output};
 use super::{Failure, print, table};
 use crate::sys_process::reason;
-use crate::tune::{
-    self, Combination, End, Listener, LogFolder, Measured, Outcome, Output, Plan, Sweep,
-};
+use crate::tune::{self, Combination, End, Listener, LogFolder, Measured, Outcome, Plan, Sweep};
 use crate::units::{GIB, KIB, MIB, TIB, parse_size};
+
+const CONFIGURATION: Content = Content { name: "configuration", is_ours: tune::is_document };
+
+const HEAT_MAP: Content = Content { name: "heat map", is_ours: tune::is_heat_map };
 
 /// Rows of the ranking, unless more is asked for.
 const ROWS: usize = 10;
@@ -97,8 +100,17 @@ impl TuneArgs {
             ));
         }
         let sweep = self.sweep_config.as_deref().map(Sweep::read).transpose()?.unwrap_or_default();
-        let output = self.output.as_deref().map(Output::prepare).transpose()?;
-        let plot = self.plot.as_deref().map(Output::prepare).transpose()?;
+        let prepare = |path: &Option<PathBuf>, content| {
+            path.as_deref().map(|path| Output::prepare(path, content)).transpose()
+        };
+        let output = prepare(&self.output, CONFIGURATION)?;
+        let plot = prepare(&self.plot, HEAT_MAP)?;
+        if let (Some(output), Some(plot)) = (&output, &plot)
+            && output.is_same_as(plot)
+        {
+            let line = "--output and --plot are the same file; name another for one of them";
+            return Err(Failure::Usage(line.to_owned()));
+        }
         let logs = self.log_dir.as_deref().map(LogFolder::prepare).transpose()?;
         let plan = Plan {
             folder: self.folder.or(self.nvme_dir).unwrap_or_default(),

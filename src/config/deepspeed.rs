@@ -174,14 +174,6 @@ impl Buffers {
     }
 }
 
-/// Bytes the kernel could give without swapping: MemAvailable.
-pub(crate) fn free_memory() -> Option<u64> {
-    let table = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = table.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(crate::units::KIB)
-}
-
 /// Whether two paths lead to one directory.
 fn is_same(a: &Path, b: &Path) -> bool {
     a == b

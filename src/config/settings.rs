@@ -3,9 +3,10 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::deepspeed::{Offload, free_memory};
+use super::deepspeed::Offload;
 use super::options::{OPTIONS, OptionDefinition, Value, find};
 use super::{Config, ConfigError, MountFlags};
+use crate::sys_process::available_memory;
 
 /// Where a value came from. Later ones override earlier ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,7 +103,8 @@ impl Settings {
     fn size_pool(&mut self) {
         let Some(offload) = &self.offload else { return };
         if self.get("pool_size").1 == Origin::BuiltIn
-            && let Some((bytes, origin)) = offload.pool(self.number("block_size"), free_memory())
+            && let Some((bytes, origin)) =
+                offload.pool(self.number("block_size"), available_memory())
         {
             let option = find("pool_size").expect("pool_size is in the table");
             self.set(option, Value::Size(bytes), origin);

@@ -5,7 +5,13 @@ use serde_json::{Map, Value as Json, json};
 use super::{Combination, End, Measured, Outcome, Plan};
 
 /// The key beside `aio`, which mounts and DeepSpeed skip; files with it are the tuner's own.
-pub(super) const KEY: &str = "swapfs_tune";
+const KEY: &str = "swapfs_tune";
+
+/// Whether a text is a configuration that [`document`] made.
+#[must_use]
+pub fn is_document(text: &str) -> bool {
+    serde_json::from_str::<Json>(text).is_ok_and(|json| json.get(KEY).is_some())
+}
 
 /// DeepSpeed's `aio` block.
 #[must_use]

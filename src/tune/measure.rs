@@ -10,13 +10,12 @@ use rustix::fs::{OFlags, fdatasync, fstatvfs};
 use super::{Combination, Plan, Rate};
 use crate::aio::handle::{Handle, HandleOptions, LockedTensor};
 use crate::aio::probe::{create, probe};
-use crate::config::free_memory;
 use crate::fuse::mount::entry_of_path;
-use crate::sys_process::reason;
+use crate::sys_process::{available_memory, reason};
 use crate::units::{MIB, format_short};
 
 /// Bytes of a quick measurement at least: enough for some blocks in flight.
-const QUICK_BYTES_MIN: u64 = 64 * MIB;
+const QUICK_BYTES_MIN: usize = 64 << 20;
 
 /// Memory that is left to others.
 const MEMORY_LEFT: u64 = 256 * MIB;
@@ -62,7 +61,7 @@ impl Track {
             let room = format_short(room);
             return Err(failed(format!("{room} free, {needed} are needed; give less --io-size")));
         }
-        if free_memory().is_some_and(|free| free < plan.io_size + MEMORY_LEFT) {
+        if available_memory().is_some_and(|free| free < plan.io_size + MEMORY_LEFT) {
             return Err(format!("no memory for a buffer of {needed}; give less --io-size"));
         }
         let file = create(folder.as_fd(), OFlags::DIRECT)
@@ -86,12 +85,19 @@ impl Track {
         self.io_size as u64
     }
 
-    /// Writes the whole file once, so that every measurement finds it as the others do. Lines about the
-    /// machine come back.
-    pub(super) fn fill(&mut self, combination: &Combination) -> Result<Vec<String>, String> {
+    /// Writes the whole file once, so that every measurement finds it as the others do; with `quick`, of
+    /// fewer bytes, so that a measurement takes about that time. Lines about the machine come back.
+    pub(super) fn fill(
+        &mut self, combination: &Combination, quick: Option<Duration>,
+    ) -> Result<Vec<String>, String> {
         let handle = handle(combination).map_err(|error| format!("aio: {}", reason(&error)))?;
-        handle.pwrite_fd(&mut self.tensor, &self.file, 0).map_err(|error| error.to_string())?;
-        self.settle().map_err(|error| reason(&error))?;
+        if let Some(aim) = quick {
+            let most = self.io_size;
+            self.io_size = most.min(QUICK_BYTES_MIN);
+            self.write_once(&handle)?;
+            self.io_size = self.enough(aim, most, combination)?;
+        }
+        self.write_once(&handle)?;
         let refusal = handle.engine_refusal();
         let threads =
             refusal.map(|why| format!("threads are measured, io_uring is refused: {why}"));
@@ -100,19 +106,23 @@ impl Track {
         Ok(threads.into_iter().chain(unlocked).collect())
     }
 
-    /// Takes fewer bytes from now on, so that a measurement takes about this time.
-    pub(super) fn shorten(
-        &mut self, aim: Duration, combination: &Combination,
-    ) -> Result<(), String> {
+    fn write_once(&mut self, handle: &Handle) -> Result<(), String> {
+        let part = self.tensor.narrow(..self.io_size);
+        handle.pwrite_fd(part, &self.file, 0).map_err(|error| error.to_string())?;
+        self.settle().map_err(|error| reason(&error))
+    }
+
+    /// Bytes that take about this time, at most `most`.
+    fn enough(
+        &mut self, aim: Duration, most: usize, combination: &Combination,
+    ) -> Result<usize, String> {
         let measured = self.measure(combination, true, true);
         let (write, read) = measured.map_err(|failure| match failure {
             Failure::Refused(why) | Failure::Transfer(why) => why,
         })?;
         let bytes = write.speed().min(read.speed()) * aim.as_secs_f64();
-        let most = self.io_size as u64;
-        let wanted = (bytes as u64).clamp(QUICK_BYTES_MIN.min(most), most) / MIB * MIB;
-        self.io_size = usize::try_from(wanted.max(MIB).min(most)).expect("less than before");
-        Ok(())
+        let bytes = bytes as usize / (1 << 20) * (1 << 20);
+        Ok(bytes.clamp(QUICK_BYTES_MIN.min(most), most))
     }
 
     /// Writes and reads, as wanted. What is not wanted has moved nothing.

@@ -7,7 +7,7 @@ use super::{Combination, Measured};
 use crate::units::{GIB, format_exact};
 
 /// Stands at the end of a plot; files with it are the tuner's own.
-pub const MARK: &str = "<!-- swapfs tune -->";
+const MARK: &str = "<!-- swapfs tune -->";
 
 /// Pixels.
 const CELL: (i32, i32) = (64, 24);
@@ -16,6 +16,12 @@ const LETTER: i32 = 7;
 const TOP: i32 = 72;
 const GAP: i32 = 28;
 const BOTTOM: i32 = 20;
+
+/// Whether a text is a drawing of [`heat_map`].
+#[must_use]
+pub fn is_heat_map(text: &str) -> bool {
+    text.trim_end().ends_with(MARK)
+}
 
 /// What a row has in common.
 type Row = (u64, u64, bool, bool);

@@ -180,7 +180,7 @@ fn the_pool_is_cut_to_half_of_the_free_memory_and_never_below_the_least() {
     let huge = r#", "buffer_count": 281474976710656, "buffer_size": 281474976710656"#;
     assert_eq!(sized(huge, MIB, GIB), (512 * MIB, cut));
     assert_eq!(read(huge).pool(MIB, None).unwrap().0, SIZE_MAX);
-    assert!(free_memory().unwrap() > 64 * MIB);
+    assert!(crate::sys_process::available_memory().unwrap() > 64 * MIB);
     let config = config(&offload(huge));
     assert!(config.pool_size < 64 << 40 && config.pool_size.is_multiple_of(MIB));
     assert!(config.pool_note().unwrap().ends_with(", cut to half of the free memory"));

@@ -2,19 +2,24 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use rustix::fs::{Access, access};
 
-use super::document::KEY;
-use super::plot::MARK;
-use crate::aio::probe::create;
 use crate::sys_process::reason;
 
-/// A file that may be written: it is new, the tuner's own of an earlier run, or no regular file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Output {
+/// What a file has, and how it is known again: only such a file is replaced.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Content {
+    /// As in "is no ... that swapfs made".
+    pub(super) name: &'static str,
+    /// Whether a text is one that swapfs made.
+    pub(super) is_ours: fn(&str) -> bool,
+}
+
+/// A file that may be written: it is new, our own of an earlier run, or no regular file.
+#[derive(Debug)]
+pub(super) struct Output {
     path: PathBuf,
     kind: Kind,
 }
@@ -32,35 +37,50 @@ impl Output {
     ///
     /// # Errors
     /// One line that names the path.
-    pub fn prepare(path: &Path) -> Result<Self, String> {
+    pub(super) fn prepare(path: &Path, content: Content) -> Result<Self, String> {
         let failed = |why: &str| format!("{}: {why}", path.display());
         let kind = match std::fs::metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Kind::New,
             Err(error) => return Err(failed(&reason(&error))),
             Ok(metadata) if metadata.is_dir() => return Err(failed("Is a directory")),
             Ok(metadata) if !metadata.is_file() => Kind::Special,
-            Ok(_) if is_ours(path).map_err(|error| failed(&reason(&error)))? => Kind::Ours,
-            Ok(_) => return Err(failed("exists and was not made by swapfs tune; name another")),
+            Ok(_) => {
+                let bytes = std::fs::read(path).map_err(|error| failed(&reason(&error)))?;
+                if !(content.is_ours)(&String::from_utf8_lossy(&bytes)) {
+                    let name = content.name;
+                    return Err(failed(&format!(
+                        "exists and is no {name} that swapfs made; name another"
+                    )));
+                }
+                Kind::Ours
+            }
         };
         if kind != Kind::Special {
-            let folder = File::open(parent(path)).map_err(|error| failed(&reason(&error)))?;
-            create(folder.as_fd(), OFlags::empty())
+            access(parent(path), Access::WRITE_OK)
                 .map_err(|error| failed(&reason(&error.into())))?;
         }
         Ok(Self { path: path.to_owned(), kind })
     }
 
     /// Where.
-    #[must_use]
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether one of them would replace the other.
+    pub(super) fn is_same_as(&self, other: &Self) -> bool {
+        let place = |output: &Self| {
+            let folder = std::fs::canonicalize(parent(&output.path)).ok();
+            (folder, output.path.file_name().map(std::ffi::OsStr::to_owned))
+        };
+        self.kind != Kind::Special && place(self) == place(other)
     }
 
     /// Writes all of it; a file of an earlier run stays whole until then.
     ///
     /// # Errors
     /// One line that names the path.
-    pub fn write(&self, text: &str) -> Result<(), String> {
+    pub(super) fn write(&self, text: &str) -> Result<(), String> {
         let written = match self.kind {
             Kind::Special => {
                 File::options().write(true).open(&self.path).and_then(|file| fill(file, text))
@@ -96,15 +116,6 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Whether the tuner made it: a configuration with its key, or a plot with its mark.
-fn is_ours(path: &Path) -> io::Result<bool> {
-    let text = std::fs::read(path)?;
-    let text = String::from_utf8_lossy(&text);
-    Ok(text.trim_end().ends_with(MARK)
-        || serde_json::from_str::<serde_json::Value>(&text)
-            .is_ok_and(|json| json.get(KEY).is_some()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,18 +124,23 @@ mod tests {
     fn only_new_and_own_files_are_written() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tuned.json");
-        let ours = format!("{{\"{KEY}\": {{}}}}");
-        let output = Output::prepare(&path).unwrap();
-        output.write(&ours).unwrap();
-        assert!(output.write(&ours).unwrap_err().contains("File exists"), "somebody was faster");
-        Output::prepare(&path).unwrap().write(&format!("{ours}\n")).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{ours}\n"));
-        std::fs::write(&path, "{\"aio\": {}}").unwrap();
-        let error = Output::prepare(&path).unwrap_err();
-        assert!(error.contains("was not made by swapfs tune"), "{error}");
-        assert!(Output::prepare(folder.path()).is_err());
-        assert!(Output::prepare(Path::new("/nonexistent/file")).is_err());
-        Output::prepare(Path::new("/dev/null")).unwrap().write("x").unwrap();
+        let prepare = |path: &Path| {
+            Output::prepare(path, Content { name: "list", is_ours: |text| text == "ours" })
+        };
+        let output = prepare(&path).unwrap();
+        output.write("ours").unwrap();
+        assert!(output.write("ours").unwrap_err().contains("File exists"), "somebody was faster");
+        prepare(&path).unwrap().write("other").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "other");
+        let error = prepare(&path).unwrap_err();
+        assert!(error.ends_with("exists and is no list that swapfs made; name another"), "{error}");
+        let (new, null) = (folder.path().join("new"), Path::new("/dev/null"));
+        let same = |a: &Path, b: &Path| prepare(a).unwrap().is_same_as(&prepare(b).unwrap());
+        assert!(same(&new, &folder.path().join(".").join("new")));
+        assert!(!same(&new, &folder.path().join("newer")) && !same(null, null));
+        assert!(prepare(folder.path()).is_err());
+        assert!(prepare(Path::new("/nonexistent/file")).is_err());
+        prepare(null).unwrap().write("x").unwrap();
         assert_eq!(folder.path().read_dir().unwrap().count(), 1);
     }
 }
