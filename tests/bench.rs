@@ -1,6 +1,7 @@
 //! `swapfs bench` as it is typed: real files, real processes, real mounts.
 
 use std::collections::BTreeSet;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -472,6 +473,20 @@ fn an_existing_mount_is_measured_and_left() {
     assert_eq!(cases, ["first-write", "overwrite", "cold-read", "warm-read"]);
     assert_eq!(report["rows"][2]["state"], "released from the pool");
     assert_eq!(report["settings"]["engines"][0], "mount");
+    // Whatever does the reading there, the pool is warm or cold; and --folder may be a mount.
+    let few = ["bench", "--folder", mnt, "--io-size", "3M", "--loops", "1", "--json"];
+    let cases = ["--engine", "handle,mount", "--case", "cold-read,warm-read"];
+    let report = json(swapfs(&[&few[..], &cases].concat()));
+    for (row, state) in
+        [(0, "released from the pool"), (2, "released, then read once through the mount")]
+    {
+        assert_eq!(report["rows"][row]["engine"], "handle");
+        assert_eq!(report["rows"][row]["state"], state);
+    }
+    let (status, line) = failure(&swapfs(&["bench", "--roofline", mnt, "--io-size", "1M"]));
+    let expected =
+        format!("swapfs: {mnt}: lies on a swapfs mount; measure its swap folder, {swap}");
+    assert_eq!((status, line), (1, expected));
     assert_eq!(std::fs::read_dir(mnt).unwrap().count(), 0);
     stdout(swapfs(&["umount", mnt]));
     let (status, line) = failure(&folder.bench(&["--engine", "mount", "--mount", swap]));
@@ -525,6 +540,8 @@ fn bad_arguments_get_one_line() {
             "mixed: the engine deepspeed moves whole files only",
         ),
         (&["--folder_to_device_mapping", path], 2, "give FOLDER:DEVICE, such as /nvme0:0"),
+        (&["/dev/null"], 1, "/dev/null: not a regular file"),
+        (&[path, "-o", "queue_dept=1"], 2, "the nearest is queue_depth"),
         (&[path, "--case", "many-write", "--io_size", "4k"], 2, "is less than 4 KiB a file"),
     ] {
         let output = swapfs(&[&["bench"], arguments].concat());
@@ -541,6 +558,37 @@ fn bad_arguments_get_one_line() {
         assert!(status == 1 && line.contains(expected), "{arguments:?}: {line}");
     }
     folder.is_as_before();
+}
+
+#[test]
+fn an_empty_file_is_named() {
+    let folder = Folder::new();
+    let file = folder.path().join("empty");
+    std::fs::write(&file, "").unwrap();
+    let (status, line) = failure(&swapfs(&["bench", file.to_str().unwrap()]));
+    let shown = file.display();
+    assert_eq!((status, line), (1, format!("swapfs: {shown}: an empty file, nothing to read")));
+}
+
+#[test]
+fn names_that_are_no_text_are_measured_and_reported() {
+    let folder = Folder::new();
+    let odd = folder.path().join(std::ffi::OsStr::from_bytes(b"odd :\xff\n"));
+    std::fs::create_dir(&odd).unwrap();
+    let file = odd.join(std::ffi::OsStr::from_bytes(b"\xfe"));
+    let bench = |more: &[&std::ffi::OsStr]| {
+        let mut command =
+            command(&["bench", "--io-size", "1M", "--loops", "1", "--validate", "--json"]);
+        json(command.args(["--engine", "handle,posix,fio,mount"]).args(more).output().unwrap())
+    };
+    let report = bench(&[odd.as_os_str()]);
+    assert_eq!(report["settings"]["folders"][0], odd.to_string_lossy().as_ref());
+    bench(&["--write-file".as_ref(), file.as_os_str()]);
+    assert_eq!(std::fs::read_dir(&odd).unwrap().count(), 0);
+    std::fs::write(&file, vec![3; 1 << 20]).unwrap();
+    let report = bench(&["--read-file".as_ref(), file.as_os_str()]);
+    assert_eq!(report["settings"]["read_file"], file.to_string_lossy().as_ref());
+    assert_eq!(std::fs::read_dir(&odd).unwrap().count(), 1);
 }
 
 #[test]
@@ -583,7 +631,13 @@ fn the_roofline_names_a_layer_and_is_drawn() {
     assert!(
         limits.starts_with("Writes are limited by ") && limits.contains("; reads are limited by ")
     );
-    let svg = std::fs::read_to_string(plot).unwrap();
+    let svg = std::fs::read_to_string(&plot).unwrap();
     assert!(svg.starts_with("<svg") && svg.contains("full path, read"));
     folder.is_as_before();
+    // Its own picture is replaced, anybody else's is not.
+    stdout(swapfs(&[&arguments[..], &options].concat()));
+    std::fs::write(&plot, "<svg>precious</svg>").unwrap();
+    let (status, line) = failure(&swapfs(&[&arguments[..], &options].concat()));
+    assert!(status == 1 && line.ends_with("is no plot that swapfs made; name another"), "{line}");
+    assert_eq!(std::fs::read_to_string(&plot).unwrap(), "<svg>precious</svg>");
 }

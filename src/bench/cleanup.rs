@@ -7,14 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 
-use nix::sys::signal::{SigSet, Signal, killpg, raise};
+use nix::sys::signal::{Signal, killpg, raise};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
 
 use crate::fuse::mount::{Detach, unmount};
-
-/// The signals that end a benchmark.
-const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+use crate::sys_process::ending_signals;
 
 #[derive(Debug)]
 enum Item {
@@ -73,14 +71,14 @@ impl Cleanup {
         Self::default()
     }
 
-    /// From now on SIGINT, SIGTERM and SIGHUP take away what is on the list before they end the process. To
+    /// From now on SIGINT, SIGTERM and SIGHUP (unless ignored) take away what is on the list before they end the process. To
     /// be called once, before other threads start: they must inherit the blocked signals.
     ///
     /// # Errors
     ///
     /// Those of blocking signals and of creating a thread.
     pub fn watch_signals(&self) -> io::Result<()> {
-        let signals: SigSet = SIGNALS.into_iter().collect();
+        let signals = ending_signals();
         signals.thread_block()?;
         let cleanup = self.clone();
         let wait = move || {

@@ -67,6 +67,8 @@ def main():
     say("ready")
     while True:
         job = hear()["with"]
+        # Names that are no text come as lists of bytes.
+        job["files"] = [name if isinstance(name, str) else os.fsdecode(bytes(name)) for name in job["files"]]
         try:
             each = job["each"]
             buffers = [memory.narrow(0, index * each, each) for index in range(len(job["files"]))]

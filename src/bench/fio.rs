@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::Read;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
@@ -82,14 +83,17 @@ pub(super) fn round(cleanup: &Cleanup, settings: &Settings, jobs: &[Job]) -> Res
     let mut process = cleanup
         .process(&mut command)
         .map_err(|error| failed(format!("fio: {}", reason(&error))))?;
-    let (mut text, mut complaint) = (String::new(), String::new());
+    let (mut text, mut complaint) = (Vec::new(), Vec::new());
     if let Some(output) = &mut process.child.stdout {
-        let read = output.read_to_string(&mut text);
+        let read = output.read_to_end(&mut text);
         read.map_err(|error| failed(format!("fio: its output: {}", reason(&error))))?;
     }
     if let Some(output) = &mut process.child.stderr {
-        let _ = output.read_to_string(&mut complaint);
+        let _ = output.read_to_end(&mut complaint);
     }
+    // File names may be no text.
+    let [text, complaint] =
+        [text, complaint].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let status = process.wait().map_err(|error| failed(format!("fio: {}", reason(&error))))?;
     if !status.success() {
         if first.engine == Engine::FioHuge && status.signal().is_some() {
@@ -159,16 +163,26 @@ fn slices(settings: &Settings, job: &Job) -> Vec<(u64, u64)> {
 
 /// fio takes several names with colons in between.
 fn file_names(job: &Job) -> OsString {
-    let escape = |path: &std::path::PathBuf| {
+    let mut argument = b"--filename=".to_vec();
+    for (index, path) in job.files.iter().enumerate() {
+        if index > 0 {
+            argument.push(b':');
+        }
         let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-        path.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:")
-    };
-    let names: Vec<String> = job.files.iter().map(escape).collect();
-    OsString::from(format!("--filename={}", names.join(":")))
+        for byte in path.as_os_str().as_bytes() {
+            if matches!(byte, b'\\' | b':') {
+                argument.push(b'\\');
+            }
+            argument.push(*byte);
+        }
+    }
+    OsString::from_vec(argument)
 }
 
 fn read_report(text: &str, jobs: &[Job]) -> Result<Round> {
     let wrong = |what: &str| failed(format!("fio: its report has {what}"));
+    // fio repeats names as they are.
+    let text = text.replace(char::is_control, " ");
     let start = text.find('{').ok_or_else(|| wrong("no JSON"))?;
     let report: Value =
         serde_json::from_str(&text[start..]).map_err(|error| wrong(&error.to_string()))?;

@@ -30,6 +30,7 @@ pub(super) struct Setup {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Job {
     pub(super) engine: Engine,
+    #[serde(with = "crate::paths::exact_list")]
     pub(super) files: Vec<PathBuf>,
     /// Bytes of each file.
     pub(super) each: u64,

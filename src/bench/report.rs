@@ -22,20 +22,21 @@ pub struct Row {
 
 impl Row {
     pub(super) fn new(settings: &Settings, engine: Engine, case: Case, series: Series) -> Self {
-        let given = settings.read_file.is_some() && case.access() == Access::Read;
-        Self { case, engine, series, state: state(engine, case.start(), given) }
+        let given = settings.read_file.is_some() && case == Case::ColdRead;
+        let pooled = engine == Engine::Mount || settings.is_on_mount();
+        Self { case, engine, series, state: state(engine, case.start(), pooled, given) }
     }
 }
 
-/// The state in words.
-fn state(engine: Engine, start: Start, given: bool) -> &'static str {
+/// The state in words; `pooled` where files lie on a mount, `given` where one is the user's.
+fn state(engine: Engine, start: Start, pooled: bool, given: bool) -> &'static str {
     match (start, engine) {
         (Start::New, _) => "new files each round",
-        (Start::Cold, Engine::Mount) => "released from the pool",
+        (Start::Cold, _) if pooled => "released from the pool",
+        (Start::Warm, _) if pooled => "released, then read once through the mount",
         (Start::Cold, _) if given => "your file, dropped from the page cache",
         (Start::Cold, Engine::Posix) => "dropped from the page cache",
         (Start::Cold, _) => "dropped from the page cache; O_DIRECT",
-        (Start::Warm, Engine::Mount) => "released, then read once through the mount",
         (Start::Warm, Engine::Posix) => "dropped, then read once through the page cache",
         (Start::Warm, _) => "read once before; O_DIRECT does not profit",
     }
@@ -97,7 +98,7 @@ impl Report {
             (count, false) => format!(" after {count} to warm up"),
         };
         format!(
-            "{} by {processes} process{}, blocks of {}, depth {}, {} thread{} each; {loops} rounds{warmups}; \
+            "{} by {processes} process{}, blocks of {}, depth {}, {} thread{} each; {loops} round{}{warmups}; \
              {sync}; GB/s of 1024^3 bytes",
             format_short(settings.io_size),
             if processes == 1 { "" } else { "es" },
@@ -105,6 +106,7 @@ impl Report {
             settings.queue_depth,
             settings.io_parallel,
             if settings.io_parallel == 1 { "" } else { "s" },
+            if loops == 1 { "" } else { "s" },
         )
     }
 

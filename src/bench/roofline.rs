@@ -14,6 +14,7 @@ use super::runner::{Series, Spread, alternate};
 use super::session::Bench;
 use super::settings::{Engine, Settings};
 use super::{BenchError, Result, fio};
+use crate::fuse::mount::entry_of_path;
 use pool::Pool;
 use ring::Ring;
 
@@ -94,8 +95,15 @@ pub fn roofline(settings: &Settings, cleanup: &Cleanup) -> Result<Roofline> {
     settings.cases = vec![Case::Overwrite, Case::ColdRead];
     settings.engines = vec![Engine::Mount];
     settings.mount = None;
-    let mut full = Bench::new(&settings, cleanup)?;
     let folder = settings.folders.first().cloned().unwrap_or_default();
+    if let Ok(Some(entry)) = entry_of_path(&folder) {
+        return Err(BenchError::Failed(format!(
+            "{}: lies on a swapfs mount; measure its swap folder, {}",
+            folder.display(),
+            entry.source.display()
+        )));
+    }
+    let mut full = Bench::new(&settings, cleanup)?;
     let null = OwnMount::new(cleanup, &settings, &folder, "bench-null-mount")?;
     let unbacked = Settings {
         mount: Some(null.mountpoint.clone()),
@@ -252,6 +260,12 @@ impl Roofline {
             "layers": self.rows.iter().map(row).collect::<Vec<_>>(),
             "limits": self.limits(),
         })
+    }
+
+    /// Whether a text is a picture that [`Roofline::to_svg`] made.
+    #[must_use]
+    pub fn is_svg(text: &str) -> bool {
+        plot::is_drawing(text)
     }
 
     /// The picture, an SVG document.

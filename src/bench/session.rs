@@ -14,9 +14,7 @@ use super::report::{Report, Row};
 use super::runner::{Round, alternate};
 use super::settings::{Engine, Settings};
 use super::{Result, fio};
-
-/// `TMPFS_MAGIC` of `linux/magic.h`.
-const TMPFS: rustix::fs::FsWord = 0x0102_1994;
+use crate::sys_process::is_on_tmpfs;
 
 /// What DeepSpeed's processes run.
 const DEEPSPEED: &str = include_str!("deepspeed.py");
@@ -122,8 +120,7 @@ impl<'a> Bench<'a> {
         let crews = self.ours.iter().chain(&self.deepspeed);
         let mut notes: BTreeSet<String> = crews.flat_map(Crew::notes).collect();
         for folder in &self.settings.folders {
-            let is_memory = rustix::fs::statfs(folder).is_ok_and(|found| found.f_type == TMPFS);
-            if is_memory {
+            if is_on_tmpfs(folder) {
                 let shown = folder.display();
                 notes.insert(format!(
                     "{shown} is a tmpfs: nothing there is ever cold, or on a device"

@@ -1,5 +1,7 @@
 //! What to measure and how, and whether that can be done.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -9,7 +11,7 @@ use super::{BenchError, Result};
 use crate::aio::probe::probe;
 use crate::aio::{AioSettings, HandleOptions};
 use crate::fuse::mount::entry_of_path;
-use crate::sys_process::reason;
+use crate::sys_process::{available_memory, reason};
 use crate::units::{MIB, format_short};
 
 /// What moves the bytes.
@@ -81,6 +83,7 @@ impl Engine {
 #[derive(Debug, Clone, Serialize)]
 pub struct Settings {
     /// One folder for each process.
+    #[serde(serialize_with = "crate::paths::shown_list")]
     pub folders: Vec<PathBuf>,
     /// Bytes that each process moves in a round.
     pub io_size: u64,
@@ -115,10 +118,13 @@ pub struct Settings {
     /// Leave the files.
     pub keep: bool,
     /// Read this file, which is there.
+    #[serde(serialize_with = "crate::paths::shown_option")]
     pub read_file: Option<PathBuf>,
     /// Write this file.
+    #[serde(serialize_with = "crate::paths::shown_option")]
     pub write_file: Option<PathBuf>,
     /// The mountpoint for the engine `mount`; without it a temporary mount is made.
+    #[serde(serialize_with = "crate::paths::shown_option")]
     pub mount: Option<PathBuf>,
     /// `-o` options of the temporary mount.
     pub mount_options: Vec<String>,
@@ -260,41 +266,71 @@ impl Settings {
 
     /// Whether files are made: always, but for reading a file that is there.
     fn is_writing(&self) -> bool {
-        self.read_file.is_none() || self.cases.iter().any(|case| case.file_kind() == "write")
+        !self.made().is_empty()
     }
 
-    fn check_space(&self) -> Result<()> {
-        let Some(folder) = self.folders.first().filter(|_| self.is_writing()) else {
-            return Ok(());
-        };
+    /// What each process makes for a round: files on a mount or not, to be read or written, how many.
+    fn made(&self) -> BTreeSet<(bool, &'static str, u32)> {
+        let pairs = self
+            .cases
+            .iter()
+            .flat_map(|case| self.engines.iter().map(move |engine| (case, engine)));
+        let sets = pairs.map(|(case, engine)| {
+            (*engine == Engine::Mount, case.file_kind(), self.files_of(*case))
+        });
+        let is_there =
+            |set: &(bool, &str, u32)| self.read_file.is_some() && matches!(set, (false, "read", 1));
+        sets.filter(|set| !is_there(set)).collect()
+    }
+
+    /// Whether the files lie on a swapfs mount already.
+    pub(super) fn is_on_mount(&self) -> bool {
+        self.folders.iter().any(|folder| entry_of_path(folder).is_ok_and(|entry| entry.is_some()))
+    }
+
+    /// Bytes of files on each filesystem, with a folder that is there.
+    fn space_needed(&self) -> Result<Vec<(PathBuf, u128)>> {
         let rounds = match self.different_file_each_iteration {
             true => u128::from(self.loops) + u128::from(self.warmup_loops),
             false => 1,
         };
-        let kinds = ["read", "write"].into_iter().filter(|kind| {
-            let needed = self.cases.iter().any(|case| case.file_kind() == *kind);
-            needed && (*kind == "write" || self.read_file.is_none())
-        });
-        let needed =
-            u128::from(self.io_size) * self.processes() as u128 * rounds * kinds.count() as u128;
-        let found = rustix::fs::statvfs(folder)
-            .map_err(|error| BenchError::Failed(format!("{}: {error}", folder.display())))?;
-        let free = u128::from(found.f_bavail) * u128::from(found.f_frsize);
-        if needed > free {
-            let show = |bytes: u128| format_short(u64::try_from(bytes).unwrap_or(u64::MAX));
-            return Err(BenchError::Failed(format!(
-                "{}: {} of files do not fit in the {} free there; give a smaller --io-size",
-                folder.display(),
-                show(needed),
-                show(free)
-            )));
+        let mut needed: BTreeMap<u64, (PathBuf, u128)> = BTreeMap::new();
+        let made = self.made();
+        for folder in &self.folders {
+            for (on_mount, _, _) in &made {
+                let place = self.mount.as_ref().filter(|_| *on_mount).unwrap_or(folder);
+                let found = std::fs::metadata(place).map_err(|error| {
+                    BenchError::Failed(format!("{}: {}", place.display(), reason(&error)))
+                })?;
+                let (_, bytes) = needed.entry(found.dev()).or_insert_with(|| (place.clone(), 0));
+                *bytes += u128::from(self.io_size) * rounds;
+            }
+        }
+        Ok(needed.into_values().collect())
+    }
+
+    fn check_space(&self) -> Result<()> {
+        for (folder, needed) in self.space_needed()? {
+            let shown = folder.display();
+            let found = rustix::fs::statvfs(&folder).map_err(|error| {
+                BenchError::Failed(format!("{shown}: {}", reason(&error.into())))
+            })?;
+            let free = u128::from(found.f_bavail) * u128::from(found.f_frsize);
+            if needed > free {
+                let show = |bytes: u128| format_short(u64::try_from(bytes).unwrap_or(u64::MAX));
+                return Err(BenchError::Failed(format!(
+                    "{shown}: {} of files do not fit in the {} free there; give a smaller --io-size",
+                    show(needed),
+                    show(free)
+                )));
+            }
         }
         Ok(())
     }
 
     fn check_memory(&self) -> Result<()> {
         let needed = u128::from(self.io_size) * self.processes() as u128;
-        let available = available_memory();
+        let available = available_memory().unwrap_or(u64::MAX);
         if needed > u128::from(available) / 10 * 9 {
             let count = self.processes();
             return Err(BenchError::Failed(format!(
@@ -321,10 +357,36 @@ impl Settings {
     }
 }
 
-/// Bytes that programs can still have, by the kernel's reckoning.
-fn available_memory() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kibibytes = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
-    kibibytes.map_or(u64::MAX, |count| count.saturating_mul(1024))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn space_is_counted_for_every_file_and_filesystem() {
+        let (first, second) =
+            (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap());
+        let mut settings = Settings {
+            folders: vec![first.path().into(), second.path().into(), first.path().into()],
+            io_size: 10,
+            ..Settings::default()
+        };
+        let needed = |settings: &Settings| {
+            let places = settings.space_needed().unwrap();
+            let of = |folder: &std::path::Path| {
+                places.iter().find(|(place, _)| place == folder).map(|(_, bytes)| *bytes)
+            };
+            (of(first.path()), of(second.path()))
+        };
+        assert_eq!(needed(&settings), (Some(20), Some(10)));
+        // One file written and one read, many written and many read, in the folder and on a mount.
+        settings.cases = Case::ALL.to_vec();
+        settings.engines = vec![Engine::Handle, Engine::Posix, Engine::Mount];
+        assert_eq!(needed(&settings), (Some(160), Some(80)));
+        settings.read_file = Some("model".into());
+        settings.cases = vec![Case::ColdRead, Case::WarmRead];
+        assert_eq!(needed(&settings), (Some(20), Some(10)));
+        settings.engines = vec![Engine::Handle];
+        assert_eq!(needed(&settings), (None, None));
+        assert!(!settings.is_writing());
+    }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{ArgAction, Args};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::output::{Content, Output};
 use super::{Failure, print, table};
 use crate::bench::roofline::roofline;
 use crate::bench::{BenchError, Case, Cleanup, Engine, Report, Roofline, Settings, measure};
@@ -13,6 +14,8 @@ use crate::config::parse_switch;
 use crate::fuse::mount::entry_of_path;
 use crate::sys_process::reason;
 use crate::units::parse_size;
+
+const PLOT: Content = Content { name: "plot", is_ours: Roofline::is_svg };
 
 /// Arguments of `swapfs bench`. Those of DeepSpeed's `ds_io` and `test_ds_aio` have their names and
 /// meanings; underscores do for dashes.
@@ -163,16 +166,11 @@ impl BenchArgs {
         self.say_what_is_ignored();
         let settings = self.settings()?;
         // Told now rather than after the measurement.
-        if let Some(path) = &self.plot
-            && let Err(error) = rustix::fs::access(beside(path), rustix::fs::Access::WRITE_OK)
-        {
-            let reason = reason(&error.into());
-            return Err(Failure::Failed(format!("{}: {reason}", path.display())));
-        }
+        let plot = self.plot.as_deref().map(|path| Output::prepare(path, PLOT)).transpose()?;
         let cleanup = Cleanup::new();
         cleanup.watch_signals().map_err(|error| format!("signals: {}", reason(&error)))?;
         if self.roofline {
-            return self.print_roofline(&roofline(&settings, &cleanup)?);
+            return self.print_roofline(&roofline(&settings, &cleanup)?, plot.as_ref());
         }
         let progress = progress(&settings);
         let report = measure(&settings, &cleanup, |_| progress.inc(1));
@@ -206,10 +204,9 @@ impl BenchArgs {
         report.lines().iter().try_for_each(|line| print(line))
     }
 
-    fn print_roofline(&self, found: &Roofline) -> Result<(), Failure> {
-        if let Some(path) = &self.plot {
-            let written = std::fs::write(path, found.to_svg());
-            written.map_err(|error| format!("{}: {}", path.display(), reason(&error)))?;
+    fn print_roofline(&self, found: &Roofline, plot: Option<&Output>) -> Result<(), Failure> {
+        if let Some(plot) = plot {
+            plot.write(&found.to_svg())?;
         }
         if self.json {
             return print(&format!("{:#}", found.to_json()));
@@ -221,7 +218,15 @@ impl BenchArgs {
         print(&found.limits())
     }
 
+    /// Options that no mount would take are told before anything is mounted.
+    fn check_mount_options(&self) -> Result<(), Failure> {
+        let mut options = crate::config::Settings::new();
+        self.options.iter().try_for_each(|list| options.mount_options(list, false))?;
+        Ok(())
+    }
+
     fn settings(&self) -> Result<Settings, Failure> {
+        self.check_mount_options()?;
         let target = self.path.as_deref().map(look_at).transpose()?;
         let mut read_file = self.read_file.clone();
         let mut mount = self.mount.clone();
@@ -231,6 +236,13 @@ impl BenchArgs {
             _ => {}
         }
         let engines = self.engines(mount.is_some())?;
+        if mount.is_none()
+            && engines.contains(&Engine::Mount)
+            && let Some(folder) = &self.folder
+            && let Ok(Some(_)) = entry_of_path(folder)
+        {
+            mount = Some(folder.clone());
+        }
         let io_size = match (&self.io_size, &read_file) {
             (Some(text), _) => size("--io-size", text)?,
             (None, Some(path)) => file_size(path)?,
@@ -370,6 +382,12 @@ fn look_at(path: &Path) -> Result<Target, Failure> {
 
 fn file_size(path: &Path) -> Result<u64, Failure> {
     match std::fs::metadata(path) {
+        Ok(found) if !found.is_file() => {
+            Err(Failure::Failed(format!("{}: not a regular file", path.display())))
+        }
+        Ok(found) if found.len() == 0 => {
+            Err(Failure::Failed(format!("{}: an empty file, nothing to read", path.display())))
+        }
         Ok(found) => Ok(found.len()),
         Err(error) => Err(Failure::Failed(format!("{}: {}", path.display(), reason(&error)))),
     }
