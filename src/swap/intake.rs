@@ -1,8 +1,11 @@
 //! Buffers beyond the pool's, in which a transport receives what clients write.
 //!
-//! A write of a whole block is taken in by exchanging memory: the block gets the intake's, which holds its
-//! new content, and the intake goes on with the block's. The number of blocks, and all that is counted
-//! about them, does not change.
+//! A write of a whole block is taken in by exchanging memory: the block's buffer gets the intake's, which holds
+//! its new content, and the intake goes on with the buffer's. The number of buffers, and all that is counted
+//! about them, does not change, so intakes have no part in who waits for which buffer
+//! ([`super::buffers`]); and nobody waits for an intake: without one, bytes are copied. They are copied into
+//! slots too, whose stretch holds others' bytes. A lent buffer ([`super::lend`]) is the opposite: out of
+//! the pool's number, with the stretch that it has, until it is given back.
 
 use std::ops::{Deref, DerefMut};
 

@@ -45,7 +45,7 @@ impl Rig {
             linger: Duration::from_secs(1 << 20),
             writeback_batch: 4,
             idle_partitions_max: 4,
-            intakes: 0,
+            intakes: 2,
         };
         let size = options.arena_size(512);
         let arena = ArenaOptions { size, pin_memory: false, huge_pages: false };
