@@ -85,24 +85,43 @@ impl<'a> Group<'a> {
         self.ours(name, run)
     }
 
-    /// Lets the contestants take turns; a round before them is not counted, so that files and code are there.
-    pub(crate) fn measure(mut self, place: char, runs: u32, warmup: u32) -> Outcome<Measured> {
-        let mut series: Vec<Series> = self
-            .contestants
-            .iter()
-            .map(|one| Series { name: one.name.clone(), unit: self.unit, samples: Vec::new() })
+    /// Lets the contestants take turns; a round before them is not counted, so that files and code are there. A
+    /// reference that fails and has no goal is left out with a note.
+    pub(crate) fn measure(self, place: char, runs: u32, warmup: u32) -> Outcome<Measured> {
+        let Self { id, title, unit, contestants, goals } = self;
+        let goal = |[a, b]: [Option<Goal>; 2]| if place == 'A' { a } else { b };
+        let goals = std::iter::once(None).chain(goals.into_iter().map(goal));
+        let mut lanes: Vec<_> = contestants
+            .into_iter()
+            .zip(goals)
+            .map(|(one, goal)| {
+                let series = Series { name: one.name, unit, samples: Vec::new() };
+                (one.run, series, goal)
+            })
             .collect();
+        let mut notes = Vec::new();
         for number in 0..warmup + runs {
-            for (contestant, own) in self.contestants.iter_mut().zip(&mut series) {
-                let sample = (contestant.run)(number)
-                    .map_err(|error| format!("{}, {}: {error}", self.id, contestant.name))?;
-                if number >= warmup {
-                    own.samples.push(sample);
+            let mut lane = 0;
+            while let Some((run, series, goal)) = lanes.get_mut(lane) {
+                match run(number) {
+                    Ok(sample) if number >= warmup => series.samples.push(sample),
+                    Ok(_) => {}
+                    Err(error) => {
+                        let line = format!("{place} {id}, {}: {error}", series.name);
+                        if lane == 0 || goal.is_some() {
+                            return Err(line.into());
+                        }
+                        notes.push(line);
+                        drop(lanes.remove(lane));
+                        continue;
+                    }
                 }
+                lane += 1;
             }
         }
-        let goals = self.goals.iter().map(|[a, b]| if place == 'A' { *a } else { *b }).collect();
-        Ok(Measured { place, id: self.id, title: self.title, unit: self.unit, series, goals })
+        let goals = lanes.iter().skip(1).map(|(_, _, goal)| *goal).collect();
+        let series = lanes.into_iter().map(|(_, series, _)| series).collect();
+        Ok(Measured { place, id, title, unit, series, goals, notes })
     }
 }
 
@@ -137,6 +156,8 @@ pub(crate) struct Measured {
     pub(crate) unit: Unit,
     pub(crate) series: Vec<Series>,
     pub(crate) goals: Vec<Option<Goal>>,
+    /// What was left out, and why.
+    pub(crate) notes: Vec<String>,
 }
 
 /// Ours against one reference.

@@ -39,8 +39,8 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// The name under which this program is the example of that name.
 const ZERO3: &str = "zero3_round";
-/// Huge pages for fio's deepest row: four jobs of depth 8, and one more each for fio's own rounding.
-const HUGE_BYTES: u64 = 4 * 10 * 2 * MIB;
+/// Huge pages for fio's deepest row: four jobs of depth 8, with some to spare.
+const HUGE_BYTES: u64 = 4 * 12 * MIB;
 /// The folder over memory is that many times the file that most rows move, and room for its own records.
 const MEMORY_FILES: u64 = 9;
 
@@ -140,6 +140,7 @@ struct Findings {
     devices: Vec<Value>,
     /// What was left out, and why.
     notes: Vec<String>,
+    failed: bool,
 }
 
 impl Findings {
@@ -148,7 +149,16 @@ impl Findings {
         self.notes.push(line);
     }
 
+    fn fail(&mut self, line: String) {
+        eprintln!("bench_table: {line}");
+        self.notes.push(line);
+        self.failed = true;
+    }
+
     fn add(&mut self, measured: Measured) {
+        for note in &measured.notes {
+            self.note(note.clone());
+        }
         for line in report::lines(&measured) {
             println!("{line}");
         }
@@ -173,8 +183,8 @@ fn open(arguments: &Arguments, cleanup: &Cleanup, name: char) -> Outcome<Option<
 fn table(
     arguments: &Arguments, cleanup: &Cleanup, place: &Place, found: &mut Findings,
 ) -> Outcome<()> {
-    let huge = work::huge_pages(cleanup, HUGE_BYTES);
-    if huge.is_none() {
+    let huge = work::huge_pages(cleanup, HUGE_BYTES).is_some();
+    if !huge {
         println!(
             "{}: no huge pages to be had for fio, its rows with them are left out",
             place.name
@@ -192,7 +202,7 @@ fn table(
         pool_bytes: arguments.pool_mib * MIB,
         calls: if arguments.quick { 2000 } else { 10_000 },
         round_mib: arguments.round_mib,
-        huge: huge.is_some(),
+        huge,
         python,
     };
     let turns = arguments.turns();
@@ -202,11 +212,18 @@ fn table(
         }
         eprintln!("bench_table: {}, {}", place.name, group.title);
         work::drop_caches();
-        found.add(group.measure(place.name, turns.runs, turns.warmup)?);
+        let Turns { runs, warmup } = turns.of(group.id);
+        match group.measure(place.name, runs, warmup) {
+            Ok(measured) => found.add(measured),
+            // The others are worth having without it.
+            Err(error) => found.fail(error.to_string()),
+        }
         place.empty(&["read", "write"])?;
     }
     place.empty(&[])?;
     if arguments.wants("handle-read") || arguments.wants("handle-write") {
+        let pages = work::huge_pages(cleanup, HUGE_BYTES);
+        let plan = Plan { huge: pages.is_some(), ..plan };
         peers::handle(plan, turns, |id| arguments.wants(id), |row| found.add(row))?;
     }
     if arguments.wants("deepspeed-read") || arguments.wants("deepspeed-write") {
@@ -217,8 +234,6 @@ fn table(
             found.note(format!("{}: {what}", place.name));
         }
     }
-    // The layers make pools, which would take them from fio.
-    drop(huge);
     if arguments.wants("layers") {
         found.layers.push(layers(arguments, cleanup, place)?);
     }
@@ -259,12 +274,14 @@ fn run(arguments: &Arguments) -> Outcome<()> {
     }
     let before = Machine::now();
     println!("{}", before.line());
+    let mode = match (arguments.growth, arguments.quick) {
+        (true, _) => "at most 3 runs each",
+        (_, true) => "runs in turns",
+        _ => "runs in turns after one that does not count",
+    };
     println!(
-        "{} MiB a file, pools of {} MiB, {} runs each in turns{}; medians",
-        arguments.mib,
-        arguments.pool_mib,
-        arguments.runs,
-        if arguments.quick { "" } else { " after one that does not count" }
+        "{} MiB a file, pools of {} MiB, --runs {}: {mode}; medians",
+        arguments.mib, arguments.pool_mib, arguments.runs
     );
     let mut found = Findings::default();
     let mut growth = Vec::new();
@@ -313,6 +330,9 @@ fn run(arguments: &Arguments) -> Outcome<()> {
     if let Some(path) = &arguments.svg {
         let title = format!("swapfs {}; {}", env!("CARGO_PKG_VERSION"), before.line());
         write(path, &plot::draw(&found.rows, &title)?)?;
+    }
+    if found.failed {
+        return Err("some rows have failed and are left out".into());
     }
     Ok(())
 }

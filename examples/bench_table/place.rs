@@ -53,6 +53,7 @@ pub(crate) struct Place {
     mount: Option<(Daemon, Made)>,
     options: Vec<String>,
     // In this order: what is inside goes before what it lies on.
+    _inner: Made,
     _root: Made,
     _memory: Option<Memory>,
 }
@@ -84,9 +85,19 @@ impl Place {
         for part in ["swap", "mnt", "beside"] {
             fs::create_dir(root.join(part))?;
         }
-        let options = options.to_vec();
-        let mut place =
-            Self { name, device, root, mount: None, options, _root: made, _memory: memory };
+        // A contestant may have mounts of its own, and be killed.
+        let below = root.clone();
+        let ((), inner) = cleanup.make_with(|| Ok(()), move || unmount_below(&below))?;
+        let mut place = Self {
+            name,
+            device,
+            root,
+            mount: None,
+            options: options.to_vec(),
+            _inner: inner,
+            _root: made,
+            _memory: memory,
+        };
         place.remount(cleanup, &[])?;
         Ok(place)
     }
@@ -237,9 +248,8 @@ impl Memory {
     }
 }
 
-/// Unmounts what is there, and first any mount that a contestant left on it.
+/// Unmounts what is there.
 fn detach(target: &Path) {
-    unmount_below(target);
     let mut command = Command::new("umount");
     command.arg(target);
     if tool(command).is_err()
@@ -250,7 +260,7 @@ fn detach(target: &Path) {
 }
 
 /// Ends the mounts of swapfs below a folder, however they came there.
-pub(crate) fn unmount_below(folder: &Path) {
+fn unmount_below(folder: &Path) {
     for entry in swapfs_mounts().unwrap_or_default() {
         if entry.mountpoint.starts_with(folder) {
             let mut command = swapfs();

@@ -306,7 +306,7 @@ impl<'a> Plan<'a> {
                 zero3(self.cleanup, &folder, way, self.round_mib, pool_mib)
             }
         };
-        Group::new("zero3", "ZeRO-3 round, pool a quarter of it", Unit::Seconds)
+        Group::new("zero3", "ZeRO-3 round, pool a quarter of it, 3 runs", Unit::Seconds)
             .ours("mount, plain calls", run("mount"))
             .beside("folder, plain calls", [Some(Goal::AtLeast(2.0)), None], run("folder"))
             .beside("folder, aio handle", [Some(Goal::AtLeast(0.95)), None], run("folder-aio"))

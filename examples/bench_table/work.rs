@@ -58,9 +58,16 @@ impl Fio {
         if let Some(seconds) = self.limit {
             command.arg(format!("--runtime={seconds}"));
         }
-        if self.huge {
+        // For no longer than that: other programs' memory would come from them.
+        let pages = if self.huge {
             command.arg("--iomem=mmaphuge");
-        }
+            let buffers = u64::from(self.depth) * self.block;
+            // fio rounds up twice, and falls over where they do not reach.
+            let wanted = self.jobs as u64 * (buffers.next_multiple_of(2 * MIB) + 4 * MIB);
+            Some(huge_pages(cleanup, wanted).ok_or("there are no huge pages to be had")?)
+        } else {
+            None
+        };
         for (index, share) in files.chunks(files.len().div_ceil(self.jobs.max(1))).enumerate() {
             let names: Vec<String> = share.iter().map(|path| fio_name(path)).collect();
             // The list has a limit that whole paths would soon reach.
@@ -71,6 +78,7 @@ impl Fio {
             command.arg(format!("--size={}", self.bytes * share.len() as u64));
         }
         let text = output(cleanup, &mut command)?;
+        drop(pages);
         let start = text.find('{').ok_or("fio printed no JSON")?;
         read_report(&serde_json::from_str(&text[start..])?)
     }
@@ -193,7 +201,11 @@ fn output(cleanup: &Cleanup, command: &mut Command) -> Outcome<String> {
     if status.success() {
         return Ok(text);
     }
-    let line = complaint.lines().chain(text.lines()).map(str::trim).rfind(|line| !line.is_empty());
+    let lines = || complaint.lines().chain(text.lines()).map(str::trim);
+    // fio goes on to print a report after what it complains of.
+    let line = lines()
+        .find(|line| line.starts_with("fio:"))
+        .or_else(|| complaint.lines().map(str::trim).rfind(|line| !line.is_empty()));
     Err(format!("{name}: {}", line.unwrap_or(&status.to_string())).into())
 }
 

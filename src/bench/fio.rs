@@ -51,11 +51,12 @@ fn check_huge_pages(settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-/// Huge pages for the buffers of all of fio's jobs, with one more each for its own rounding.
+/// Huge pages for the buffers of all of fio's jobs, with two more each: it rounds up twice, and falls over where they
+/// do not reach.
 pub(super) fn huge_pages_needed(settings: &Settings) -> u64 {
     let jobs = settings.processes() as u64 * u64::from(settings.io_parallel);
     let buffers = settings.block_size.saturating_mul(u64::from(settings.queue_depth));
-    jobs.saturating_mul(buffers.div_ceil(2 * MIB) + 1)
+    jobs.saturating_mul(buffers.div_ceil(2 * MIB) + 2)
 }
 
 /// Huge pages of 2 MiB that are there for the taking.

@@ -34,17 +34,22 @@ for row in report["rows"]:
 xml.dom.minidom.parse(sys.argv[2])
 END
 
-# A background process would ignore SIGINT.
-env --default-signal=INT "$table" --folder "$place" --quick --places B --rows direct-8-write >/dev/null 2>"$work/errors" &
-table_pid=$!
-for _ in $(seq 300); do
-    grep --quiet "overwrite" "$work/errors" && break
-    sleep 0.1
-done
-kill -INT "$table_pid"
-status=0
-wait "$table_pid" || status=$?
-[[ $status == 130 ]] || fail "SIGINT ended it with $status: $(cat "$work/errors")"
-[[ -z $(left) ]] || fail "left behind after SIGINT: $(left)"
+# interrupt PLACE ROW SIGN: SIGINT once SIGN shows in the table of mounts, or is said.
+interrupt() {
+    # A background process would ignore SIGINT.
+    env --default-signal=INT "$table" --folder "$place" --quick --places "$1" --rows "$2" >/dev/null 2>"$work/errors" &
+    local table_pid=$! status=0
+    for _ in $(seq 600); do
+        [[ $(cat /proc/mounts "$work/errors") =~ $3 ]] && break
+        sleep 0.1
+    done
+    sleep 0.3
+    kill -INT "$table_pid"
+    wait "$table_pid" || status=$?
+    [[ $status == 130 ]] || fail "SIGINT ended it with $status: $(cat "$work/errors")"
+    [[ -z $(left) ]] || fail "left behind after SIGINT: $(left)"
+}
+interrupt B direct-8-write overwrite
+interrupt A zero3 "$place/[^ ]*/swapfs-round-[^ /]*/mnt"
 
 passed "three rows on two devices, and SIGINT"
