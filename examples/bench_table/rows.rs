@@ -121,8 +121,8 @@ impl<'a> Plan<'a> {
                 |paths: &[std::path::PathBuf]| Task { paths: paths.to_vec(), ..task.clone() };
             let mut sample =
                 timed(self.place, way, &files, state, |paths| client(self.cleanup, &task(paths)))?;
-            // Once is enough; looking maps the file.
-            if way == Way::Mount && number == 0 {
+            // Looking maps the file: the first run that counts is enough.
+            if way == Way::Mount && number <= 1 {
                 sample.cached = files.iter().map(|(name, _)| self.place.cached(name)).sum();
             }
             Ok(sample)
