@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal};
 use nix::unistd::ForkResult;
 
 /// Freed memory above this many bytes goes back to the kernel at once.
@@ -84,6 +84,15 @@ pub(crate) fn ending_signals() -> SigSet {
         signals.add(Signal::SIGHUP);
     }
     signals
+}
+
+/// Ends the process by `signal`, as its parent expects to see it, also where the process was started with the
+/// signal ignored (as shells start what runs in the background). Returns only when that cannot be.
+pub(crate) fn end_by(signal: Signal) {
+    // SAFETY: the default action is no handler of ours, so nothing of this process runs in it.
+    if unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }.is_ok() {
+        let _ = nix::sys::signal::raise(signal);
+    }
 }
 
 /// Whether a path lies on a tmpfs, which is memory whatever is done there.

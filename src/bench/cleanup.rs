@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 
-use nix::sys::signal::{Signal, killpg, raise};
+use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
 
 use crate::fuse::mount::{Detach, unmount};
-use crate::sys_process::ending_signals;
+use crate::sys_process::{end_by, ending_signals};
 
 #[derive(Debug)]
 enum Item {
@@ -93,7 +93,7 @@ impl Cleanup {
             eprintln!("swapfs: stopped by {signal}; what the benchmark had made is removed");
             // As the shell expects it: the process ends by the signal.
             let _ = signals.thread_unblock();
-            let _ = raise(signal);
+            end_by(signal);
             std::process::exit(1);
         };
         std::thread::Builder::new().name("swapfs-signals".to_owned()).spawn(wait).map(drop)
