@@ -89,6 +89,8 @@ pub(crate) struct Hold {
     bytes: Range<u64>,
     buffers: Vec<BufferIndex>,
     leases: Leases,
+    /// The partition did not reach beyond when it was claimed.
+    to_the_end: bool,
     /// Drop the blocks when they are given back; dirty ones once they are written out.
     release: bool,
 }
@@ -365,7 +367,9 @@ impl Engine {
             self.leave(st, partition, access, actions);
         }
         let buffers = pieces.into_iter().map(|(buffer, _)| buffer).collect();
-        let hold = Hold { engine, partition, access, bytes, buffers, leases, release: false };
+        let to_the_end = st.part(partition).size <= bytes.end;
+        let hold =
+            Hold { engine, partition, access, bytes, buffers, leases, to_the_end, release: false };
         actions.answers.push(Answer::Empty(Box::new(move |_| reply(Ok(hold))), Ok(())));
     }
 
@@ -398,7 +402,7 @@ impl Engine {
                         block.shared.clear();
                     }
                 }),
-                Access::Update | Access::Fill => self.updated(st, *buffer, pages),
+                Access::Update | Access::Fill => self.updated(st, hold, *buffer, pages),
             }
             if hold.release {
                 st.edit(*buffer, |block| {
@@ -438,8 +442,10 @@ impl Engine {
         st.resized(hold.partition, old);
     }
 
-    fn updated(&self, st: &mut State, buffer: BufferIndex, pages: Range<usize>) {
+    fn updated(&self, st: &mut State, hold: &Hold, buffer: BufferIndex, pages: Range<usize>) {
         let id = st.blocks[buffer as usize].partition;
+        let room = pages.end as u64 * st.shape.unit;
+        let end = hold.bytes.end - st.blocks[buffer as usize].index * st.shape.block_size;
         let (epoch, now_ms) = (st.part(id).epoch, self.now_ms());
         st.edit(buffer, |block| {
             block.copying.remove(pages.clone());
@@ -453,6 +459,10 @@ impl Engine {
             block.release = false;
             block.written_ms = now_ms;
         });
+        if end < room && hold.to_the_end {
+            // The chunks reach to the page's end, the partition does not: who makes it longer finds zeroes.
+            self.memory.zero(st, buffer, end..room);
+        }
     }
 
     /// An operation has left the partition.

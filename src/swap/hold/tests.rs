@@ -159,6 +159,21 @@ fn filling_reads_nothing_and_makes_the_partition_longer() {
 }
 
 #[test]
+fn what_a_holder_leaves_beyond_the_end_is_not_there_when_the_partition_grows() {
+    let rig = Rig::new(8, &pattern(5000));
+    let handle = rig.open();
+    let mut hold = rig.engine.hold_now(handle, 0..5000, Access::Update).unwrap();
+    hold.chunks_mut().for_each(|chunk| chunk.fill(7));
+    // One grows it while it is held, in another page, and one after that.
+    assert_eq!(rig.write(handle, 9000, b"more").recv().unwrap(), Ok(4));
+    drop(hold);
+    let grown = [&[7; 5000][..], &[0; 4000], b"more"].concat();
+    assert!(rig.read(handle, 0, 10_000) == grown);
+    rig.close(handle).unwrap();
+    assert!(rig.file.bytes() == grown);
+}
+
+#[test]
 fn a_hold_that_was_never_filled_leaves_nothing() {
     let rig = Rig::new(8, &[]);
     let handle = rig.open();
