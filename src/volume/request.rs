@@ -1,6 +1,6 @@
 //! `user.swap.request`: text to requests, on partitions, folders and the root.
 
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,8 +11,8 @@ use crate::fs::{FileKind, ROOT_ID};
 use crate::swap::Request;
 use crate::units::parse_size;
 
-/// Partitions below a folder that are looked at before a swap-in of it is answered.
-const PREVIEW_FILES: usize = 2000;
+/// Entries below a folder that are looked at before a swap-in of it is answered.
+const PREVIEW_ENTRIES: usize = 2000;
 
 /// How long a request on a folder may go through its partitions before it is answered and goes on alone:
 /// the kernel holds the folder's lock until then.
@@ -167,11 +167,12 @@ impl Volume {
             let _asking = volume.engine.asking();
             let started = Instant::now();
             let mut answer = Some(answer);
-            volume.walk(id, &rights, &mut |partition, _| {
+            volume.walk(id, &rights, &mut |partition| {
                 // Gone or refused meanwhile: the others go on, and this one's status tells.
-                let _ = match each {
-                    Each::SwapIn => volume.swap_in(partition),
-                    Each::Ask(request) => volume.ask(partition, request),
+                let _ = match (partition, each) {
+                    (None, _) => Ok(()),
+                    (Some((id, _)), Each::SwapIn) => volume.swap_in(id),
+                    (Some((id, _)), Each::Ask(request)) => volume.ask(id, request),
                 };
                 if started.elapsed() > ANSWER_AFTER
                     && let Some(answer) = answer.take()
@@ -193,50 +194,57 @@ impl Volume {
 
     fn exceeds_pool(&self, id: u64, rights: &Rights) -> bool {
         let limit = self.engine.swap_in_bytes_max();
-        let (mut bytes, mut files) = (0_u64, 0);
-        self.walk(id, rights, &mut |_, size| {
-            bytes = bytes.saturating_add(self.engine.footprint(size));
-            files += 1;
-            bytes <= limit && files < PREVIEW_FILES
+        let (mut bytes, mut entries) = (0_u64, 0);
+        self.walk(id, rights, &mut |partition| {
+            let footprint = partition.map_or(0, |(_, size)| self.engine.footprint(size));
+            bytes = bytes.saturating_add(footprint);
+            entries += 1;
+            bytes <= limit && entries < PREVIEW_ENTRIES
         });
         bytes > limit
     }
 
-    /// Calls `visit` with id and size of every partition below `id` that may be reached and
-    /// written, until it returns false. Returns whether it went to the end.
-    fn walk(&self, id: u64, rights: &Rights, visit: &mut dyn FnMut(u64, u64) -> bool) -> bool {
-        let attributes = self.tree.attributes(id);
-        let listable = attributes.is_ok_and(|folder| rights.may_list(&self.tree, &folder));
-        let Some(directory) = listable.then(|| self.tree.open_dir(id).ok()).flatten() else {
-            return true;
-        };
-        let mut names = Vec::new();
-        let listed = directory.read(0, |entry| {
-            if entry.name != "." && entry.name != ".." {
-                names.push(entry.name.to_owned());
+    /// Calls `visit` for every entry below `id`, with id and size where it is a partition that may be reached
+    /// and written, until it returns false. A folder's depth is the users' choice: it takes no stack.
+    fn walk(&self, id: u64, rights: &Rights, visit: &mut dyn FnMut(Option<(u64, u64)>) -> bool) {
+        let mut open = vec![(None, self.names_in(id, rights).into_iter())];
+        let mut go_on = true;
+        while let Some((folder, names)) = open.last_mut() {
+            let Some(name) = names.next().filter(|_| go_on) else {
+                if let Some(folder) = *folder {
+                    self.tree.forget(folder, 1);
+                }
+                open.pop();
+                continue;
+            };
+            let Ok(entry) = self.lookup(folder.unwrap_or(id), &name) else {
+                continue;
+            };
+            let partition = entry.attributes.kind == FileKind::Regular
+                && rights.may_write(&self.tree, &entry.attributes);
+            go_on = visit(partition.then_some((entry.id, entry.attributes.size)));
+            if entry.attributes.kind == FileKind::Directory {
+                open.push((Some(entry.id), self.names_in(entry.id, rights).into_iter()));
+            } else {
+                self.tree.forget(entry.id, 1);
             }
-            true
-        });
-        if listed.is_err() {
-            return true;
         }
-        names.iter().all(|name| self.visit(id, name, rights, visit))
     }
 
-    fn visit(
-        &self, parent: u64, name: &OsStr, rights: &Rights, visit: &mut dyn FnMut(u64, u64) -> bool,
-    ) -> bool {
-        let Ok(entry) = self.lookup(parent, name) else {
-            return true;
-        };
-        let go_on = match entry.attributes.kind {
-            FileKind::Directory => self.walk(entry.id, rights, visit),
-            FileKind::Regular if rights.may_write(&self.tree, &entry.attributes) => {
-                visit(entry.id, entry.attributes.size)
-            }
-            _ => true,
-        };
-        self.tree.forget(entry.id, 1);
-        go_on
+    /// The names in a folder; none where who asks could not find them.
+    fn names_in(&self, id: u64, rights: &Rights) -> Vec<OsString> {
+        let attributes = self.tree.attributes(id);
+        let listable = attributes.is_ok_and(|folder| rights.may_list(&self.tree, &folder));
+        let mut names = Vec::new();
+        if let Some(directory) = listable.then(|| self.tree.open_dir(id).ok()).flatten() {
+            // What was listed before an error is asked all the same.
+            let _ = directory.read(0, |entry| {
+                if entry.name != "." && entry.name != ".." {
+                    names.push(entry.name.to_owned());
+                }
+                true
+            });
+        }
+        names
     }
 }

@@ -288,6 +288,36 @@ fn a_request_on_a_folder_means_all_below() {
     assert!(request(&mount.at("dir/fifo"), "release").is_err());
 }
 
+/// How deep folders are nested is up to whoever makes them.
+#[test]
+fn a_request_goes_as_deep_as_there_are_folders() {
+    use rustix::fs::{Mode, OFlags, mkdirat, openat};
+    let mount = Mount::new(OPTIONS);
+    fs::create_dir(mount.at("dir")).unwrap();
+    let mut folder = File::open(mount.at("dir")).unwrap();
+    for _ in 0..6000 {
+        mkdirat(&folder, "d", Mode::RWXU).unwrap();
+        folder = openat(&folder, "d", OFlags::DIRECTORY, Mode::empty()).unwrap().into();
+    }
+    let flags = OFlags::CREATE | OFlags::RDWR;
+    let leaf = File::from(openat(&folder, "leaf", flags, Mode::RWXU).unwrap());
+    write_pattern(&leaf, 5000, 5000);
+    let resident = || {
+        let mut value = [0_u8; 32];
+        let length = rustix::fs::fgetxattr(&leaf, "user.swap.resident", &mut value).unwrap();
+        String::from_utf8(value[..length].to_vec()).unwrap()
+    };
+    assert_eq!(resident(), "5000");
+    ask(&mount.at("dir"), "release");
+    wait_until("the release", || resident() == "0");
+    ask(&mount.at("dir"), "swap_in");
+    wait_until("the swap-in", || resident() == "5000");
+    drop((leaf, folder));
+    // The standard library would go down there on its stack.
+    let removed = std::process::Command::new("rm").arg("-rf").arg(mount.backing("dir")).status();
+    assert!(removed.unwrap().success());
+}
+
 /// "it needs write permission": below a folder, too, and on a handle opened for reading.
 #[test]
 fn what_others_may_not_write_is_left_alone() {
