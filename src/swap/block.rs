@@ -51,7 +51,7 @@ pub(crate) enum ListKind {
     Kept,
     /// As clean or kept, in a slot: evicted with its tray. Not linked to others.
     Slot,
-    /// Dirty and not asked to be written yet, oldest write first.
+    /// Dirty, not held, and not asked to be written yet, oldest write first.
     Dirty,
     /// Its write failed; waits for a retry.
     Failed,
@@ -176,7 +176,8 @@ impl Block {
         } else if self.failed.is_some() {
             if self.idle() { ListKind::Failed } else { ListKind::None }
         } else if !self.dirty.is_empty() {
-            if self.flush { ListKind::None } else { ListKind::Dirty }
+            // Writing out what is held would give no room, and its holder says when it is to go out.
+            if self.flush || self.holds > 0 { ListKind::None } else { ListKind::Dirty }
         } else if self.idle() {
             match self.place {
                 Place::Slot { .. } => ListKind::Slot,

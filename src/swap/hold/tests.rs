@@ -255,4 +255,31 @@ fn a_view_keeps_nobody_from_room() {
     drop(view);
 }
 
+#[test]
+fn what_is_held_goes_out_when_its_holder_says() {
+    let content = pattern(2 * BLOCK);
+    let rig = Rig::new(24, &content);
+    let handle = rig.open();
+    let keep = rig.engine.hold_now(handle, 0..2 * BLOCK, Access::Keep).unwrap();
+    let mut hold = rig.engine.hold_now(handle, 0..2 * BLOCK, Access::Update).unwrap();
+    hold.chunks_mut().for_each(|chunk| chunk.fill(1));
+    drop(hold);
+    // Others want room, which these blocks cannot give.
+    let lent = rig.engine.buffer_pool().allocate_all();
+    let other = rig.other(9, &pattern(40 * BLOCK));
+    let reads: Vec<_> = (0..40)
+        .map(|block| {
+            let (sender, receiver) = mpsc::channel();
+            let reply = Box::new(move |runs: Result<&[&[u8]]>| sender.send(runs.is_ok()).unwrap());
+            rig.engine.read(other, block * BLOCK, BLOCK, reply);
+            receiver
+        })
+        .collect();
+    assert!(reads.iter().all(|read| read.recv().unwrap()));
+    assert!(rig.file.bytes() == content, "the holder may still discard it");
+    drop((keep, lent));
+    rig.close(handle).unwrap();
+    assert_eq!(rig.file.bytes(), vec![1; 2 * BLOCK as usize]);
+}
+
 mod slots;
