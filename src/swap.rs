@@ -54,6 +54,7 @@ mod slab;
 mod small;
 mod state;
 mod status;
+mod stop;
 pub mod swapper;
 mod sync;
 mod transfer;

@@ -64,6 +64,16 @@ impl Budget {
         }
     }
 
+    /// Takes `needed` at once if they are free now. Never fewer for a moment, which others would miss.
+    pub(crate) fn take_now(self: &Arc<Self>, needed: usize, reserved: usize) -> Option<Tokens> {
+        let mut counts = self.counts.lock();
+        if needed > counts.free.saturating_sub(reserved) {
+            return None;
+        }
+        counts.free -= needed;
+        Some(Tokens { budget: self.clone(), count: needed, coming: false })
+    }
+
     /// Takes what is free now, `most` at most.
     pub(crate) fn take_free(self: &Arc<Self>, most: usize, reserved: usize) -> Tokens {
         let mut counts = self.counts.lock();

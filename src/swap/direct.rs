@@ -66,6 +66,14 @@ pub(crate) struct DirectPart {
     stored: u64,
 }
 
+impl DirectOp {
+    /// Gives the memory back unread.
+    pub(crate) fn refuse(self, errno: Errno, actions: &mut Actions) {
+        let DirectOp { offset, lease, reply, .. } = self;
+        answer(reply, vec![Piece { offset, lease, outcome: Outcome::Failed(errno) }], actions);
+    }
+}
+
 impl Engine {
     /// Reads from `offset` on into `lease`; offset, length and memory are multiples of the device's
     /// alignment. `reply` gets the memory back in pieces of at most a block, in order, with what became of
@@ -81,11 +89,7 @@ impl Engine {
     pub(crate) fn direct_step(&self, st: &mut State, op: Box<DirectOp>, actions: &mut Actions) {
         let id = match Engine::partition_of(st, op.handle) {
             Ok(id) => id,
-            Err(errno) => {
-                let DirectOp { offset, lease, reply, .. } = *op;
-                let piece = Piece { offset, lease, outcome: Outcome::Failed(errno) };
-                return answer(reply, vec![piece], actions);
-            }
+            Err(errno) => return op.refuse(errno, actions),
         };
         if self.gate_closed(st, id, false) {
             st.part(id).gate_queue.push_back(Op::Direct(op));

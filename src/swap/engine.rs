@@ -2,6 +2,7 @@
 //! the device.
 
 use std::ops::DerefMut;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -25,10 +26,10 @@ pub const PAGE_SIZE: u64 = 4096;
 const SCRATCH_PAGES: usize = 64;
 
 /// Threads that go on with operations after a wait: replies copy, so one thread is not enough.
-const OP_THREADS: usize = 2;
+pub(crate) const OP_THREADS: usize = 2;
 
 /// Threads for metadata calls on the swap folder that may block.
-const JOB_THREADS: usize = 2;
+pub(crate) const JOB_THREADS: usize = 2;
 
 /// Largest operation handled on the thread that completed its transfer; larger ones would keep that
 /// thread from reaping.
@@ -93,10 +94,12 @@ pub struct Engine {
     device: OnceLock<Arc<dyn Device>>,
     started: Instant,
     /// `None` ends one thread.
-    ops: (Sender<Option<Op>>, Receiver<Option<Op>>),
-    jobs: (Sender<Option<Job>>, Receiver<Option<Job>>),
-    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    pub(crate) ops: (Sender<Option<Op>>, Receiver<Option<Op>>),
+    pub(crate) jobs: (Sender<Option<Job>>, Receiver<Option<Job>>),
+    pub(crate) threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     pub(crate) tick: Condvar,
+    /// All its threads are gone. Set under the lock.
+    pub(crate) ended: AtomicBool,
 }
 
 impl std::fmt::Debug for Engine {
@@ -138,6 +141,7 @@ impl Engine {
             jobs: crossbeam_channel::unbounded(),
             threads: Mutex::new(Vec::new()),
             tick: Condvar::new(),
+            ended: AtomicBool::new(false),
         });
         device.connect(engine.clone());
         engine.device.set(device).expect("set once, here");
@@ -218,6 +222,9 @@ impl Engine {
             self.drop_released(st, actions);
         }
         self.pump(st, actions);
+        if self.ended.load(Ordering::Relaxed) {
+            self.refuse_parked(st, actions);
+        }
         st.shrink_to_limit(actions);
         if !st.polled.is_empty() {
             self.wake_pollers(st, actions);
@@ -233,10 +240,12 @@ impl Engine {
     /// middle of something.
     pub(crate) fn dispatch(&self, op: Op) {
         self.ops.0.send(Some(op)).expect("the engine holds the receiver");
+        self.refuse_queued();
     }
 
     pub(crate) fn queue_job(&self, job: Job) {
         self.jobs.0.send(Some(job)).expect("the engine holds the receiver");
+        self.refuse_queued();
     }
 
     /// Goes on with an operation that was parked.
@@ -426,25 +435,6 @@ impl Engine {
                 self.settle_if_due(st, id, actions);
             }
         });
-    }
-
-    /// Ends the engine's threads after everything was synchronized. Idempotent.
-    pub fn stop(self: &Arc<Self>) {
-        self.with(|st, _| st.stopping = true);
-        self.tick.notify_all();
-        self.device().shutdown();
-        for _ in 0..OP_THREADS {
-            let _ = self.ops.0.send(None);
-        }
-        for _ in 0..JOB_THREADS {
-            let _ = self.jobs.0.send(None);
-        }
-        let threads = std::mem::take(&mut *self.threads.lock());
-        for thread in threads {
-            if thread.thread().id() != std::thread::current().id() {
-                let _ = thread.join();
-            }
-        }
     }
 }
 

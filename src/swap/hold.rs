@@ -206,9 +206,7 @@ impl Engine {
         match Engine::partition_of(st, op.handle) {
             Ok(id) => op.partition = id,
             Err(errno) => {
-                let reply = op.reply;
-                let answer = Box::new(move |_| reply(Err(errno)));
-                actions.answers.push(Answer::Empty(answer, Ok(())));
+                self.refuse_hold(st, *op, errno, actions);
                 return None;
             }
         }
@@ -381,6 +379,17 @@ impl Engine {
             self.drop_if_blank(st, *buffer, actions);
         }
         self.leave(st, op.partition, op.access, actions);
+        let reply = op.reply;
+        actions.answers.push(Answer::Empty(Box::new(move |_| reply(Err(errno))), Ok(())));
+    }
+
+    /// Fails one that was parked.
+    pub(crate) fn refuse_hold(
+        &self, st: &mut State, op: HoldOp, errno: Errno, actions: &mut Actions,
+    ) {
+        if op.entered {
+            return self.fail_hold(st, op, errno, actions);
+        }
         let reply = op.reply;
         actions.answers.push(Answer::Empty(Box::new(move |_| reply(Err(errno))), Ok(())));
     }

@@ -58,6 +58,13 @@ impl Engine {
         actions.answers.push(Answer::Empty(Box::new(move |_| reply(lent)), Ok(())));
     }
 
+    /// Lends nothing.
+    pub(crate) fn refuse_lend(&self, st: &mut State, mut op: LendOp, actions: &mut Actions) {
+        st.return_granted(&mut op.granted);
+        let reply = op.reply;
+        actions.answers.push(Answer::Empty(Box::new(move |_| reply(Vec::new())), Ok(())));
+    }
+
     /// Puts a lent buffer back into circulation; its lease is gone.
     fn take_back(&self, buffer: Buffer) {
         self.with(|st, _| {
@@ -107,8 +114,10 @@ impl BufferSource for Lender {
 
     fn take(&self, count: usize) -> Option<Vec<Loan>> {
         let reserved = self.engine.reserved_on_request();
-        let tokens = self.engine.budget.take_free(count, reserved);
-        (tokens.count() == count).then(|| self.lend(tokens))
+        let tokens = self.engine.budget.take_now(count, reserved)?;
+        let loans = self.lend(tokens);
+        // Fewer than tokens only from an engine that was stopped.
+        (loans.len() == count).then_some(loans)
     }
 
     fn take_all(&self) -> Vec<Loan> {
