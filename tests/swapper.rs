@@ -1,5 +1,7 @@
 //! The swapper's methods, one test for each row of the table in `src/ARCHITECTURE.md`, on real files.
 
+#[path = "swapper/edges.rs"]
+mod edges;
 #[path = "swapper/faults.rs"]
 mod faults;
 #[path = "swapper/given.rs"]

@@ -25,7 +25,8 @@
 //! every transfer, is looked at.
 //!
 //! Nothing promises durability: what was swapped out is in the swap folder, and reaches stable storage
-//! when the system writes it there, or when the swapper is dropped. All methods may be called from several threads.
+//! when the system writes it there, or when the swapper and the last view of its partitions are dropped. All methods
+//! may be called from several threads.
 
 mod error;
 mod given;
@@ -37,7 +38,6 @@ mod start;
 mod table;
 mod view;
 
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -56,7 +56,7 @@ use super::partition::PartitionStatus;
 use crate::error::Errno;
 use crate::pool::{BufferPool, PoolBuffer};
 use id::Layout;
-use start::open_file;
+use start::{Ending, open_file};
 use table::{Batch, Entry, GIVEN, Held, Open, Place, Table, UNDER_WAY};
 use view::{Sole, Source};
 
@@ -67,8 +67,8 @@ const SWAPPABLE_BYTES_MIN: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct Swapper {
     inner: Arc<Inner>,
-    /// Locked.
-    _folder: OwnedFd,
+    /// Views have it too.
+    ending: Arc<Ending>,
 }
 
 #[derive(Debug)]
@@ -95,33 +95,36 @@ impl Swapper {
         let layout = Self::layout(options);
         let folder = start::take_folder(&layout.params, options.start)?;
         let engine = start::start_engine(options, &folder)?;
-        Ok(Self::assemble(layout, folder, engine, true))
+        let ending = Ending::of_own(engine.clone(), folder, &layout);
+        Ok(Self::assemble(layout, engine, ending, true))
     }
 
     /// A swapper over an engine that others use too, whose pool and aio settings are in force instead of
-    /// those of `options`; `thread_count` still gives the files' alignment. The caller ends the
-    /// engine, after the swapper. Its `linger` should be long, or dirty partitions go out before they are
-    /// swapped out, which does no harm.
+    /// those of `options`; `thread_count` still gives the files' alignment. The caller stops the
+    /// engine, after the swapper: calls that need it fail with [`SwapError::Stopped`] then.
     ///
     /// # Errors
     ///
-    /// As [`Swapper::new`].
+    /// As [`Swapper::new`]; [`SwapError::Stopped`].
     pub fn with_engine(options: &SwapperOptions, engine: Arc<Engine>) -> Result<Self> {
         options.check()?;
+        if engine.stopped() {
+            return Err(SwapError::Stopped);
+        }
         let layout = Self::layout(options);
         let folder = start::take_folder(&layout.params, options.start)?;
-        Ok(Self::assemble(layout, folder, engine, false))
+        Ok(Self::assemble(layout, engine, Ending::of_others(folder), false))
     }
 
     fn layout(options: &SwapperOptions) -> Layout {
         Layout::new(&options.folder, options.dtype, options.rank, options.aligned_bytes())
     }
 
-    fn assemble(layout: Layout, folder: OwnedFd, engine: Arc<Engine>, owns_engine: bool) -> Self {
+    fn assemble(layout: Layout, engine: Arc<Engine>, ending: Ending, owns_engine: bool) -> Self {
         let table = Mutex::new(Table::default());
         let (reads, writes) = (Batch::default(), Batch::default());
         let inner = Arc::new(Inner { engine, layout, owns_engine, table, reads, writes });
-        Self { inner, _folder: folder }
+        Self { inner, ending: Arc::new(ending) }
     }
 
     /// The engine, for its counters ([`Engine::pool`], [`Engine::device_stats`]).
@@ -144,7 +147,8 @@ impl Swapper {
         engine.budget.free(engine.reserved_on_request())
     }
 
-    /// Buffers that a partition of `numel` elements takes when it is swapped in.
+    /// Buffers that a partition of `numel` elements takes when it is swapped in; 0 for a number that no partition
+    /// can have.
     #[must_use]
     pub fn buffers_for(&self, id: impl Into<PartitionId>, numel: u64) -> u64 {
         let bytes = self.inner.layout.bytes(&id.into(), numel);
@@ -159,7 +163,8 @@ impl Swapper {
         bytes >= SWAPPABLE_BYTES_MIN.max(self.inner.engine.shape.block_size)
     }
 
-    /// Elements of parameters, rounded up to the files' alignment.
+    /// Elements of parameters, rounded up to the files' alignment of 1024 bytes for each aio thread. A number so
+    /// large that this overflows stays as it is.
     #[must_use]
     pub fn io_aligned_numel(&self, numel: u64) -> u64 {
         let alignment = self.inner.layout.numel_alignment(self.inner.layout.dtype);
@@ -240,9 +245,13 @@ impl Swapper {
     /// [`SwapError::Unknown`]; [`SwapError::Status`] when it is not available; [`SwapError::InUse`] while a
     /// [`ViewMut`] of it exists.
     pub fn view(&self, id: impl Into<PartitionId>) -> Result<View> {
-        let (id, inner) = (id.into(), &self.inner);
-        let used = SwapError::InUse { operation: "view", id: id.clone() };
-        let (bytes, shown) = inner.available("view", &id, |place| match place {
+        self.view_for("view", id.into())
+    }
+
+    fn view_for(&self, operation: &'static str, id: PartitionId) -> Result<View> {
+        let inner = &self.inner;
+        let used = SwapError::InUse { operation, id: id.clone() };
+        let (bytes, shown) = inner.available(operation, &id, |place| match place {
             Place::Held(held) if held.is_viewed() => Some(Err(used)),
             Place::Held(held) => Some(Ok(Shown::Held(held.clone()))),
             Place::Given(buffer) => Some(Ok(Shown::Given(buffer.clone()))),
@@ -252,7 +261,7 @@ impl Swapper {
             Shown::Held(held) => Source::Pool(inner.claim(&id, &held, Access::Read)?, held),
             Shown::Given(buffer) => Source::Given(buffer),
         };
-        Ok(View { id, bytes, source })
+        Ok(View { id, bytes, source, _ending: self.ending.clone() })
     }
 
     /// The bytes of an available partition, to change them in place; they are to be swapped out then.
@@ -272,7 +281,7 @@ impl Swapper {
         })?;
         let hold = inner.claim(&id, sole.held(), Access::Update)?;
         sole.held().set_changed(true);
-        Ok(ViewMut::new(id, bytes, hold, sole, false))
+        Ok(ViewMut::new(id, bytes, hold, sole, false, self.ending.clone()))
     }
 
     /// All free buffers, as plain, zeroed memory of a block each: DeepSpeed's `fast_init` swaps in to
@@ -299,8 +308,9 @@ impl Swapper {
 }
 
 impl Drop for Swapper {
-    /// Waits for what is under way, then writes out what is dirty, with an error in the log where that fails.
-    /// With an engine of its own, everything is on stable storage then.
+    /// Waits for what is under way. With an engine of its own, then writes out what is dirty, with an error in the log
+    /// where that fails, and waits until everything, names included, is on stable storage; while views exist, the
+    /// last of them does that when it is dropped. An engine of others writes what is dirty when it likes.
     fn drop(&mut self) {
         for outcome in [self.inner.reads.wait(), self.inner.writes.wait()] {
             if let Err(error) = outcome {
@@ -309,18 +319,6 @@ impl Drop for Swapper {
         }
         let entries = std::mem::take(&mut *self.inner.table.lock());
         drop(entries);
-        if !self.inner.owns_engine {
-            return;
-        }
-        let (sender, receiver) = crossbeam_channel::bounded(1);
-        self.inner.engine.sync_all(Box::new(move |failed| {
-            // The receiver waits below.
-            let _ = sender.send(failed);
-        }));
-        for failed in receiver.recv().unwrap_or_default() {
-            log::error!("not written when its swapper was dropped: {failed}");
-        }
-        self.inner.engine.stop();
     }
 }
 
@@ -380,11 +378,17 @@ impl Inner {
         TransferFailure { id: id.clone(), path: open.path.clone(), direction, offset, errno }
     }
 
+    /// Refuses what an engine that was stopped cannot do.
+    fn running(&self) -> Result<()> {
+        if self.engine.stopped() { Err(SwapError::Stopped) } else { Ok(()) }
+    }
+
     /// Takes buffers for `bytes` of files, each of whole blocks, all or none.
     fn take_buffers(&self, bytes: impl Iterator<Item = u64>) -> Result<Tokens> {
         let block_size = self.engine.shape.block_size;
         let needed = bytes.map(|bytes| bytes.div_ceil(block_size)).sum::<u64>();
         let needed = usize::try_from(needed).unwrap_or(usize::MAX);
+        self.running()?;
         let reserved = self.engine.reserved_on_request();
         self.engine.budget.take(needed, reserved).map_err(|shortage| {
             let Shortage { needed, free, total } = shortage;

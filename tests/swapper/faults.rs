@@ -16,15 +16,20 @@ use tempfile::TempDir;
 use super::support::{BLOCK, Random, options, pattern, place, seed};
 use super::{fill, numel};
 
-struct Rig {
+pub(crate) struct Rig {
     place: TempDir,
-    faults: Arc<FaultDevice>,
-    engine: Arc<Engine>,
+    pub(crate) faults: Arc<FaultDevice>,
+    pub(crate) engine: Arc<Engine>,
     swapper: Option<Swapper>,
 }
 
 impl Rig {
-    fn new() -> Rig {
+    pub(crate) fn new() -> Rig {
+        Rig::lingering(Duration::from_secs(1 << 20))
+    }
+
+    /// One whose engine writes what is dirty after a while.
+    pub(crate) fn lingering(linger: Duration) -> Rig {
         let place = place();
         let seed = seed();
         println!("SWAPFS_SEED={seed}");
@@ -35,7 +40,7 @@ impl Rig {
             read_ahead: BLOCK,
             open_swap_in: OpenSwapIn::None,
             min_swap_size: 1 << 20,
-            linger: Duration::from_secs(1 << 20),
+            linger,
             writeback_batch: 8,
             idle_partitions_max: 16,
             intakes: 0,
@@ -52,7 +57,7 @@ impl Rig {
         Rig { place, faults, engine, swapper }
     }
 
-    fn swapper(&self) -> &Swapper {
+    pub(crate) fn swapper(&self) -> &Swapper {
         self.swapper.as_ref().unwrap()
     }
 }
@@ -66,7 +71,7 @@ impl Drop for Rig {
     }
 }
 
-fn failures(error: SwapError) -> Vec<TransferFailure> {
+pub(crate) fn failures(error: SwapError) -> Vec<TransferFailure> {
     match error {
         SwapError::Transfers(failures) => failures,
         other => panic!("{other:?}"),

@@ -198,6 +198,9 @@ pub enum SwapError {
         /// How many.
         count: usize,
     },
+    /// The engine, which belongs to somebody else, was stopped before.
+    #[error("the engine was stopped: nothing can be swapped; make another swapper")]
+    Stopped,
     /// Another swapper has the folder.
     #[error("{}: another swapper uses this folder (same dtype and rank)", .0.display())]
     FolderInUse(PathBuf),

@@ -1,6 +1,5 @@
 //! Swap folder to memory.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -50,18 +49,18 @@ impl Swapper {
         &self, ids: &[I], async_op: bool, swap_in_buffers: Option<Vec<SwapInBuffer>>,
     ) -> Result<usize> {
         let (ids, inner) = (named(ids), &self.inner);
-        let mut buffers = HashMap::new();
+        let mut buffers = Vec::new();
         if let Some(given) = swap_in_buffers {
             if given.len() != ids.len() {
                 let (partitions, buffers) = (ids.len(), given.len());
                 return Err(SwapError::Count { operation: "swap_in", partitions, buffers });
             }
-            buffers.extend(ids.iter().cloned().zip(given));
+            buffers = given;
         }
         let ready = match inner.prepare(&ids, &mut buffers) {
             Ok(ready) => ready,
             Err(error) => {
-                inner.table.lock().returned.extend(buffers);
+                inner.table.lock().returned.extend(ids.into_iter().zip(buffers));
                 return Err(error);
             }
         };
@@ -92,8 +91,9 @@ impl Swapper {
         outcome
     }
 
-    /// Takes a buffer back that was given to [`Swapper::swap_in`], with the partition's bytes in it, or,
-    /// where that failed, with anything. The partition is not available then.
+    /// Takes a buffer back that was given to [`Swapper::swap_in`]: the one with the partition's bytes in it, which
+    /// is not available then; or, while there is none, one whose swap-in failed, with anything in it, the oldest
+    /// first. Never waits.
     ///
     /// # Errors
     ///
@@ -102,8 +102,11 @@ impl Swapper {
     pub fn take_buffer(&self, id: impl Into<PartitionId>) -> Result<SwapInBuffer> {
         let id = id.into();
         let mut table = self.inner.table.lock();
-        if let Some(buffer) = table.returned.remove(&id) {
-            return Ok(buffer);
+        let given =
+            table.entries.get(&id).is_some_and(|entry| matches!(entry.place, Place::Given(_)));
+        let returned = table.returned.iter().position(|(of, _)| *of == id);
+        if let Some(at) = returned.filter(|_| !given) {
+            return Ok(table.returned.remove(at).1);
         }
         let entry = table.entry(&id)?;
         match std::mem::replace(&mut entry.place, Place::Absent) {
@@ -130,8 +133,8 @@ impl Swapper {
     /// # Errors
     ///
     /// [`SwapError::Unknown`], [`SwapError::BufferLength`], [`SwapError::Status`] when it is in flight,
-    /// [`SwapError::FileSize`], [`SwapError::File`], [`SwapError::Transfers`]. The destination holds
-    /// anything then.
+    /// [`SwapError::InUse`] while a [`ViewMut`](super::ViewMut) of it exists, [`SwapError::FileSize`],
+    /// [`SwapError::File`], [`SwapError::Transfers`]. The destination holds anything then.
     pub fn swap_into_buffer(
         &self, id: impl Into<PartitionId>, destination: &mut [u8],
     ) -> Result<()> {
@@ -143,11 +146,12 @@ impl Swapper {
         }
         let absent = matches!(inner.table.lock().entry(&id)?.place, Place::Absent);
         if !absent {
-            let view = self.view(id)?;
+            let view = self.view_for("swap_into_buffer", id)?;
             let (front, padding) = destination.split_at_mut(bytes as usize);
             padding.fill(0);
             return view.copy_to(front);
         }
+        inner.running()?;
         let open = inner.open_whole(&id, aligned)?;
         let missed = with_lease(destination, |lease| {
             let (sender, receiver) = crossbeam_channel::bounded(1);
@@ -169,9 +173,8 @@ impl Swapper {
 
 impl Inner {
     /// Everything of a swap-in that can be refused.
-    fn prepare(
-        &self, ids: &[PartitionId], buffers: &mut HashMap<PartitionId, SwapInBuffer>,
-    ) -> Result<Vec<Ready>> {
+    fn prepare(&self, ids: &[PartitionId], buffers: &mut Vec<SwapInBuffer>) -> Result<Vec<Ready>> {
+        self.running()?;
         self.table.lock().take_absent("swap_in", ids)?;
         let ready = self.open_all(ids, buffers);
         if ready.is_err() {
@@ -180,23 +183,22 @@ impl Inner {
         ready
     }
 
-    fn open_all(
-        &self, ids: &[PartitionId], buffers: &mut HashMap<PartitionId, SwapInBuffer>,
-    ) -> Result<Vec<Ready>> {
+    fn open_all(&self, ids: &[PartitionId], buffers: &mut Vec<SwapInBuffer>) -> Result<Vec<Ready>> {
         let block_size = self.engine.shape.block_size;
         let mut opened = Vec::with_capacity(ids.len());
-        for id in ids {
+        for (at, id) in ids.iter().enumerate() {
             let (_, aligned) = self.tracked(id)?;
-            let short = buffers.get(id).and_then(|b| too_short(id, b, aligned, block_size));
+            let short = buffers.get(at).and_then(|b| too_short(id, b, aligned, block_size));
             if let Some(error) = short {
                 return Err(error);
             }
             opened.push((id, self.open_whole(id, aligned)?, aligned));
         }
-        let pooled = opened.iter().filter(|(id, ..)| !buffers.contains_key(*id));
-        let mut tokens = self.take_buffers(pooled.map(|(_, _, aligned)| *aligned))?;
+        let pooled = if buffers.is_empty() { &opened[..] } else { &[] };
+        let mut tokens = self.take_buffers(pooled.iter().map(|(_, _, aligned)| *aligned))?;
+        let mut given = std::mem::take(buffers).into_iter();
         let ready = opened.into_iter().map(|(id, open, aligned)| {
-            let into = match buffers.remove(id) {
+            let into = match given.next() {
                 Some(buffer) => Goal::Buffer(buffer),
                 None => Goal::Pool(tokens.split(aligned.div_ceil(block_size) as usize)),
             };
@@ -236,7 +238,7 @@ impl Inner {
                     let outcome = match missed {
                         None => Ok(Place::Given(Arc::new(buffer))),
                         Some(missed) => {
-                            inner.table.lock().returned.insert(id.clone(), buffer);
+                            inner.table.lock().returned.push((id.clone(), buffer));
                             Err(inner.missed(&id, &open, missed))
                         }
                     };

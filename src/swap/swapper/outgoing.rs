@@ -48,7 +48,7 @@ impl Swapper {
             }
         };
         inner.place(&id, Place::Held(sole.held().clone()));
-        Ok(ViewMut::new(id, bytes, hold, sole, true))
+        Ok(ViewMut::new(id, bytes, hold, sole, true, self.ending.clone()))
     }
 
     /// Writes available partitions to the swap folder, and keeps them. With `async_op` returns when the
@@ -157,6 +157,7 @@ impl Inner {
         self: &Arc<Self>, operation: &'static str, ids: &[PartitionId], async_op: bool,
         after: After,
     ) -> Result<usize> {
+        self.running()?;
         let taken = self.table.lock().take_held(operation, ids)?;
         let own = Arc::new(Batch::default());
         for (id, mut held) in taken {

@@ -1,5 +1,6 @@
 //! Rewriting partitions from single precision: what follows an optimizer step on the CPU.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use half::{bf16, f16};
 
 use super::error::{Direction, Result, SwapError, TransferFailure};
 use super::id::{Dtype, PartitionId};
-use super::table::{Held, Open, Place};
+use super::table::{Held, Open};
 use super::{Inner, Swapper, named};
 use crate::swap::budget::Tokens;
 use crate::swap::hold::Access;
@@ -20,7 +21,7 @@ const POOL_SHARE: usize = 2;
 impl Swapper {
     /// Sets buffers of the pool aside for [`Swapper::swap_out_partitioned_params`], enough to hold parameters of
     /// `numels` elements (the largest sub-group's) at once, but half of the pool at most: what is larger goes
-    /// through part by part. Replaces an earlier reservation. The number of bytes.
+    /// through part by part. Replaces an earlier reservation; of no elements, it makes none. The number of bytes.
     ///
     /// DeepSpeed allocates memory of that size on top of its pool.
     ///
@@ -38,15 +39,27 @@ impl Swapper {
         let most = (inner.engine.budget.total() / POOL_SHARE).max(1) as u64;
         self.release_partitioned_swap_space();
         let bytes = blocks.min(most) * block_size;
+        if bytes == 0 {
+            return Ok(0);
+        }
         let tokens = inner.take_buffers([bytes].into_iter())?;
-        let before = inner.table.lock().staging.replace(tokens);
+        let before = {
+            let mut table = inner.table.lock();
+            table.stagings += 1;
+            table.staging.replace(tokens)
+        };
         drop(before);
         Ok(bytes)
     }
 
-    /// Gives back what [`Swapper::reserve_partitioned_swap_space`] has set aside.
+    /// Gives back what [`Swapper::reserve_partitioned_swap_space`] has set aside, or, while a call uses it, lets
+    /// that call give it back at its end. Never waits.
     pub fn release_partitioned_swap_space(&self) {
-        let before = self.inner.table.lock().staging.take();
+        let before = {
+            let mut table = self.inner.table.lock();
+            table.stagings += 1;
+            table.staging.take()
+        };
         drop(before);
     }
 
@@ -72,12 +85,20 @@ impl Swapper {
             let (partitions, buffers) = (ids.len(), sources.len());
             return Err(SwapError::Count { operation, partitions, buffers });
         }
-        for (id, source) in ids.iter().zip(sources) {
-            self.track(id.clone(), source.len() as u64)?;
+        if ids.is_empty() {
+            return Ok(0);
         }
-        inner.table.lock().take_absent(operation, &ids)?;
+        let made = inner.make_places(&ids, sources, operation)?;
         let outcome = inner.rewrite(&ids, sources);
-        ids.iter().for_each(|id| inner.place(id, Place::Absent));
+        let unmade = matches!(
+            outcome,
+            Err(SwapError::NoBuffers { .. }
+                | SwapError::LargerThanPool { .. }
+                | SwapError::Stopped)
+        );
+        for (id, made) in ids.iter().zip(made) {
+            inner.unmake_place(id, made && unmade);
+        }
         outcome.map(|()| ids.len())
     }
 }
@@ -123,8 +144,34 @@ impl Round {
 }
 
 impl Inner {
+    /// Takes all partitions, or none; says which were unknown.
+    fn make_places(
+        &self, ids: &[PartitionId], sources: &[&[f32]], operation: &'static str,
+    ) -> Result<Vec<bool>> {
+        let (mut made, mut seen) = (Vec::with_capacity(ids.len()), HashSet::new());
+        for (id, source) in ids.iter().zip(sources) {
+            let numel = source.len() as u64;
+            let outcome = match seen.insert(id) {
+                true => self.bytes(id, numel).and_then(|_| self.make_place(id, numel, operation)),
+                false => Err(SwapError::Twice { operation, id: id.clone() }),
+            };
+            match outcome {
+                Ok(new) => made.push(new),
+                Err(error) => {
+                    ids.iter().zip(made).for_each(|(id, made)| self.unmake_place(id, made));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(made)
+    }
+
     fn rewrite(self: &Arc<Self>, ids: &[PartitionId], sources: &[&[f32]]) -> Result<()> {
-        let reserved = self.table.lock().staging.take();
+        self.running()?;
+        let (reserved, stagings) = {
+            let mut table = self.table.lock();
+            (table.staging.take(), table.stagings)
+        };
         let staged = reserved.is_some();
         let tokens = match reserved {
             Some(tokens) => tokens,
@@ -141,10 +188,14 @@ impl Inner {
             }
         }
         let (tokens, failures) = round.finish();
-        if staged {
-            // Somebody may have reserved anew meanwhile.
-            let before = self.table.lock().staging.replace(tokens);
-            drop(before);
+        let mut table = self.table.lock();
+        if staged && table.stagings == stagings {
+            table.staging = Some(tokens);
+            drop(table);
+        } else {
+            // Not set aside, or given back or reserved anew meanwhile.
+            drop(table);
+            drop(tokens);
         }
         match failures.is_empty() {
             true => outcome,
@@ -215,7 +266,9 @@ impl Inner {
         let mut hold =
             self.engine.hold_now(open.handle, part.clone(), Access::Fill).map_err(failed)?;
         let dtype = self.layout.dtype(id);
-        let mut rest = &source[(part.start / dtype.size()) as usize..];
+        // A last part may be padding alone.
+        let first = (part.start / dtype.size()) as usize;
+        let mut rest = source.get(first..).unwrap_or_default();
         for chunk in hold.chunks_mut() {
             let length = (rest.len() as u64 * dtype.size()).min(chunk.len() as u64) as usize;
             let (front, padding) = chunk.split_at_mut(length);

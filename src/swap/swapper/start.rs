@@ -8,11 +8,12 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::error::{Result, SwapError};
-use super::id::Dtype;
+use super::id::{Dtype, Layout};
 use super::table::Open;
 use crate::aio::file::{DiskFile, errno, uninterrupted};
 use crate::aio::probe::probe;
 use crate::aio::{AioSettings, Engine as AioEngine, open_device};
+use crate::config::Config;
 use crate::error::{Errno, errno_of};
 use crate::pool::{Arena, ArenaOptions};
 use crate::swap::{Engine, EngineOptions, FileKey, OpenSwapIn};
@@ -90,6 +91,23 @@ impl SwapperOptions {
             single_submit: aio.single_submit,
             overlap_events: aio.overlap_events,
             pin_memory: true,
+        }
+    }
+
+    /// As [`SwapperOptions::new`], with what a configuration says of the pool and of aio: `pool_size`, `block_size`,
+    /// `queue_depth`, `thread_count`, `single_submit`, `overlap_events` and `pin_memory`. A DeepSpeed
+    /// configuration's own folder is [`Config::nvme_path`]; its element type is to be told, as to DeepSpeed.
+    #[must_use]
+    pub fn from_config(folder: impl Into<PathBuf>, config: &Config) -> Self {
+        Self {
+            pool_size: config.pool_size,
+            block_size: config.block_size,
+            queue_depth: config.queue_depth,
+            thread_count: config.thread_count,
+            single_submit: config.single_submit,
+            overlap_events: config.overlap_events,
+            pin_memory: config.pin_memory,
+            ..Self::new(folder)
         }
     }
 
@@ -180,6 +198,63 @@ pub(super) fn take_folder(path: &Path, start: Start) -> Result<OwnedFd> {
         }
     }
     Ok(folder)
+}
+
+/// What ends with the last of a swapper and its views: the right to the folder, and the engine where it is the
+/// swapper's own. Views may change partitions until they are dropped, and nothing of that may be lost.
+#[derive(Debug)]
+pub(super) struct Ending {
+    own: Option<Own>,
+    /// Locked.
+    _folder: OwnedFd,
+}
+
+#[derive(Debug)]
+struct Own {
+    engine: Arc<Engine>,
+    /// Where names were made, innermost first.
+    folders: Vec<PathBuf>,
+}
+
+impl Ending {
+    pub(super) fn of_own(engine: Arc<Engine>, folder: OwnedFd, layout: &Layout) -> Ending {
+        let within = |path: &Path| path.ancestors().take(4).map(Path::to_path_buf).collect();
+        let mut folders: Vec<PathBuf> = within(&layout.optimizer);
+        folders.extend(within(&layout.params));
+        folders.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
+        folders.dedup();
+        Ending { own: Some(Own { engine, folders }), _folder: folder }
+    }
+
+    pub(super) fn of_others(folder: OwnedFd) -> Ending {
+        Ending { own: None, _folder: folder }
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let Some(Own { engine, folders }) = &self.own else { return };
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        engine.sync_all(Box::new(move |failed| {
+            // The receiver waits below.
+            let _ = sender.send(failed);
+        }));
+        let unanswered = || vec!["everything: the engine did not answer".to_owned()];
+        for failed in receiver.recv().unwrap_or_else(|_| unanswered()) {
+            log::error!("not written when its swapper was dropped: {failed}");
+        }
+        engine.stop();
+        for folder in folders {
+            // Syncing a file does not promise its name.
+            match std::fs::File::open(folder).and_then(|folder| folder.sync_all()) {
+                // The optimizer's is made with its first file.
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    log::error!("names in {} may be lost: {error}", folder.display());
+                }
+                _ => {}
+            }
+        }
+    }
 }
 
 /// An engine for a folder, as the daemon has one.

@@ -126,10 +126,12 @@ pub(super) struct Table {
     pub(super) entries: HashMap<PartitionId, Entry>,
     /// Asynchronous swap-ins that have ended.
     pub(super) arrived: Vec<PartitionId>,
-    /// Callers' buffers whose swap-in failed.
-    pub(super) returned: HashMap<PartitionId, SwapInBuffer>,
+    /// Callers' buffers whose swap-in failed, oldest first.
+    pub(super) returned: Vec<(PartitionId, SwapInBuffer)>,
     /// Buffers set aside for `swap_out_partitioned_params`.
     pub(super) staging: Option<Tokens>,
+    /// Reservations made and given back so far: one that was in use meanwhile is not put back.
+    pub(super) stagings: u64,
 }
 
 impl Table {

@@ -8,16 +8,19 @@ use bytemuck::{AnyBitPattern, NoUninit};
 use super::error::{Result, SwapError};
 use super::given::SwapInBuffer;
 use super::id::PartitionId;
+use super::start::Ending;
 use super::table::Held;
 use crate::swap::hold::Hold;
 
 /// The bytes of an available partition, to read: `numel` elements, without padding, in chunks that end where
-/// a block does. Nobody changes them while it exists; whoever wants to waits for its end.
+/// a block does. Nobody changes them while it exists; whoever wants to waits for its end. It may outlive its
+/// swapper, whose folder stays taken until then; dropped last, it waits as the swapper's own drop does.
 #[derive(Debug)]
 pub struct View {
     pub(super) id: PartitionId,
     pub(super) bytes: u64,
     pub(super) source: Source,
+    pub(super) _ending: Arc<Ending>,
 }
 
 /// Whose memory a view shows. Claims end before the buffers they are on are given back.
@@ -84,19 +87,20 @@ impl View {
 }
 
 /// The bytes of an available partition, to change: as [`View`], and this view's alone. The partition counts
-/// as changed, to be swapped out, from its making on.
+/// as changed, to be swapped out, from its making on. What it changes after its swapper was dropped is written too.
 #[derive(Debug)]
 pub struct ViewMut {
     id: PartitionId,
     bytes: u64,
     hold: Hold,
     _held: Sole,
+    _ending: Arc<Ending>,
 }
 
 impl ViewMut {
     /// Zeroes what is behind the last element, and everything before it with `blank`.
     pub(super) fn new(
-        id: PartitionId, bytes: u64, mut hold: Hold, held: Sole, blank: bool,
+        id: PartitionId, bytes: u64, mut hold: Hold, held: Sole, blank: bool, ending: Arc<Ending>,
     ) -> Self {
         let mut start = 0;
         for chunk in hold.chunks_mut() {
@@ -105,7 +109,7 @@ impl ViewMut {
             chunk[(zeroed - start) as usize..].fill(0);
             start = end;
         }
-        ViewMut { id, bytes, hold, _held: held }
+        ViewMut { id, bytes, hold, _held: held, _ending: ending }
     }
 
     /// Bytes.
