@@ -34,9 +34,9 @@
 //! and wait for the others are no exception: their tokens were taken all at once, so the others are
 //! obtainable as for everybody.
 //!
-//! All need not become still, though: the slots of a tray may be rewritten in turn without end, so that it is never clean as a
-//! whole. That is why sparing ends after a while for whoever waits first. A vacant slot may be taken without a
-//! buffer, but not past those who wait.
+//! All need not become still, though: the slots of a tray may be rewritten in turn without end, so that it
+//! is never clean as a whole. That is why sparing ends after a while for whoever waits first. A vacant slot
+//! may be taken without a buffer, but not past those who wait.
 
 use super::actions::Actions;
 use super::block::{Block, BufferIndex, NONE};
