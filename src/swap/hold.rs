@@ -63,13 +63,13 @@ pub(crate) struct HoldOp {
     access: Access,
     bytes: Range<u64>,
     /// It has passed the gate and counts as active.
-    entered: bool,
+    pub(crate) entered: bool,
     /// Its missing pages were asked for; what is missing now has failed.
     requested: bool,
     /// The buffers of its blocks, in order; pinned.
     buffers: Vec<Option<BufferIndex>>,
     pub(crate) granted: Granted,
-    reply: HoldReply,
+    pub(crate) reply: HoldReply,
 }
 
 /// The claims of a hold.
@@ -371,7 +371,9 @@ impl Engine {
         actions.answers.push(Answer::Empty(Box::new(move |_| reply(Ok(hold))), Ok(())));
     }
 
-    fn fail_hold(&self, st: &mut State, mut op: HoldOp, errno: Errno, actions: &mut Actions) {
+    pub(crate) fn fail_hold(
+        &self, st: &mut State, mut op: HoldOp, errno: Errno, actions: &mut Actions,
+    ) {
         st.return_granted(&mut op.granted);
         for buffer in op.buffers.iter().flatten() {
             unpin(st, *buffer);
@@ -379,17 +381,6 @@ impl Engine {
             self.drop_if_blank(st, *buffer, actions);
         }
         self.leave(st, op.partition, op.access, actions);
-        let reply = op.reply;
-        actions.answers.push(Answer::Empty(Box::new(move |_| reply(Err(errno))), Ok(())));
-    }
-
-    /// Fails one that was parked.
-    pub(crate) fn refuse_hold(
-        &self, st: &mut State, op: HoldOp, errno: Errno, actions: &mut Actions,
-    ) {
-        if op.entered {
-            return self.fail_hold(st, op, errno, actions);
-        }
         let reply = op.reply;
         actions.answers.push(Answer::Empty(Box::new(move |_| reply(Err(errno))), Ok(())));
     }

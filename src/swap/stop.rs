@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::actions::{Actions, Answer};
 use super::engine::{Engine, JOB_THREADS, OP_THREADS};
+use super::hold::HoldOp;
 use super::op::{BarrierOp, Change, Op};
 use super::state::State;
 use crate::error::Errno;
@@ -105,5 +106,16 @@ impl Engine {
             Op::Direct(op) => op.refuse(errno, actions),
             Op::Lend(op) => self.refuse_lend(st, *op, actions),
         }
+    }
+
+    /// Fails a hold that is not made yet.
+    pub(crate) fn refuse_hold(
+        &self, st: &mut State, op: HoldOp, errno: Errno, actions: &mut Actions,
+    ) {
+        if op.entered {
+            return self.fail_hold(st, op, errno, actions);
+        }
+        let reply = op.reply;
+        actions.answers.push(Answer::Empty(Box::new(move |_| reply(Err(errno))), Ok(())));
     }
 }
