@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::abi::{DESTROY, InHeader, Opcode, OutHeader};
-use super::device::{Device, HEADER_BYTES};
+use super::device::{Device, HEADER_BYTES, Reply};
 
 /// Most bytes that a listing, or a read of the control folder, may answer with.
 pub(super) const LISTING_BYTES_MAX: u32 = 64 * 1024;
@@ -146,7 +146,13 @@ impl Relay {
         };
         match device.send_raw(&[IoSlice::new(message)]) {
             Ok(()) | Err(Errno::ENOENT | Errno::ENODEV) => {}
-            Err(errno) => log::error!("an answer of {length} bytes was refused: {errno}"),
+            Err(errno) => {
+                log::error!("an answer of {length} bytes was refused: {errno}");
+                if header.unique != 0 {
+                    // The request is still waiting, and nobody else will answer it.
+                    Reply::new(device, header.unique).error(Errno::EIO);
+                }
+            }
         }
         Ok(true)
     }
