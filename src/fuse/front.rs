@@ -7,6 +7,7 @@
 mod abi;
 mod answers;
 mod change;
+mod crew;
 mod device;
 mod hot;
 mod relay;
@@ -16,10 +17,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use zerocopy::FromBytes;
 
-use self::abi::{InHeader, InitIn, MAJOR, MINOR_MIN, Opcode};
+use self::abi::{InHeader, InitIn, MAJOR, MINOR_MIN, Opcode, ReadIn};
+use self::crew::{Crew, Turn};
 use self::device::{Device, HEADER_BYTES, Reply};
 use self::relay::Relay;
 use super::session::REQUEST_BYTES_MAX;
@@ -115,6 +118,12 @@ impl Front {
         // Not waited for: it ends when the last answer that somebody still owes has been given.
         spawn("fuse-relay".to_owned(), move || carrier.relay.carry_back(&carrier.device))?;
         let left = Arc::new(AtomicUsize::new(count));
+        let crew = Arc::new(Crew::new(count));
+        if count > 1 {
+            let crew = crew.clone();
+            // Ends with the last of the readers, as soon as it looks.
+            spawn("fuse-watch".to_owned(), move || crew.watch())?;
+        }
         let readers = (0..count).map(|number| {
             let device = match number {
                 0 => front.device.clone(),
@@ -124,11 +133,21 @@ impl Front {
                 }),
             };
             let front = front.clone();
-            let ending = Ending { front: front.clone(), left: left.clone(), threads: count };
+            let crew = crew.clone();
+            let ending = Ending {
+                front: front.clone(),
+                crew: crew.clone(),
+                left: left.clone(),
+                threads: count,
+            };
             spawn(format!("fuse-{number}"), move || {
                 let _ending = ending;
+                let impatient = device.impatient().ok();
                 Reader {
+                    patient: device.clone(),
+                    impatient,
                     device,
+                    crew,
                     headers: [0; HEADER_BYTES],
                     room: Some(Room::new(number, &front.volume)),
                     joined: Vec::new(),
@@ -150,12 +169,15 @@ fn spawn<T: Send + 'static>(
 /// Ends fuser's session with the last reading thread, however that came to its end.
 struct Ending {
     front: Arc<Front>,
+    crew: Arc<Crew>,
     left: Arc<AtomicUsize>,
     threads: usize,
 }
 
 impl Drop for Ending {
     fn drop(&mut self) {
+        // Whatever it was that this thread ended from, the parked ones would wait for it to come back.
+        self.crew.end();
         if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.front.relay.end(self.threads);
         }
@@ -226,6 +248,11 @@ fn split<'a>(
 /// One reading thread.
 struct Reader {
     front: Arc<Front>,
+    crew: Arc<Crew>,
+    patient: Arc<Device>,
+    /// Never waits; `None` where the kernel gives no further descriptor.
+    impatient: Option<Arc<Device>>,
+    /// Of these two the one that the last request came from, and where its answer goes.
     device: Arc<Device>,
     headers: [u8; HEADER_BYTES],
     /// Always there between two requests.
@@ -236,15 +263,45 @@ struct Reader {
 
 impl Reader {
     fn run(mut self) -> io::Result<()> {
-        loop {
-            let room = self.room.as_mut().expect("put back after each request");
-            let Some(length) = self.device.receive(&mut self.headers, room.bytes())? else {
-                if let Some(Room::Intake(intake)) = self.room {
-                    self.front.volume.engine.return_intake(intake);
-                }
-                return Ok(());
-            };
+        while let Some(length) = self.receive()? {
+            self.crew.took(self.moves(length));
             self.handle(length)?;
+        }
+        if let Some(Room::Intake(intake)) = self.room {
+            self.front.volume.engine.return_intake(intake);
+        }
+        Ok(())
+    }
+
+    /// The next request's length; `None` at the end of the session.
+    fn receive(&mut self) -> io::Result<Option<usize>> {
+        let turn = self.crew.next();
+        let room = self.room.as_mut().expect("put back after each request");
+        match (turn, &self.impatient) {
+            (Turn::End, _) => return Ok(None),
+            (Turn::Lead(lookout), Some(impatient)) if !lookout.is_zero() => {
+                self.device.clone_from(impatient);
+                let end = Instant::now() + lookout;
+                let received = impatient.look_out(&mut self.headers, room.bytes(), end)?;
+                if received != Some(0) {
+                    return Ok(received);
+                }
+            }
+            (Turn::Lead(_) | Turn::Read, _) => {}
+        }
+        self.device.clone_from(&self.patient);
+        self.patient.receive(&mut self.headers, room.bytes())
+    }
+
+    /// Bytes that a request moves, to the client or from it.
+    fn moves(&self, length: usize) -> usize {
+        let header = InHeader::read_from_prefix(&self.headers);
+        let read = ReadIn::read_from_prefix(&self.headers[size_of::<InHeader>()..]);
+        match (header, read) {
+            (Ok((header, _)), Ok((read, _))) if Opcode::from(header.opcode) == Opcode::Read => {
+                read.size as usize
+            }
+            _ => length,
         }
     }
 

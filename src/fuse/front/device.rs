@@ -3,8 +3,10 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::uio::{readv, writev};
 use smallvec::SmallVec;
 use zerocopy::{FromZeros, Immutable, IntoBytes};
@@ -13,6 +15,9 @@ use super::abi::{InvalInodeOut, NOTIFY_INVAL_INODE, OutHeader};
 
 /// Bytes that a WRITE has before its payload: `fuse_in_header` and `fuse_write_in`.
 pub(super) const HEADER_BYTES: usize = 80;
+
+/// Pauses of the processor between two looks for a request.
+const PAUSES: u32 = 16;
 
 /// A descriptor of /dev/fuse.
 #[derive(Debug)]
@@ -46,6 +51,32 @@ impl Device {
                 Err(errno) => return Err(errno.into()),
             }
         }
+    }
+
+    /// As [`Device::receive`], but looks for a request until `end` and returns 0 when none has come. For a
+    /// descriptor that [never waits](Device::impatient).
+    pub(super) fn look_out(
+        &self, headers: &mut [u8; HEADER_BYTES], payload: &mut [u8], end: Instant,
+    ) -> io::Result<Option<usize>> {
+        loop {
+            let mut parts = [IoSliceMut::new(headers), IoSliceMut::new(payload)];
+            match readv(&self.descriptor, &mut parts) {
+                Ok(length) => return Ok(Some(length)),
+                Err(Errno::ENOENT | Errno::EINTR) => {}
+                Err(Errno::EAGAIN) if Instant::now() >= end => return Ok(Some(0)),
+                // The lock that was looked under is the one that the client needs.
+                Err(Errno::EAGAIN) => (0..PAUSES).for_each(|_| std::hint::spin_loop()),
+                Err(Errno::ENODEV) => return Ok(None),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// One more descriptor as [`Device::another`] makes it, which never waits.
+    pub(super) fn impatient(&self) -> io::Result<Arc<Device>> {
+        let device = self.another()?;
+        fcntl(&device.descriptor, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        Ok(device)
     }
 
     /// Writes one message as it is: an answer or a notification, header included.
