@@ -254,8 +254,8 @@ fn first_call(mountpoint: &Path, device_before: u64, sender: &Sender<Event>) {
     });
     let answers = answered.is_ok();
     let _ = sender.send(Event::Answered(answered));
-    if answers && let Err(error) = mount::raise_read_ahead(mountpoint) {
-        log::debug!("read_ahead_kb: {}", reason(&error));
+    if answers && let Err(error) = mount::map_as_a_disk(mountpoint) {
+        log::debug!("read_ahead_kb, strict_limit: {}", reason(&error));
     }
 }
 

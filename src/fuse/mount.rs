@@ -234,16 +234,23 @@ pub fn absolute(path: &Path) -> PathBuf {
     }
 }
 
-/// Raises the kernel's read-ahead for mapped files of this mount, where permitted. The mount must answer.
-pub fn raise_read_ahead(mountpoint: &Path) -> io::Result<()> {
+/// Treats mapped files of this mount as a disk's, where permitted: more read-ahead, and dirty pages up
+/// to the machine's limit instead of the hundredth of it that FUSE gets. That is for daemons that may hang
+/// in their own writeback; ours is marked as one that others' writeback depends on. The mount must answer.
+pub fn map_as_a_disk(mountpoint: &Path) -> io::Result<()> {
     let device = std::fs::metadata(mountpoint)?.dev();
     let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
-    let setting = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-    let current = std::fs::read_to_string(&setting)?.trim().parse::<u64>().unwrap_or(0);
+    let settings = PathBuf::from(format!("/sys/class/bdi/{major}:{minor}"));
+    let read_ahead = settings.join("read_ahead_kb");
+    let current = std::fs::read_to_string(&read_ahead)?.trim().parse::<u64>().unwrap_or(0);
     if current < READ_AHEAD_KIB {
-        std::fs::write(&setting, READ_AHEAD_KIB.to_string())?;
+        std::fs::write(&read_ahead, READ_AHEAD_KIB.to_string())?;
     }
-    Ok(())
+    // Linux 6.2.
+    match std::fs::write(settings.join("strict_limit"), "0") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    }
 }
 
 /// A comma list's item: commas and backslashes get a backslash, as fusermount3 expects.

@@ -311,6 +311,7 @@ impl Engine {
             let mut part = Partition::new(key, file);
             part.size = status.size;
             part.disk_size = status.size;
+            part.written_end = status.size;
             if dense {
                 part.reserved.insert(0..status.size.next_multiple_of(unit));
             }
@@ -346,6 +347,7 @@ impl Engine {
             partition: id,
             errors_seen,
             expected: 0,
+            in_a_row: 0,
             ahead_to: 0,
             status_seen: part.status(unit),
         };

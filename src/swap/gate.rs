@@ -274,6 +274,7 @@ impl Engine {
         let part = st.part(id);
         let cut = size <= part.disk_size;
         part.disk_size = size;
+        part.written_end = part.written_end.min(size);
         if size < old || cut {
             // Cutting a file gives back what lies beyond its new end, also when its size stays. One that
             // was shorter still has grown, and gave nothing back.

@@ -68,6 +68,8 @@ pub(crate) struct Partition {
     pub(crate) size: u64,
     /// Length of the backing file now.
     pub(crate) disk_size: u64,
+    /// Nothing from here on was ever written to the backing file: it reads as zeros, and need not be read.
+    pub(crate) written_end: u64,
     /// Byte ranges whose space is known to be allocated.
     pub(crate) reserved: RangeSet,
     /// We allocated beyond the end and have to give it back.
@@ -135,6 +137,7 @@ impl Partition {
             file,
             size: 0,
             disk_size: 0,
+            written_end: 0,
             reserved: RangeSet::default(),
             over_reserved: false,
             user_end: 0,
@@ -280,6 +283,8 @@ pub(crate) struct Handle {
     pub(crate) errors_seen: u64,
     /// Where a sequential reader would go on.
     pub(crate) expected: u64,
+    /// Bytes that it has read without a jump since the last one.
+    pub(crate) in_a_row: u64,
     /// Read-ahead has been asked for up to here.
     pub(crate) ahead_to: u64,
     /// The status last reported to a poll.

@@ -30,6 +30,10 @@ enum Step {
 /// How far off a sequential reader's requests may come: one call's pieces arrive in any order.
 const SEQUENTIAL_SLACK: u64 = 4;
 
+/// Bytes of a read that is taken for a part of a sequential one when it begins near the end of the last;
+/// of shorter ones it takes three.
+const SEQUENTIAL_AT_ONCE: u64 = 128 * 1024;
+
 impl Engine {
     /// Reads up to `length` bytes at `offset`; fewer at the end of the partition. `reply` is called once,
     /// here or later on another thread, with the bytes in consecutive runs.
@@ -193,11 +197,14 @@ impl Engine {
         let sequential = offset <= handle.expected + slack && offset + slack >= handle.expected;
         if sequential {
             handle.expected = handle.expected.max(offset + length);
+            handle.in_a_row += length;
         } else {
             handle.expected = offset + length;
             handle.ahead_to = 0;
+            handle.in_a_row = 0;
         }
-        sequential
+        // A random reader meets its own steps now and then.
+        sequential && (handle.in_a_row > 2 * length || length >= SEQUENTIAL_AT_ONCE)
     }
 
     /// A block of the range into which a client's bytes are just being copied.

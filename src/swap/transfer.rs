@@ -29,19 +29,20 @@ impl Engine {
     }
 
     /// Starts reading every page of `pages` that is neither valid, nor partial, nor on its way. Pages
-    /// beyond the backing file's end are zeroed at once. Returns the bytes asked of the device.
+    /// of the backing file that nobody has written are zeroed at once. Returns the bytes asked of the device.
     pub(crate) fn read_pages(
         &self, st: &mut State, buffer: BufferIndex, pages: Range<usize>, actions: &mut Actions,
     ) -> u64 {
         let (unit, block_size) = (st.shape.unit, st.shape.block_size);
         let (id, index) = (st.blocks[buffer as usize].partition, st.blocks[buffer as usize].index);
         let start = index * block_size;
-        let (size, disk_size) = (st.part(id).size, st.part(id).disk_size);
+        let part = st.part(id);
+        let (size, written_end) = (part.size, part.disk_size.min(part.written_end));
         // What it has no room for is not asked for: who needs it has it moved first.
         let room = st.blocks[buffer as usize].pages;
         let end = st.shape.pages_of(index, start, size).end;
         let pages = pages.start..pages.end.min(end).min(room);
-        let on_disk = st.shape.pages_of(index, start, disk_size).end;
+        let on_disk = st.shape.pages_of(index, start, written_end).end;
         let (mut at, mut asked) = (pages.start, 0);
         loop {
             let block = &st.blocks[buffer as usize];
@@ -189,6 +190,8 @@ impl Engine {
         let block = &st.blocks[buffer as usize];
         let (id, start) = (block.partition, block.index * st.shape.block_size);
         let from = pages.start as u64 * st.shape.unit;
+        let part = st.part(id);
+        part.written_end = part.written_end.max(start + from + bytes);
         let lease = self.memory.for_write(st, buffer, from + done..from + bytes);
         let purpose = Purpose::Write { buffer, pages, bytes, done };
         self.start_transfer(st, id, purpose, start + from + done, Action::Write(lease), actions);

@@ -158,10 +158,10 @@ impl Crew {
                 self.stream.store(true, Ordering::Release);
                 self.called.notify_all();
             }
-            quiet = if still { quiet + 1 } else { 0 };
-            // With somebody waiting for requests nobody can be held up: the next one wakes the watch.
-            let needless = self.stream.load(Ordering::Acquire) || !nobody_reads;
-            if quiet >= WATCH_TICKS_MAX && needless {
+            quiet = if still && !nobody_reads { quiet + 1 } else { 0 };
+            // While all read, nobody needs watching; while one waits in vain, neither. The next request
+            // that one takes alone wakes the watch.
+            if self.stream.load(Ordering::Acquire) || quiet >= WATCH_TICKS_MAX {
                 self.watch_asleep.store(true, Ordering::Release);
             }
         }
