@@ -8,6 +8,7 @@ mod check;
 mod completions;
 mod config;
 mod helpers;
+mod install;
 mod interrupt;
 mod mount;
 mod options;
@@ -21,6 +22,7 @@ pub use bench::BenchArgs;
 pub use check::CheckArgs;
 pub use config::ConfigCommand;
 pub use helpers::{MountHelper, UmountHelper};
+pub use install::InstallArgs;
 pub use mount::MountArgs;
 pub use options::{ConfigArgs, OptionFlags};
 pub use request::RequestArgs;
@@ -80,6 +82,8 @@ pub enum Command {
     /// Show the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Put manual pages, completions and the helpers of mount(8) in place, or take them away.
+    Install(InstallArgs),
     /// Print the completion script of a shell.
     Completions {
         /// Which shell.
@@ -90,10 +94,12 @@ pub enum Command {
 /// Why a command did not do what it was asked to.
 #[derive(Debug)]
 pub enum Failure {
-    /// Exit status 1.
+    /// It could not: exit status 1, of a mount helper 32.
     Failed(String),
-    /// Exit status 2.
+    /// It was called wrongly: exit status 2, of a mount helper 1.
     Usage(String),
+    /// The same in clap's words, or the help that was asked for (0).
+    Parse(clap::Error),
 }
 
 impl From<String> for Failure {
@@ -116,34 +122,48 @@ impl From<ConfigError> for Failure {
 pub fn run(arguments: impl IntoIterator<Item = OsString>, factory: &dyn Factory) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let program = arguments.first().map(Path::new).and_then(Path::file_name);
-    let result = match program.and_then(OsStr::to_str) {
-        Some(helpers::MOUNT_NAME) => parse::<MountHelper>(&arguments).map(|call| call.run(factory)),
-        Some(helpers::UMOUNT_NAME) => parse::<UmountHelper>(&arguments).map(|call| call.run()),
+    let (result, statuses) = match program.and_then(OsStr::to_str) {
+        Some(name) if helpers::MOUNT_NAMES.contains(&name) => {
+            (parse::<MountHelper>(&arguments).and_then(|call| call.run(factory)), HELPER)
+        }
+        Some(helpers::UMOUNT_NAME) => {
+            (parse::<UmountHelper>(&arguments).and_then(UmountHelper::run), HELPER)
+        }
         _ => {
             let arguments = options::join_switches(options::dash_names(arguments));
-            parse::<Cli>(&arguments).map(|cli| cli.run(factory))
+            (parse::<Cli>(&arguments).and_then(|cli| cli.run(factory)), COMMAND)
         }
     };
     match result {
-        Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(Failure::Failed(line))) => {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Failed(line)) => {
             eprintln!("swapfs: {line}");
-            ExitCode::FAILURE
+            ExitCode::from(statuses.failed)
         }
-        Ok(Err(Failure::Usage(line))) => {
+        Err(Failure::Usage(line)) => {
             eprintln!("swapfs: {line}");
-            ExitCode::from(2)
+            ExitCode::from(statuses.usage)
         }
-        Err(status) => status,
+        Err(Failure::Parse(error)) => {
+            let _ = error.print();
+            ExitCode::from(if error.use_stderr() { statuses.usage } else { 0 })
+        }
     }
 }
 
-/// Parses, or prints clap's help or complaint and gives its exit status (0 or 2).
-fn parse<P: Parser>(arguments: &[OsString]) -> Result<P, ExitCode> {
-    P::try_parse_from(arguments).map_err(|error| {
-        let _ = error.print();
-        ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
-    })
+/// What a failure's exit status is.
+struct Statuses {
+    failed: u8,
+    usage: u8,
+}
+
+const COMMAND: Statuses = Statuses { failed: 1, usage: 2 };
+
+/// As mount(8) defines them: 32 is a mount or unmount that failed, 1 a wrong call.
+const HELPER: Statuses = Statuses { failed: 32, usage: 1 };
+
+fn parse<P: Parser>(arguments: &[OsString]) -> Result<P, Failure> {
+    P::try_parse_from(arguments).map_err(Failure::Parse)
 }
 
 impl Cli {
@@ -167,6 +187,7 @@ impl Cli {
                 arguments.run(self.verbose, &crate::service::NullFactory)
             }
             Command::Config(command) => command.run(),
+            Command::Install(arguments) => arguments.run(),
             Command::Completions { shell } => completions::run(shell),
         }
     }

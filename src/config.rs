@@ -15,7 +15,7 @@ mod settings;
 pub use error::ConfigError;
 pub(crate) use error::nearest;
 pub(crate) use json::{read_object, shown};
-pub use mount_options::MountFlags;
+pub use mount_options::{MountFlags, standard_options};
 pub(crate) use options::parse_switch;
 pub use options::{Kind, OPTIONS, OptionDefinition, Value};
 pub use settings::{Origin, Settings};

@@ -5,11 +5,13 @@
 
 mod folder;
 mod logger;
+mod manager;
 mod report;
 mod session;
 mod stats;
 
 pub use folder::{DaemonState, Phase, SwapFolder, read_state};
+pub use manager::stop_time;
 pub use stats::MountStats;
 
 use std::io;
@@ -27,6 +29,7 @@ use nix::unistd::ForkResult;
 use crate::config::Config;
 use crate::fuse::mount::{self, Detach, MountCall};
 use crate::sys_process;
+use manager::Manager;
 use report::Reporter;
 
 /// The mounted filesystem, as the daemon sees it.
@@ -187,7 +190,8 @@ fn lock_and_serve(
             return Err(line);
         }
     };
-    session::Session::new(service, &mut swap, &request.mountpoint, signals, device_before)
+    let manager = Manager::new(reporter.is_terminal(), request.config.pool_size);
+    session::Session::new(service, &mut swap, &request.mountpoint, signals, device_before, manager)
         .run(reporter)
 }
 

@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod error;
 pub mod fs;
 pub mod fuse;
+pub mod install;
 mod paths;
 pub mod pool;
 pub mod service;

@@ -35,6 +35,7 @@ fn help_is_there_for_each_command() {
         &["config", "--help"],
         &["config", "show", "--help"],
         &["config", "default", "--help"],
+        &["install", "--help"],
         &["completions", "--help"],
     ] {
         assert!(stdout(&swapfs(command)).contains("Usage: swapfs"), "{command:?}");
@@ -229,7 +230,40 @@ fn as_mount_helper_it_takes_mounts_arguments() {
     stdout(&helper(&[path, path, "-f", "-o", "rw,nosuid,_netdev,pool_size=64m"]));
     stdout(&helper(&[path, path, "-sfn", "-o", "nonsense"]));
     let (status, line) = failure(&helper(&[path, path, "-f", "-o", "nonsense"]));
-    assert_eq!(status, Some(2));
+    assert_eq!(status, Some(1), "mount(8): incorrect invocation");
     assert!(line.starts_with("swapfs: -o nonsense: no such mount option"), "{line}");
-    assert_eq!(helper(&[path]).status.code(), Some(2));
+    assert_eq!(helper(&[path]).status.code(), Some(1));
+    assert_eq!(helper(&["--help"]).status.code(), Some(0));
+    let missing = format!("{path}/missing");
+    assert_eq!(helper(&[&missing, path]).status.code(), Some(32), "mount(8): mount failure");
+}
+
+#[test]
+fn a_remount_is_refused_also_where_unknown_options_are_skipped() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    for name in ["mount.swapfs", "mount.fuse.swapfs"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_swapfs"));
+        let output = command.arg0(name).args([path, path, "-s", "-o", "rw,remount,ro"]).output();
+        let (status, line) = failure(&output.unwrap());
+        assert_eq!(status, Some(32), "{name}");
+        assert!(line.starts_with("swapfs: -o remount: the options of a swapfs mount"), "{line}");
+    }
+    let output = swapfs(&["mount", path, path, "-o", "remount"]);
+    assert_eq!(failure(&output).0, Some(1));
+}
+
+#[test]
+fn as_umount_helper_it_fails_with_umounts_statuses() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let helper = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_swapfs"));
+        failure(&command.arg0("/sbin/umount.fuse.swapfs").args(arguments).output().unwrap())
+    };
+    let line = format!("swapfs: {path} is not a swapfs mountpoint");
+    assert_eq!(helper(&[path, "-fnrv", "-t", "fuse.swapfs"]), (Some(32), line));
+    assert_eq!(helper(&["-x", path]).0, Some(1));
+    let (status, line) = helper(&[path, "-N", "/dev/null"]);
+    assert_eq!((status, line.as_str()), (Some(32), "swapfs: -N /dev/null: Invalid argument"));
 }

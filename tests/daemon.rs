@@ -9,6 +9,7 @@ mod fake;
 mod place;
 
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixDatagram;
 use std::process::{Child, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,7 @@ macro_rules! tests {
     ($($name:ident),* $(,)?) => { [$((stringify!($name), $name as fn())),*] };
 }
 
-const TESTS: [Test; 20] = tests![
+const TESTS: [Test; 21] = tests![
     mount_returns_when_the_mount_answers_and_umount_when_the_daemon_is_gone,
     the_mount_carries_the_standard_options,
     the_daemons_own_line_reaches_the_user,
@@ -43,6 +44,7 @@ const TESTS: [Test; 20] = tests![
     umount_keeps_its_timeout,
     a_killed_daemon_leaves_a_dead_mount_that_is_named_and_cleared,
     in_the_foreground_the_command_is_the_daemon,
+    a_service_manager_is_told_when_the_mount_answers_and_when_it_ends,
     status_shows_mounts_and_partitions,
     ten_thousand_partitions_are_asked_by_one_request_and_waited_for,
     each_request_is_waited_for_until_it_is_done,
@@ -337,6 +339,38 @@ fn in_the_foreground_the_command_is_the_daemon() {
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(log.contains("SIGINT received") && log.contains("synchronized 1 times"), "{log}");
     assert!(place.log().is_empty());
+}
+
+fn a_service_manager_is_told_when_the_mount_answers_and_when_it_ends() {
+    let place = Place::new();
+    let (swap, mnt) = (place.swap(), place.mnt());
+    let (from, at) = (swap.to_str().unwrap(), mnt.to_str().unwrap());
+    let path = place.folder.path().join("manager");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let told = || {
+        let mut message = [0; 4096];
+        let length = socket.recv(&mut message).expect("a message in time");
+        String::from_utf8(message[..length].to_vec()).unwrap()
+    };
+    // A daemon in the background is not the manager's process; the first message is another's.
+    let mut background = command("", &["mount", from, at]);
+    assert_done(&background.env("NOTIFY_SOCKET", &path).output().unwrap());
+    assert_done(&place.umount());
+    let arguments = ["mount", "-f", "-o", "pool_size=5g", from, at];
+    let mut child = command("slow-init", &arguments)
+        .env("NOTIFY_SOCKET", &path)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    assert_eq!(told(), format!("READY=1\nSTATUS={from} mounted at {at}\n"));
+    assert!(place.is_mounted(), "told when the mount answers, not before");
+    place.signal(nix::sys::signal::Signal::SIGTERM);
+    let stopping = told();
+    let lines: Vec<&str> = stopping.lines().collect();
+    // 60 s, and 5 GiB at 50 MiB a second.
+    assert_eq!(lines[..2], ["STOPPING=1", "EXTEND_TIMEOUT_USEC=163000000"], "{stopping}");
+    assert!(child.wait().unwrap().success());
 }
 
 fn status_shows_mounts_and_partitions() {

@@ -1,18 +1,24 @@
 //! The names under which mount(8) and umount(8) call swapfs, with the arguments that they give.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{ArgAction, Parser};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::Failure;
 use super::umount::{UMOUNT_TIMEOUT_S, UmountArgs};
 use crate::config::Settings;
 use crate::daemon::{self, Factory, MountRequest};
 use crate::fuse::mount::Detach;
+use crate::sys_process::reason;
 
-/// Installed as `mount.swapfs` for `mount -t swapfs` and /etc/fstab.
-pub(super) const MOUNT_NAME: &str = "mount.swapfs";
+/// Installed under both for `mount -t swapfs` and /etc/fstab: the second is what mount(8) looks for when it
+/// has the type from the table of mounts.
+pub(super) const MOUNT_NAMES: [&str; 2] = ["mount.swapfs", "mount.fuse.swapfs"];
 
 /// Installed as `umount.fuse.swapfs` for umount(8).
 pub(super) const UMOUNT_NAME: &str = "umount.fuse.swapfs";
@@ -40,6 +46,9 @@ pub struct MountHelper {
     /// Mount options, with commas between.
     #[arg(short, value_name = "OPT,...", action = ArgAction::Append)]
     pub options: Vec<String>,
+    /// Mount in this mount namespace: a process id, or a file such as /proc/PID/ns/mnt.
+    #[arg(short = 'N', value_name = "NAMESPACE")]
+    pub namespace: Option<PathBuf>,
     /// The filesystem type; ignored.
     #[arg(short = 't', value_name = "TYPE")]
     pub fs_type: Option<String>,
@@ -53,6 +62,9 @@ impl MountHelper {
         }
         if self.verbose > 0 {
             settings.flag("log", if self.verbose > 1 { "trace" } else { "debug" })?;
+        }
+        if let Some(namespace) = &self.namespace {
+            enter(namespace)?;
         }
         let request = MountRequest {
             swap_folder: self.swap_folder,
@@ -89,6 +101,9 @@ pub struct UmountHelper {
     /// Accepted and ignored.
     #[arg(short, action = ArgAction::Count)]
     pub verbose: u8,
+    /// Unmount in this mount namespace: a process id, or a file such as /proc/PID/ns/mnt.
+    #[arg(short = 'N', value_name = "NAMESPACE")]
+    pub namespace: Option<PathBuf>,
     /// The filesystem type; ignored.
     #[arg(short = 't', value_name = "TYPE")]
     pub fs_type: Option<String>,
@@ -96,7 +111,22 @@ pub struct UmountHelper {
 
 impl UmountHelper {
     pub(super) fn run(self) -> Result<(), Failure> {
+        if let Some(namespace) = &self.namespace {
+            enter(namespace)?;
+        }
         let detach = if self.lazy { Detach::Lazily } else { Detach::WhenIdle };
         UmountArgs { mountpoint: self.mountpoint, timeout: UMOUNT_TIMEOUT_S }.unmount(detach)
     }
+}
+
+/// Goes into a mount namespace, with all that follows.
+fn enter(namespace: &Path) -> Result<(), String> {
+    let file = match namespace.to_str().map(str::parse::<u32>) {
+        Some(Ok(pid)) => PathBuf::from(format!("/proc/{pid}/ns/mnt")),
+        _ => namespace.to_owned(),
+    };
+    let failed = |error: io::Error| format!("-N {}: {}", file.display(), reason(&error));
+    let opened = File::open(&file).map_err(failed)?;
+    move_into_link_name_space(opened.as_fd(), Some(LinkNameSpaceType::Mount))
+        .map_err(|error| failed(error.into()))
 }

@@ -26,6 +26,12 @@ pub enum ConfigError {
         /// The nearest right name.
         nearest: Option<&'static str>,
     },
+    /// `-o remount`.
+    #[error(
+        "-o remount: the options of a swapfs mount are fixed; unmount it and mount it again with the new \
+         ones"
+    )]
+    Remount,
     /// A key inside `aio` or `swapfs` that means nothing.
     #[error("{}: {section}.{key}: no such key{}", .path.display(), nearest_hint(.nearest))]
     UnknownKey {

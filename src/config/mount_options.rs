@@ -55,6 +55,13 @@ const OPTIONS_FOR_OTHERS: [&str; 9] =
 /// Options that let users mount; as mount(8) says, they imply these flags unless a later option lifts them.
 const USER_OPTIONS: [&str; 4] = ["user", "users", "owner", "group"];
 
+/// The names of the standard options that `-o` takes; `x-` and `X-` begin any number of others.
+pub fn standard_options() -> impl Iterator<Item = &'static str> {
+    let words = ["rw", "fsname", "comment"].into_iter();
+    let flags = FLAG_OPTIONS.iter().map(|entry| entry.0);
+    words.chain(flags).chain(OPTIONS_FOR_OTHERS).chain(USER_OPTIONS)
+}
+
 /// Applies a list. A comma inside double quotes or behind a backslash belongs to the value.
 pub(super) fn apply(settings: &mut Settings, list: &str, sloppy: bool) -> Result<(), ConfigError> {
     for item in split(list) {
@@ -62,13 +69,16 @@ pub(super) fn apply(settings: &mut Settings, list: &str, sloppy: bool) -> Result
             Some((name, value)) => (name, Some(value)),
             None => (item.as_str(), None),
         };
+        // Skipping it would leave the user with a mount that is not as asked.
+        if name == "remount" {
+            return Err(ConfigError::Remount);
+        }
         let known = apply_own(settings, name, value)? || apply_standard(settings, name, value)?;
         if !known && !sloppy {
             let names = OPTIONS.iter().map(|option| option.name);
-            let standard = FLAG_OPTIONS.iter().map(|entry| entry.0);
             return Err(ConfigError::UnknownOption {
                 name: name.to_owned(),
-                nearest: nearest(name, names.chain(standard)),
+                nearest: nearest(name, names.chain(standard_options())),
             });
         }
     }

@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use nix::sys::signal::{SigSet, Signal};
 
 use super::folder::Phase;
+use super::manager::Manager;
 use super::report::Reporter;
 use super::{Service, SwapFolder};
 use crate::fuse::mount::{self, Detach, UnmountError};
@@ -46,6 +47,7 @@ pub(super) struct Session<'a> {
     sender: Sender<Event>,
     events: Receiver<Event>,
     signals: SigSet,
+    manager: Manager,
     /// `st_dev` of the mountpoint before the mount.
     device_before: u64,
     /// `st_dev` of the mount once it answers.
@@ -57,7 +59,7 @@ pub(super) struct Session<'a> {
 impl<'a> Session<'a> {
     pub(super) fn new(
         service: Arc<dyn Service>, swap: &'a mut SwapFolder, mountpoint: &'a Path, signals: SigSet,
-        device_before: u64,
+        device_before: u64, manager: Manager,
     ) -> Self {
         let (sender, events) = unbounded();
         Self {
@@ -67,6 +69,7 @@ impl<'a> Session<'a> {
             sender,
             events,
             signals,
+            manager,
             device_before,
             device: None,
             has_ended: false,
@@ -91,6 +94,7 @@ impl<'a> Session<'a> {
             std::process::id()
         );
         reporter.ready();
+        self.manager.ready(self.swap.path(), self.mountpoint);
         let ended = self.wait_for_end();
         self.finish(ended)
     }
@@ -184,6 +188,7 @@ impl<'a> Session<'a> {
 
     /// Synchronizes and unmounts; false when the mount cannot be taken away.
     fn stop(&self) -> bool {
+        self.manager.stopping();
         if let Err(names) = self.service.synchronize() {
             log::error!("before the unmount: {}", not_stored(&names));
         }
@@ -206,6 +211,7 @@ impl<'a> Session<'a> {
     /// After the session: the rest goes to stable storage, and the lock file says how it went.
     fn finish(mut self, ended: io::Result<()>) -> Result<(), String> {
         self.enter(Phase::Finishing);
+        self.manager.stopping();
         self.remove_dead_mount();
         let stored = self.service.finish();
         let failed = stored.as_ref().err().map_or(&[][..], Vec::as_slice);
