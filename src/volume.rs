@@ -21,8 +21,9 @@ use crate::fs::{Access, Attributes, Caller, Entry, FileKind, Gone, RenameKind, T
 use crate::swap::{Engine, Reply};
 
 pub use control::{CONTROL_NAME, ControlNode};
+pub use request::{FOLDER_REQUESTS, PARTITION_REQUESTS, ROOT_REQUESTS};
 pub use rights::Asker;
-pub use xattr::{REQUEST_NAME, SWAP_PREFIX, XattrAnswer};
+pub use xattr::{PARTITION_NAMES, REQUEST_NAME, ROOT_NAMES, SWAP_PREFIX, WAIT_NAME, XattrAnswer};
 
 /// How a volume presents itself, fixed at start.
 #[derive(Debug, Clone)]

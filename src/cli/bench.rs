@@ -22,7 +22,8 @@ const PLOT: Content = Content { name: "plot", is_ours: Roofline::is_svg };
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// A folder to measure in, a mountpoint, or a file to read.
-    #[arg(conflicts_with_all = ["folder", "folder_to_device_mapping", "read_file", "write_file"])]
+    #[arg(value_name = "FOLDER|MOUNTPOINT|FILE",
+        conflicts_with_all = ["folder", "folder_to_device_mapping", "read_file", "write_file"])]
     pub path: Option<PathBuf>,
     /// Folder for all processes.
     #[arg(long, value_name = "FOLDER", conflicts_with = "folder_to_device_mapping")]

@@ -18,6 +18,27 @@ const PREVIEW_ENTRIES: usize = 2000;
 /// the kernel holds the folder's lock until then.
 const ANSWER_AFTER: Duration = Duration::from_millis(50);
 
+/// First words of the requests that a partition takes.
+pub const PARTITION_REQUESTS: [&str; 5] = ["swap_in", "swap_out", "release", "discard", "reserve"];
+
+/// Those of a folder, the root included.
+pub const FOLDER_REQUESTS: [&str; 3] = ["swap_in", "swap_out", "release"];
+
+/// Those of the root alone.
+pub const ROOT_REQUESTS: [&str; 3] =
+    ["synchronize_writes", "reserve_buffers", "release_reserved_buffers"];
+
+/// Whether the tables above have it. What is in none of them is no request, so that they cannot fall behind.
+fn is_known(kind: FileKind, is_root: bool, verb: &str) -> bool {
+    match kind {
+        FileKind::Regular => PARTITION_REQUESTS.contains(&verb),
+        FileKind::Directory => {
+            FOLDER_REQUESTS.contains(&verb) || (is_root && ROOT_REQUESTS.contains(&verb))
+        }
+        _ => false,
+    }
+}
+
 /// What a request on a folder does with each partition below it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Each {
@@ -40,6 +61,9 @@ impl Volume {
             Err(errno) => return answer(Err(errno)),
         };
         let (verb, operand) = text.split_once(' ').map_or((text, None), |(a, b)| (a, Some(b)));
+        if !is_known(kind, id == ROOT_ID, verb) {
+            return answer(Err(Errno::EINVAL));
+        }
         match (kind, verb, operand) {
             (FileKind::Regular, "reserve", Some(size)) => self.reserve(id, size, answer),
             (FileKind::Regular, "swap_in", None) => answer(self.swap_in(id)),

@@ -22,8 +22,11 @@ const WAIT_MAX: Duration = Duration::from_secs(1);
 /// Longest value `user.swap.wait` can have: what a question for its length is answered with.
 const WAIT_BYTES_MAX: usize = "not_available".len();
 
-/// Names on a partition, in the order they are listed; `error` only while there is one.
-const PARTITION_NAMES: [&str; 10] = [
+/// The attribute that answers when nothing is in flight; never listed.
+pub const WAIT_NAME: &str = "user.swap.wait";
+
+/// Names on a partition, without [`SWAP_PREFIX`], in the order they are listed; `error` only while there is one.
+pub const PARTITION_NAMES: [&str; 10] = [
     "status",
     "size",
     "aligned_size",
@@ -36,8 +39,8 @@ const PARTITION_NAMES: [&str; 10] = [
     "error",
 ];
 
-/// Names on the root.
-const ROOT_NAMES: [&str; 6] = [
+/// Names on the root, without [`SWAP_PREFIX`].
+pub const ROOT_NAMES: [&str; 6] = [
     "pool.buffers",
     "pool.available",
     "pool.reserved",
