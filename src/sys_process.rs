@@ -43,6 +43,13 @@ pub fn quoted(path: &Path) -> String {
     }
 }
 
+/// The process namespace that this process's ids are of: two processes with the same one mean the same by an id.
+#[must_use]
+pub fn pid_namespace() -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata("/proc/self/ns/pid").ok().map(|namespace| namespace.ino())
+}
+
 /// Bytes of memory that this process could still take without swapping: the machine's, or what its
 /// control group may have if that is less. `None` when the kernel does not say.
 pub(crate) fn available_memory() -> Option<u64> {

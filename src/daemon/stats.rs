@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
+use crate::sys_process::pid_namespace;
+
 /// The statistics of a mount at one moment.
 #[derive(Debug, Clone)]
 pub struct MountStats(Json);
@@ -16,9 +18,13 @@ impl MountStats {
         Ok(Self(serde_json::from_slice(&text)?))
     }
 
-    /// The daemon's process.
+    /// The daemon's process; `None` when it runs in a container, where ids are others.
     #[must_use]
     pub fn pid(&self) -> Option<i32> {
+        let namespace = self.0.pointer("/mount/pid_namespace").and_then(Json::as_u64);
+        if namespace.is_some() && namespace != pid_namespace() {
+            return None;
+        }
         self.0.pointer("/mount/pid")?.as_i64()?.try_into().ok()
     }
 
@@ -38,5 +44,21 @@ impl MountStats {
     #[must_use]
     pub fn failed_partitions(&self) -> Option<u64> {
         self.0.pointer("/partitions/failed")?.as_u64()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_pid_of_another_namespace_is_nobody_here() {
+        let pid = |namespace: Json| {
+            MountStats(json!({ "mount": { "pid": 1, "pid_namespace": namespace } })).pid()
+        };
+        assert_eq!(pid(json!(pid_namespace().unwrap())), Some(1));
+        assert_eq!(pid(json!(1)), None);
+        assert_eq!(MountStats(json!({ "mount": { "pid": 1 } })).pid(), Some(1));
     }
 }

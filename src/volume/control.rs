@@ -112,6 +112,7 @@ impl Volume {
         json!({
             "mount": {
                 "pid": std::process::id(),
+                "pid_namespace": crate::sys_process::pid_namespace(),
                 "version": env!("CARGO_PKG_VERSION"),
                 "mountpoint": self.options.mountpoint.to_string_lossy(),
                 "swap_folders": [self.options.swap_folder.to_string_lossy()],
