@@ -17,18 +17,9 @@ status() {
 said() { grep -qF -- "$1" "$work/err" || fail "not said: $1, but: $(cat "$work/err")"; }
 daemon_gone() { [[ $(python3 -c 'import json, sys; print(json.loads(open(sys.argv[1]).readline())["state"])' "$swap/.swapfs/lock") == finished ]]; }
 
-# /tmp may be anything; the layers lie in memory, so that nothing is left if this is killed.
-layers=$work/layers
-mkdir "$layers"
-mount -t tmpfs tmpfs "$layers"
-for folder in usr etc; do
-    mkdir "$layers/$folder" "$layers/$folder.work"
-    mount -t overlay overlay -o "lowerdir=/$folder,upperdir=$layers/$folder,workdir=$layers/$folder.work" "/$folder" ||
-        fail "no overlay over /$folder"
-done
-trap 'code=$?; set +e; umount --lazy /usr /etc "$layers"; (exit "$code"); finish' EXIT
+layer /usr /etc
 touch /etc/fstab
-before=$(find "$layers/usr" "$layers/etc" -mindepth 1 ! -type d | sort)
+before=$(changed)
 
 # Without root nothing is done, and what is missing is said.
 home=$work/home
@@ -39,7 +30,7 @@ as_user() { setpriv --reuid=65534 --regid=65534 --clear-groups "$work/swapfs" "$
 status 1 as_user install --systemd
 said "no permission to write to"
 said "nothing was changed: run it as root"
-[[ $before == "$(find "$layers/usr" "$layers/etc" -mindepth 1 ! -type d | sort)" ]] || fail "a refused install changed something"
+[[ $before == "$(changed)" ]] || fail "a refused install changed something"
 
 "$swapfs" install --systemd --fstab "$swap" "$mnt" -o pool_size=64m,allow_other >"$work/first"
 grep -q "^created .*/sbin/mount.swapfs" "$work/first" || fail "no helper: $(cat "$work/first")"
@@ -113,7 +104,7 @@ wait $other || true
 
 "$installed" install --uninstall >"$work/third"
 grep -q "^removed .*fstab" "$work/third" || fail "the line in fstab was not removed"
-left=$(find "$layers/usr" "$layers/etc" -mindepth 1 ! -type d ! -type c | grep -vE '^'"$layers"'/etc/(fstab|xattr.conf|mtab)$' | sort || true)
+left=$(changed | grep -vE "^$layers/on.etc/(fstab|xattr.conf)\$" || true)
 [[ -z $left ]] || fail "left after --uninstall: $left"
 ! grep -q swapfs /etc/fstab /etc/xattr.conf || fail "lines were left"
 status 1 "$swapfs" install --uninstall

@@ -52,6 +52,28 @@ disk_swap() {
     mkdir "$swap"
 }
 
+layers=
+layered=()
+# layer FOLDER...: in a private mount namespace, what is changed below these folders from now on is changed in memory only.
+# changed lists it.
+layer() {
+    local folder name
+    if [[ -z $layers ]]; then
+        layers=$work/layers
+        mkdir "$layers"
+        mount -t tmpfs tmpfs "$layers"
+        trap 'code=$?; set +e; remove_layers; (exit "$code"); finish' EXIT
+    fi
+    for folder; do
+        name=on${folder//\//.}
+        mkdir "$layers/$name" "$layers/work$name"
+        mount -t overlay overlay -o "lowerdir=$folder,upperdir=$layers/$name,workdir=$layers/work$name" "$folder" || fail "no overlay over $folder"
+        layered+=("$folder")
+    done
+}
+changed() { find "$layers"/on.* -mindepth 1 ! -type d ! -type c | sort; }
+remove_layers() { umount --lazy "${layered[@]}" "$layers"; }
+
 mounted() { findmnt --noheadings --mountpoint "$mnt" >/dev/null; }
 
 # mount_swap [OPTION...]: -o options of swapfs mount, one per argument.
