@@ -20,6 +20,7 @@ pub(crate) use options::parse_switch;
 pub use options::{Kind, OPTIONS, OptionDefinition, Value};
 pub use settings::{Origin, Settings};
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde_json::{Map, json};
@@ -81,6 +82,10 @@ pub struct Config {
     pub ro: bool,
     /// `close` waits until the partition is written to the swap folder.
     pub close_wait: bool,
+    /// Where the metrics are shown over HTTP.
+    pub metrics_listen: Option<SocketAddr>,
+    /// The file that the metrics are written to.
+    pub metrics_file: Option<PathBuf>,
     /// env_logger filter.
     pub log: String,
     /// The standard options of mount(8).
@@ -206,11 +211,17 @@ impl Config {
             allow_other: s.switch("allow_other"),
             ro: s.switch("ro"),
             close_wait: s.switch("close_wait"),
+            metrics_listen: options::parse_address(&s.text("metrics_listen")).flatten(),
+            metrics_file: match s.text("metrics_file") {
+                path if path.starts_with('/') => Some(path.into()),
+                _ => None,
+            },
             log: s.text("log"),
             mount: s.mount.clone(),
             settings,
         };
         config.check_pool()?;
+        config.check_listen()?;
         config.read_ahead = config.resolve_read_ahead()?;
         Ok(config)
     }
@@ -225,6 +236,24 @@ impl Config {
             block_size: self.block_size,
             buffers_min,
         })
+    }
+
+    /// Others are only shown the metrics where that was said.
+    fn check_listen(&self) -> Result<(), ConfigError> {
+        match self.metrics_listen {
+            Some(address)
+                if !address.ip().is_loopback() && !self.settings.switch("metrics_public") =>
+            {
+                Err(ConfigError::Value {
+                    place: self.settings.get("metrics_listen").1.place("metrics_listen"),
+                    value: address.to_string(),
+                    accepted: "a port, or an address of this machine's own as 127.0.0.1:9550; \
+                               any with metrics_public"
+                        .to_owned(),
+                })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn resolve_read_ahead(&self) -> Result<u64, ConfigError> {

@@ -37,8 +37,9 @@ mod tests;
 mod types;
 mod xattr;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -190,6 +191,21 @@ impl Tree {
     pub fn id_of_key(&self, key: &FileKey) -> Option<u64> {
         let id = self.id_of(key.ino);
         self.table.lock().node(id).filter(|node| node.key == *key).map(|_| id)
+    }
+
+    /// The path of an id below the swap folder, by the names it was last seen under: for messages, not to
+    /// reach it. Empty for the root; `#ID` stands for what has no name.
+    #[must_use]
+    pub fn path_of(&self, id: u64) -> PathBuf {
+        let names = self.table.lock().names_to(id);
+        names.map_or_else(|| format!("#{id}").into(), |names| names.into_iter().collect())
+    }
+
+    /// The directory in the root that an id lies below, by the names it was last seen under; `None` for what
+    /// lies in the root itself, or has no name.
+    #[must_use]
+    pub fn top_of(&self, id: u64) -> Option<OsString> {
+        self.table.lock().top_of(id)
     }
 
     /// How many inodes are known now, the root included.

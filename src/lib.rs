@@ -12,6 +12,7 @@ pub mod error;
 pub mod fs;
 pub mod fuse;
 pub mod install;
+pub mod metrics;
 mod paths;
 pub mod pool;
 pub mod service;

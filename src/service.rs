@@ -2,7 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use crate::config::{self, Config};
 use crate::daemon::{Factory, Service, SwapFolder};
 use crate::fs::{Options, Tree};
 use crate::fuse::{Serving, serve};
+use crate::metrics::{Ledger, Listener, Wear, write_textfile};
 use crate::pool::{Arena, ArenaOptions};
 use crate::swap::{Engine, EngineOptions, OpenSwapIn};
 use crate::sys_process::reason;
@@ -28,6 +30,9 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Partitions that stay known after their last close, however many descriptors there are: with one block
 /// each they take about 1.5 KiB of memory that is not the pool's.
 const IDLE_PARTITIONS_MAX: usize = 4096;
+
+/// How often the metrics file is written anew, and what was written to the device recorded.
+const RECORD_PERIOD: Duration = Duration::from_secs(15);
 
 /// What a huge page is worth; the arena is a whole number of them.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
@@ -44,6 +49,26 @@ pub struct NullFactory;
 struct SwapService {
     volume: Arc<Volume>,
     serving: Mutex<Option<Serving>>,
+    /// Ends with the session.
+    publishing: Mutex<Option<Publishing>>,
+}
+
+/// What tells about the mount on its own account.
+struct Publishing {
+    _listener: Option<Listener>,
+    ledger: Option<Ledger>,
+    textfile: Option<PathBuf>,
+}
+
+impl Drop for Publishing {
+    fn drop(&mut self) {
+        // It writes for the last time.
+        drop(self.ledger.take());
+        // A file that nobody writes any more would be shown for ever.
+        if let Some(path) = &self.textfile {
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 impl Factory for SwapFactory {
@@ -84,9 +109,63 @@ fn start(
     warn_of_limits(swap, &probe, &folder);
     let engine = start_engine(config, &probe, open)?;
     let volume = make_volume(config, swap, mountpoint, &probe, engine)?;
+    volume.set_wear(Wear::open(
+        swap.control()
+            .try_clone_to_owned()
+            .map_err(|error| format!("{folder}/.swapfs: {}", reason(&error)))?,
+    ));
+    let publishing = publish(config, mountpoint, &volume)?;
     let serving = serve(volume.clone(), fuse, config.fuse_threads as usize)
         .map_err(|error| format!("FUSE session: {}", reason(&error)))?;
-    Ok(Arc::new(SwapService { volume, serving: Mutex::new(Some(serving)) }))
+    Ok(Arc::new(SwapService {
+        volume,
+        serving: Mutex::new(Some(serving)),
+        publishing: Mutex::new(Some(publishing)),
+    }))
+}
+
+/// Starts what shows and records the metrics: the listener and the file that were asked for, and the record of
+/// what was written.
+fn publish(config: &Config, mountpoint: &Path, volume: &Arc<Volume>) -> Result<Publishing, String> {
+    let listener = match config.metrics_listen {
+        Some(address) => {
+            let shown = volume.clone();
+            let listener =
+                Listener::start(address, move || shown.metrics(&[], shown.root_is_public()))
+                    .map_err(|error| format!("metrics_listen {address}: {}", reason(&error)))?;
+            if let Some(address) = listener.address() {
+                log::info!("metrics at http://{address}/metrics");
+            }
+            Some(listener)
+        }
+        None => None,
+    };
+    let mountpoint = mountpoint.to_string_lossy().into_owned();
+    let (recorded, textfile) = (volume.clone(), config.metrics_file.clone());
+    // Several mounts of a machine meet in node_exporter: there each one says which it is.
+    let write = move |path: &Path| {
+        let labels = [("mountpoint", mountpoint.as_str())];
+        write_textfile(path, &recorded.metrics(&labels, recorded.root_is_public()))
+    };
+    if let Some(path) = &textfile {
+        write(path)
+            .map_err(|error| format!("metrics_file {}: {}", path.display(), reason(&error)))?;
+    }
+    let recorded = volume.clone();
+    let (path, failed) = (textfile.clone(), AtomicBool::new(false));
+    let ledger = Ledger::start(RECORD_PERIOD, move || {
+        if let Some(wear) = recorded.wear() {
+            wear.save();
+        }
+        if let Some(path) = &path
+            && let Err(error) = write(path)
+            && !failed.swap(true, Ordering::Relaxed)
+        {
+            log::warn!("metrics_file {}: {}", path.display(), reason(&error));
+        }
+    })
+    .map_err(|error| format!("cannot start a thread: {}", reason(&error)))?;
+    Ok(Publishing { _listener: listener, ledger: Some(ledger), textfile })
 }
 
 /// Lets the daemon of root create files in the callers' names and still pass every permission check;
@@ -224,6 +303,7 @@ impl Service for SwapService {
     fn finish(&self) -> Result<(), Vec<String>> {
         let result = self.put_on_storage();
         self.volume.engine.stop();
+        drop(self.publishing.lock().take());
         result
     }
 }

@@ -4,23 +4,27 @@
 //! that may have to wait take a closure for their answer and never block on a transfer.
 
 mod control;
+mod directories;
 mod metrics;
+mod partitions;
 mod request;
 mod rights;
 mod xattr;
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::aio::device::BackingFile;
 use crate::aio::file::DiskFile;
 use crate::error::{Errno, Result};
 use crate::fs::{Access, Attributes, Caller, Entry, FileKind, Gone, RenameKind, TimeChange, Tree};
+use crate::metrics::{Watch, Wear};
 use crate::swap::{Engine, Reply};
 
-pub use control::{CONTROL_NAME, ControlNode};
+use directories::Directories;
+
+pub use control::{CONTROL_NAME, ControlNode, may_read_private};
 pub use request::{FOLDER_REQUESTS, PARTITION_REQUESTS, ROOT_REQUESTS};
 pub use rights::Asker;
 pub use xattr::{PARTITION_NAMES, REQUEST_NAME, ROOT_NAMES, SWAP_PREFIX, WAIT_NAME, XattrAnswer};
@@ -44,26 +48,6 @@ pub struct VolumeOptions {
     pub config: serde_json::Value,
 }
 
-/// Requests served since the start, for `stats.json`.
-#[derive(Debug, Default)]
-pub struct RequestCounts {
-    /// Requests of every kind.
-    pub all: AtomicU64,
-    /// Reads.
-    pub reads: AtomicU64,
-    /// Writes.
-    pub writes: AtomicU64,
-    /// Answered with an errno.
-    pub errors: AtomicU64,
-}
-
-impl RequestCounts {
-    /// Counts one.
-    pub fn count(counter: &AtomicU64) {
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
 /// What st_blksize recommends for partitions: programs that size their buffers by it then make one
 /// request where they would make thirty-two.
 const PREFERRED_IO_BYTES: u32 = 128 * 1024;
@@ -84,9 +68,12 @@ pub struct Volume {
     pub tree: Tree,
     /// The bytes.
     pub engine: Arc<Engine>,
-    /// What clients asked for so far.
-    pub requests: RequestCounts,
+    /// What clients ask for.
+    pub watch: Arc<Watch>,
     options: VolumeOptions,
+    directories: Directories,
+    /// What the swap folder's device was written to; set once, at start.
+    wear: OnceLock<Wear>,
     /// Tells the kernel to forget what it has cached of a node.
     invalidate: OnceLock<Invalidate>,
 }
@@ -118,8 +105,10 @@ impl Volume {
         Arc::new(Volume {
             tree,
             engine,
-            requests: RequestCounts::default(),
+            watch: Arc::default(),
             options,
+            directories: Directories::new(),
+            wear: OnceLock::new(),
             invalidate: OnceLock::new(),
         })
     }
@@ -186,6 +175,9 @@ impl Volume {
             }
             Ok(Arc::new(DiskFile::new(descriptor)?) as Arc<dyn BackingFile>)
         })?;
+        if is_new {
+            self.count_for_directory(id, handle);
+        }
         // Its last name may have gone before the engine knew it, and nobody would tell it again.
         if is_new && self.tree.attributes(id).is_ok_and(|now| now.nlink == 0) {
             self.engine.unlinked(key);
@@ -210,6 +202,7 @@ impl Volume {
         });
         match opened {
             Ok(handle) => {
+                self.count_for_directory(entry.id, handle);
                 if !made.is_new {
                     self.present(&mut entry);
                 }
@@ -220,6 +213,25 @@ impl Volume {
                 Err(errno)
             }
         }
+    }
+
+    /// Counts a partition's traffic for its directory in the root from now on.
+    fn count_for_directory(&self, id: u64, handle: u64) {
+        let group = self.directories.group(self.tree.top_of(id).as_deref());
+        self.engine.set_group(handle, group);
+    }
+
+    /// Names the record of what was written. Once, at start.
+    pub fn set_wear(&self, wear: Wear) {
+        let _ = self.wear.set(wear);
+    }
+
+    /// The record of what was written, up to now.
+    #[must_use]
+    pub fn wear(&self) -> Option<&Wear> {
+        let wear = self.wear.get()?;
+        wear.note(self.engine.device_stats().written_bytes);
+        Some(wear)
     }
 
     /// Changes attributes; the answer holds them as they are afterwards. A size change waits for

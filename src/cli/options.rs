@@ -99,6 +99,8 @@ fn flag(option: &'static OptionDefinition) -> Arg {
         Kind::Size { .. } => arg.value_name("SIZE"),
         Kind::Count { .. } => arg.value_name("N"),
         Kind::Choice(words) => arg.value_name(words.join("|")),
+        Kind::Address => arg.value_name("PORT|ADDRESS:PORT"),
+        Kind::Path => arg.value_name("FILE"),
         Kind::LogFilter => arg.value_name("FILTER"),
         // The value may be left out; see `join_switches`.
         Kind::Switch => arg

@@ -1,6 +1,7 @@
 //! The table of swapfs's own mount options, and how one value of each kind is read and printed.
 
 use std::fmt;
+use std::net::SocketAddr;
 
 use serde_json::json;
 
@@ -30,6 +31,10 @@ pub enum Kind {
     Switch,
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// Where to listen: a port of this machine's own, or an address with a port; or `off`.
+    Address,
+    /// An absolute path; or `off`.
+    Path,
     /// A log filter: a level, or `module=level` parts with commas between.
     LogFilter,
 }
@@ -52,6 +57,9 @@ pub struct OptionDefinition {
 /// Upper limit of any size, so that sums of sizes stay far from overflow.
 pub(super) const SIZE_MAX: u64 = 64 * TIB;
 
+/// The value that turns an address or a path off.
+const OFF: &str = "off";
+
 const fn size(min: u64, max: u64) -> Kind {
     Kind::Size { min, max, power_of_two: false }
 }
@@ -70,7 +78,7 @@ impl OptionDefinition {
 }
 
 /// Every mount option of swapfs.
-pub const OPTIONS: [OptionDefinition; 16] = [
+pub const OPTIONS: [OptionDefinition; 19] = [
     option("pool_size", size(KIB, SIZE_MAX), "1 GiB", "Bytes of the buffer pool"),
     option(
         "block_size",
@@ -122,6 +130,24 @@ pub const OPTIONS: [OptionDefinition; 16] = [
         Kind::Switch,
         "off",
         "close(2) waits until the partition is written to the swap folder",
+    ),
+    option(
+        "metrics_listen",
+        Kind::Address,
+        OFF,
+        "Show the metrics over HTTP at PORT of this machine's own, or at ADDRESS:PORT",
+    ),
+    option(
+        "metrics_public",
+        Kind::Switch,
+        "off",
+        "Let metrics_listen take an address that others can reach",
+    ),
+    option(
+        "metrics_file",
+        Kind::Path,
+        OFF,
+        "Write the metrics to this file every 15 s, for node_exporter's textfile collector",
     ),
     option(
         "log",
@@ -210,6 +236,8 @@ impl Kind {
             Kind::Count { min, max } => format!("a whole number from {min} to {max}"),
             Kind::Switch => "on, off, true or false".to_owned(),
             Kind::Choice(words) => format!("one of {}", words.join(", ")),
+            Kind::Address => "off, PORT, or ADDRESS:PORT with the address in numbers".to_owned(),
+            Kind::Path => "off, or an absolute path".to_owned(),
             Kind::LogFilter => {
                 "off, error, warn, info, debug, trace, or module=level parts".to_owned()
             }
@@ -224,6 +252,10 @@ impl Kind {
             Kind::Count { .. } => self.limit_count(text.trim().parse().ok()?),
             Kind::Switch => parse_switch(text).map(Value::Switch),
             Kind::Choice(words) => words.contains(&text).then(|| Value::Text(text.to_owned())),
+            Kind::Address => parse_address(text).map(|_| Value::Text(text.to_owned())),
+            Kind::Path => {
+                (text == OFF || text.starts_with('/')).then(|| Value::Text(text.to_owned()))
+            }
             Kind::LogFilter => is_log_filter(text).then(|| Value::Text(text.to_owned())),
         }
     }
@@ -239,6 +271,7 @@ impl Kind {
             // DeepSpeed's tuner writes its switches as words.
             (Kind::Switch, Json::String(text)) if is_switch_word(text) => self.parse_text(text),
             (Kind::Switch, _) => None,
+            (Kind::Address, Json::Number(number)) => self.parse_text(&number.to_string()),
             (_, Json::String(text)) => self.parse_text(text),
             _ => None,
         }
@@ -259,6 +292,15 @@ impl Kind {
         let count = u32::try_from(count).ok()?;
         (min..=max).contains(&count).then_some(Value::Count(count))
     }
+}
+
+/// Where to listen; `Some(None)` for nowhere. A port alone is one of this machine's own.
+pub(super) fn parse_address(text: &str) -> Option<Option<SocketAddr>> {
+    if text == OFF {
+        return Some(None);
+    }
+    let own = text.parse().map(|port: u16| SocketAddr::from(([127, 0, 0, 1], port)));
+    own.or_else(|_| text.parse()).ok().map(Some)
 }
 
 fn is_log_filter(text: &str) -> bool {

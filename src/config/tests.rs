@@ -53,6 +53,8 @@ fn every_option_works_in_every_source() {
             Kind::Count { .. } => "3",
             Kind::Switch => "on",
             Kind::Choice(words) => words[0],
+            Kind::Address => "9550",
+            Kind::Path => "/run/swapfs.prom",
             Kind::LogFilter => "debug",
         };
         let (text, expected) = match option.name {
@@ -76,6 +78,27 @@ fn every_option_works_in_every_source() {
             assert!(row.origin.starts_with(origin), "{}: {}", option.name, row.origin);
         }
     }
+}
+
+#[test]
+fn metrics_are_shown_to_others_only_when_that_is_said() {
+    let listen = |list: &str| from_list(list).map(|config| config.metrics_listen);
+    let local = Some(std::net::SocketAddr::from(([127, 0, 0, 1], 9550)));
+    assert_eq!(listen("pool_size=64m").unwrap(), None);
+    assert_eq!(listen("metrics_listen=off").unwrap(), None);
+    assert_eq!(listen("metrics_listen=9550").unwrap(), local);
+    assert_eq!(listen("metrics_listen=127.0.0.1:9550").unwrap(), local);
+    assert!(listen("metrics_listen=[::1]:9550").unwrap().is_some());
+    assert!(listen("metrics_listen=0.0.0.0:9550,metrics_public").unwrap().is_some());
+    let error = message(from_list("metrics_listen=0.0.0.0:9550"));
+    assert!(error.contains("metrics_public"), "{error}");
+    for bad in ["localhost:9550", "70000", "127.0.0.1", ""] {
+        let error = message(from_list(&format!("metrics_listen={bad}")));
+        assert!(error.contains("ADDRESS:PORT"), "{bad}: {error}");
+    }
+    let file = |list: &str| from_list(list).map(|config| config.metrics_file);
+    assert_eq!(file("metrics_file=/run/x.prom").unwrap(), Some("/run/x.prom".into()));
+    assert!(message(from_list("metrics_file=x.prom")).contains("an absolute path"));
 }
 
 #[test]

@@ -157,6 +157,39 @@ impl Table {
         None
     }
 
+    /// The names from the root to `id`, as far as they are known; `None` for what has no name.
+    pub(super) fn names_to(&self, id: u64) -> Option<Vec<OsString>> {
+        let mut names = Vec::new();
+        let mut at = id;
+        while at != ROOT_ID {
+            let hint = self.hint(at)?;
+            // As above: a ring leads nowhere.
+            if names.len() > self.nodes.len() {
+                return None;
+            }
+            names.push(hint.name.clone());
+            at = hint.parent;
+        }
+        names.reverse();
+        Some(names)
+    }
+
+    /// The first of [`Table::names_to`] of a node that has more than one.
+    pub(super) fn top_of(&self, id: u64) -> Option<OsString> {
+        let mut below = self.hint(id)?;
+        for _ in 0..self.nodes.len() {
+            if below.parent == ROOT_ID {
+                return None;
+            }
+            let above = self.hint(below.parent)?;
+            if above.parent == ROOT_ID {
+                return Some(above.name.clone());
+            }
+            below = above;
+        }
+        None
+    }
+
     /// One lookup more of what a name was found to be.
     pub(super) fn adopt(
         &mut self, node: Node, descriptor: Arc<OwnedFd>, hint: Hint, links: u32,

@@ -19,7 +19,7 @@ use super::opened::{Adapter, Opened, answer_empty, answer_entry, answer_xattr, c
 use super::{control, data, session};
 use crate::error::Errno;
 use crate::fs::{FileKind, ROOT_ID, RenameKind, XattrMode};
-use crate::volume::{Asker, REQUEST_NAME, outcome};
+use crate::volume::{Asker, ControlNode, REQUEST_NAME, may_read_private, outcome};
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
@@ -28,12 +28,10 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.count();
         control::lookup(&self.volume, parent, name, reply);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.count();
         match control::node(ino) {
             Some(node) => control::getattr(&self.volume, node, reply),
             None => reply.error(fuser::Errno::ENOSYS),
@@ -41,7 +39,6 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        self.count();
         match self.volume.tree.readlink(ino.0) {
             Ok(target) => reply.data(target.as_encoded_bytes()),
             Err(error) => reply.error(errno(error)),
@@ -52,7 +49,6 @@ impl Filesystem for Adapter {
         &self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32,
         reply: ReplyEntry,
     ) {
-        self.count();
         if control::is_ours(parent, name) {
             return reply.error(errno(Errno::EPERM));
         }
@@ -68,7 +64,6 @@ impl Filesystem for Adapter {
         &self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32,
         reply: ReplyEntry,
     ) {
-        self.count();
         if control::is_ours(parent, name) {
             return reply.error(errno(Errno::EPERM));
         }
@@ -77,7 +72,6 @@ impl Filesystem for Adapter {
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.count();
         if control::is_ours(parent, name) {
             return reply.error(errno(Errno::EPERM));
         }
@@ -87,7 +81,6 @@ impl Filesystem for Adapter {
     fn symlink(
         &self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry,
     ) {
-        self.count();
         if control::is_ours(parent, link_name) {
             return reply.error(errno(Errno::EPERM));
         }
@@ -102,7 +95,6 @@ impl Filesystem for Adapter {
         &self, _req: &Request, parent: INodeNo, name: &OsStr, newparent: INodeNo, newname: &OsStr,
         flags: RenameFlags, reply: ReplyEmpty,
     ) {
-        self.count();
         if control::is_ours(parent, name) || control::is_ours(newparent, newname) {
             return reply.error(errno(Errno::EPERM));
         }
@@ -114,7 +106,6 @@ impl Filesystem for Adapter {
     fn link(
         &self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry,
     ) {
-        self.count();
         if control::node(ino).is_some() || control::is_ours(newparent, newname) {
             return reply.error(errno(Errno::EPERM));
         }
@@ -125,35 +116,45 @@ impl Filesystem for Adapter {
         answer_entry(linked, reply);
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.count();
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let Some(node) = control::node(ino) else {
             return reply.error(fuser::Errno::EIO);
         };
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(errno(Errno::EACCES));
         }
-        let content = self.volume.control_content(node).into();
-        control::open(self.keep(Opened::Control(content)), reply);
+        if node.is_private() && !may_read_private(req.uid()) {
+            return reply.error(errno(Errno::EACCES));
+        }
+        let opened = match node {
+            ControlNode::AccessLog => match self.volume.watch.access.open() {
+                Some(reader) => Opened::AccessLog(reader),
+                None => return reply.error(errno(Errno::EBUSY)),
+            },
+            _ => Opened::Control(self.volume.control_content(node, req.uid()).into()),
+        };
+        control::open(self.keep(opened), node, reply);
     }
 
     fn read(
         &self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, size: u32,
         _flags: OpenFlags, _lock_owner: Option<LockOwner>, reply: ReplyData,
     ) {
-        self.count();
-        let content = match self.opened.lock().get(&fh.0) {
-            Some(Opened::Control(content)) => content.clone(),
-            _ => return reply.error(errno(Errno::EBADF)),
-        };
-        control::read(&content, offset, size, reply);
+        let opened = self.opened.lock().get(&fh.0).cloned();
+        match opened {
+            Some(Opened::Control(content)) => control::read(&content, offset, size, reply),
+            Some(Opened::AccessLog(reader)) => {
+                let answer = Box::new(move |bytes: &[u8]| reply.data(bytes));
+                self.volume.watch.access.read(reader, size as usize, answer);
+            }
+            _ => reply.error(errno(Errno::EBADF)),
+        }
     }
 
     fn flush(
         &self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        self.count();
         reply.ok();
     }
 
@@ -161,20 +162,20 @@ impl Filesystem for Adapter {
         &self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags,
         _lock_owner: Option<LockOwner>, _flush: bool, reply: ReplyEmpty,
     ) {
-        self.count();
-        self.opened.lock().remove(&fh.0);
+        let opened = self.opened.lock().remove(&fh.0);
+        if let Some(Opened::AccessLog(reader)) = opened {
+            self.volume.watch.access.close(reader);
+        }
         reply.ok();
     }
 
     fn fsync(
         &self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty,
     ) {
-        self.count();
         reply.ok();
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.count();
         if control::node(ino).is_some() {
             return reply.opened(FileHandle(0), fuser::FopenFlags::empty());
         }
@@ -190,7 +191,6 @@ impl Filesystem for Adapter {
     fn readdir(
         &self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory,
     ) {
-        self.count();
         if control::node(ino).is_some() {
             return control::readdir(offset, reply);
         }
@@ -209,7 +209,6 @@ impl Filesystem for Adapter {
         &self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        self.count();
         if control::node(ino).is_some() {
             return control::readdirplus(&self.volume, offset, reply);
         }
@@ -223,7 +222,6 @@ impl Filesystem for Adapter {
     fn releasedir(
         &self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty,
     ) {
-        self.count();
         self.opened.lock().remove(&fh.0);
         reply.ok();
     }
@@ -231,8 +229,7 @@ impl Filesystem for Adapter {
     fn fsyncdir(
         &self, _req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty,
     ) {
-        self.count();
-        let answer = data::empty(&self.volume, reply);
+        let answer = data::empty(reply);
         if ino.0 == ROOT_ID {
             return self.volume.synchronize(Box::new(move |failed| answer(outcome(&failed))));
         }
@@ -245,7 +242,6 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        self.count();
         match self.volume.tree.space() {
             Ok(space) => reply.statfs(
                 space.blocks,
@@ -265,13 +261,12 @@ impl Filesystem for Adapter {
         &self, req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _position: u32,
         reply: ReplyEmpty,
     ) {
-        self.count();
         if control::node(ino).is_some() {
             return reply.error(errno(Errno::EPERM));
         }
         if name == REQUEST_NAME {
             let asker = Asker { uid: req.uid(), gid: req.gid(), pid: req.pid() };
-            let answer = data::empty(&self.volume, reply);
+            let answer = data::empty(reply);
             return self.volume.request(ino.0, value, asker, answer);
         }
         let set = XattrMode::from_flags(flags as u32)
@@ -282,12 +277,10 @@ impl Filesystem for Adapter {
     fn getxattr(
         &self, _req: &Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr,
     ) {
-        self.count();
         reply.error(errno(Errno::ENODATA));
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.count();
         if control::node(ino).is_some() {
             return answer_xattr(&[], size, reply);
         }
@@ -298,7 +291,6 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.count();
         if control::node(ino).is_some() {
             return reply.error(errno(Errno::EPERM));
         }
@@ -309,8 +301,7 @@ impl Filesystem for Adapter {
         &self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.count();
-        let reply = data::empty(&self.volume, reply);
+        let reply = data::empty(reply);
         self.volume.engine.allocate(fh.0, mode, offset, length, reply);
     }
 
@@ -318,7 +309,6 @@ impl Filesystem for Adapter {
         &self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _flags: IoctlFlags, _cmd: u32,
         _in_data: &[u8], _out_size: u32, reply: ReplyIoctl,
     ) {
-        self.count();
         reply.error(errno(Errno::ENOTTY));
     }
 
@@ -327,7 +317,6 @@ impl Filesystem for Adapter {
         _ino_out: INodeNo, _fh_out: FileHandle, _offset_out: u64, _len: u64,
         _flags: CopyFileRangeFlags, reply: ReplyWrite,
     ) {
-        self.count();
         // Never asked again: the kernel copies by read and write, which go through the pool.
         reply.error(errno(Errno::ENOSYS));
     }
@@ -336,7 +325,6 @@ impl Filesystem for Adapter {
         &self, _req: &Request, ino: INodeNo, fh: FileHandle, ph: PollNotifier, events: PollEvents,
         flags: PollFlags, reply: ReplyPoll,
     ) {
-        self.count();
         if control::node(ino).is_some() {
             return reply.poll(events & data::ALWAYS_READY);
         }
@@ -348,7 +336,6 @@ impl Filesystem for Adapter {
         &self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32,
         reply: ReplyLseek,
     ) {
-        self.count();
         if control::node(ino).is_some() {
             return reply.error(errno(Errno::EINVAL));
         }

@@ -38,8 +38,13 @@ pub(super) fn getattr(volume: &Volume, node: ControlNode, reply: ReplyAttr) {
 }
 
 /// Opens a file with its content as of now; the handle is the key of that content.
-pub(super) fn open(handle: u64, reply: ReplyOpen) {
-    reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO);
+pub(super) fn open(handle: u64, node: ControlNode, reply: ReplyOpen) {
+    let stream = match node {
+        // It has no positions, and two reads of it do not wait for each other.
+        ControlNode::AccessLog => FopenFlags::FOPEN_STREAM,
+        _ => FopenFlags::empty(),
+    };
+    reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO | stream);
 }
 
 pub(super) fn read(content: &str, offset: u64, size: u32, reply: ReplyData) {

@@ -6,21 +6,13 @@ use fuser::{PollEvents, PollNotifier, ReplyEmpty, ReplyLseek, ReplyPoll};
 
 use super::attr::errno;
 use crate::error::{Errno, Result};
-use crate::volume::{RequestCounts, Volume};
-
-fn failed(volume: &Volume) {
-    RequestCounts::count(&volume.requests.errors);
-}
+use crate::volume::Volume;
 
 /// A closure that answers a request without a payload.
-pub(super) fn empty(volume: &Arc<Volume>, reply: ReplyEmpty) -> Box<dyn FnOnce(Result<()>) + Send> {
-    let volume = volume.clone();
+pub(super) fn empty(reply: ReplyEmpty) -> Box<dyn FnOnce(Result<()>) + Send> {
     Box::new(move |result| match result {
         Ok(()) => reply.ok(),
-        Err(error) => {
-            failed(&volume);
-            reply.error(errno(error));
-        }
+        Err(error) => reply.error(errno(error)),
     })
 }
 

@@ -8,10 +8,12 @@ mod abi;
 mod answers;
 mod change;
 mod crew;
+mod describe;
 mod device;
 mod hot;
 mod relay;
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -26,6 +28,7 @@ use self::crew::{Crew, Turn};
 use self::device::{Device, HEADER_BYTES, Reply};
 use self::relay::Relay;
 use super::session::REQUEST_BYTES_MAX;
+use crate::metrics::Ticket;
 use crate::swap::Intake;
 use crate::volume::Volume;
 
@@ -65,7 +68,7 @@ impl Front {
     /// When the kernel's protocol is too old, or the mount is gone already.
     pub(super) fn begin(volume: Arc<Volume>, device: OwnedFd) -> io::Result<(Front, OwnedFd)> {
         let (relay, theirs) = Relay::new()?;
-        let device = Device::new(device);
+        let device = Device::new(device, volume.watch.clone());
         let (mut headers, mut payload) = ([0; HEADER_BYTES], Payload::new());
         let gone = || io::Error::new(io::ErrorKind::NotConnected, "unmounted while starting");
         let length = device.receive(&mut headers, payload.bytes())?.ok_or_else(gone)?;
@@ -74,7 +77,7 @@ impl Front {
         match version {
             Ok((version, _)) if Opcode::from(header.opcode) == Opcode::Init => {
                 if version.major != MAJOR || version.minor < MINOR_MIN {
-                    Reply::new(&device, header.unique).error(nix::errno::Errno::EPROTO);
+                    Reply::new(&device, header.unique, None).error(nix::errno::Errno::EPROTO);
                     return Err(io::Error::new(
                         io::ErrorKind::Unsupported,
                         format!(
@@ -89,7 +92,7 @@ impl Front {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, what));
             }
         }
-        relay.pass(&device, &header, &mut headers, rest)?;
+        relay.pass(&device, &header, &mut headers, rest, None)?;
         Ok((Front { volume, relay, device }, theirs))
     }
 
@@ -308,21 +311,25 @@ impl Reader {
     fn handle(&mut self, length: usize) -> io::Result<()> {
         let mut room = self.room.take().expect("put back after each request");
         let (header, rest) = split(&self.headers, room.bytes(), length)?;
+        let ticket = self.device.watch.begin(describe::operation(&header), || {
+            describe::note(&self.front.volume, &header, &self.headers, rest)
+        });
         if Opcode::from(header.opcode) == Opcode::Write {
-            let reply = Reply::new(&self.device, header.unique);
+            let reply = Reply::new(&self.device, header.unique, Some(ticket));
             let (arguments, length) = (&self.headers[size_of::<InHeader>()..], rest.len());
             room = self.front.write(&header, arguments, room, length, reply);
         } else {
-            self.handle_other(&header, rest, length);
+            self.handle_other(&header, rest, length, ticket);
         }
         self.room = Some(room);
         Ok(())
     }
 
-    fn handle_other(&mut self, header: &InHeader, rest: &[u8], length: usize) {
+    fn handle_other(&mut self, header: &InHeader, rest: &[u8], length: usize, ticket: Ticket) {
         let opcode = Opcode::from(header.opcode);
         let front = &self.front;
-        let reply = || Reply::new(&self.device, header.unique);
+        let ticket = Cell::new(Some(ticket));
+        let reply = || Reply::new(&self.device, header.unique, ticket.take());
         let outcome = if opcode.is_answered_here() {
             let arguments = if length <= HEADER_BYTES {
                 &self.headers[size_of::<InHeader>()..length]
@@ -336,9 +343,16 @@ impl Reader {
         } else {
             hot::Outcome::PassOn
         };
-        if outcome == hot::Outcome::PassOn
-            && let Err(errno) = front.relay.pass(&self.device, header, &mut self.headers, rest)
-        {
+        if outcome == hot::Outcome::Taken {
+            // Still there when the request gets no answer.
+            if let Some(ticket) = ticket.take() {
+                self.device.watch.answering(&ticket, 0);
+                self.device.watch.answered(ticket, 0, 0);
+            }
+            return;
+        }
+        let passed = front.relay.pass(&self.device, header, &mut self.headers, rest, ticket.take());
+        if let Err(errno) = passed {
             log::error!("request {} of {length} bytes cannot be passed on: {errno}", header.opcode);
             reply().error(nix::errno::Errno::EIO);
         }

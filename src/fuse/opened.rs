@@ -13,13 +13,15 @@ use parking_lot::Mutex;
 use super::attr::{TTL, errno, file_attr};
 use crate::error::{Errno, Result};
 use crate::fs::{Caller, Directory, Entry};
-use crate::volume::{RequestCounts, Volume};
+use crate::volume::Volume;
 
 /// What an open handle that is no partition's stands for.
 #[derive(Debug, Clone)]
 pub(super) enum Opened {
     Directory(Arc<Directory>),
     Control(Arc<str>),
+    /// A reader of the access log.
+    AccessLog(u64),
 }
 
 /// The filesystem as fuser calls it.
@@ -64,10 +66,6 @@ pub(super) fn answer_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
 impl Adapter {
     pub(super) fn new(volume: Arc<Volume>) -> Adapter {
         Adapter { volume, opened: Mutex::new(HashMap::new()), next_handle: AtomicU64::new(1) }
-    }
-
-    pub(super) fn count(&self) {
-        RequestCounts::count(&self.volume.requests.all);
     }
 
     pub(super) fn keep(&self, opened: Opened) -> u64 {

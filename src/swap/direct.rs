@@ -97,7 +97,7 @@ impl Engine {
         }
         st.part(id).active_reads += 1;
         let DirectOp { offset, lease, reply, .. } = *op;
-        st.stats.read_bytes += lease.len() as u64;
+        st.note_read(id, lease.len() as u64);
         let job = Job { partition: id, left: 0, pieces: Vec::new(), reply: Some(reply) };
         let job = Arc::new(Mutex::new(job));
         let (mut offset, mut lease) = (offset, lease);

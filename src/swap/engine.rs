@@ -15,6 +15,7 @@ use super::memory::Memory;
 use super::op::Op;
 use super::partition::{FileKey, Handle, Partition};
 use super::state::{Shape, State};
+use super::traffic::Meter;
 use crate::aio::device::{BackingFile, Completion, CompletionSink, Device};
 use crate::error::{Errno, Result};
 use crate::pool::Arena;
@@ -93,6 +94,7 @@ pub struct Engine {
     state: Mutex<State>,
     device: OnceLock<Arc<dyn Device>>,
     started: Instant,
+    pub(crate) meter: Meter,
     /// `None` ends one thread.
     pub(crate) ops: (Sender<Option<Op>>, Receiver<Option<Op>>),
     pub(crate) jobs: (Sender<Option<Job>>, Receiver<Option<Job>>),
@@ -137,6 +139,7 @@ impl Engine {
             state: Mutex::new(State::new(shape, buffers, intakes, SCRATCH_PAGES)),
             device: OnceLock::new(),
             started: Instant::now(),
+            meter: Meter::default(),
             ops: crossbeam_channel::unbounded(),
             jobs: crossbeam_channel::unbounded(),
             threads: Mutex::new(Vec::new()),

@@ -430,7 +430,7 @@ impl Engine {
         let unit = st.shape.unit;
         let now_ms = self.now_ms();
         st.status_may_change(hold.partition);
-        st.stats.written_bytes += hold.bytes.end - hold.bytes.start;
+        st.note_written(hold.partition, hold.bytes.end - hold.bytes.start);
         let part = st.part(hold.partition);
         let old = part.size;
         part.size = part.size.max(hold.bytes.end);

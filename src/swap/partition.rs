@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime};
 use super::block::BufferIndex;
 use super::op::{BarrierOp, Op, Reply, SyncOp};
 use super::pages::RangeSet;
+use super::traffic::Traffic;
 use crate::aio::device::BackingFile;
 use crate::error::Errno;
 
@@ -128,6 +129,9 @@ pub(crate) struct Partition {
     pub(crate) settle_queued: bool,
     /// Settling failed; it waits for the next fsync.
     pub(crate) settle_failed: bool,
+    pub(crate) traffic: Traffic,
+    /// Whose traffic its own is, too.
+    pub(crate) group: usize,
 }
 
 impl Partition {
@@ -176,6 +180,8 @@ impl Partition {
             written_ms: 0,
             settle_queued: false,
             settle_failed: false,
+            traffic: Traffic::default(),
+            group: 0,
         }
     }
 

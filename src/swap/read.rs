@@ -185,7 +185,7 @@ impl Engine {
         part.active_reads += 1;
         op.entered = true;
         op.length = op.length.min(part.size.saturating_sub(op.offset));
-        st.stats.read_bytes += op.length;
+        st.note_read(id, op.length);
         op.sequential = self.note_position(st, handle, op.offset, op.length);
         Some(op)
     }

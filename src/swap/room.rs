@@ -1,5 +1,7 @@
 //! Making room: who waits for buffers, what is written out and evicted for them.
 
+use std::time::Instant;
+
 use super::actions::Actions;
 use super::block::{BufferIndex, ListKind, NONE};
 use super::buffers::{Moving, SPARE_MS};
@@ -12,12 +14,12 @@ impl Engine {
     /// Parks an operation until it can have `count` buffers.
     pub(crate) fn wait_for_buffers(&self, st: &mut State, op: Op, count: usize) {
         st.stats.buffer_waits += 1;
-        st.waiting.push_back((op, count));
+        st.waiting.push_back((op, count, Instant::now()));
     }
 
     /// Serves those who wait for buffers, in order, and starts what it takes to go on.
     pub(crate) fn pump(&self, st: &mut State, actions: &mut Actions) {
-        while let Some((mut op, mut count)) = st.waiting.pop_front() {
+        while let Some((mut op, mut count, since)) = st.waiting.pop_front() {
             let now_ms = self.now_ms();
             let patient = st.first_waits_since.is_none_or(|since| since + SPARE_MS > now_ms);
             let moving = if patient { st.moving() } else { Moving::default() };
@@ -38,11 +40,12 @@ impl Engine {
                 if let Op::Read(op) = &mut op {
                     self.unpin(st, std::mem::take(&mut op.pinned));
                 }
-                st.waiting.push_front((op, count));
+                st.waiting.push_front((op, count, since));
                 st.first_waits_since.get_or_insert(now_ms);
                 return;
             }
             st.first_waits_since = None;
+            self.meter.waits.record(since.elapsed());
             if let Some(granted) = op.granted() {
                 let mut granted_now = std::mem::take(granted);
                 st.grant(&mut granted_now, count, actions);

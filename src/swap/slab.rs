@@ -43,6 +43,11 @@ impl<T> Slab<T> {
         self.items.len() - self.free.len()
     }
 
+    /// How many indices have been given out; some may be free again.
+    pub(crate) fn places(&self) -> usize {
+        self.items.len()
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &T)> {
         self.items.iter().enumerate().filter_map(|(i, item)| Some((i, item.as_ref()?)))
     }

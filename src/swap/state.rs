@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::actions::Actions;
 use super::block::{Block, BufferIndex, Counts, ListKind, NONE};
@@ -15,6 +15,7 @@ use super::op::{Op, SyncOp};
 use super::partition::{FileKey, Handle, Partition, StatusWaiter};
 use super::resting::Resting;
 use super::slab::Slab;
+use super::traffic::Traffic;
 use super::trays::{Buffer, Place, Trays, Weights};
 use crate::aio::device::BackingFile;
 
@@ -188,9 +189,11 @@ pub(crate) struct State {
     /// Partitions forgotten so far.
     pub(crate) drops: u64,
     pub(crate) handles: Slab<Handle>,
-    pub(crate) transfers: Slab<Purpose>,
-    /// Operations waiting for buffers, first come first served, with the number each needs.
-    pub(crate) waiting: VecDeque<(Op, usize)>,
+    /// What each is for, and when it was asked for.
+    pub(crate) transfers: Slab<(Purpose, Instant)>,
+    /// Operations waiting for buffers, first come first served, with the number each needs, and
+    /// since when it waits.
+    pub(crate) waiting: VecDeque<(Op, usize, Instant)>,
     /// Since when, in milliseconds, the first of them waits.
     pub(crate) first_waits_since: Option<u64>,
     pub(crate) writes_inflight: usize,
@@ -209,6 +212,8 @@ pub(crate) struct State {
     /// Partitions with pollers whose counters have changed.
     pub(crate) polled: Vec<u32>,
     pub(crate) stats: CacheStats,
+    /// By the number that [`Engine::set_group`](super::Engine::set_group) was given.
+    pub(crate) groups: Vec<Traffic>,
     pub(crate) stopping: bool,
 }
 
@@ -251,6 +256,7 @@ impl State {
             released: Vec::new(),
             polled: Vec::new(),
             stats: CacheStats::default(),
+            groups: vec![Traffic::default()],
             stopping: false,
         }
     }

@@ -85,7 +85,7 @@ impl Engine {
         })
     }
 
-    fn info_of(&self, st: &mut State, id: u32) -> PartitionInfo {
+    pub(crate) fn info_of(&self, st: &mut State, id: u32) -> PartitionInfo {
         let (unit, block_size) = (st.shape.unit, st.shape.block_size);
         let part = st.part(id);
         let size = part.size;

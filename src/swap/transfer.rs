@@ -1,6 +1,7 @@
 //! Starting transfers and taking their completions.
 
 use std::ops::Range;
+use std::time::Instant;
 
 use super::actions::{Actions, Failure};
 use super::block::BufferIndex;
@@ -24,7 +25,7 @@ impl Engine {
         actions: &mut Actions,
     ) {
         let file = st.file(id);
-        let token = st.transfers.insert(purpose) as u64;
+        let token = st.transfers.insert((purpose, Instant::now())) as u64;
         actions.transfers.push(Transfer { token, action, file, offset });
     }
 
@@ -209,7 +210,9 @@ impl Engine {
     /// Takes one finished transfer.
     pub(crate) fn completed(&self, st: &mut State, done: Completion, actions: &mut Actions) {
         let Completion { transfer, result } = done;
-        let purpose = st.transfers.remove(transfer.token as usize).expect("completed once");
+        let (purpose, since) =
+            st.transfers.remove(transfer.token as usize).expect("completed once");
+        self.note_transfer(&transfer.action, since);
         match purpose {
             Purpose::Read { buffer, pages, done, stored } => {
                 self.read_completed(st, buffer, pages, done, stored, transfer, result, actions);

@@ -299,7 +299,7 @@ impl Engine {
             part.lost.remove(new.clone());
             part.unreadable.remove(new);
         }
-        st.stats.written_bytes += bytes.end - bytes.start;
+        st.note_written(id, bytes.end - bytes.start);
         st.edit(buffer, |block| {
             block.copying.remove(pages.clone());
             for page in [pages.start, pages.end - 1] {

@@ -1,16 +1,25 @@
 //! `MOUNTPOINT/.swapfs/`: what the daemon tells about itself, as files made at the moment of reading.
 
 use std::ffi::OsStr;
-use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use serde_json::json;
 
 use super::Volume;
-use crate::fs::{Attributes, FileKind};
+use crate::fs::{Attributes, FileKind, ROOT_ID};
+use crate::metrics::Operation;
 
 /// The control folder's name in the root; readdir does not list it.
 pub const CONTROL_NAME: &str = ".swapfs";
+
+/// Days of writing that `stats.json` lists.
+const DAYS_SHOWN: usize = 30;
+
+/// Whether a user may read what names partitions.
+#[must_use]
+pub fn may_read_private(uid: u32) -> bool {
+    uid == 0 || uid == rustix::process::geteuid().as_raw()
+}
 
 /// A node of the control folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +32,10 @@ pub enum ControlNode {
     Metrics,
     /// `config.json`.
     Config,
+    /// `partitions.json`.
+    Partitions,
+    /// `accesslog`, which has no content but what comes while it is read.
+    AccessLog,
 }
 
 /// Ids beyond any inode number a filesystem gives out.
@@ -30,8 +43,13 @@ const FIRST_ID: u64 = u64::MAX - 16;
 
 impl ControlNode {
     /// The files of the folder.
-    pub const FILES: [ControlNode; 3] =
-        [ControlNode::Stats, ControlNode::Metrics, ControlNode::Config];
+    pub const FILES: [ControlNode; 5] = [
+        ControlNode::Stats,
+        ControlNode::Metrics,
+        ControlNode::Config,
+        ControlNode::Partitions,
+        ControlNode::AccessLog,
+    ];
 
     /// Its node id.
     #[must_use]
@@ -44,10 +62,7 @@ impl ControlNode {
     pub fn of_id(id: u64) -> Option<ControlNode> {
         match id.checked_sub(FIRST_ID)? {
             0 => Some(ControlNode::Folder),
-            1 => Some(ControlNode::Stats),
-            2 => Some(ControlNode::Metrics),
-            3 => Some(ControlNode::Config),
-            _ => None,
+            place => ControlNode::FILES.get(place as usize - 1).copied(),
         }
     }
 
@@ -59,6 +74,8 @@ impl ControlNode {
             ControlNode::Stats => "stats.json",
             ControlNode::Metrics => "metrics",
             ControlNode::Config => "config.json",
+            ControlNode::Partitions => "partitions.json",
+            ControlNode::AccessLog => "accesslog",
         }
     }
 
@@ -67,36 +84,52 @@ impl ControlNode {
     pub fn of_name(name: &OsStr) -> Option<ControlNode> {
         ControlNode::FILES.into_iter().find(|node| name == node.name())
     }
+
+    /// Whether only the mount's owner and root may read it: it names partitions.
+    #[must_use]
+    pub fn is_private(self) -> bool {
+        matches!(self, ControlNode::Partitions | ControlNode::AccessLog)
+    }
 }
 
 impl Volume {
-    /// What a control file holds now; empty for the folder.
+    /// What a control file holds now for the user `uid`; empty for the folder and the access log.
     #[must_use]
-    pub fn control_content(&self, node: ControlNode) -> String {
+    pub fn control_content(&self, node: ControlNode, uid: u32) -> String {
         let pretty = |value: serde_json::Value| format!("{value:#}\n");
         match node {
-            ControlNode::Folder => String::new(),
+            ControlNode::Folder | ControlNode::AccessLog => String::new(),
             ControlNode::Stats => pretty(self.stats()),
-            ControlNode::Metrics => super::metrics::text(&self.stats()),
+            ControlNode::Metrics => {
+                self.metrics(&[], may_read_private(uid) || self.root_is_public())
+            }
             ControlNode::Config => pretty(self.options.config.clone()),
+            ControlNode::Partitions => pretty(self.partition_list()),
         }
     }
 
-    /// The attributes of a control node: readable by everyone, of the size it has now.
+    /// Whether everybody may list the root, and so see the names of its directories.
+    #[must_use]
+    pub fn root_is_public(&self) -> bool {
+        self.tree.attributes(ROOT_ID).is_ok_and(|root| root.mode & 0o005 == 0o005)
+    }
+
+    /// The attributes of a control node: of the size it has now, but for what only its owner may read, which
+    /// has none, as files of proc(5).
     #[must_use]
     pub fn control_attributes(&self, node: ControlNode) -> Attributes {
         let now = SystemTime::now();
         let folder = node == ControlNode::Folder;
         Attributes {
             ino: node.id(),
-            size: self.control_content(node).len() as u64,
+            size: if node.is_private() { 0 } else { self.control_content(node, 0).len() as u64 },
             blocks: 0,
             block_size: 4096,
             atime: now,
             mtime: now,
             ctime: now,
             kind: if folder { FileKind::Directory } else { FileKind::Regular },
-            mode: if folder { 0o555 } else { 0o444 },
+            mode: if folder { 0o555 } else { if node.is_private() { 0o400 } else { 0o444 } },
             nlink: if folder { 2 } else { 1 },
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
@@ -107,8 +140,15 @@ impl Volume {
     /// The object of `stats.json`: counts, never names.
     #[must_use]
     pub fn stats(&self) -> serde_json::Value {
-        let requests = &self.requests;
-        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let times = self.engine.times();
+        let mut pool = json!(self.engine.pool());
+        pool["wait"] = times.waits.to_json();
+        let mut aio = json!(self.engine.device_stats());
+        aio["latency"] = json!({
+            "read": times.reads.to_json(),
+            "write": times.writes.to_json(),
+            "sync": times.syncs.to_json(),
+        });
         json!({
             "mount": {
                 "pid": std::process::id(),
@@ -117,16 +157,39 @@ impl Volume {
                 "mountpoint": self.options.mountpoint.to_string_lossy(),
                 "swap_folders": [self.options.swap_folder.to_string_lossy()],
             },
-            "pool": self.engine.pool(),
-            "aio": self.engine.device_stats(),
+            "pool": pool,
+            "aio": aio,
             "cache": self.engine.cache_stats(),
-            "fuse": {
-                "requests": load(&requests.all),
-                "reads": load(&requests.reads),
-                "writes": load(&requests.writes),
-                "errors": load(&requests.errors),
-            },
+            "fuse": self.request_stats(),
             "partitions": self.engine.partitions(),
+            "wear": self.wear().map(|wear| {
+                let (total, today) = wear.total_and_today();
+                json!({ "written_bytes": total, "today_bytes": today, "days": wear.days(DAYS_SHOWN) })
+            }),
+        })
+    }
+
+    fn request_stats(&self) -> serde_json::Value {
+        let counts: Vec<_> = self.watch.requests.counts().collect();
+        let of = |operation| {
+            let count = counts.iter().find(|count| count.operation == operation);
+            count.map_or(0, |count| count.answered)
+        };
+        let happened = counts.iter().filter(|count| count.answered > 0);
+        let operations: serde_json::Map<String, serde_json::Value> = happened
+            .map(|count| {
+                let mut shown = count.times.to_json();
+                shown["count"] = count.answered.into();
+                shown["errors"] = count.errors.into();
+                (count.operation.name().to_owned(), shown)
+            })
+            .collect();
+        json!({
+            "requests": counts.iter().map(|count| count.answered).sum::<u64>(),
+            "reads": of(Operation::READ),
+            "writes": of(Operation::WRITE),
+            "errors": counts.iter().map(|count| count.errors).sum::<u64>(),
+            "operations": operations,
         })
     }
 }

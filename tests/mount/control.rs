@@ -44,24 +44,17 @@ fn metrics_are_prometheus_text() {
     let mount = Mount::new("pool_size=16m");
     fs::write(mount.at("file"), "x").unwrap();
     let text = fs::read_to_string(mount.at(".swapfs/metrics")).unwrap();
-    assert!(text.ends_with('\n'));
-    let mut names = Vec::new();
-    for line in text.lines().filter(|line| !line.starts_with('#')) {
-        let (name, value) = line.rsplit_once(' ').unwrap();
-        value.parse::<f64>().unwrap_or_else(|_| panic!("{line}"));
-        let name = name.split('{').next().unwrap();
-        assert!(name.starts_with("swapfs_"), "{line}");
-        assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'));
-        assert!(text.contains(&format!("# TYPE {name} ")), "{name} has no type");
-        names.push(line.rsplit_once(' ').unwrap().0);
+    let families = crate::prometheus::parse(&text);
+    for (name, family) in &families {
+        assert!(name.starts_with("swapfs_"), "{name}");
+        assert!(!family.samples.is_empty() || family.kind == "histogram", "{name}");
     }
     for name in ["swapfs_pool_buffers", "swapfs_pool_dirty", "swapfs_fuse_requests_total"] {
-        assert!(names.contains(&name), "{name}");
+        assert!(families[name].value(&[]).is_some(), "{name}");
     }
-    let count = names.len();
-    names.sort_unstable();
-    names.dedup();
-    assert_eq!(names.len(), count, "a name occurs twice");
+    for name in ["swapfs_pool_buffer_size_bytes", "swapfs_fuse_operation_seconds"] {
+        assert!(!families[name].help.contains('_'), "{name}: {}", families[name].help);
+    }
 }
 
 /// "`config.json` (the configuration in force)".
@@ -90,7 +83,7 @@ fn the_control_folder_is_hidden_and_fixed() {
     let mut names: Vec<_> =
         fs::read_dir(&control).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
-    assert_eq!(names, ["config.json", "metrics", "stats.json"]);
+    assert_eq!(names, ["accesslog", "config.json", "metrics", "partitions.json", "stats.json"]);
     assert!(fs::metadata(&control).unwrap().is_dir());
     assert_eq!(fs::metadata(control.join("metrics")).unwrap().mode() & 0o222, 0);
     // What is kept there in the swap folder is nobody's business.

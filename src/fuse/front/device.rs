@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 use super::abi::{InvalInodeOut, NOTIFY_INVAL_INODE, OutHeader};
+use crate::metrics::{Ticket, Watch};
 
 /// Bytes that a WRITE has before its payload: `fuse_in_header` and `fuse_write_in`.
 pub(super) const HEADER_BYTES: usize = 80;
@@ -23,16 +24,18 @@ const PAUSES: u32 = 16;
 #[derive(Debug)]
 pub(super) struct Device {
     descriptor: OwnedFd,
+    /// Counts what is answered.
+    pub(super) watch: Arc<Watch>,
 }
 
 impl Device {
-    pub(super) fn new(descriptor: OwnedFd) -> Arc<Device> {
-        Arc::new(Device { descriptor })
+    pub(super) fn new(descriptor: OwnedFd, watch: Arc<Watch>) -> Arc<Device> {
+        Arc::new(Device { descriptor, watch })
     }
 
     /// One more descriptor of the same session, with a queue of its own for what it has read.
     pub(super) fn another(&self) -> io::Result<Arc<Device>> {
-        Ok(Device::new(crate::sys::clone_fuse_device(&self.descriptor)?))
+        Ok(Device::new(crate::sys::clone_fuse_device(&self.descriptor)?, self.watch.clone()))
     }
 
     /// Waits for a request. Its first [`HEADER_BYTES`] go into `headers` and the rest into `payload`, which
@@ -110,11 +113,13 @@ pub(super) struct Reply {
     /// `None` once it was sent.
     device: Option<Arc<Device>>,
     unique: u64,
+    /// `None` for what nobody counts.
+    ticket: Option<Ticket>,
 }
 
 impl Reply {
-    pub(super) fn new(device: &Arc<Device>, unique: u64) -> Reply {
-        Reply { device: Some(device.clone()), unique }
+    pub(super) fn new(device: &Arc<Device>, unique: u64, ticket: Option<Ticket>) -> Reply {
+        Reply { device: Some(device.clone()), unique, ticket }
     }
 
     /// False when nobody waits for the answer any more: the session has been aborted.
@@ -122,7 +127,13 @@ impl Reply {
         let Some(device) = self.device.take() else {
             return false;
         };
-        match device.send(self.unique, error, payload) {
+        let ticket = self.ticket.take();
+        ticket.iter().for_each(|ticket| device.watch.answering(ticket, error));
+        let sent = device.send(self.unique, error, payload);
+        if let Some(ticket) = ticket {
+            device.watch.answered(ticket, error, payload.iter().map(|part| part.len()).sum());
+        }
+        match sent {
             Ok(()) => true,
             Err(Errno::ENOENT | Errno::ENODEV) => false,
             Err(errno) => {

@@ -15,7 +15,7 @@ use super::{Front, Room};
 use crate::error::{Errno, Result};
 use crate::fs::ROOT_ID;
 use crate::fuse::session;
-use crate::volume::{CONTROL_NAME, ControlNode, RequestCounts, XattrAnswer};
+use crate::volume::{CONTROL_NAME, ControlNode, XattrAnswer};
 
 /// Who answers a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +62,6 @@ impl Front {
         if self.is_control(opcode, id, arguments) {
             return Outcome::PassOn;
         }
-        RequestCounts::count(&self.volume.requests.all);
         let reply = reply();
         match opcode {
             Opcode::Lookup => self.lookup(id, arguments, reply),
@@ -87,14 +86,14 @@ impl Front {
             Opcode::Fsync => match decode::<HandleIn>(arguments) {
                 Ok((handle, _)) => {
                     let data_only = handle.flags & FSYNC_FDATASYNC != 0;
-                    self.volume.engine.sync(handle.fh, data_only, self.empty(reply));
+                    self.volume.engine.sync(handle.fh, data_only, Self::empty(reply));
                 }
                 Err(errno) => reply.error(errno),
             },
             Opcode::Flush => match decode::<HandleIn>(arguments) {
                 Ok((handle, _)) => {
                     let wait = self.volume.close_wait();
-                    self.volume.engine.close(handle.fh, wait, self.empty(reply));
+                    self.volume.engine.close(handle.fh, wait, Self::empty(reply));
                 }
                 Err(errno) => reply.error(errno),
             },
@@ -142,14 +141,10 @@ impl Front {
     }
 
     /// A closure that answers a request without a payload.
-    fn empty(&self, reply: Reply) -> crate::swap::Reply {
-        let volume = self.volume.clone();
+    fn empty(reply: Reply) -> crate::swap::Reply {
         Box::new(move |result| match result {
             Ok(()) => reply.empty(),
-            Err(errno) => {
-                RequestCounts::count(&volume.requests.errors);
-                reply.error(errno);
-            }
+            Err(errno) => reply.error(errno),
         })
     }
 
@@ -183,18 +178,13 @@ impl Front {
     }
 
     fn read(&self, arguments: &[u8], reply: Reply) {
-        RequestCounts::count(&self.volume.requests.reads);
         let read = match decode::<ReadIn>(arguments) {
             Ok((read, _)) => read,
             Err(errno) => return reply.error(errno),
         };
-        let volume = self.volume.clone();
         let answer = Box::new(move |result: Result<&[&[u8]]>| match result {
             Ok(runs) => reply.bytes(runs),
-            Err(errno) => {
-                RequestCounts::count(&volume.requests.errors);
-                reply.error(errno);
-            }
+            Err(errno) => reply.error(errno),
         });
         self.volume.engine.read(read.fh, read.offset, u64::from(read.size), answer);
     }
@@ -203,8 +193,6 @@ impl Front {
     pub(super) fn write(
         &self, header: &InHeader, arguments: &[u8], mut room: Room, length: usize, reply: Reply,
     ) -> Room {
-        RequestCounts::count(&self.volume.requests.all);
-        RequestCounts::count(&self.volume.requests.writes);
         let write = match decode::<WriteIn>(arguments) {
             Ok((write, _)) if write.size as usize == length => write,
             _ => {
@@ -221,15 +209,11 @@ impl Front {
         // Pages written back from a mapping are no write call: msync asks for stability itself.
         let cached = write.write_flags & WRITE_CACHE != 0;
         let stable = !cached && write.flags as i32 & (libc::O_SYNC | libc::O_DSYNC) != 0;
-        let volume = self.volume.clone();
         let answer = Box::new(move |result: Result<usize>| match result {
             Ok(count) => {
                 reply.value(&WriteOut { size: count as u32, padding: 0 });
             }
-            Err(errno) => {
-                RequestCounts::count(&volume.requests.errors);
-                reply.error(errno);
-            }
+            Err(errno) => reply.error(errno),
         });
         let (engine, fh, offset) = (&self.volume.engine, write.fh, write.offset);
         if let Room::Intake(intake) = room {

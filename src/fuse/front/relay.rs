@@ -19,6 +19,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::abi::{DESTROY, InHeader, Opcode, OutHeader};
 use super::device::{Device, HEADER_BYTES, Reply};
+use crate::metrics::Ticket;
 
 /// Most bytes that a listing, or a read of the control folder, may answer with.
 pub(super) const LISTING_BYTES_MAX: u32 = 64 * 1024;
@@ -36,8 +37,8 @@ const READ_SIZE_AT: std::ops::Range<usize> = 56..60;
 #[derive(Debug)]
 pub(super) struct Relay {
     socket: OwnedFd,
-    /// The descriptors that the requests came from: their answers have to go there.
-    origins: Mutex<HashMap<u64, Arc<Device>>>,
+    /// The descriptors that the requests came from: their answers have to go there. And what counts them.
+    origins: Mutex<HashMap<u64, (Arc<Device>, Option<Ticket>)>>,
 }
 
 impl Relay {
@@ -60,7 +61,7 @@ impl Relay {
     /// When it cannot be passed: nobody will answer it then.
     pub(super) fn pass(
         &self, device: &Arc<Device>, header: &InHeader, headers: &mut [u8; HEADER_BYTES],
-        rest: &[u8],
+        rest: &[u8], ticket: Option<Ticket>,
     ) -> Result<(), Errno> {
         let length = header.len as usize;
         if length > MESSAGE_BYTES_MAX {
@@ -73,7 +74,7 @@ impl Relay {
         if asks_for_bytes && let Ok(size) = u32::read_from_bytes(&headers[READ_SIZE_AT]) {
             headers[READ_SIZE_AT].copy_from_slice(size.min(LISTING_BYTES_MAX).as_bytes());
         }
-        self.origins.lock().insert(header.unique, device.clone());
+        self.origins.lock().insert(header.unique, (device.clone(), ticket));
         let parts = [IoSlice::new(&headers[..length.min(HEADER_BYTES)]), IoSlice::new(rest)];
         self.send(&parts).inspect_err(|_| {
             self.origins.lock().remove(&header.unique);
@@ -136,7 +137,8 @@ impl Relay {
             log::error!("a message of {length} bytes is no answer");
             return Ok(true);
         };
-        let origin = self.origins.lock().remove(&header.unique);
+        let (origin, ticket) = self.origins.lock().remove(&header.unique).unzip();
+        let ticket = ticket.flatten();
         // Notifications (0) belong to no request; so does the answer to the message that ends a session,
         // which is no notification because it has no kind.
         let device = match (&origin, header.unique) {
@@ -144,13 +146,18 @@ impl Relay {
             (None, 0) if header.error != 0 => device,
             (None, _) => return Ok(true),
         };
-        match device.send_raw(&[IoSlice::new(message)]) {
+        ticket.iter().for_each(|ticket| device.watch.answering(ticket, header.error));
+        let sent = device.send_raw(&[IoSlice::new(message)]);
+        if let Some(ticket) = ticket {
+            device.watch.answered(ticket, header.error, length - size_of::<OutHeader>());
+        }
+        match sent {
             Ok(()) | Err(Errno::ENOENT | Errno::ENODEV) => {}
             Err(errno) => {
                 log::error!("an answer of {length} bytes was refused: {errno}");
                 if header.unique != 0 {
                     // The request is still waiting, and nobody else will answer it.
-                    Reply::new(device, header.unique).error(Errno::EIO);
+                    Reply::new(device, header.unique, None).error(Errno::EIO);
                 }
             }
         }
@@ -185,7 +192,7 @@ mod tests {
     fn the_longest_message_passes_and_longer_ones_are_refused() {
         let (relay, theirs) = Relay::new().unwrap();
         let null = std::fs::File::open("/dev/null").unwrap();
-        let device = Device::new(null.into());
+        let device = Device::new(null.into(), Arc::default());
         let mut header = InHeader::new_zeroed();
         header.unique = 6;
         for (length, expected) in
@@ -193,7 +200,7 @@ mod tests {
         {
             header.len = length as u32;
             let rest = vec![1; length.saturating_sub(HEADER_BYTES)];
-            let passed = relay.pass(&device, &header, &mut [0; HEADER_BYTES], &rest);
+            let passed = relay.pass(&device, &header, &mut [0; HEADER_BYTES], &rest, None);
             assert_eq!(passed, expected, "{length}");
             if expected.is_ok() {
                 let mut taken = vec![0; MESSAGE_BYTES_MAX + 1];
@@ -206,13 +213,13 @@ mod tests {
     #[test]
     fn listings_are_asked_for_in_pieces_that_fit() {
         let (relay, theirs) = Relay::new().unwrap();
-        let device = Device::new(std::fs::File::open("/dev/null").unwrap().into());
+        let device = Device::new(std::fs::File::open("/dev/null").unwrap().into(), Arc::default());
         let mut header = InHeader::new_zeroed();
         (header.len, header.opcode) = (80, 28);
         for (asked, passed) in [(4096, 4096), (1 << 20, LISTING_BYTES_MAX)] {
             let mut headers = [0; HEADER_BYTES];
             headers[READ_SIZE_AT].copy_from_slice(u32::as_bytes(&asked));
-            relay.pass(&device, &header, &mut headers, &[]).unwrap();
+            relay.pass(&device, &header, &mut headers, &[], None).unwrap();
             let mut taken = [0; HEADER_BYTES];
             assert_eq!(recv(theirs.as_raw_fd(), &mut taken, MsgFlags::empty()), Ok(80));
             assert_eq!(u32::read_from_bytes(&taken[READ_SIZE_AT]), Ok(passed));

@@ -1,0 +1,138 @@
+//! What a line of the access log says about a request: read from the request itself, while somebody reads the
+//! log.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use zerocopy::FromBytes;
+
+use super::abi::{InHeader, ReadIn, SetAttrIn, WriteIn, fattr};
+use super::device::HEADER_BYTES;
+use crate::metrics::{Note, Operation};
+use crate::volume::{ControlNode, Volume};
+
+/// Longest part of a request that is looked at: two names of 255 bytes and what stands before them.
+const BYTES_MAX: usize = 1024;
+
+/// What a request is counted as.
+pub(super) fn operation(header: &InHeader) -> Operation {
+    match ControlNode::of_id(header.nodeid) {
+        Some(_) => Operation::CONTROL,
+        None => Operation::of_opcode(header.opcode),
+    }
+}
+
+/// Who asks for what; `None` for what concerns the control folder. `rest` follows `headers` in the request.
+pub(super) fn note(
+    volume: &Volume, header: &InHeader, headers: &[u8; HEADER_BYTES], rest: &[u8],
+) -> Option<Note> {
+    if ControlNode::of_id(header.nodeid).is_some() {
+        return None;
+    }
+    let own = size_of::<InHeader>()..(header.len as usize).min(HEADER_BYTES);
+    let mut arguments = headers.get(own).unwrap_or_default().to_vec();
+    arguments.extend_from_slice(&rest[..rest.len().min(BYTES_MAX)]);
+    let arguments = text(volume, header.opcode, header.nodeid, &arguments);
+    Some(Note { uid: header.uid, gid: header.gid, pid: header.pid, arguments })
+}
+
+/// A path in quotes, whatever its bytes.
+fn quoted(path: &OsStr) -> String {
+    format!("\"{}\"", path.as_bytes().escape_ascii())
+}
+
+/// The names that an argument structure of `skip` bytes is followed by, each ended by a NUL.
+fn names(arguments: &[u8], skip: usize) -> impl Iterator<Item = &OsStr> {
+    let names = arguments.get(skip..).unwrap_or_default();
+    names.split(|byte| *byte == 0).map(OsStr::from_bytes)
+}
+
+fn number(arguments: &[u8], at: usize) -> u64 {
+    let bytes = arguments.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
+    bytes.map_or(0, u64::from_ne_bytes)
+}
+
+fn word(arguments: &[u8], at: usize) -> u32 {
+    let bytes = arguments.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+    bytes.map_or(0, u32::from_ne_bytes)
+}
+
+/// The arguments of a request about the node `id`: its path, or that of the name in it, and the numbers that
+/// matter.
+fn text(volume: &Volume, opcode: u32, id: u64, arguments: &[u8]) -> String {
+    let path = |name: Option<&OsStr>| {
+        let mut path = volume.tree.path_of(id);
+        if let Some(name) = name {
+            path.push(name);
+        }
+        quoted(path.as_os_str())
+    };
+    let child = |skip| path(Some(names(arguments, skip).next().unwrap_or_default()));
+    let with_name = |skip| {
+        let name = names(arguments, skip).next().unwrap_or_default();
+        format!("{},{}", path(None), quoted(name))
+    };
+    // A name, and the folder and name it becomes.
+    let moved = |skip| {
+        let target = volume.tree.path_of(number(arguments, 0));
+        let target = target.join(names(arguments, skip).nth(1).unwrap_or_default());
+        format!("{},{}", child(skip), quoted(target.as_os_str()))
+    };
+    match opcode {
+        1 | 10 | 11 => child(0),
+        4 => format!("{}{}", path(None), changes(arguments)),
+        6 => {
+            let target = names(arguments, 0).nth(1).unwrap_or_default();
+            format!("{},{}", child(0), quoted(target))
+        }
+        8 => format!("{},{:#o}", child(16), word(arguments, 0)),
+        9 => format!("{},{:#o}", child(8), word(arguments, 0)),
+        12 => moved(8),
+        45 => moved(16),
+        13 => {
+            let source = volume.tree.path_of(number(arguments, 0));
+            format!("{},{}", quoted(source.as_os_str()), child(8))
+        }
+        14 => format!("{},{:#x}", path(None), word(arguments, 0)),
+        15 => match ReadIn::read_from_prefix(arguments) {
+            Ok((read, _)) => format!("{},{},{}", path(None), read.size, read.offset),
+            Err(_) => path(None),
+        },
+        16 => match WriteIn::read_from_prefix(arguments) {
+            Ok((write, _)) => format!("{},{},{}", path(None), write.size, write.offset),
+            Err(_) => path(None),
+        },
+        21 => with_name(8),
+        22 => with_name(8),
+        24 => with_name(0),
+        35 => format!("{},{:#x},{:#o}", child(16), word(arguments, 0), word(arguments, 4)),
+        43 => {
+            let (offset, length) = (number(arguments, 8), number(arguments, 16));
+            format!("{},{:#x},{length},{offset}", path(None), word(arguments, 24))
+        }
+        46 => format!("{},{},{}", path(None), number(arguments, 8), word(arguments, 16)),
+        17 => String::new(),
+        2 | 42 => format!("{id}"),
+        _ => path(None),
+    }
+}
+
+/// What SETATTR changes.
+fn changes(arguments: &[u8]) -> String {
+    let Ok((asked, _)) = SetAttrIn::read_from_prefix(arguments) else {
+        return String::new();
+    };
+    let mut text = String::new();
+    let mut add = |bit, name: &str, value: String| {
+        if asked.valid & bit != 0 {
+            text += &format!(",{name}={value}");
+        }
+    };
+    add(fattr::MODE, "mode", format!("{:#o}", asked.mode));
+    add(fattr::UID, "uid", asked.uid.to_string());
+    add(fattr::GID, "gid", asked.gid.to_string());
+    add(fattr::SIZE, "size", asked.size.to_string());
+    add(fattr::ATIME, "atime", asked.atime.to_string());
+    add(fattr::MTIME, "mtime", asked.mtime.to_string());
+    text
+}

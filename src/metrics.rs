@@ -1,0 +1,21 @@
+//! Counting and watching: what costs next to nothing while work goes on, and what shows it to others.
+//!
+//! On the way of a request there are a few relaxed additions to memory that belongs to a few threads
+//! ([`Requests`]) and two looks at the clock; no lock, no allocation. Histograms have fixed buckets, powers of
+//! two ([`Histogram`]). The [`AccessLog`] costs one load while nobody reads it. Everything else here runs when
+//! somebody asks, or a few times a minute.
+
+mod access;
+mod histogram;
+mod ledger;
+mod publish;
+mod requests;
+pub mod text;
+mod wear;
+
+pub use access::{AccessLog, LineReply, READERS_MAX};
+pub use histogram::{Histogram, Snapshot};
+pub use ledger::Ledger;
+pub use publish::{Listener, write_textfile};
+pub use requests::{Note, Operation, OperationCounts, Requests, Ticket, Watch};
+pub use wear::{Day, Wear, today};
