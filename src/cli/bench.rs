@@ -418,8 +418,9 @@ fn progress(settings: &Settings) -> ProgressBar {
         true => ProgressDrawTarget::stderr(),
         false => ProgressDrawTarget::hidden(),
     };
-    let style = ProgressStyle::with_template("measuring {bar:40} {pos}/{len}, {elapsed}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template("measuring {bar:40} {pos}/{len}, {per_sec}, {eta} left")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
     let count = settings.cases.len() * settings.engines.len();
     let bar = ProgressBar::with_draw_target(Some(count as u64), target).with_style(style);
     bar.tick();

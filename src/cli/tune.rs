@@ -170,7 +170,7 @@ impl Listener for Progress {
             true => ProgressDrawTarget::stderr(),
             false => ProgressDrawTarget::hidden(),
         };
-        let form = "{bar:30} {pos}/{len}, {eta} left: {msg}";
+        let form = "{bar:30} {pos}/{len}, {per_sec}, {eta} left: {msg}";
         let style =
             ProgressStyle::with_template(form).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::with_draw_target(Some(measurements), target).with_style(style);

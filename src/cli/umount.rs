@@ -182,7 +182,7 @@ fn is_readable(fd: &impl AsFd, until: Instant) -> bool {
     poll(&mut fds, timeout).is_ok_and(|ready| ready > 0)
 }
 
-/// A bar on a terminal, counting buffers that are dirty or in flight.
+/// A bar on a terminal, counting the bytes of buffers that are dirty or in flight.
 struct Progress(ProgressBar);
 
 impl Progress {
@@ -191,21 +191,28 @@ impl Progress {
             true => ProgressDrawTarget::stderr(),
             false => ProgressDrawTarget::hidden(),
         };
-        let style = ProgressStyle::with_template("synchronizing {bar:40} {pos}/{len} buffers")
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        let template = "synchronizing {bar:30} {binary_bytes}/{binary_total_bytes}, \
+                        {binary_bytes_per_sec}, {eta} left";
+        let style =
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         Self(ProgressBar::with_draw_target(Some(0), target).with_style(style))
     }
 
     /// Buffers that are not on stable storage; asked of the root itself, which never waits.
     fn left(at: &Path) -> Option<u64> {
-        let count = |name| text_xattr(at, name).ok().flatten()?.trim().parse::<u64>().ok();
-        Some(count("user.swap.pool.dirty")? + count("user.swap.pool.inflight").unwrap_or(0))
+        Some(Self::count(at, "dirty")? + Self::count(at, "inflight").unwrap_or(0))
+    }
+
+    fn count(at: &Path, name: &str) -> Option<u64> {
+        let name = format!("user.swap.pool.{name}");
+        text_xattr(at, &name).ok().flatten()?.trim().parse().ok()
     }
 
     fn show(&self, at: &Path) {
         let Some(left) = Self::left(at).filter(|_| !self.0.is_hidden()) else {
             return;
         };
+        let left = left.saturating_mul(Self::count(at, "buffer_size").unwrap_or(1));
         let length = self.0.length().unwrap_or(0).max(left);
         self.0.set_length(length);
         self.0.set_position(length - left);
