@@ -7,26 +7,35 @@ mod bench;
 mod check;
 mod completions;
 mod config;
+mod debug;
 mod helpers;
 mod install;
 mod interrupt;
 mod mount;
 mod options;
 mod output;
+mod profile;
 mod request;
+mod stats;
 mod status;
+mod top;
 mod tune;
 mod umount;
+mod watch;
 
 pub use bench::BenchArgs;
 pub use check::CheckArgs;
 pub use config::ConfigCommand;
+pub use debug::DebugArgs;
 pub use helpers::{MountHelper, UmountHelper};
 pub use install::InstallArgs;
 pub use mount::MountArgs;
 pub use options::{ConfigArgs, OptionFlags};
+pub use profile::ProfileArgs;
 pub use request::RequestArgs;
+pub use stats::StatsArgs;
 pub use status::StatusArgs;
+pub use top::TopArgs;
 pub use tune::TuneArgs;
 pub use umount::UmountArgs;
 
@@ -65,6 +74,14 @@ pub enum Command {
     Tune(TuneArgs),
     /// Show the mounts, or the partitions of a mount.
     Status(StatusArgs),
+    /// Show what a mount does, a line every so often.
+    Stats(StatsArgs),
+    /// Show a mount and its partitions by traffic on the whole screen.
+    Top(TopArgs),
+    /// Sum up an access log: what took how long, by operation, path, process or user.
+    Profile(ProfileArgs),
+    /// Put what somebody who helps needs to know into one archive: no contents, and no names unless asked.
+    Debug(DebugArgs),
     /// Read partitions into the pool, where they stay until they are released.
     SwapIn(RequestArgs),
     /// Write what the pool has of partitions to the swap folder.
@@ -174,6 +191,10 @@ impl Cli {
             Command::Check(arguments) => arguments.run(self.verbose),
             Command::Tune(arguments) => arguments.run(self.verbose),
             Command::Status(arguments) => arguments.run(),
+            Command::Stats(arguments) => arguments.run(),
+            Command::Top(arguments) => arguments.run(),
+            Command::Profile(arguments) => arguments.run(),
+            Command::Debug(arguments) => arguments.run(),
             Command::SwapIn(arguments) => arguments.run(Request::SwapIn),
             Command::SwapOut(arguments) => arguments.run(Request::SwapOut),
             Command::Release(arguments) => arguments.run(Request::Release),

@@ -1,0 +1,294 @@
+//! `swapfs debug`: one archive with what somebody who helps needs to know. No contents of files, and names of
+//! partitions only where they are asked for.
+
+mod redact;
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::watch::{parse_seconds, read_control, read_json};
+use super::{Failure, print};
+use crate::metrics::today;
+use crate::sys_process::{quoted, reason};
+use redact::Redactor;
+
+/// Lines of the log that are taken.
+const LOG_LINES_MAX: usize = 1000;
+
+/// Bytes at the log's end that they are looked for in.
+const LOG_BYTES_MAX: u64 = 1 << 20;
+
+/// What `check` may take before it is left out.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Files of the daemon's process that tell about its limits, memory and threads.
+const PROCESS_FILES: [&str; 4] = ["limits", "status", "io", "mountinfo"];
+
+/// Files about the machine.
+const MACHINE_FILES: [&str; 6] = [
+    "/etc/os-release",
+    "/proc/version",
+    "/proc/meminfo",
+    "/proc/loadavg",
+    "/proc/sys/kernel/io_uring_disabled",
+    "/proc/sys/fs/aio-max-nr",
+];
+
+/// Arguments of `swapfs debug`.
+#[derive(Debug, Args)]
+pub struct DebugArgs {
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// The archive, a new file [default: swapfs-debug-DATE-PID.tar.gz in this folder].
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Keep the names of partitions and folders in it.
+    #[arg(long)]
+    pub names: bool,
+    /// Seconds between the two samples of the statistics.
+    #[arg(long, value_name = "S", default_value = "2", value_parser = parse_seconds)]
+    pub interval: Duration,
+}
+
+/// The archive as it grows.
+struct Archive {
+    tar: tar::Builder<GzEncoder<std::fs::File>>,
+    folder: String,
+    files: Vec<String>,
+    bar: ProgressBar,
+}
+
+impl Archive {
+    fn add(&mut self, name: &str, text: &str) -> std::io::Result<()> {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o644);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        header.set_mtime(now.as_secs());
+        let path = format!("{}/{name}", self.folder);
+        self.tar.append_data(&mut header, path, text.as_bytes())?;
+        self.files.push(name.to_owned());
+        self.bar.inc(1);
+        Ok(())
+    }
+}
+
+impl DebugArgs {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let stats = read_json(&self.mountpoint, "stats.json")?;
+        let pid = stats.pointer("/mount/pid").and_then(serde_json::Value::as_i64).unwrap_or(0);
+        let name = format!("swapfs-debug-{}-{pid}", today());
+        let path = self.output.clone().unwrap_or_else(|| format!("{name}.tar.gz").into());
+        let failed = |error: std::io::Error| format!("{}: {}", path.display(), reason(&error));
+        let file = std::fs::File::create_new(&path).map_err(failed)?;
+        let archive = Archive {
+            tar: tar::Builder::new(GzEncoder::new(file, Compression::default())),
+            folder: name,
+            files: Vec::new(),
+            bar: bar(),
+        };
+        match self.fill(archive, &stats, pid) {
+            Ok(files) => print(&format!(
+                "{}: {}\nLook through it before it goes to anybody: tar -xzOf {} | less",
+                path.display(),
+                files.join(", "),
+                quoted(&path)
+            )),
+            Err(failure) => {
+                // Half an archive is of no use.
+                let _ = std::fs::remove_file(&path);
+                Err(match failure {
+                    Failed::Archive(error) => failed(error).into(),
+                    Failed::Mount(failure) => failure,
+                })
+            }
+        }
+    }
+
+    fn fill(
+        &self, mut archive: Archive, stats: &serde_json::Value, pid: i64,
+    ) -> Result<Vec<String>, Failed> {
+        let swap_folder = stats.pointer("/mount/swap_folders/0").and_then(|path| path.as_str());
+        let mountpoint = stats.pointer("/mount/mountpoint").and_then(|path| path.as_str());
+        let mut redactor = match self.names {
+            true => Redactor::none(),
+            false => Redactor::new(swap_folder.into_iter().chain(mountpoint)),
+        };
+        archive.add("about.txt", &self.about(pid))?;
+        archive.add("machine.txt", &machine())?;
+        archive.add("process.txt", &process(pid, &redactor))?;
+        archive.add("stats-1.json", &format!("{stats:#}\n"))?;
+        std::thread::sleep(self.interval);
+        archive.add("stats-2.json", &read_control(&self.mountpoint, "stats.json")?)?;
+        let metrics = read_control(&self.mountpoint, "metrics")?;
+        archive.add("metrics.txt", &redactor.metrics(&metrics))?;
+        archive.add("config.json", &read_control(&self.mountpoint, "config.json")?)?;
+        if self.names {
+            archive.add("partitions.json", &read_control(&self.mountpoint, "partitions.json")?)?;
+        }
+        let log = match log_end(swap_folder.unwrap_or_default(), pid) {
+            Ok(text) => redactor.log(&text),
+            Err(why) => format!("the log cannot be read: {why}\n"),
+        };
+        archive.add("log.txt", &log)?;
+        let check = redactor.text(&check(swap_folder));
+        archive.add("check.txt", &check)?;
+        archive.bar.finish_and_clear();
+        let Archive { tar, files, .. } = archive;
+        tar.into_inner().and_then(GzEncoder::finish).and_then(|mut file| file.flush())?;
+        Ok(files)
+    }
+
+    fn about(&self, pid: i64) -> String {
+        let names = if self.names { "kept, as asked" } else { "left out" };
+        let running = std::fs::read_link(format!("/proc/{pid}/exe"));
+        let running =
+            running.map_or_else(|error| reason(&error), |path| path.display().to_string());
+        format!(
+            "swapfs {}\ndate (UTC): {}\ndaemon: pid {pid}, {running}\n\
+             names of partitions: {names}\ncontents of files: none\n",
+            env!("CARGO_PKG_VERSION"),
+            today(),
+        )
+    }
+}
+
+/// Why there is no archive.
+enum Failed {
+    Archive(std::io::Error),
+    Mount(Failure),
+}
+
+impl From<std::io::Error> for Failed {
+    fn from(error: std::io::Error) -> Self {
+        Failed::Archive(error)
+    }
+}
+
+impl From<Failure> for Failed {
+    fn from(failure: Failure) -> Self {
+        Failed::Mount(failure)
+    }
+}
+
+/// A bar on a terminal, one step a file.
+fn bar() -> ProgressBar {
+    let target = match std::io::stderr().is_terminal() {
+        true => ProgressDrawTarget::stderr(),
+        false => ProgressDrawTarget::hidden(),
+    };
+    let style = ProgressStyle::with_template("collecting {bar:30} {pos} files, {elapsed}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::with_draw_target(Some(10), target).with_style(style);
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+fn machine() -> String {
+    let system = rustix::system::uname();
+    let mut text = format!(
+        "{} {} {} {}\n",
+        system.sysname().to_string_lossy(),
+        system.release().to_string_lossy(),
+        system.version().to_string_lossy(),
+        system.machine().to_string_lossy(),
+    );
+    for path in MACHINE_FILES {
+        text += &section(path, std::fs::read_to_string(path));
+    }
+    text
+}
+
+fn section(title: &str, content: std::io::Result<String>) -> String {
+    let content = content.unwrap_or_else(|error| reason(&error));
+    format!("\n== {title}\n{}\n", content.trim_end())
+}
+
+/// The daemon's process. Of its mounts, the own one and the swap folder's filesystem say enough.
+fn process(pid: i64, redactor: &Redactor) -> String {
+    let mut text = String::new();
+    for name in PROCESS_FILES {
+        let content = std::fs::read_to_string(format!("/proc/{pid}/{name}"));
+        let content = content.map(|content| match name {
+            "mountinfo" => {
+                let kept = content.lines().filter(|line| redactor.concerns(line));
+                kept.collect::<Vec<_>>().join("\n")
+            }
+            _ => content,
+        });
+        text += &section(name, content);
+    }
+    text
+}
+
+/// The daemon's log: as the daemon has it open, for the mount may hide the folder that it lies in.
+fn log_file(swap_folder: &str, pid: i64) -> std::io::Result<std::fs::File> {
+    let own = std::fs::read_dir(format!("/proc/{pid}/fd")).ok().and_then(|entries| {
+        let mut links = entries.flatten().map(|entry| entry.path());
+        links.find(|link| std::fs::read_link(link).is_ok_and(|path| path.ends_with(".swapfs/log")))
+    });
+    let path = own.unwrap_or_else(|| Path::new(swap_folder).join(".swapfs/log"));
+    std::fs::File::open(path)
+}
+
+/// The last lines of the daemon's log.
+fn log_end(swap_folder: &str, pid: i64) -> Result<String, String> {
+    use std::os::unix::fs::FileExt;
+    let shown = |error: std::io::Error| reason(&error);
+    let file = log_file(swap_folder, pid).map_err(shown)?;
+    let length = file.metadata().map_err(shown)?.len();
+    let from = length.saturating_sub(LOG_BYTES_MAX);
+    let mut bytes = vec![0; (length - from) as usize];
+    file.read_exact_at(&mut bytes, from).map_err(shown)?;
+    let text = String::from_utf8_lossy(&bytes);
+    // The first line may have been cut.
+    let lines: Vec<&str> = text.lines().skip(usize::from(from > 0)).collect();
+    let last = lines.len().saturating_sub(LOG_LINES_MAX);
+    Ok(lines[last..].join("\n") + "\n")
+}
+
+/// What `swapfs check` says about the machine and the swap folder, by a process of its own that is ended when it
+/// takes too long.
+fn check(swap_folder: Option<&str>) -> String {
+    let Ok(program) = std::env::current_exe() else {
+        return "this program cannot be found\n".to_owned();
+    };
+    let mut command = Command::new(program);
+    command.arg("check").args(swap_folder).stdin(Stdio::null());
+    let run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut child = match run {
+        Ok(child) => child,
+        Err(error) => return format!("{}\n", reason(&error)),
+    };
+    // Both are short: they fit into their pipes.
+    let deadline = std::time::Instant::now() + CHECK_TIMEOUT;
+    loop {
+        match child.try_wait() {
+            Ok(None) if std::time::Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Ok(Some(_)) => break,
+            _ => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return "check did not end in time\n".to_owned();
+            }
+        }
+    }
+    match child.wait_with_output() {
+        Ok(output) => format!(
+            "{}{}exit status {}\n",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+            output.status.code().unwrap_or(-1)
+        ),
+        Err(error) => format!("{}\n", reason(&error)),
+    }
+}
