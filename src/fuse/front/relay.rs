@@ -33,12 +33,15 @@ const PACKET_OVERHEAD: usize = 32;
 /// Where in a READ, READDIR or READDIRPLUS the size stands: the third field of `fuse_read_in`.
 const READ_SIZE_AT: std::ops::Range<usize> = 56..60;
 
+/// The descriptor that a request came from: its answer has to go there. And what counts it.
+type Origin = (Arc<Device>, Option<Ticket>);
+
 /// Our end of the socket.
 #[derive(Debug)]
 pub(super) struct Relay {
     socket: OwnedFd,
-    /// The descriptors that the requests came from: their answers have to go there. And what counts them.
-    origins: Mutex<HashMap<u64, (Arc<Device>, Option<Ticket>)>>,
+    /// Of the requests that are on their way.
+    origins: Mutex<HashMap<u64, Origin>>,
 }
 
 impl Relay {
