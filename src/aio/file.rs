@@ -120,7 +120,7 @@ impl BackingFile for DiskFile {
 
     fn set_modified(&self, time: SystemTime) -> Result<()> {
         let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-        let times = Timestamps { last_access: omit, last_modification: timespec(time)? };
+        let times = Timestamps { last_access: omit, last_modification: timespec(time) };
         rustix::fs::futimens(&self.descriptor, &times).map_err(errno)
     }
 
@@ -163,18 +163,18 @@ fn system_time(seconds: i64, nanoseconds: u32) -> SystemTime {
     base + Duration::from_nanos(nanoseconds.into())
 }
 
-fn timespec(time: SystemTime) -> Result<Timespec> {
-    let (seconds, nanoseconds) = match time.duration_since(UNIX_EPOCH) {
-        Ok(since) => (i64::try_from(since.as_secs()), since.subsec_nanos()),
+/// The nearest time that the call takes: the filesystem has narrower limits of its own.
+fn timespec(time: SystemTime) -> Timespec {
+    let (tv_sec, nanoseconds) = match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => (i64::try_from(since.as_secs()).unwrap_or(i64::MAX), since.subsec_nanos()),
         Err(error) => {
             let before = error.duration();
             let borrow = i64::from(before.subsec_nanos() > 0);
-            let seconds = i64::try_from(before.as_secs()).map(|seconds| -seconds - borrow);
+            let seconds = (before.as_secs() as i64).wrapping_neg().saturating_sub(borrow);
             (seconds, (1_000_000_000 - before.subsec_nanos()) % 1_000_000_000)
         }
     };
-    let tv_sec = seconds.map_err(|_| Errno::EOVERFLOW)?;
-    Ok(Timespec { tv_sec, tv_nsec: nanoseconds.into() })
+    Timespec { tv_sec, tv_nsec: nanoseconds.into() }
 }
 
 /// What a device needs of a file to hand it to the kernel; `None` for files in memory.
@@ -214,6 +214,9 @@ mod tests {
             file.set_modified(time).unwrap();
             assert_eq!(file.status().unwrap().modified, time);
         }
+        // Whatever the filesystem makes of it, it is no failure.
+        file.set_modified(UNIX_EPOCH - Duration::from_secs(1 << 63)).unwrap();
+        file.set_modified(UNIX_EPOCH + Duration::from_secs((1 << 63) - 1)).unwrap();
     }
 
     #[test]

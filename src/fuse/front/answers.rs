@@ -12,9 +12,11 @@ fn seconds(time: SystemTime) -> (i64, u32) {
         Ok(since) => (since.as_secs() as i64, since.subsec_nanos()),
         Err(error) => {
             let before = error.duration();
+            // Users may set any time, the earliest one that 64 bits hold included.
+            let whole = (before.as_secs() as i64).wrapping_neg();
             match before.subsec_nanos() {
-                0 => (-(before.as_secs() as i64), 0),
-                nanos => (-(before.as_secs() as i64) - 1, 1_000_000_000 - nanos),
+                0 => (whole, 0),
+                nanos => (whole.saturating_sub(1), 1_000_000_000 - nanos),
             }
         }
     }
@@ -79,5 +81,8 @@ mod tests {
         assert_eq!(seconds(at(1)), (-1, 999_999_999));
         assert_eq!(seconds(at(1_000_000_000)), (-1, 0));
         assert_eq!(seconds(at(1_500_000_000)), (-2, 500_000_000));
+        let first = UNIX_EPOCH - Duration::from_secs(1 << 63);
+        assert_eq!(seconds(first), (i64::MIN, 0));
+        assert_eq!(seconds(first + Duration::from_nanos(7)), (i64::MIN, 7));
     }
 }
