@@ -80,6 +80,20 @@ pub(crate) fn shown_list<S: Serializer>(paths: &[PathBuf], out: S) -> Result<S::
     out.collect_seq(paths.iter().map(|path| path.to_string_lossy()))
 }
 
+/// A path for a message: as it is, but for what would end the line or steer a terminal. Users name files as
+/// they like, and others read the messages.
+pub(crate) fn plain(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    if !text.chars().any(char::is_control) {
+        return text.into_owned();
+    }
+    let letter = |letter: char| match letter.is_control() {
+        true => letter.escape_default().to_string(),
+        false => letter.to_string(),
+    };
+    text.chars().map(letter).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,5 +113,12 @@ mod tests {
         let text = serde_json::to_string(&both).unwrap();
         assert!(text.contains("\"plain\""), "{text}");
         assert_eq!(serde_json::from_str::<Both>(&text).unwrap(), both);
+    }
+
+    #[test]
+    fn plain_paths_are_one_line() {
+        assert_eq!(plain(Path::new("/a b/ü\\'")), "/a b/ü\\'");
+        assert_eq!(plain(Path::new("a\n\x1b[2Jb")), "a\\n\\u{1b}[2Jb");
+        assert_eq!(plain(&PathBuf::from(OsString::from_vec(b"x\xff".to_vec()))), "x\u{fffd}");
     }
 }

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use super::{Failure, print};
+use crate::paths::plain;
 use crate::sys_process::{reason, text_xattr};
 use crate::units::format_short;
 use targets::{Mounts, expand, files_below};
@@ -147,7 +148,7 @@ fn send(path: &Path, request: Request, root: &Path) -> Result<(), String> {
         Ok(()) => return Ok(()),
         Err(refusal) => refusal,
     };
-    let (shown, command) = (path.display(), request.command());
+    let (shown, command) = (plain(path), request.command());
     let why = reason(&refusal.into());
     Err(match refusal {
         Errno::NOBUFS => no_room(path, root),
@@ -164,7 +165,7 @@ fn no_room(path: &Path, root: &Path) -> String {
         Ok(files) => files.iter().map(|file| file.size).sum(),
         Err(_) => 0,
     };
-    let (shown, size) = (path.display(), format_short(size));
+    let (shown, size) = (plain(path), format_short(size));
     let count = |name: &str| number(root, &format!("user.swap.pool.{name}"));
     let figures = || {
         let (buffers, reserved) = (count("buffers")?, count("reserved")?);

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{Failure, print, table};
 use crate::daemon::MountStats;
 use crate::fuse::mount::{self, MountEntry};
+use crate::paths::plain;
 use crate::sys_process::{reason, text_xattr};
 use crate::units::format_short;
 
@@ -168,12 +169,12 @@ fn collect(path: &Path, rows: &mut Vec<PartitionRow>) -> Result<(), Failure> {
     let failed = |path: &Path, error: &io::Error| -> Failure {
         match mount::is_dead(error) {
             true => Failure::Failed(mount::dead_mount_line(path)),
-            false => Failure::Failed(format!("{}: {}", path.display(), reason(error))),
+            false => Failure::Failed(format!("{}: {}", plain(path), reason(error))),
         }
     };
     let entry = mount::entry_of_path(path).map_err(|error| failed(path, &error))?;
     if entry.is_none() {
-        return Err(Failure::Failed(format!("{} is not on a swapfs mount", path.display())));
+        return Err(Failure::Failed(format!("{} is not on a swapfs mount", plain(path))));
     }
     let metadata = std::fs::metadata(path).map_err(|error| failed(path, &error))?;
     if !metadata.is_dir() {
@@ -209,7 +210,7 @@ fn show_partitions(rows: &[PartitionRow]) -> Result<(), Failure> {
     let mut table = table(&header);
     table.add_rows(rows.iter().map(|row| {
         [
-            row.path.display().to_string(),
+            plain(&row.path),
             row.status.clone(),
             format_short(row.size),
             format_short(row.resident),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use glob::{MatchOptions, glob_with};
 
 use crate::fuse::mount::{self, MountEntry};
+use crate::paths::plain;
 use crate::sys_process::reason;
 
 /// As a shell does it: names that begin with a dot want one in the pattern.
@@ -21,7 +22,7 @@ pub(super) type Expanded = Result<PathBuf, (PathBuf, String)>;
 
 /// The paths that an argument stands for. What exists under the very name is no pattern.
 pub(super) fn expand(argument: &Path) -> Vec<Expanded> {
-    let shown = argument.display();
+    let shown = plain(argument);
     let literal = || vec![Ok(argument.to_owned())];
     let failed = |line: String| vec![Err((argument.to_owned(), line))];
     let Some(pattern) = argument.to_str() else {
@@ -39,7 +40,7 @@ pub(super) fn expand(argument: &Path) -> Vec<Expanded> {
     let paths: Vec<Expanded> = matches
         .map(|found| {
             found.map_err(|error| {
-                let line = format!("{}: {}", error.path().display(), reason(error.error()));
+                let line = format!("{}: {}", plain(error.path()), reason(error.error()));
                 (error.path().to_owned(), line)
             })
         })
@@ -68,7 +69,7 @@ impl Mounts {
         let device = metadata.dev();
         match self.0.iter().rfind(|entry| entry.device == device) {
             Some(entry) => Ok(entry.mountpoint.clone()),
-            None => Err(format!("{} is not on a swapfs mount", path.display())),
+            None => Err(format!("{} is not on a swapfs mount", plain(path))),
         }
     }
 }
@@ -77,7 +78,7 @@ impl Mounts {
 pub(super) fn line_about(path: &Path, error: &io::Error) -> String {
     match mount::is_dead(error) {
         true => mount::dead_mount_line(path),
-        false => format!("{}: {}", path.display(), reason(error)),
+        false => format!("{}: {}", plain(path), reason(error)),
     }
 }
 
@@ -153,7 +154,7 @@ mod tests {
         assert_eq!(names(&at("**/a*")), ok(&["a1", "a2", "a3"]));
         assert_eq!(names(&at("x[1]")), ok(&["x[1]"]), "it exists");
         assert_eq!(names(&at("missing")), ok(&["missing"]));
-        let line = |name: &str, why: &str| vec![Err(format!("{}: {why}", at(name).display()))];
+        let line = |name: &str, why: &str| vec![Err(format!("{}: {why}", plain(&at(name))))];
         assert_eq!(names(&at("z*")), line("z*", "nothing matches"));
         assert_eq!(names(&at("a[")), line("a[", "invalid range pattern"));
     }

@@ -12,6 +12,7 @@ use indicatif::ProgressBar;
 
 use super::targets::{files_below, line_about};
 use super::{Request, Target, number};
+use crate::paths::plain;
 use crate::sys_process::text_xattr;
 use crate::units::format_short;
 
@@ -58,7 +59,7 @@ impl Look {
         let status = match text_xattr(path, "user.swap.wait") {
             Ok(Some(status)) => status,
             Ok(None) => {
-                return Err(format!("{}: no partition of a swapfs mount", path.display()));
+                return Err(format!("{}: no partition of a swapfs mount", plain(path)));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(line_about(path, &error)),
@@ -91,7 +92,7 @@ impl Look {
 
     /// The line about a partition that stays as it is; `None` when that is nobody's failure.
     fn failure(&self, path: &Path, request: Request, size: u64) -> Option<String> {
-        let (shown, command) = (path.display(), request.command());
+        let (shown, command) = (plain(path), request.command());
         if let Some(errno) = &self.error {
             return Some(format!("{shown}: {command} failed: {errno}"));
         }
@@ -191,7 +192,7 @@ impl Wait {
             target.failures.extend(lines);
             let slow = own().filter(|file| file.last.error.is_none()).count();
             if let Some((_, seconds)) = over.filter(|_| slow > 0) {
-                let (shown, command) = (target.path.display(), self.request.command());
+                let (shown, command) = (plain(&target.path), self.request.command());
                 target.failures.push(match slow {
                     1 => format!("{shown}: {command} not done after {seconds} s"),
                     _ => format!(
@@ -202,7 +203,7 @@ impl Wait {
             let more = target.failures.len().saturating_sub(NAMES_MAX);
             if more > 0 {
                 target.failures.truncate(NAMES_MAX);
-                let shown = target.path.display();
+                let shown = plain(&target.path);
                 target.failures.push(format!("{shown}: {more} more failed"));
             }
         }
