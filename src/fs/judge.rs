@@ -52,6 +52,14 @@ impl Judge {
 }
 
 impl Tree {
+    /// Whether a user may read the inode.
+    ///
+    /// # Errors
+    /// ESTALE; what the kernel refuses to judge with.
+    pub fn may_read(&self, id: u64, judge: &Judge) -> Result<bool> {
+        judge.allows(self.descriptor(id)?, rustix::fs::Access::READ_OK)
+    }
+
     /// Whether a user may write the inode.
     ///
     /// # Errors

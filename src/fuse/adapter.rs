@@ -15,11 +15,11 @@ use fuser::{
 };
 
 use super::attr::{errno, file_type};
-use super::opened::{Adapter, Opened, answer_empty, answer_entry, answer_xattr, caller};
+use super::opened::{Adapter, Opened, answer_empty, answer_entry, answer_xattr, asker, caller};
 use super::{control, data, session};
 use crate::error::Errno;
 use crate::fs::{FileKind, ROOT_ID, RenameKind, XattrMode};
-use crate::volume::{Asker, ControlNode, REQUEST_NAME, may_read_private, outcome};
+use crate::volume::{ControlNode, REQUEST_NAME, may_read_private, outcome};
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
@@ -265,9 +265,8 @@ impl Filesystem for Adapter {
             return reply.error(errno(Errno::EPERM));
         }
         if name == REQUEST_NAME {
-            let asker = Asker { uid: req.uid(), gid: req.gid(), pid: req.pid() };
             let answer = data::empty(reply);
-            return self.volume.request(ino.0, value, asker, answer);
+            return self.volume.request(ino.0, value, asker(req), answer);
         }
         let set = XattrMode::from_flags(flags as u32)
             .and_then(|mode| self.volume.set_xattr(ino.0, name, value, mode));
@@ -280,11 +279,11 @@ impl Filesystem for Adapter {
         reply.error(errno(Errno::ENODATA));
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         if control::node(ino).is_some() {
             return answer_xattr(&[], size, reply);
         }
-        match self.volume.list_xattrs(ino.0) {
+        match self.volume.list_xattrs(ino.0, asker(req)) {
             Ok(names) => answer_xattr(&names, size, reply),
             Err(error) => reply.error(errno(error)),
         }

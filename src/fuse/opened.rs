@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use super::attr::{TTL, errno, file_attr};
 use crate::error::{Errno, Result};
 use crate::fs::{Caller, Directory, Entry};
-use crate::volume::Volume;
+use crate::volume::{Asker, Volume};
 
 /// What an open handle that is no partition's stands for.
 #[derive(Debug, Clone)]
@@ -34,6 +34,10 @@ pub(super) struct Adapter {
 
 pub(super) fn caller(req: &Request, umask: u32) -> Caller {
     Caller { uid: req.uid(), gid: req.gid(), umask }
+}
+
+pub(super) fn asker(req: &Request) -> Asker {
+    Asker { uid: req.uid(), gid: req.gid(), pid: req.pid() }
 }
 
 pub(super) fn answer_entry(result: Result<Entry>, reply: ReplyEntry) {

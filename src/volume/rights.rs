@@ -79,6 +79,14 @@ impl Rights {
         }
     }
 
+    pub(super) fn may_read(&self, tree: &Tree, attributes: &Attributes) -> bool {
+        match self {
+            Self::All => true,
+            Self::Judged(judge) => tree.may_read(attributes.ino, judge).unwrap_or(false),
+            Self::Modes(member) => member.may(0o4, attributes),
+        }
+    }
+
     /// Whether who asks could find what is in a folder.
     pub(super) fn may_list(&self, tree: &Tree, attributes: &Attributes) -> bool {
         match self {

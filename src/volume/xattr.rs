@@ -5,6 +5,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::rights::{Asker, Rights};
 use super::{Answer, Volume};
 use crate::error::{Errno, Result};
 use crate::fs::{FileKind, ROOT_ID, XattrMode};
@@ -12,6 +13,9 @@ use crate::swap::{PartitionInfo, PartitionStatus};
 
 /// What all names of swapfs's own begin with.
 pub const SWAP_PREFIX: &str = "user.swap.";
+
+/// What names begin with that filesystems list for superusers only.
+const SUPERUSERS_PREFIX: &str = "trusted.";
 
 /// The attribute that takes requests.
 pub const REQUEST_NAME: &str = "user.swap.request";
@@ -172,15 +176,18 @@ impl Volume {
         }
     }
 
-    /// All names, each followed by a NUL. Values that a copy left in the swap folder under our names
-    /// are shadowed.
+    /// All names that `asker` may know, each followed by a NUL. Values that a copy left in the swap folder
+    /// under our names are shadowed. The kernel lets everybody list who finds the file: that a transfer of it
+    /// failed is told to those alone who may read it, and names for superusers to these.
     ///
     /// # Errors
     /// What the swap folder fails with.
-    pub fn list_xattrs(&self, id: u64) -> Result<Vec<u8>> {
+    pub fn list_xattrs(&self, id: u64, asker: Asker) -> Result<Vec<u8>> {
         let mut names = Vec::new();
         for name in self.tree.list_xattrs(id)?.split_inclusive(|byte| *byte == 0) {
-            if !name.starts_with(SWAP_PREFIX.as_bytes()) {
+            let hidden = name.starts_with(SWAP_PREFIX.as_bytes())
+                || (asker.uid != 0 && name.starts_with(SUPERUSERS_PREFIX.as_bytes()));
+            if !hidden {
                 names.extend_from_slice(name);
             }
         }
@@ -190,7 +197,11 @@ impl Volume {
             &ROOT_NAMES
         } else if self.tree.attributes(id)?.kind == FileKind::Regular {
             let failed = self.partition_info(id)?.error.is_some();
-            if failed { &PARTITION_NAMES } else { &PARTITION_NAMES[..PARTITION_NAMES.len() - 1] }
+            if failed && self.may_read(id, asker) {
+                &PARTITION_NAMES
+            } else {
+                &PARTITION_NAMES[..PARTITION_NAMES.len() - 1]
+            }
         } else {
             &[]
         };
@@ -200,6 +211,24 @@ impl Volume {
             names.push(0);
         }
         Ok(names)
+    }
+
+    /// Whether who asks could open the partition for reading. Asked on a thread of its own, as [`Rights`]
+    /// demand.
+    fn may_read(&self, id: u64, asker: Asker) -> bool {
+        if asker.uid == 0 {
+            return true;
+        }
+        let (tree, member) = (&self.tree, asker.member());
+        let judge = move || {
+            let attributes = tree.attributes(id);
+            attributes.is_ok_and(|found| Rights::of(member).may_read(tree, &found))
+        };
+        std::thread::scope(|scope| {
+            let judging =
+                std::thread::Builder::new().name("judge".into()).spawn_scoped(scope, judge);
+            judging.is_ok_and(|judging| judging.join().unwrap_or(false))
+        })
     }
 
     /// Sets an attribute of the user's.
