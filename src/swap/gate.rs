@@ -10,7 +10,7 @@ use super::actions::Actions;
 use super::block::BufferIndex;
 use super::engine::{Engine, PAGE_SIZE};
 use super::op::{BarrierOp, Change, Op, Reply};
-use super::state::{State, file_time_now};
+use super::state::{OFFSET_MAX, State, file_time_now};
 use crate::error::{Errno, Result};
 
 const KEEP_SIZE: i32 = libc::FALLOC_FL_KEEP_SIZE;
@@ -31,8 +31,11 @@ fn beyond(size: u64, unit: u64) -> u64 {
 
 impl Engine {
     /// Sets a partition's size, as ftruncate(2). Bytes beyond it are dropped, dirty or not; truncating
-    /// to zero clears the partition's error.
+    /// to zero clears the partition's error. Fails with EFBIG beyond what off_t can address.
     pub fn truncate(&self, handle: u64, size: u64, reply: Reply) {
+        if size > OFFSET_MAX {
+            return reply(Err(Errno::EFBIG));
+        }
         self.change(handle, Change::Truncate(size), reply);
     }
 
@@ -40,7 +43,7 @@ impl Engine {
     /// with EOPNOTSUPP.
     pub fn allocate(&self, handle: u64, mode: i32, offset: u64, length: u64, reply: Reply) {
         let known = [0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE];
-        let end = offset.checked_add(length).filter(|end| *end <= i64::MAX as u64);
+        let end = offset.checked_add(length).filter(|end| *end <= OFFSET_MAX);
         if !known.contains(&mode) {
             return reply(Err(Errno::EOPNOTSUPP));
         }

@@ -38,9 +38,13 @@ impl Engine {
     /// Reads up to `length` bytes at `offset`; fewer at the end of the partition. `reply` is called once,
     /// here or later on another thread, with the bytes in consecutive runs.
     ///
-    /// Fails with EIO where a transfer failed or bytes were lost, EBADF for an unknown handle. Never
+    /// Fails with EIO where a transfer failed or bytes were lost, EBADF for an unknown handle, EINVAL for an
+    /// offset that no file has. Never
     /// waits for the device itself.
     pub fn read(&self, handle: u64, offset: u64, length: u64, reply: ReadReply) {
+        if offset > i64::MAX as u64 {
+            return reply(Err(Errno::EINVAL));
+        }
         let op = Box::new(ReadOp {
             partition: 0,
             handle: Some(handle),
@@ -359,7 +363,8 @@ impl Engine {
     pub(crate) fn fetch(
         &self, st: &mut State, id: u32, from: u64, length: u64, actions: &mut Actions,
     ) -> u64 {
-        let end = from.saturating_add(length).min(st.part(id).size);
+        // What is not in the backing file yet needs no transfer: it is in the pool, or zero however large.
+        let end = from.saturating_add(length).min(st.part(id).stored());
         if from >= end || self.gate_closed(st, id, false) {
             return from;
         }

@@ -34,6 +34,10 @@ impl List {
 /// Bytes of the largest request of a client; its blocks must find room together.
 pub(crate) const REQUEST_BYTES_MAX: u64 = 1 << 20;
 
+/// Largest size of a partition: what off_t holds, less the largest block, so that every block of it ends
+/// within what off_t holds, too.
+pub(crate) const OFFSET_MAX: u64 = i64::MAX as u64 - (16 << 20) + 1;
+
 /// Buffers of `block_size` bytes that the largest request needs to go on.
 pub(crate) fn buffers_moving(block_size: u64) -> usize {
     (REQUEST_BYTES_MAX / block_size + 1).max(2) as usize

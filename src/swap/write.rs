@@ -8,7 +8,7 @@ use super::engine::Engine;
 use super::intake::{Intake, Payload};
 use super::op::{Op, SyncOp, WriteOp, WriteReply};
 use super::small::{Need, Room};
-use super::state::{State, file_time_now};
+use super::state::{OFFSET_MAX, State, file_time_now};
 use super::trays;
 use crate::error::{Errno, Result};
 use crate::pool::WriteLease;
@@ -17,9 +17,6 @@ use crate::pool::WriteLease;
 const RESERVE_STEP_MIN: u64 = 64 * 1024;
 /// See [`RESERVE_STEP_MIN`].
 const RESERVE_STEP_MAX: u64 = 64 * 1024 * 1024;
-
-/// Largest offset a file may reach: what off_t holds.
-const OFFSET_MAX: u64 = i64::MAX as u64;
 
 /// Where in a block the client's bytes go, or have gone.
 struct Place {

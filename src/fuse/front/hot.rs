@@ -179,7 +179,9 @@ impl Front {
 
     fn read(&self, arguments: &[u8], reply: Reply) {
         let read = match decode::<ReadIn>(arguments) {
-            Ok((read, _)) => read,
+            // More than was negotiated would need more buffers than there may be.
+            Ok((read, _)) if read.size <= session::REQUEST_BYTES_MAX => read,
+            Ok(_) => return reply.error(Errno::EINVAL),
             Err(errno) => return reply.error(errno),
         };
         let answer = Box::new(move |result: Result<&[&[u8]]>| match result {
