@@ -39,6 +39,7 @@ mod direct;
 mod engine;
 mod gate;
 mod hold;
+mod inside;
 mod intake;
 mod keeper;
 mod lend;

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use super::engine::Engine;
+use super::inside::assert_outside;
 use super::op::{Op, ReadReply, Reply, WriteReply};
 use crate::aio::device::{BackingFile, Transfer};
 use crate::error::Result;
+use crate::paths::plain;
 
 /// Work that may block on metadata calls, done by a job thread.
 pub(crate) type Job = Box<dyn FnOnce(&Arc<Engine>) + Send>;
@@ -28,6 +30,31 @@ pub(crate) struct Actions {
     pub(crate) files: Vec<Arc<dyn BackingFile>>,
     /// Log lines of failures.
     pub(crate) failures: Vec<Failure>,
+    /// Other log lines.
+    pub(crate) notes: Vec<Note>,
+}
+
+/// Something for the log that is no failed transfer.
+pub(crate) enum Note {
+    /// Bytes from `offset` on that could not be written were given up.
+    Dropped { file: Arc<dyn BackingFile>, offset: u64 },
+    /// A file of `known` bytes now has `found`, although nobody changed it through the mount.
+    Changed { file: Arc<dyn BackingFile>, known: u64, found: u64 },
+}
+
+impl Note {
+    fn log(&self) {
+        match self {
+            Note::Dropped { file, offset } => log::error!(
+                "bytes of {} at {offset} that could not be written were dropped: the pool has no other room",
+                label(&**file)
+            ),
+            Note::Changed { file, known, found } => log::warn!(
+                "{} was changed beneath the mount: {known} bytes became {found}",
+                label(&**file)
+            ),
+        }
+    }
 }
 
 /// A failed transfer, for its log line.
@@ -53,11 +80,12 @@ impl Failure {
     }
 }
 
-/// The backing file's path for messages.
+/// The backing file's path for messages. Asks the kernel.
 pub(crate) fn label(file: &dyn BackingFile) -> String {
+    assert_outside("naming a file");
     file.descriptor()
         .and_then(|fd| std::fs::read_link(format!("/proc/self/fd/{fd}")).ok())
-        .map_or_else(|| format!("partition #{}", file.id()), |path| path.display().to_string())
+        .map_or_else(|| format!("partition #{}", file.id()), |path| plain(&path))
 }
 
 impl Answer {
@@ -80,11 +108,15 @@ impl Actions {
 
     /// Does everything that was left. The lock is not held.
     pub(crate) fn run(mut self, engine: &Engine) {
+        assert_outside("submitting and answering");
         if !self.transfers.is_empty() {
             engine.device().submit(&mut self.transfers);
         }
         for failure in self.failures {
             failure.log();
+        }
+        for note in self.notes {
+            note.log();
         }
         for answer in self.answers {
             answer.send();

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::inside::assert_outside;
+
 /// The engine's buffers, less those that keep requests moving.
 #[derive(Debug)]
 pub(crate) struct Budget {
@@ -50,6 +52,7 @@ impl Budget {
     pub(crate) fn take(
         self: &Arc<Self>, needed: usize, reserved: usize,
     ) -> Result<Tokens, Shortage> {
+        assert_outside("waiting for buffers");
         let mut counts = self.counts.lock();
         loop {
             let free = counts.free.saturating_sub(reserved);

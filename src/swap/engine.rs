@@ -11,6 +11,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::actions::{Actions, Job};
 use super::budget::Budget;
+use super::inside::Inside;
 use super::memory::Memory;
 use super::op::Op;
 use super::partition::{FileKey, Handle, Partition};
@@ -192,6 +193,7 @@ impl Engine {
     pub(crate) fn with<R>(&self, step: impl FnOnce(&mut State, &mut Actions) -> R) -> R {
         let mut actions = Actions::default();
         let result = {
+            let _inside = Inside::enter();
             let mut state = self.state.lock();
             let st = state.deref_mut();
             let result = step(st, &mut actions);
@@ -208,6 +210,7 @@ impl Engine {
     ) -> R {
         let mut actions = Actions::default();
         let result = {
+            let _inside = Inside::enter();
             let mut state = self.state.lock();
             self.tick.wait_for(&mut state, time);
             let st = state.deref_mut();
@@ -323,7 +326,7 @@ impl Engine {
             }
             let id = st.partitions.insert(part) as u32;
             st.keys.insert(key, id);
-            st.wake_up(id, status.size);
+            st.wake_up(id, status.size, actions);
             st.trim(self.options.idle_partitions_max, actions);
             self.add_handle(st, id, read, actions)
         })
@@ -447,6 +450,7 @@ impl CompletionSink for Engine {
     fn complete(&self, done: &mut Vec<Completion>) {
         let mut actions = Actions::default();
         {
+            let _inside = Inside::enter();
             let mut state = self.state.lock();
             let st = state.deref_mut();
             for completion in done.drain(..) {

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use super::actions::Actions;
+use super::actions::{Actions, Note};
 use super::block::ListKind;
 use super::partition::{FileKey, PartitionStatus};
 use super::slab::Slab;
@@ -114,12 +114,13 @@ impl State {
 
     /// Gives a partition that has become known the bytes of its rest, if it had one. `size` is the
     /// file's.
-    pub(crate) fn wake_up(&mut self, id: u32, size: u64) {
+    pub(crate) fn wake_up(&mut self, id: u32, size: u64, actions: &mut Actions) {
         let key = self.part(id).key;
         let Some(number) = self.resting.keys.get(&key).copied() else { return };
         let at_rest = self.resting.files.get(number as usize).expect("its key is known");
         if at_rest.size != size {
-            log::warn!("a file of {} bytes was changed beneath the mount: {size}", at_rest.size);
+            let known = at_rest.size;
+            actions.notes.push(Note::Changed { file: self.file(id), known, found: size });
             return self.forget_resting(number);
         }
         let AtRest { tray, slot, kept, .. } = *at_rest;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::actions::Actions;
+use super::actions::{Actions, Note};
 use super::block::{BufferIndex, ListKind, NONE};
 use super::buffers::{Moving, SPARE_MS};
 use super::engine::Engine;
@@ -101,10 +101,7 @@ impl Engine {
             let bytes = start + run.start as u64 * unit..start + run.end as u64 * unit;
             st.part(id).lost.insert(bytes);
         }
-        log::error!(
-            "bytes of {} at {start} that could not be written were dropped: the pool has no other room",
-            super::actions::label(&*st.part(id).file)
-        );
+        actions.notes.push(Note::Dropped { file: st.file(id), offset: start });
         st.detach(buffer, actions);
     }
 

@@ -52,6 +52,7 @@ pub use view::{View, ViewMut};
 use super::budget::{Shortage, Tokens};
 use super::engine::Engine;
 use super::hold::Access;
+use super::inside::assert_outside;
 use super::partition::PartitionStatus;
 use crate::error::Errno;
 use crate::pool::{BufferPool, PoolBuffer};
@@ -431,6 +432,7 @@ impl Inner {
             // The receiver waits below.
             let _ = sender.send(outcome);
         }));
+        assert_outside("waiting for the engine's answer");
         receiver.recv().unwrap_or(Err(Errno::ENODEV))
     }
 

@@ -14,6 +14,7 @@ use super::table::{Held, Open};
 use super::{Inner, Swapper, named};
 use crate::swap::budget::Tokens;
 use crate::swap::hold::Access;
+use crate::swap::inside::assert_outside;
 
 /// A staging area takes at most this fraction of the pool.
 const POOL_SHARE: usize = 2;
@@ -121,6 +122,7 @@ impl Round {
 
     /// Waits for one part to be written.
     fn wait(&mut self) {
+        assert_outside("waiting for a write-out");
         if let Ok((tokens, failure)) = self.ended.1.recv() {
             self.under_way -= 1;
             self.free.merge(tokens);

@@ -17,6 +17,7 @@ use crate::swap::PartitionStatus;
 use crate::swap::budget::Tokens;
 use crate::swap::engine::Engine;
 use crate::swap::hold::Hold;
+use crate::swap::inside::assert_outside;
 use crate::swap::partition::FileKey;
 
 /// What to do about a partition in flight.
@@ -251,6 +252,7 @@ impl Batch {
 
     /// Waits for all that have begun before this call. The number of those that were done, this once.
     pub(super) fn wait(&self) -> Result<usize> {
+        assert_outside("waiting for transfers");
         let mut state = self.state.lock();
         let before = state.next;
         while state.pending.first().is_some_and(|oldest| *oldest < before) {
