@@ -8,6 +8,7 @@ mod control;
 mod errors;
 mod exchange;
 mod front;
+mod hostile;
 mod libaio;
 mod life;
 mod maps;

@@ -1,0 +1,8 @@
+//! Clients that mean harm, or are badly written: nobody else may suffer from them.
+
+mod killed;
+mod many;
+mod odd;
+mod rights;
+mod stacked;
+mod values;
