@@ -21,6 +21,7 @@ mod polls;
 mod processes;
 mod prometheus;
 mod requests;
+mod rest;
 mod rights;
 mod rush;
 mod small;
