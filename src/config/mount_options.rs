@@ -4,6 +4,7 @@ use nix::mount::MsFlags;
 
 use super::ConfigError;
 use super::error::nearest;
+use super::json::shown_key;
 use super::options::{Kind, OPTIONS, Value, find};
 use super::settings::{Origin, Settings};
 
@@ -77,7 +78,7 @@ pub(super) fn apply(settings: &mut Settings, list: &str, sloppy: bool) -> Result
         if !known && !sloppy {
             let names = OPTIONS.iter().map(|option| option.name);
             return Err(ConfigError::UnknownOption {
-                name: name.to_owned(),
+                name: shown_key(name),
                 nearest: nearest(name, names.chain(standard_options())),
             });
         }

@@ -87,7 +87,7 @@ impl Settings {
     /// Takes over the value of a flag; `name` is the option's, with underscores.
     pub fn flag(&mut self, name: &str, text: &str) -> Result<(), ConfigError> {
         let option = find(name).ok_or_else(|| ConfigError::UnknownOption {
-            name: name.to_owned(),
+            name: super::json::shown_key(name),
             nearest: super::error::nearest(name, OPTIONS.iter().map(|option| option.name)),
         })?;
         self.set_text(option, text, Origin::Flag)

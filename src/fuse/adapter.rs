@@ -1,17 +1,17 @@
 //! fuser's trait, request by request: a few lines of decoding, a call and a reply each.
 //!
 //! LOOKUP, GETATTR, OPEN, READ, FLUSH, RELEASE, FSYNC and GETXATTR only get here for the control folder:
-//! for everything else the front answers them, and WRITE, CREATE, UNLINK, SETATTR and FORGET always.
+//! for everything else the front answers them, and WRITE, CREATE, UNLINK, SETATTR, IOCTL and FORGET always.
 
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 
 use fuser::{
-    CopyFileRangeFlags, FileHandle, Filesystem, INodeNo, IoctlFlags, KernelConfig, LockOwner,
-    OpenAccMode, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    CopyFileRangeFlags, FileHandle, Filesystem, INodeNo, KernelConfig, LockOwner, OpenAccMode,
+    OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyPoll,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request,
 };
 
 use super::attr::{errno, file_type};
@@ -302,13 +302,6 @@ impl Filesystem for Adapter {
     ) {
         let reply = data::empty(reply);
         self.volume.engine.allocate(fh.0, mode, offset, length, reply);
-    }
-
-    fn ioctl(
-        &self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _flags: IoctlFlags, _cmd: u32,
-        _in_data: &[u8], _out_size: u32, reply: ReplyIoctl,
-    ) {
-        reply.error(errno(Errno::ENOTTY));
     }
 
     fn copy_file_range(

@@ -330,18 +330,24 @@ impl Reader {
         let front = &self.front;
         let ticket = Cell::new(Some(ticket));
         let reply = || Reply::new(&self.device, header.unique, ticket.take());
-        let outcome = if opcode.is_answered_here() {
-            let arguments = if length <= HEADER_BYTES {
-                &self.headers[size_of::<InHeader>()..length]
-            } else {
-                self.joined.clear();
-                self.joined.extend_from_slice(&self.headers[size_of::<InHeader>()..]);
-                self.joined.extend_from_slice(rest);
-                &self.joined
-            };
-            front.answer(opcode, header, arguments, &reply)
+        let arguments = if length <= HEADER_BYTES {
+            &self.headers[size_of::<InHeader>()..length]
+        } else if opcode.is_answered_here() || opcode == Opcode::SetXattr {
+            self.joined.clear();
+            self.joined.extend_from_slice(&self.headers[size_of::<InHeader>()..]);
+            self.joined.extend_from_slice(rest);
+            &self.joined[..]
         } else {
-            hot::Outcome::PassOn
+            &[][..]
+        };
+        let outcome = match opcode {
+            Opcode::SetXattr if !hot::is_whole_set_xattr(arguments) => {
+                return reply().error(nix::errno::Errno::EINVAL);
+            }
+            // None are known; fuser would take the word of this one's length, too.
+            Opcode::Ioctl => return reply().error(nix::errno::Errno::ENOTTY),
+            opcode if opcode.is_answered_here() => front.answer(opcode, header, arguments, &reply),
+            _ => hot::Outcome::PassOn,
         };
         if outcome == hot::Outcome::Taken {
             // Still there when the request gets no answer.

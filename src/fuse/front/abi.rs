@@ -33,6 +33,7 @@ pub(super) enum Opcode {
     Write,
     Release,
     Fsync,
+    SetXattr,
     GetXattr,
     Flush,
     Create,
@@ -40,6 +41,7 @@ pub(super) enum Opcode {
     ReadDir,
     Interrupt,
     Destroy,
+    Ioctl,
     BatchForget,
     ReadDirPlus,
     Other,
@@ -58,6 +60,7 @@ impl From<u32> for Opcode {
             16 => Opcode::Write,
             18 => Opcode::Release,
             20 => Opcode::Fsync,
+            21 => Opcode::SetXattr,
             22 => Opcode::GetXattr,
             25 => Opcode::Flush,
             26 => Opcode::Init,
@@ -65,6 +68,7 @@ impl From<u32> for Opcode {
             35 => Opcode::Create,
             36 => Opcode::Interrupt,
             DESTROY => Opcode::Destroy,
+            39 => Opcode::Ioctl,
             42 => Opcode::BatchForget,
             44 => Opcode::ReadDirPlus,
             _ => Opcode::Other,
@@ -215,6 +219,14 @@ pub(super) struct HandleIn {
     pub(super) padding: u32,
 }
 
+/// `struct fuse_setxattr_in` as it is unless FUSE_SETXATTR_EXT is asked for; name and value follow.
+#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct SetXattrIn {
+    pub(super) size: u32,
+    pub(super) flags: u32,
+}
+
 /// `struct fuse_getxattr_in`; the name follows.
 #[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -336,6 +348,7 @@ mod tests {
         assert_eq!((offset_of!(SetAttrIn, uid), offset_of!(SetAttrIn, gid)), (76, 80));
         assert_eq!((size_of::<HandleIn>(), offset_of!(HandleIn, flags)), (16, 8));
         assert_eq!((size_of::<GetXattrIn>(), size_of::<ForgetIn>()), (8, 8));
+        assert_eq!((size_of::<SetXattrIn>(), offset_of!(SetXattrIn, size)), (8, 0));
         assert_eq!((size_of::<BatchForgetIn>(), size_of::<ForgetOne>()), (8, 16));
         assert_eq!(size_of::<Attr>(), 88);
         assert_eq!((offset_of!(Attr, mtime), offset_of!(Attr, ctimensec)), (32, 56));

@@ -7,7 +7,8 @@ use zerocopy::FromBytes;
 
 use super::abi::{
     BatchForgetIn, FSYNC_FDATASYNC, ForgetIn, ForgetOne, GetXattrIn, GetXattrOut, HandleIn,
-    InHeader, Opcode, OpenIn, OpenOut, ReadIn, WRITE_CACHE, WRITE_KILL_SUIDGID, WriteIn, WriteOut,
+    InHeader, Opcode, OpenIn, OpenOut, ReadIn, SetXattrIn, WRITE_CACHE, WRITE_KILL_SUIDGID,
+    WriteIn, WriteOut,
 };
 use super::answers;
 use super::device::Reply;
@@ -31,7 +32,13 @@ impl Opcode {
     pub(super) fn is_answered_here(self) -> bool {
         !matches!(
             self,
-            Opcode::Write | Opcode::Init | Opcode::ReadDir | Opcode::ReadDirPlus | Opcode::Other
+            Opcode::Write
+                | Opcode::SetXattr
+                | Opcode::Ioctl
+                | Opcode::Init
+                | Opcode::ReadDir
+                | Opcode::ReadDirPlus
+                | Opcode::Other
         )
     }
 }
@@ -47,6 +54,14 @@ pub(super) fn name(bytes: &[u8]) -> Result<&OsStr> {
         Some(name) if !name.is_empty() && !name.contains(&0) => Ok(OsStr::from_bytes(name)),
         _ => Err(Errno::EINVAL),
     }
+}
+
+/// Whether a SETXATTR brings a name and as many bytes as it says: fuser takes the kernel's word for it.
+pub(super) fn is_whole_set_xattr(arguments: &[u8]) -> bool {
+    decode::<SetXattrIn>(arguments).is_ok_and(|(set, rest)| {
+        let name = rest.iter().position(|byte| *byte == 0);
+        name.is_some_and(|end| end > 0 && rest.len() - end - 1 == set.size as usize)
+    })
 }
 
 impl Front {
@@ -263,6 +278,24 @@ mod tests {
         assert_eq!(name(b"a\0"), Ok(OsStr::new("a")));
         for bad in [&b""[..], b"\0", b"a", b"a\0b\0", b"a\0\0"] {
             assert_eq!(name(bad), Err(Errno::EINVAL), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn values_are_as_long_as_they_say() {
+        let set = |size: u32, rest: &[u8]| [&size.to_ne_bytes(), &[0; 4], rest].concat();
+        for (whole, arguments) in [
+            (true, set(2, b"name\0xy")),
+            (true, set(0, b"name\0")),
+            (true, set(3, b"name\0a\0b")),
+            (false, set(3, b"name\0xy")),
+            (false, set(1, b"name\0xy")),
+            (false, set(0, b"name")),
+            (false, set(0, b"\0")),
+            (false, set(u32::MAX, b"name\0")),
+            (false, vec![0; 7]),
+        ] {
+            assert_eq!(is_whole_set_xattr(&arguments), whole, "{arguments:?}");
         }
     }
 
