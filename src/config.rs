@@ -86,6 +86,8 @@ pub struct Config {
     pub metrics_listen: Option<SocketAddr>,
     /// The file that the metrics are written to.
     pub metrics_file: Option<PathBuf>,
+    /// Seconds without an answer after which a transfer counts as stalled; 0 for never.
+    pub stall_timeout: u32,
     /// env_logger filter.
     pub log: String,
     /// The standard options of mount(8).
@@ -216,6 +218,7 @@ impl Config {
                 path if path.starts_with('/') => Some(path.into()),
                 _ => None,
             },
+            stall_timeout: s.count("stall_timeout"),
             log: s.text("log"),
             mount: s.mount.clone(),
             settings,

@@ -45,6 +45,12 @@ pub trait Service: Send + Sync {
     /// Called when the session has ended: puts the rest on stable storage and stops. The error names
     /// the partitions that are not stored.
     fn finish(&self) -> Result<(), Vec<String>>;
+
+    /// Whether the swap folder's device has not answered for so long that it is not to be waited for: what
+    /// is under way will not end, and neither will the session by itself.
+    fn is_stuck(&self) -> bool {
+        false
+    }
 }
 
 /// Makes the [`Service`] of a mount.
@@ -157,6 +163,7 @@ fn start(
     if let Err(line) = &result {
         reporter.failed(line);
     }
+    logger::finish();
     result
 }
 

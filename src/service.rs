@@ -33,6 +33,8 @@ const IDLE_PARTITIONS_MAX: usize = 4096;
 
 /// How often the metrics file is written anew, and what was written to the device recorded.
 const RECORD_PERIOD: Duration = Duration::from_secs(15);
+/// How often somebody who waits for the device looks whether it still answers.
+const PATIENCE_TICK: Duration = Duration::from_millis(200);
 
 /// What a huge page is worth; the arena is a whole number of them.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
@@ -48,6 +50,8 @@ pub struct NullFactory;
 
 struct SwapService {
     volume: Arc<Volume>,
+    /// See [`Service::is_stuck`]; zero for never.
+    stall_timeout: Duration,
     serving: Mutex<Option<Serving>>,
     /// Ends with the session.
     publishing: Mutex<Option<Publishing>>,
@@ -108,6 +112,8 @@ fn start(
         .map_err(|errno| format!("{folder}: cannot store files there: {}", errno.desc()))?;
     warn_of_limits(swap, &probe, &folder);
     let engine = start_engine(config, &probe, open)?;
+    let stall_timeout = Duration::from_secs(config.stall_timeout.into());
+    engine.watch_for_stalls(stall_timeout);
     let volume = make_volume(config, swap, mountpoint, &probe, engine)?;
     volume.set_wear(Wear::open(
         swap.control()
@@ -119,6 +125,7 @@ fn start(
         .map_err(|error| format!("FUSE session: {}", reason(&error)))?;
     Ok(Arc::new(SwapService {
         volume,
+        stall_timeout,
         serving: Mutex::new(Some(serving)),
         publishing: Mutex::new(Some(publishing)),
     }))
@@ -279,11 +286,29 @@ impl SwapService {
         self.volume.synchronize(Box::new(move |failed| {
             let _ = sender.send(failed);
         }));
-        match receiver.recv() {
-            Ok(failed) if failed.is_empty() => Ok(()),
-            Ok(failed) => Err(failed),
-            Err(_) => Err(vec!["the engine stopped before it had answered".to_owned()]),
+        loop {
+            match receiver.recv_timeout(PATIENCE_TICK) {
+                Ok(failed) if failed.is_empty() => return Ok(()),
+                Ok(failed) => return Err(failed),
+                Err(mpsc::RecvTimeoutError::Timeout) if self.is_stuck() => {
+                    return Err(self.given_up());
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(vec!["the engine stopped before it had answered".to_owned()]);
+                }
+            }
         }
+    }
+
+    /// What is not stored because nothing answers.
+    fn given_up(&self) -> Vec<String> {
+        let seconds = self.stall_timeout.as_secs();
+        let mut names = self.volume.engine.not_stored();
+        if names.is_empty() {
+            names.push(self.volume.swap_folder().display().to_string());
+        }
+        names.iter().map(|name| format!("{name}: no answer for {seconds} s")).collect()
     }
 }
 
@@ -302,8 +327,16 @@ impl Service for SwapService {
 
     fn finish(&self) -> Result<(), Vec<String>> {
         let result = self.put_on_storage();
-        self.volume.engine.stop();
+        // Stopping waits for the transfers under way.
+        if !self.is_stuck() {
+            self.volume.engine.stop();
+        }
         drop(self.publishing.lock().take());
         result
+    }
+
+    fn is_stuck(&self) -> bool {
+        let limit = self.stall_timeout;
+        !limit.is_zero() && self.volume.engine.unanswered() >= limit
     }
 }

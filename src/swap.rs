@@ -53,6 +53,7 @@ mod resting;
 mod room;
 mod slab;
 mod small;
+mod stall;
 mod state;
 mod status;
 mod stop;

@@ -364,6 +364,12 @@ impl Volume {
         let _ = self.invalidate.set(Invalidate(invalidate));
     }
 
+    /// Absolute path of the swap folder.
+    #[must_use]
+    pub fn swap_folder(&self) -> &std::path::Path {
+        &self.options.swap_folder
+    }
+
     /// Whether close waits for the swap folder.
     #[must_use]
     pub fn close_wait(&self) -> bool {

@@ -143,6 +143,8 @@ struct PartitionRow {
     dirty: u64,
     inflight: u64,
     error: Option<String>,
+    /// Seconds for which the device has not answered; only when that is too long.
+    stalled_s: Option<u64>,
 }
 
 impl PartitionRow {
@@ -156,7 +158,17 @@ impl PartitionRow {
             dirty: bytes("dirty")?.unwrap_or(0),
             inflight: bytes("inflight")?.unwrap_or(0),
             error: text_xattr(path, "user.swap.error")?,
+            stalled_s: bytes("stalled")?,
         })
+    }
+}
+
+impl PartitionRow {
+    /// What is wrong with it, in a word or two.
+    fn trouble(&self) -> String {
+        let stalled = self.stalled_s.map(|s| format!("stalled {s} s"));
+        let all: Vec<String> = self.error.clone().into_iter().chain(stalled).collect();
+        if all.is_empty() { dash() } else { all.join(", ") }
     }
 }
 
@@ -216,7 +228,7 @@ fn show_partitions(rows: &[PartitionRow]) -> Result<(), Failure> {
             format_short(row.resident),
             format_short(row.dirty),
             format_short(row.inflight),
-            row.error.clone().unwrap_or_else(dash),
+            row.trouble(),
         ]
     }));
     print(&table.trim_fmt())

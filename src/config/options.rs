@@ -78,7 +78,7 @@ impl OptionDefinition {
 }
 
 /// Every mount option of swapfs.
-pub const OPTIONS: [OptionDefinition; 19] = [
+pub const OPTIONS: [OptionDefinition; 20] = [
     option("pool_size", size(KIB, SIZE_MAX), "1 GiB", "Bytes of the buffer pool"),
     option(
         "block_size",
@@ -148,6 +148,12 @@ pub const OPTIONS: [OptionDefinition; 19] = [
         Kind::Path,
         OFF,
         "Write the metrics to this file every 15 s, for node_exporter's textfile collector",
+    ),
+    option(
+        "stall_timeout",
+        Kind::Count { min: 0, max: 86_400 },
+        "30",
+        "Seconds without an answer of the device after which a transfer counts as stalled; 0: never",
     ),
     option(
         "log",

@@ -31,6 +31,9 @@ const RETRY: Duration = Duration::from_millis(50);
 const READ_TRIES: u32 = 4;
 const READ_RETRY: Duration = Duration::from_millis(5);
 
+/// How long writing the lock file may take.
+const STATE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// A daemon whose mount is gone needs a moment to say that it is finishing.
 const GRACE: Duration = Duration::from_secs(3);
 
@@ -130,8 +133,14 @@ impl SwapFolder {
         self.state.state = phase;
         let mut text = serde_json::to_vec(&self.state)?;
         text.push(b'\n');
-        self.lock.write_all_at(&text, 0)?;
-        self.lock.set_len(text.len() as u64)
+        let lock = self.lock.try_clone()?;
+        let (sender, receiver) = std::sync::mpsc::channel();
+        // On a thread of its own: the device may hang, and then this file does as well.
+        std::thread::Builder::new().name("swapfs-state".to_owned()).spawn(move || {
+            let length = text.len() as u64;
+            let _ = sender.send(lock.write_all_at(&text, 0).and_then(|()| lock.set_len(length)));
+        })?;
+        receiver.recv_timeout(STATE_TIMEOUT).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// Records the partitions that are not on stable storage, for whoever waits for this daemon.

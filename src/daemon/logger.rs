@@ -1,9 +1,17 @@
 //! Where the daemon's log goes: standard error in the foreground, else `SWAP_FOLDER/.swapfs/log`.
 //! Until the mount answers, warnings and errors of a background daemon reach the user as well.
+//!
+//! The file lies on the device that the daemon swaps to. A thread of its own writes it, so that a device that
+//! hangs keeps nobody else from working.
 
 use std::fs::File;
+use std::io::{self, Write};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::fs::{Mode, OFlags, openat, renameat};
 
 use super::SwapFolder;
@@ -12,7 +20,23 @@ use crate::sys_process::reason;
 /// A log file of this many bytes is set aside at the next start.
 const LOG_BYTES_MAX: u64 = 16 << 20;
 
+/// Lines that wait for the file; more are dropped and counted.
+const LINES_MAX: usize = 4096;
+
+/// How long the file may take for the last lines.
+const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
+
 static STARTING: AtomicBool = AtomicBool::new(false);
+
+/// The way to the thread that writes the file, where there is one.
+static WRITER: OnceLock<Sender<Line>> = OnceLock::new();
+
+/// What the writing thread gets.
+enum Line {
+    Text(Vec<u8>),
+    /// Everything before is in the file when this is dropped.
+    Mark(#[expect(dead_code, reason = "its end is the answer")] Sender<()>),
+}
 
 /// Starts logging by the filter. The first call counts.
 pub(super) fn start(filter: &str, swap: &SwapFolder, foreground: bool) -> Result<(), String> {
@@ -22,7 +46,9 @@ pub(super) fn start(filter: &str, swap: &SwapFolder, foreground: bool) -> Result
         let file = open(swap).map_err(|error| {
             format!("{}/.swapfs/log: {}", swap.path().display(), reason(&error.into()))
         })?;
-        builder.target(env_logger::Target::Pipe(Box::new(file)));
+        let lines = start_writer(file)
+            .map_err(|error| format!("cannot start a thread: {}", reason(&error)))?;
+        builder.target(env_logger::Target::Pipe(Box::new(Lines { lines, dropped: 0 })));
         STARTING.store(true, Ordering::Relaxed);
     }
     let logger = builder.build();
@@ -36,6 +62,61 @@ pub(super) fn start(filter: &str, swap: &SwapFolder, foreground: bool) -> Result
 /// From here on nobody watches standard error.
 pub(super) fn started() {
     STARTING.store(false, Ordering::Relaxed);
+}
+
+/// Waits for the last lines, but not for a device that hangs.
+pub(super) fn finish() {
+    let Some(writer) = WRITER.get() else { return };
+    let (mark, written) = bounded(0);
+    if writer.try_send(Line::Mark(mark)).is_ok() {
+        let _ = written.recv_timeout(LAST_LINES_TIMEOUT);
+    }
+}
+
+/// Starts the thread. It takes no signals: those are for the daemon's own threads, which block them later.
+fn start_writer(file: File) -> io::Result<Sender<Line>> {
+    let (sender, lines) = bounded(LINES_MAX);
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let started = std::thread::Builder::new()
+        .name("swapfs-log".to_owned())
+        .spawn(move || write_lines(file, &lines));
+    before.thread_set_mask()?;
+    started?;
+    Ok(WRITER.get_or_init(|| sender).clone())
+}
+
+fn write_lines(mut file: File, lines: &Receiver<Line>) {
+    while let Ok(line) = lines.recv() {
+        if let Line::Text(text) = line {
+            // A full disk takes no log; there is nobody to tell.
+            let _ = file.write_all(&text);
+        }
+    }
+}
+
+/// Hands lines over without ever waiting.
+struct Lines {
+    lines: Sender<Line>,
+    dropped: u64,
+}
+
+impl Write for Lines {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        let mut all = Vec::new();
+        if self.dropped > 0 {
+            all.extend_from_slice(format!("[{} lines were dropped]\n", self.dropped).as_bytes());
+        }
+        all.extend_from_slice(text);
+        match self.lines.try_send(Line::Text(all)) {
+            Ok(()) => self.dropped = 0,
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => self.dropped += 1,
+        }
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn open(swap: &SwapFolder) -> rustix::io::Result<File> {

@@ -173,15 +173,33 @@ impl<'a> Session<'a> {
     /// Serves until the session ends; a signal makes it end.
     fn wait_for_end(&mut self) -> io::Result<()> {
         let mut stopping = false;
+        // Only what is stuck in the kernel is waited for with a limit.
+        let mut given_up_at = None;
         loop {
-            match self.events.recv() {
+            let event = match given_up_at {
+                Some(deadline) => self.events.recv_deadline(deadline),
+                None => self.events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match event {
                 Ok(Event::Ended(result)) => return result,
-                Ok(Event::Signal(_)) if !stopping => stopping = self.stop(),
+                Ok(Event::Signal(_)) if !stopping => {
+                    stopping = self.stop();
+                    if stopping && self.service.is_stuck() {
+                        given_up_at = Some(Instant::now() + GIVE_UP_TIMEOUT);
+                    }
+                }
                 Ok(Event::Signal(signal)) => {
                     log::info!("{signal}: stopping already, waiting for the mount's last user");
                 }
                 Ok(Event::Answered(_)) => {}
-                Err(_) => unreachable!("the session holds a sender itself"),
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(io::Error::other(
+                        "a request waits for a device that does not answer",
+                    ));
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    unreachable!("the session holds a sender itself")
+                }
             }
         }
     }
@@ -193,6 +211,10 @@ impl<'a> Session<'a> {
             log::error!("before the unmount: {}", not_stored(&names));
         }
         let shown = self.mountpoint.display();
+        if self.service.is_stuck() {
+            log::error!("the device does not answer: clients of {shown} get errors now");
+            mount::abort(self.mountpoint, self.device);
+        }
         match mount::unmount_or_detach(self.mountpoint) {
             Ok(Detach::WhenIdle) => log::info!("{shown} unmounted"),
             Ok(Detach::Lazily) => {

@@ -164,6 +164,20 @@ pub fn unmount_or_detach(mountpoint: &Path) -> Result<Detach, UnmountError> {
     }
 }
 
+/// Ends the connection behind a mount: whoever waits for an answer, or asks for one, gets an error.
+/// `device` is the mount's `st_dev`.
+pub fn abort(mountpoint: &Path, device: Option<u64>) {
+    let control = device
+        .map(rustix::fs::minor)
+        .map(|minor| format!("/sys/fs/fuse/connections/{minor}/abort"));
+    let aborted = control.is_some_and(|path| std::fs::write(path, "1").is_ok());
+    // Where that filesystem is not mounted. Without MNT_DETACH it aborts, and fails when somebody is there.
+    let flags = MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_FORCE;
+    if !aborted && let Err(errno) = nix::mount::umount2(mountpoint, flags) {
+        log::debug!("forced unmount of {}: {}", mountpoint.display(), errno.desc());
+    }
+}
+
 /// Whether this is the error of a mount whose daemon is gone.
 #[must_use]
 pub fn is_dead(error: &io::Error) -> bool {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::engine::Engine;
 use super::inside::assert_outside;
 use super::op::{Op, ReadReply, Reply, WriteReply};
+use super::stall::Stall;
 use crate::aio::device::{BackingFile, Transfer};
 use crate::error::Result;
 use crate::paths::plain;
@@ -32,6 +33,7 @@ pub(crate) struct Actions {
     pub(crate) failures: Vec<Failure>,
     /// Other log lines.
     pub(crate) notes: Vec<Note>,
+    pub(crate) stalls: Vec<Stall>,
 }
 
 /// Something for the log that is no failed transfer.
@@ -117,6 +119,9 @@ impl Actions {
         }
         for note in self.notes {
             note.log();
+        }
+        for stall in self.stalls {
+            stall.log();
         }
         for answer in self.answers {
             answer.send();

@@ -2,7 +2,7 @@
 //! the device.
 
 use std::ops::DerefMut;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,6 +15,7 @@ use super::inside::Inside;
 use super::memory::Memory;
 use super::op::Op;
 use super::partition::{FileKey, Handle, Partition};
+use super::stall::Calls;
 use super::state::{Shape, State};
 use super::traffic::Meter;
 use crate::aio::device::{BackingFile, Completion, CompletionSink, Device};
@@ -103,6 +104,10 @@ pub struct Engine {
     pub(crate) tick: Condvar,
     /// All its threads are gone. Set under the lock.
     pub(crate) ended: AtomicBool,
+    /// Milliseconds without an answer after which a transfer counts as stalled; 0 for never.
+    pub(crate) stall_ms: AtomicU64,
+    /// A lock of the lowest level.
+    pub(crate) calls: Mutex<Calls>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -146,6 +151,8 @@ impl Engine {
             threads: Mutex::new(Vec::new()),
             tick: Condvar::new(),
             ended: AtomicBool::new(false),
+            stall_ms: AtomicU64::new(0),
+            calls: Mutex::default(),
         });
         device.connect(engine.clone());
         engine.device.set(device).expect("set once, here");
@@ -177,7 +184,7 @@ impl Engine {
                 format!("swap-job-{i}"),
                 Box::new(|engine| {
                     while let Ok(Some(job)) = engine.jobs.1.recv() {
-                        job(&engine);
+                        engine.run_counted(|| job(&engine));
                     }
                 }),
             ));

@@ -137,6 +137,7 @@ impl Engine {
     }
 
     fn run_barrier(&self, st: &mut State, id: u32, actions: &mut Actions) {
+        st.begin_call(id);
         let part = st.part(id);
         part.jobs += 1;
         let file = part.file.clone();
@@ -236,6 +237,9 @@ impl Engine {
 
     /// Opens the gate again.
     fn end_barrier(&self, st: &mut State, id: u32, result: Result<()>, actions: &mut Actions) {
+        if st.part(id).barrier_running {
+            st.end_call(id);
+        }
         let part = st.part(id);
         part.barrier_running = false;
         part.jobs -= 1;

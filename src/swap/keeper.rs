@@ -1,4 +1,5 @@
-//! What happens by itself: partial blocks go out after a while, waits end, clean files are settled.
+//! What happens by itself: partial blocks go out after a while, waits end, clean files are settled, and what the
+//! device does not answer is noticed.
 
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ impl Engine {
         while !stop {
             stop = self.with_after(TICK, |st, actions| {
                 let now_ms = self.now_ms();
+                self.look_for_stalls(st, actions);
                 while st.dirty.head != NONE
                     && st.blocks[st.dirty.head as usize].written_ms + linger <= now_ms
                 {

@@ -132,6 +132,9 @@ pub(crate) struct Partition {
     pub(crate) traffic: Traffic,
     /// Whose traffic its own is, too.
     pub(crate) group: usize,
+    /// Calls on the backing file under way that may have to wait for the device, and since when.
+    pub(crate) calls: u32,
+    pub(crate) call_since_ms: u64,
 }
 
 impl Partition {
@@ -182,6 +185,8 @@ impl Partition {
             settle_failed: false,
             traffic: Traffic::default(),
             group: 0,
+            calls: 0,
+            call_since_ms: 0,
         }
     }
 

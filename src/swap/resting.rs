@@ -56,6 +56,7 @@ impl Resting {
             dirty: 0,
             inflight: 0,
             error: None,
+            stalled: None,
         })
     }
 

@@ -15,6 +15,7 @@ use super::op::{Op, SyncOp};
 use super::partition::{FileKey, Handle, Partition, StatusWaiter};
 use super::resting::Resting;
 use super::slab::Slab;
+use super::stall::Watch;
 use super::traffic::Traffic;
 use super::trays::{Buffer, Place, Trays, Weights};
 use crate::aio::device::BackingFile;
@@ -195,6 +196,7 @@ pub(crate) struct State {
     pub(crate) handles: Slab<Handle>,
     /// What each is for, and when it was asked for.
     pub(crate) transfers: Slab<(Purpose, Instant)>,
+    pub(crate) watch: Watch,
     /// Operations waiting for buffers, first come first served, with the number each needs, and
     /// since when it waits.
     pub(crate) waiting: VecDeque<(Op, usize, Instant)>,
@@ -249,6 +251,7 @@ impl State {
             drops: 0,
             handles: Slab::new(),
             transfers: Slab::new(),
+            watch: Watch::default(),
             waiting: VecDeque::new(),
             first_waits_since: None,
             writes_inflight: 0,

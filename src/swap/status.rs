@@ -26,6 +26,9 @@ pub struct PartitionInfo {
     pub inflight: u64,
     /// The last failed transfer's errno, until mended.
     pub error: Option<Errno>,
+    /// How long an answer of the device has been waited for, once that is too long
+    /// ([`Engine::watch_for_stalls`]).
+    pub stalled: Option<Duration>,
 }
 
 /// What stat must show instead of the backing file's attributes.
@@ -73,6 +76,8 @@ pub struct PartitionCounts {
     pub inflight: u64,
     /// With a transfer error that is not mended.
     pub failed: u64,
+    /// With a transfer that the device does not answer.
+    pub stalled: u64,
 }
 
 impl Engine {
@@ -110,6 +115,7 @@ impl Engine {
             dirty: bytes(counts.1, in_tail.1),
             inflight: bytes(counts.2, in_tail.2),
             error,
+            stalled: st.stalled(id),
         }
     }
 
@@ -148,6 +154,7 @@ impl Engine {
             let (handles, resting) = (st.handles.len() as u64, st.resting.len() as u64);
             let mut counts = PartitionCounts { handles, resting, ..PartitionCounts::default() };
             counts.known = resting;
+            counts.stalled = st.stalled_partitions();
             for (_, part) in st.partitions.iter() {
                 counts.known += 1;
                 counts.dirty += u64::from(part.dirty_pages > 0);

@@ -26,6 +26,7 @@ impl Engine {
     ) {
         let file = st.file(id);
         let token = st.transfers.insert((purpose, Instant::now())) as u64;
+        st.watch.begin(token, id);
         actions.transfers.push(Transfer { token, action, file, offset });
     }
 
@@ -212,6 +213,7 @@ impl Engine {
         let Completion { transfer, result } = done;
         let (purpose, since) =
             st.transfers.remove(transfer.token as usize).expect("completed once");
+        st.watch.end(transfer.token);
         self.note_transfer(&transfer.action, since);
         match purpose {
             Purpose::Read { buffer, pages, done, stored } => {

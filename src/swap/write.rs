@@ -74,7 +74,7 @@ impl Engine {
                     self.with(|st, actions| self.write_step(st, op, actions))
                 }
                 Step::Reserve(op, reservation) => {
-                    let result = reservation.run();
+                    let result = self.run_counted(|| reservation.run());
                     self.with(|st, actions| {
                         match self.reserved(st, op.partition, reservation, result) {
                             Ok(()) => self.write_step(st, op, actions),
@@ -342,14 +342,15 @@ impl Engine {
             wish.end += need.end.clamp(RESERVE_STEP_MIN, RESERVE_STEP_MAX);
         }
         let reservation = Reservation { file: part.file.clone(), need, wish };
-        if part.writes == 0 {
-            part.jobs += 1;
-            return Step::Reserve(op, reservation);
-        }
-        if !op.payload.stays() {
+        let here = part.writes == 0;
+        if !here && !op.payload.stays() {
             return Step::Own(op);
         }
         part.jobs += 1;
+        st.begin_call(id);
+        if here {
+            return Step::Reserve(op, reservation);
+        }
         actions.jobs.push(Box::new(move |engine| {
             let result = reservation.run();
             engine.with(|st, actions| match engine.reserved(st, id, reservation, result) {
@@ -366,6 +367,7 @@ impl Engine {
     fn reserved(
         &self, st: &mut State, id: u32, reservation: Reservation, result: Result<Range<u64>>,
     ) -> Result<()> {
+        st.end_call(id);
         let part = st.part(id);
         part.jobs -= 1;
         let got = result?;

@@ -7,7 +7,7 @@ use crate::metrics::OperationCounts;
 use crate::metrics::text::{Kind, Label, Text};
 
 /// Keys whose values go up and down; all other numbers only grow.
-const GAUGES: [&str; 15] = [
+const GAUGES: [&str; 17] = [
     "buffers",
     "available",
     "trays",
@@ -19,6 +19,7 @@ const GAUGES: [&str; 15] = [
     "resting",
     "handles",
     "failed",
+    "stalled",
     "batch_max",
     "inflight_max",
     "registered_buffers",

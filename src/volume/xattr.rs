@@ -5,6 +5,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::rights::{Asker, Rights};
 use super::{Answer, Volume};
 use crate::error::{Errno, Result};
@@ -29,8 +31,9 @@ const WAIT_BYTES_MAX: usize = "not_available".len();
 /// The attribute that answers when nothing is in flight; never listed.
 pub const WAIT_NAME: &str = "user.swap.wait";
 
-/// Names on a partition, without [`SWAP_PREFIX`], in the order they are listed; `error` only while there is one.
-pub const PARTITION_NAMES: [&str; 10] = [
+/// Names on a partition, without [`SWAP_PREFIX`], in the order they are listed; the last two only while there is
+/// something to tell.
+pub const PARTITION_NAMES: [&str; 11] = [
     "status",
     "size",
     "aligned_size",
@@ -41,6 +44,7 @@ pub const PARTITION_NAMES: [&str; 10] = [
     "path",
     "direct",
     "error",
+    "stalled",
 ];
 
 /// Names on the root, without [`SWAP_PREFIX`].
@@ -115,7 +119,8 @@ impl Volume {
         let size = self.attributes(id)?.size;
         let status =
             if size == 0 { PartitionStatus::Available } else { PartitionStatus::NotAvailable };
-        Ok(PartitionInfo { status, size, resident: 0, dirty: 0, inflight: 0, error: None })
+        let (error, stalled) = (None, None);
+        Ok(PartitionInfo { status, size, resident: 0, dirty: 0, inflight: 0, error, stalled })
     }
 
     fn partition_value(&self, id: u64, own: &str) -> Result<Option<XattrAnswer>> {
@@ -140,6 +145,10 @@ impl Volume {
             "direct" => flag(self.options.direct),
             "error" => match info.error {
                 Some(errno) => format!("{errno:?}"),
+                None => return Ok(None),
+            },
+            "stalled" => match info.stalled {
+                Some(waited) => waited.as_secs().to_string(),
                 None => return Ok(None),
             },
             _ => unreachable!("the name is in the list"),
@@ -191,21 +200,25 @@ impl Volume {
                 names.extend_from_slice(name);
             }
         }
+        let mut hidden: SmallVec<[&str; 2]> = SmallVec::new();
         let own: &[&str] = if !self.options.list_xattr {
             &[]
         } else if id == ROOT_ID {
             &ROOT_NAMES
         } else if self.tree.attributes(id)?.kind == FileKind::Regular {
-            let failed = self.partition_info(id)?.error.is_some();
-            if failed && self.may_read(id, asker) {
-                &PARTITION_NAMES
-            } else {
-                &PARTITION_NAMES[..PARTITION_NAMES.len() - 1]
+            let info = self.partition_info(id)?;
+            let told = |there: bool| there && self.may_read(id, asker);
+            if !told(info.error.is_some()) {
+                hidden.push("error");
             }
+            if info.stalled.is_none() {
+                hidden.push("stalled");
+            }
+            &PARTITION_NAMES
         } else {
             &[]
         };
-        for name in own {
+        for name in own.iter().filter(|name| !hidden.contains(name)) {
             names.extend_from_slice(SWAP_PREFIX.as_bytes());
             names.extend_from_slice(name.as_bytes());
             names.push(0);

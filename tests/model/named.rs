@@ -241,3 +241,31 @@ fn whole_blocks_are_taken_in_by_exchange_and_nothing_else_is() {
     world.engine.release(handle);
     world.end();
 }
+
+#[test]
+fn a_transfer_without_an_answer_is_told_until_it_has_one() {
+    let world = world(Kind::Awkward, 4096, MemoryFolder::unbounded(), 0);
+    let (a, slow, _) = file(&world, 2);
+    let (b, quick, bytes) = file(&world, 1);
+    let stalled = |test: &TestFile| world.engine.info(test.key).expect("open").stalled;
+    world.engine.watch_for_stalls(std::time::Duration::from_millis(100));
+    let late_max = std::time::Duration::from_secs(4);
+    // Both blocks by chance after less than the timeout: not with this seed.
+    plan(&world, FaultPlan { late: 1.0, late_max, ..FaultPlan::default() });
+    assert_eq!(write(&world, slow, 0, &[7; 2 * BLOCK as usize]), Ok(2 * BLOCK as usize));
+    world.until("late", || world.fault.as_ref().expect("with faults").counts().late >= 2);
+    plan(&world, FaultPlan::default());
+    world.until("stalled", || stalled(&a).is_some());
+    assert!(world.engine.unanswered() > std::time::Duration::ZERO);
+    assert_eq!(world.engine.partitions().stalled, 1);
+    assert_eq!(world.engine.not_stored().len(), 1);
+    assert!(read(&world, quick, 0, BLOCK) == Ok(bytes));
+    assert_eq!(stalled(&b), None);
+    assert_eq!(sync(&world, slow, false), Ok(()));
+    world.until("answered", || stalled(&a).is_none());
+    assert_eq!(world.engine.unanswered(), std::time::Duration::ZERO);
+    assert_eq!(world.engine.not_stored(), [""; 0]);
+    world.engine.release(slow);
+    world.engine.release(quick);
+    world.end();
+}

@@ -26,6 +26,7 @@ mod rights;
 mod rush;
 mod small;
 mod space;
+mod stall;
 mod stop;
 mod support;
 mod times;
