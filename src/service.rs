@@ -107,6 +107,9 @@ fn start(
     config: &Config, swap: &SwapFolder, mountpoint: &Path, fuse: OwnedFd, open: Open,
 ) -> Result<Arc<dyn Service>, String> {
     keep_capabilities();
+    if let Err(errno) = crate::sys::obey_quotas() {
+        log::warn!("quotas and reserved blocks are not obeyed: {}", errno.desc());
+    }
     let folder = swap.path().display().to_string();
     let probe = probe(swap.folder())
         .map_err(|errno| format!("{folder}: cannot store files there: {}", errno.desc()))?;

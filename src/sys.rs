@@ -187,6 +187,27 @@ fn set_fsgid(gid: u32) -> u32 {
     (unsafe { libc::setfsgid(gid) }) as u32
 }
 
+/// Gives up the right to take more than quotas and the space reserved for root allow, for the calling thread and
+/// every thread it starts from now on. Before that, the limit on locked memory is lifted, which needs it.
+///
+/// # Errors
+/// What the kernel refuses with.
+pub fn obey_quotas() -> Result<()> {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let right = rustix::thread::CapabilitySet::SYS_RESOURCE;
+    let mut sets = rustix::thread::capabilities(None).map_err(errno)?;
+    if !sets.permitted.contains(right) {
+        return Ok(());
+    }
+    if let Err(error) = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None }) {
+        log::debug!("RLIMIT_MEMLOCK: {error}");
+    }
+    sets.effective.remove(right);
+    sets.permitted.remove(right);
+    sets.inheritable.remove(right);
+    rustix::thread::set_capabilities(None, sets).map_err(errno)
+}
+
 /// Lets the calling thread, and every thread it starts from now on, keep its capabilities while it
 /// acts as another user. To be called at start, before any thread.
 ///

@@ -12,6 +12,7 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom, Timespec, Timestamps, UTIME_O
 
 use super::device::{BackingFile, FileStatus};
 use crate::error::{Errno, Result};
+use crate::sys::{ActingAs, act_as};
 
 /// The next file's id; 0 is never one.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -143,8 +144,20 @@ impl BackingFile for DiskFile {
     }
 }
 
+/// fallocate(2) in the name of the file's owner: the blocks that a filesystem reserves for root are root's only.
 fn allocate(file: &OwnedFd, flags: FallocateFlags, offset: u64, length: u64) -> Result<()> {
+    let _as_owner = match rustix::process::geteuid().is_root() {
+        true => as_owner(file)?,
+        false => None,
+    };
     uninterrupted(|| rustix::fs::fallocate(file, flags, offset, length))
+}
+
+fn as_owner(file: &OwnedFd) -> Result<Option<ActingAs>> {
+    let owner = rustix::fs::fstat(file).map_err(errno)?;
+    let (uid, gid) = (owner.st_uid, owner.st_gid);
+    // Where the switch is refused there is no root to protect the blocks from.
+    Ok(if uid == 0 { None } else { act_as(uid, gid).ok() })
 }
 
 /// The project's errno for rustix's.

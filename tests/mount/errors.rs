@@ -19,7 +19,7 @@ use crate::support::{
 /// A filesystem of 64 MiB.
 pub(crate) struct SmallDisk {
     pub(crate) at: PathBuf,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl SmallDisk {
@@ -34,11 +34,16 @@ impl SmallDisk {
         let (folder, at) = Self::folder();
         let (none, flags) = (None::<&str>, MsFlags::empty());
         nix::mount::mount(none, &at, Some("tmpfs"), flags, Some("size=64m")).unwrap();
-        Self { at, _folder: folder }
+        Self { at, folder }
     }
 
     /// On a loop device; `None` where the machine has no tools for it.
     pub(crate) fn ext4() -> Option<Self> {
+        Self::ext4_made_with(&["-m", "0"])
+    }
+
+    /// The same with arguments of one's own for mkfs.
+    pub(crate) fn ext4_made_with(more: &[&str]) -> Option<Self> {
         let (folder, at) = Self::folder();
         let image = folder.path().join("image");
         File::create(&image).unwrap().set_len(64 * MIB).unwrap();
@@ -47,13 +52,18 @@ impl SmallDisk {
             output.is_ok_and(|output| output.status.success())
         };
         let (image, to) = (image.to_str().unwrap(), at.to_str().unwrap());
-        let made = run("mkfs.ext4", &["-q", "-F", "-m", "0", image])
+        let made = run("mkfs.ext4", &[&["-q", "-F"], more, &[image]].concat())
             && run("mount", &["-t", "ext4", "-o", "loop", image, to]);
         if !made {
             eprintln!("left out: no ext4 on a loop device here");
             return None;
         }
-        Some(Self { at, _folder: folder })
+        Some(Self { at, folder })
+    }
+
+    /// What its loop device is on.
+    pub(crate) fn image(&self) -> PathBuf {
+        self.folder.path().join("image")
     }
 }
 

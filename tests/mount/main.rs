@@ -5,6 +5,7 @@
 
 mod bytes;
 mod control;
+mod disks;
 mod errors;
 mod exchange;
 mod front;
