@@ -539,6 +539,12 @@ fn bad_arguments_get_one_line() {
             2,
             "mixed: the engine deepspeed moves whole files only",
         ),
+        (
+            &[path, "--case", "overwrite", "--engine", "deepspeed", "--io_size", "10000000"],
+            2,
+            "overwrite: the engine deepspeed moves files of a multiple of 4096 bytes (4 KiB for each \
+             of --io-parallel), not of 10000000; give another --io-size",
+        ),
         (&["--folder_to_device_mapping", path], 2, "give FOLDER:DEVICE, such as /nvme0:0"),
         (&["/dev/null"], 1, "/dev/null: not a regular file"),
         (&[path, "-o", "queue_dept=1"], 2, "the nearest is queue_depth"),

@@ -230,8 +230,23 @@ impl Settings {
                 let name = engine.name();
                 return usage(format!("{case}: the engine {name} moves whole files only"));
             }
+            self.check_deepspeed(*case)?;
         }
         Ok(())
+    }
+
+    /// DeepSpeed's handle gives each of its threads an equal part of a file, and looks at no transfer's
+    /// result: the figures of parts that O_DIRECT refuses would be those of nothing at all.
+    fn check_deepspeed(&self, case: Case) -> Result<()> {
+        let unit = 4096 * u64::from(self.io_parallel);
+        let (each, name) = (self.bytes_each(case), Engine::Deepspeed.name());
+        if !self.engines.contains(&Engine::Deepspeed) || each.is_multiple_of(unit) {
+            return Ok(());
+        }
+        Err(BenchError::Usage(format!(
+            "{case}: the engine {name} moves files of a multiple of {unit} bytes (4 KiB for each of \
+             --io-parallel), not of {each}; give another --io-size"
+        )))
     }
 
     fn check_folders(&self) -> Result<()> {
