@@ -1,5 +1,6 @@
 //! The command as it is typed: exit statuses, messages, reports.
 
+use std::collections::HashSet;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 
@@ -19,32 +20,59 @@ fn failure(output: &Output) -> (Option<i32>, String) {
     (output.status.code(), line.trim_end().to_owned())
 }
 
+/// Each command, asking for its help.
+const COMMANDS: &[&[&str]] = &[
+    &["--help"],
+    &["mount", "--help"],
+    &["umount", "--help"],
+    &["check", "--help"],
+    &["tune", "--help"],
+    &["status", "--help"],
+    &["swap-in", "--help"],
+    &["swap-out", "--help"],
+    &["release", "--help"],
+    &["stats", "--help"],
+    &["top", "--help"],
+    &["profile", "--help"],
+    &["debug", "--help"],
+    &["bench", "--help"],
+    &["config", "--help"],
+    &["config", "show", "--help"],
+    &["config", "default", "--help"],
+    &["install", "--help"],
+    &["completions", "--help"],
+];
+
 #[test]
 fn help_is_there_for_each_command() {
-    for command in [
-        &["--help"][..],
-        &["mount", "--help"],
-        &["umount", "--help"],
-        &["check", "--help"],
-        &["tune", "--help"],
-        &["status", "--help"],
-        &["swap-in", "--help"],
-        &["swap-out", "--help"],
-        &["release", "--help"],
-        &["stats", "--help"],
-        &["top", "--help"],
-        &["profile", "--help"],
-        &["debug", "--help"],
-        &["bench", "--help"],
-        &["config", "--help"],
-        &["config", "show", "--help"],
-        &["config", "default", "--help"],
-        &["install", "--help"],
-        &["completions", "--help"],
-    ] {
+    for command in COMMANDS {
         assert!(stdout(&swapfs(command)).contains("Usage: swapfs"), "{command:?}");
     }
     assert!(stdout(&swapfs(&["--version"])).starts_with("swapfs "));
+}
+
+#[test]
+fn the_manual_names_every_option() {
+    let manual = include_str!("../man/swapfs.8");
+    let named: HashSet<&str> =
+        manual.split_whitespace().map(|word| word.trim_matches(',')).collect();
+    for command in COMMANDS {
+        let help = stdout(&swapfs(command));
+        let mut options = 0;
+        for option in help.lines().filter_map(|line| line.split_once("--")) {
+            // In a list of options, and not in its text.
+            if option.0.trim().trim_matches(',').len() > 2 {
+                continue;
+            }
+            let end = option.1.find(|letter: char| letter != '-' && !letter.is_ascii_lowercase());
+            let name = &option.1[..end.unwrap_or(option.1.len())];
+            let as_mount_option = name.replace('-', "_");
+            let found = named.contains(&*format!("-{name}")) || named.contains(&*as_mount_option);
+            assert!(found, "{command:?}: --{name} is not in man/swapfs.8");
+            options += 1;
+        }
+        assert!(options > 0, "{command:?}: no options in {help}");
+    }
 }
 
 #[test]
