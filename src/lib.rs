@@ -6,6 +6,7 @@ pub mod aio;
 pub mod bench;
 pub mod check;
 pub mod cli;
+mod concurrent;
 pub mod config;
 pub mod daemon;
 pub mod error;

@@ -35,6 +35,8 @@ mod actions;
 mod block;
 mod budget;
 mod buffers;
+#[cfg(any(test, feature = "shuttle", feature = "fuzz"))]
+mod check;
 mod direct;
 mod engine;
 mod gate;

@@ -6,10 +6,7 @@ mod file;
 
 use std::io;
 use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
 use std::time::Duration;
-
-use parking_lot::{Condvar, Mutex};
 
 use super::counters::Counters;
 use super::device::{
@@ -17,7 +14,8 @@ use super::device::{
     refused,
 };
 use super::random::Random;
-use super::threads::{check, join};
+use super::threads::check;
+use crate::concurrent::{Condvar, Mutex, thread};
 use crate::error::{Errno, Result};
 
 pub use file::{MemoryFile, MemoryFolder};
@@ -43,7 +41,7 @@ impl Default for MemoryOptions {
 /// EBADF.
 pub struct MemoryDevice {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Option<thread::JoinHandle<()>>>,
     options: MemoryOptions,
 }
 
@@ -89,7 +87,7 @@ impl MemoryDevice {
             counters: Counters::default(),
         });
         let worker = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("swapfs-memory".to_owned())
             .spawn(move || worker.run(options))?;
         Ok(Arc::new(Self { shared, thread: Mutex::new(Some(thread)), options }))
@@ -135,7 +133,13 @@ impl Device for MemoryDevice {
         let mut thread = self.thread.lock();
         self.shared.state.lock().draining = true;
         self.shared.work.notify_one();
-        join(thread.take().into_iter());
+        // The last handle may be dropped from inside a completion: the thread then ends by itself.
+        if let Some(thread) = thread.take()
+            && thread.thread().id() != thread::current().id()
+            && thread.join().is_err()
+        {
+            log::error!("the memory device's thread panicked");
+        }
     }
 }
 

@@ -6,9 +6,8 @@
 
 use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex};
-
 use super::inside::assert_outside;
+use crate::concurrent::{Condvar, Mutex};
 
 /// The engine's buffers, less those that keep requests moving.
 #[derive(Debug)]

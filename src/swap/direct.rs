@@ -9,13 +9,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use super::actions::{Actions, Answer};
 use super::engine::Engine;
 use super::op::Op;
 use super::state::{Purpose, State};
 use crate::aio::device::{Action, Transfer};
+use crate::concurrent::Mutex;
 use crate::error::{Errno, Result};
 use crate::pool::WriteLease;
 

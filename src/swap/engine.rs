@@ -4,10 +4,7 @@
 use std::ops::DerefMut;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant, SystemTime};
-
-use crossbeam_channel::{Receiver, Sender};
-use parking_lot::{Condvar, Mutex};
+use std::time::{Duration, SystemTime};
 
 use super::actions::{Actions, Job};
 use super::budget::Budget;
@@ -19,6 +16,7 @@ use super::stall::Calls;
 use super::state::{Shape, State};
 use super::traffic::Meter;
 use crate::aio::device::{BackingFile, Completion, CompletionSink, Device};
+use crate::concurrent::{self, Clock, Condvar, Mutex, Receiver, Sender, thread};
 use crate::error::{Errno, Result};
 use crate::pool::Arena;
 
@@ -95,12 +93,12 @@ pub struct Engine {
     pub(crate) budget: Arc<Budget>,
     state: Mutex<State>,
     device: OnceLock<Arc<dyn Device>>,
-    started: Instant,
+    clock: Clock,
     pub(crate) meter: Meter,
     /// `None` ends one thread.
     pub(crate) ops: (Sender<Option<Op>>, Receiver<Option<Op>>),
     pub(crate) jobs: (Sender<Option<Job>>, Receiver<Option<Job>>),
-    pub(crate) threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    pub(crate) threads: Mutex<Vec<thread::JoinHandle<()>>>,
     pub(crate) tick: Condvar,
     /// All its threads are gone. Set under the lock.
     pub(crate) ended: AtomicBool,
@@ -144,10 +142,10 @@ impl Engine {
             budget: Budget::new(buffers.saturating_sub(shape.buffers_moving())),
             state: Mutex::new(State::new(shape, buffers, intakes, SCRATCH_PAGES)),
             device: OnceLock::new(),
-            started: Instant::now(),
+            clock: Clock::start(),
             meter: Meter::default(),
-            ops: crossbeam_channel::unbounded(),
-            jobs: crossbeam_channel::unbounded(),
+            ops: concurrent::unbounded(),
+            jobs: concurrent::unbounded(),
             threads: Mutex::new(Vec::new()),
             tick: Condvar::new(),
             ended: AtomicBool::new(false),
@@ -163,7 +161,7 @@ impl Engine {
     fn start_threads(self: &Arc<Self>) {
         let spawn = |name: String, work: Box<dyn FnOnce(Arc<Engine>) + Send>| {
             let engine = self.clone();
-            std::thread::Builder::new()
+            thread::Builder::new()
                 .name(name)
                 .spawn(move || work(engine))
                 .expect("threads can be started at start-up")
@@ -242,11 +240,13 @@ impl Engine {
         if !st.polled.is_empty() {
             self.wake_pollers(st, actions);
         }
+        #[cfg(any(test, feature = "shuttle", feature = "fuzz"))]
+        st.check();
     }
 
     /// Milliseconds since the start.
     pub(crate) fn now_ms(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
+        self.clock.now_ms()
     }
 
     /// Queues a parked operation to be tried again. Never runs it here: the caller may be in the

@@ -169,7 +169,7 @@ impl Engine {
     pub(crate) fn hold_now(
         self: &Arc<Self>, handle: u64, bytes: Range<u64>, access: Access,
     ) -> Result<Hold> {
-        let (sender, receiver) = crossbeam_channel::bounded(1);
+        let (sender, receiver) = crate::concurrent::bounded(1);
         let reply = Box::new(move |hold| {
             // The receiver waits below.
             let _ = sender.send(hold);

@@ -3,8 +3,10 @@
 
 use std::cell::Cell;
 
+use crate::concurrent::thread_local;
+
 thread_local! {
-    static IS_INSIDE: Cell<bool> = const { Cell::new(false) };
+    static IS_INSIDE: Cell<bool> = Cell::new(false);
 }
 
 /// While it lives, this thread has the lock, or is about to take it.
@@ -15,21 +17,21 @@ impl Inside {
     /// To be called before the lock is taken: taking it twice would wait for ever.
     pub(crate) fn enter() -> Inside {
         assert_outside("taking the engine's lock");
-        IS_INSIDE.set(true);
+        IS_INSIDE.with(|inside| inside.set(true));
         Inside(())
     }
 }
 
 impl Drop for Inside {
     fn drop(&mut self) {
-        IS_INSIDE.set(false);
+        IS_INSIDE.with(|inside| inside.set(false));
     }
 }
 
 /// # Panics
 /// When this thread has an engine's lock: `what` may take long, or take that lock itself.
 pub(crate) fn assert_outside(what: &str) {
-    assert!(!IS_INSIDE.get(), "{what} under the engine's lock");
+    assert!(!IS_INSIDE.with(Cell::get), "{what} under the engine's lock");
 }
 
 #[cfg(test)]

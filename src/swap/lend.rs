@@ -34,7 +34,7 @@ impl Engine {
         if count == 0 {
             return Vec::new();
         }
-        let (sender, receiver) = crossbeam_channel::bounded(1);
+        let (sender, receiver) = crate::concurrent::bounded(1);
         let reply = Box::new(move |buffers| {
             // The receiver waits below.
             let _ = sender.send(buffers);

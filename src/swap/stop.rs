@@ -26,7 +26,7 @@ impl Engine {
         }
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads {
-            if thread.thread().id() != std::thread::current().id() {
+            if thread.thread().id() != crate::concurrent::thread::current().id() {
                 let _ = thread.join();
             }
         }
@@ -73,6 +73,8 @@ impl Engine {
             let part = st.part(id);
             ops.extend(part.gate_queue.drain(..));
             ops.extend(part.barrier.take().map(Op::Barrier));
+            // Its job went with the threads.
+            part.barrier_running = false;
             let waiters = std::mem::take(&mut part.status_waiters);
             for op in std::mem::take(&mut part.sync_ops) {
                 actions.answer(Some(op.reply), Err(Errno::ENODEV));

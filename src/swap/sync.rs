@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
-
 use super::actions::{Actions, label};
 use super::block::BufferIndex;
 use super::engine::Engine;
 use super::op::{BarrierOp, Change, Reply, SyncOp};
 use super::state::State;
+use crate::concurrent::Mutex;
 use crate::error::Result;
 
 impl Engine {

@@ -14,10 +14,9 @@ export RUSTFLAGS="--cfg fuzzing -C debug-assertions -C passes=sancov-module -C l
  -C llvm-args=-sanitizer-coverage-inline-8bit-counters -C llvm-args=-sanitizer-coverage-pc-table
  -C llvm-args=-sanitizer-coverage-trace-compares"
 RUSTFLAGS=${RUSTFLAGS//$'\n'/}
-build=(cargo test --release --features fuzz --test guided --target "$host" --target-dir "${CARGO_TARGET_DIR:-target}/fuzz")
-"${build[@]}" --no-run
-program=$("${build[@]}" --no-run --message-format json | sed -n 's/.*"executable":"\([^"]*guided[^"]*\)".*/\1/p' | tail -1)
-[[ -x $program ]] || { echo "fuzz: no program was built" >&2; exit 1; }
+folder=${CARGO_TARGET_DIR:-target}/fuzz
+cargo build --release --quiet --features fuzz --example guided --target "$host" --target-dir "$folder"
+program=$folder/$host/release/examples/guided
 
 scratch=$(mktemp --directory)
 trap 'rm -rf "$scratch"' EXIT
