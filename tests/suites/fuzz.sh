@@ -37,7 +37,7 @@ for target in "${targets[@]}"; do
         echo "fuzz: $target: $runs inputs in $seconds s, seed $seed, $covered, $(find "$found" -type f | wc -l) new ones kept"
         [[ -z ${FUZZ_KEEP:-} ]] || "$program" -merge=1 "$corpus" "$found" >/dev/null 2>&1
     else
-        tail -40 "$log" >&2
+        grep --max-count=3 --after-context=20 panicked "$log" >&2 || tail -40 "$log" >&2
         echo "fuzz: $target: FAILED" >&2
         status=1
     fi

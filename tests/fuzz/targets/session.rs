@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use nix::sys::uio::{readv, writev};
@@ -116,17 +117,30 @@ impl Kernel {
         header.extend(user.to_ne_bytes());
         header.extend([0; 8]);
         let parts = [IoSlice::new(&header), IoSlice::new(arguments)];
-        assert_eq!(writev(&self.device, &parts), Ok(40 + arguments.len()));
+        let sent = loop {
+            match writev(&self.device, &parts) {
+                Err(Errno::EINTR) => {}
+                sent => break sent,
+            }
+        };
+        assert_eq!(sent, Ok(40 + arguments.len()));
     }
 
     /// The next message, which must come: an answer's errno and payload. Notifications are passed over.
     fn answer(&mut self) -> (i32, &[u8]) {
         loop {
             let mut set = [PollFd::new(self.device.as_fd(), PollFlags::POLLIN)];
-            let came = poll(&mut set, PollTimeout::from(PATIENCE)).unwrap();
-            assert_eq!(came, 1, "no answer to request {}", self.unique);
+            match poll(&mut set, PollTimeout::from(PATIENCE)) {
+                Ok(came) => assert_eq!(came, 1, "no answer to request {}", self.unique),
+                // The fuzzer's own timer.
+                Err(Errno::EINTR) => continue,
+                Err(errno) => panic!("{errno}"),
+            }
             let mut parts = [IoSliceMut::new(&mut self.received)];
-            let length = readv(&self.device, &mut parts).unwrap();
+            let length = match readv(&self.device, &mut parts) {
+                Err(Errno::EINTR) => continue,
+                length => length.unwrap(),
+            };
             assert!(length >= 16, "{length} bytes are no answer");
             let number =
                 |at: usize| u32::from_ne_bytes(self.received[at..at + 4].try_into().unwrap());
