@@ -6,7 +6,7 @@ use std::cell::Cell;
 use crate::concurrent::thread_local;
 
 thread_local! {
-    static IS_INSIDE: Cell<bool> = Cell::new(false);
+    static IS_INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
 /// While it lives, this thread has the lock, or is about to take it.

@@ -52,6 +52,15 @@ fn is(path: &Path, expected: &[u8]) {
     assert_eq!(fs::metadata(path).unwrap().len(), expected.len() as u64);
 }
 
+/// A request on a partition at rest does what it says.
+fn is_asked_for(path: &Path, verb: &str) {
+    assert_eq!(swap_xattr(path, "status"), "available");
+    ask(path, verb);
+    let dropped = ["release", "discard"].contains(&verb);
+    let expected = if dropped { "not_available" } else { "available" };
+    wait_until(verb, || settled(path) == expected);
+}
+
 /// Renamed over, removed and made anew, exchanged, linked, cut by path, rewritten in place, released, discarded,
 /// synchronized.
 #[test]
@@ -107,15 +116,9 @@ fn what_rests_is_never_stale() {
     is(&path, &expected);
     fs::remove_file(&path).unwrap();
     is(&mount.at("link"), &expected);
-    // Asked for by name.
     for verb in ["release", "discard", "swap_out", "swap_in"] {
         let (number, path) = next();
-        let before = swap_xattr(&path, "status");
-        assert_eq!(before, "available");
-        ask(&path, verb);
-        let expected =
-            if ["release", "discard"].contains(&verb) { "not_available" } else { "available" };
-        wait_until(verb, || settled(&path) == expected);
+        is_asked_for(&path, verb);
         is(&path, &bytes(number));
     }
     let (synced, path) = next();
