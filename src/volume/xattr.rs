@@ -211,7 +211,7 @@ impl Volume {
             if !told(info.error.is_some()) {
                 hidden.push("error");
             }
-            if info.stalled.is_none() {
+            if !told(info.stalled.is_some()) {
                 hidden.push("stalled");
             }
             &PARTITION_NAMES
