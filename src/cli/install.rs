@@ -89,7 +89,7 @@ impl InstallArgs {
         };
         let memory = || {
             let found = rustix::system::sysinfo();
-            u64::from(found.totalram).checked_mul(u64::from(found.mem_unit))
+            found.totalram.checked_mul(u64::from(found.mem_unit))
         };
         Ok(Wanted {
             layout: if self.package { Layout::Package } else { Layout::Local },

@@ -258,8 +258,10 @@ impl<'a> Session<'a> {
         let ours = |entry: &mount::MountEntry| {
             Some(entry.device) == self.device && entry.mountpoint == self.mountpoint
         };
-        if mounts.iter().any(ours) {
-            self.detach();
+        match mounts.iter().any(ours) {
+            true => self.detach(),
+            // Whoever unmounted may not have known that there is a helper.
+            false => mount::forget(self.mountpoint),
         }
     }
 

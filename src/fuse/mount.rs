@@ -5,6 +5,7 @@
 
 mod fusermount;
 mod table;
+mod utab;
 
 pub use table::{MountEntry, entry_of_path, parse_mount_table, swapfs_mounts};
 
@@ -98,7 +99,10 @@ fn mount_as_root(call: &MountCall<'_>) -> Result<OwnedFd, Refusal> {
         Some(data.as_str()),
     );
     match result {
-        Ok(()) => Ok(OwnedFd::from(fuse)),
+        Ok(()) => {
+            utab::add(call.source, call.mountpoint);
+            Ok(OwnedFd::from(fuse))
+        }
         Err(errno) => {
             let line = format!("cannot mount at {}: {}", call.mountpoint.display(), errno.desc());
             Err(match errno {
@@ -147,11 +151,23 @@ pub fn unmount(mountpoint: &Path, detach: Detach) -> Result<(), UnmountError> {
         flags |= MntFlags::MNT_DETACH;
     }
     match nix::mount::umount2(mountpoint, flags) {
-        Ok(()) => Ok(()),
+        Ok(()) => {
+            forget(mountpoint);
+            Ok(())
+        }
         Err(Errno::EPERM) => fusermount::unmount(mountpoint, detach),
         Err(Errno::EBUSY) => Err(UnmountError::Busy),
         Err(Errno::EINVAL | Errno::ENOENT) => Err(UnmountError::NotMounted),
         Err(errno) => Err(UnmountError::Failed(errno.desc().to_owned())),
+    }
+}
+
+/// Takes a mount that is gone out of the tables of mount(8), unless another has taken its place.
+pub fn forget(mountpoint: &Path) {
+    let mounts = swapfs_mounts().unwrap_or_default();
+    let is_root = nix::unistd::geteuid().is_root();
+    if is_root && mounts.iter().all(|mount| mount.mountpoint != mountpoint) {
+        utab::remove(mountpoint);
     }
 }
 

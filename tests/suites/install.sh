@@ -68,6 +68,7 @@ cp --archive "$mnt/t" "$mnt/u" || fail "cp --archive on the mount"
 head -c 50000000 /dev/urandom >"$mnt/large"
 umount "$mnt" || fail "umount"
 ! mounted || fail "still mounted"
+! grep -qF "$mnt" /run/mount/utab || fail "left in the table of mount(8): $(cat /run/mount/utab)"
 daemon_gone || fail "umount(8) returned before the daemon"
 cmp "$work/data" "$swap/t" || fail "the swap folder holds other bytes"
 [[ $(stat -c %s "$swap/large") == 50000000 ]] || fail "the swap folder holds less"
@@ -78,7 +79,7 @@ for type in swapfs fuse.swapfs; do
     findmnt --noheadings --output OPTIONS --mountpoint "$mnt" | grep -q noatime || fail "noatime"
     exec {held}<"$mnt/t"
     status 32 umount "$mnt"
-    said "is busy"
+    said "everything is on stable storage, but it stays mounted"
     umount --lazy "$mnt" || fail "umount --lazy"
     ! mounted || fail "still mounted"
     head -c 3 <&"$held" >/dev/null || fail "who has a file open keeps it"
@@ -107,6 +108,9 @@ grep -q "^removed .*fstab" "$work/third" || fail "the line in fstab was not remo
 left=$(changed | grep -vE "^$layers/on.etc/(fstab|xattr.conf)\$" || true)
 [[ -z $left ]] || fail "left after --uninstall: $left"
 ! grep -q swapfs /etc/fstab /etc/xattr.conf || fail "lines were left"
+# Without the helper it is an unmount like any other, after which the daemon finishes alone.
+mount_swap pool_size=64m
+umount "$mnt" || fail "umount without the helper"
 status 1 "$swapfs" install --uninstall
 said "there is no record of an install"
 passed "installed, used by mount(8), fstab, umount(8) and cp, and taken away"
