@@ -5,7 +5,7 @@ if [[ -z ${INSTALL_NAMESPACE:-} ]]; then
     exec env INSTALL_NAMESPACE=1 unshare --mount --propagation private "$0" "$@"
 fi
 source "$(dirname "$0")/lib.sh"
-need mount umount findmnt mandoc getfattr setfattr cp systemd-analyze bash
+need mount umount findmnt mandoc getfattr setfattr cp systemd-analyze fusermount3 setpriv unshare nsenter
 
 # status EXPECTED COMMAND...: runs it, and compares its exit status; its standard error is in $work/err.
 status() {
@@ -102,6 +102,22 @@ umount -N $other "$mnt" || fail "umount -N"
 daemon_gone || fail "umount -N did not wait"
 kill $other
 wait $other || true
+
+# `user` in fstab lets an ordinary user mount and unmount.
+theirs=$work/theirs
+install -d -o 65534 -g 65534 "$theirs" "$theirs/swap" "$theirs/mnt"
+mknod -m 666 "$layers/fuse" c 10 229
+mount --bind "$layers/fuse" /dev/fuse
+echo "$theirs/swap $theirs/mnt swapfs user,noauto,pool_size=64m,pin_memory=off 0 0" >>/etc/fstab
+as_user() { setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all "$@"; }
+cd /
+as_user mount "$theirs/mnt" 2>/dev/null || fail "mount by a user"
+as_user cp "$work/first" "$theirs/mnt/t" || fail "the user's own mount"
+findmnt --noheadings --output OPTIONS --mountpoint "$theirs/mnt" | grep -q noexec || fail "user implies noexec"
+as_user umount "$theirs/mnt" || fail "umount by a user"
+cmp "$work/first" "$theirs/swap/t" || fail "the user's swap folder"
+umount /dev/fuse
+sed -i "\\|^$theirs|d" /etc/fstab
 
 "$installed" install --uninstall >"$work/third"
 grep -q "^removed .*fstab" "$work/third" || fail "the line in fstab was not removed"
