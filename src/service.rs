@@ -118,11 +118,12 @@ fn start(
     let stall_timeout = Duration::from_secs(config.stall_timeout.into());
     engine.watch_for_stalls(stall_timeout);
     let volume = make_volume(config, swap, mountpoint, &probe, engine)?;
-    volume.set_wear(Wear::open(
-        swap.control()
-            .try_clone_to_owned()
-            .map_err(|error| format!("{folder}/.swapfs: {}", reason(&error)))?,
-    ));
+    // What a device that moves nothing counts wears nothing out.
+    if volume.engine.device_stats().engine != "null" {
+        let control = swap.control().try_clone_to_owned();
+        let control = control.map_err(|error| format!("{folder}/.swapfs: {}", reason(&error)))?;
+        volume.set_wear(Wear::open(control));
+    }
     let publishing = publish(config, mountpoint, &volume)?;
     let serving = serve(volume.clone(), fuse, config.fuse_threads as usize)
         .map_err(|error| format!("FUSE session: {}", reason(&error)))?;

@@ -47,6 +47,15 @@ grep -qF $'\e[?1049l' "$work/top" || fail "top does not give the terminal back"
 tar -xzOf "$work/debug.tar.gz" >"$work/debug.txt"
 grep -q "pool_size" "$work/debug.txt" || fail "debug has no configuration"
 if grep -qE 'params|odd "name' "$work/debug.txt"; then fail "debug has names in it"; fi
+python3 - "$repo/examples/grafana.json" >"$work/rules.yml" <<'EOF'
+import json, sys
+asked = [target["expr"] for panel in json.load(open(sys.argv[1]))["panels"] for target in panel["targets"]]
+for variable, value in (("$__rate_interval", "5m"), ("$job", ".*"), ("$instance", ".*")):
+    asked = [expression.replace(variable, value) for expression in asked]
+rules = [{"record": f"row:{number}", "expr": expression} for number, expression in enumerate(asked)]
+print(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+EOF
+promtool check rules "$work/rules.yml" >"$work/promtool" 2>&1 || fail "the dashboard: $(cat "$work/promtool")"
 umount_swap
 [[ ! -e $work/swapfs.prom ]] || fail "the file is still there after the unmount"
 passed "three rounds"
