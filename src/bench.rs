@@ -15,6 +15,7 @@ mod engine;
 mod files;
 mod fio;
 mod mounted;
+mod plot;
 mod protocol;
 pub mod report;
 pub mod roofline;

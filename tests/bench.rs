@@ -622,6 +622,20 @@ fn folders_for_each_process_are_all_used() {
 }
 
 #[test]
+fn any_benchmark_is_drawn() {
+    let folder = Folder::new();
+    let drawing = Folder::new();
+    let plot = drawing.path().join("rows.svg");
+    let options = ["--engine", "posix,handle", "--read", "--plot", plot.to_str().unwrap()];
+    stdout(folder.bench(&options));
+    let svg = std::fs::read_to_string(&plot).unwrap();
+    assert!(svg.starts_with("<svg") && svg.contains("cold-read, posix</text>"), "{svg}");
+    assert!(svg.contains("cold-read, handle</text>") && svg.contains(" of the first)"), "{svg}");
+    assert_eq!(svg.matches("<rect x=").count(), 2);
+    folder.is_as_before();
+}
+
+#[test]
 fn the_roofline_names_a_layer_and_is_drawn() {
     let folder = Folder::new();
     let drawing = Folder::new();

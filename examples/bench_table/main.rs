@@ -251,7 +251,7 @@ fn layers(arguments: &Arguments, cleanup: &Cleanup, place: &Place) -> Outcome<Va
         mount_options: arguments.mount_options(),
         ..Settings::default()
     };
-    let roofline = roofline::roofline(&settings, cleanup)?;
+    let roofline = roofline::roofline(&settings, cleanup, || {})?;
     println!("{} layers apart, plain calls of 1 MiB, GB/s of 1024^3 bytes", place.name);
     let (header, lines) = roofline.table();
     let line = |cells: &[String]| {

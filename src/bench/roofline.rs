@@ -84,12 +84,14 @@ pub struct Roofline {
 }
 
 /// Measures the layers in the first folder of `settings`: files that are there in full, written in place up
-/// to and with fsync, and read cold. Blocks for all of it.
+/// to and with fsync, and read cold. Blocks for all of it. `told` hears of each round when it is over.
 ///
 /// # Errors
 ///
 /// Anything that fails on the way, as [`measure`](super::measure).
-pub fn roofline(settings: &Settings, cleanup: &Cleanup) -> Result<Roofline> {
+pub fn roofline(
+    settings: &Settings, cleanup: &Cleanup, mut told: impl FnMut(),
+) -> Result<Roofline> {
     let mut settings = settings.clone();
     settings.folders.truncate(1);
     settings.cases = vec![Case::Overwrite, Case::ColdRead];
@@ -124,7 +126,7 @@ pub fn roofline(settings: &Settings, cleanup: &Cleanup) -> Result<Roofline> {
             layers.insert(0, Layer::Fio);
         }
         let series = alternate(&layers, settings.warmup_loops, settings.loops, |layer, number| {
-            match (layer, peer) {
+            let round = match (layer, peer) {
                 (Layer::Fio, Some(peer)) => full.round(peer, case, number),
                 (Layer::Fio, None) => Err(BenchError::Failed("fio has gone".to_owned())),
                 (Layer::Ring, _) => {
@@ -134,7 +136,9 @@ pub fn roofline(settings: &Settings, cleanup: &Cleanup) -> Result<Roofline> {
                 (Layer::Pool, _) => pool.round(case.access(), settings.sync),
                 (Layer::Fuse, _) => fuse.round(Engine::Mount, case, number),
                 (Layer::Full, _) => full.round(Engine::Mount, case, number),
-            }
+            }?;
+            told();
+            Ok(round)
         })?;
         let row = |(layer, series)| LayerRow { layer, access: case.access(), series };
         rows.extend(layers.into_iter().zip(series).map(row));
@@ -142,6 +146,13 @@ pub fn roofline(settings: &Settings, cleanup: &Cleanup) -> Result<Roofline> {
     fuse.finish();
     full.finish();
     Ok(Roofline { settings, rows, peer })
+}
+
+/// How many rounds [`roofline`] takes.
+#[must_use]
+pub fn rounds(settings: &Settings) -> u64 {
+    let layers = if fio::is_installed() { 5 } else { 4 };
+    2 * layers * u64::from(settings.warmup_loops + settings.loops)
 }
 
 /// fio, with the memory that the pool has where there is some.
@@ -265,7 +276,7 @@ impl Roofline {
     /// Whether a text is a picture that [`Roofline::to_svg`] made.
     #[must_use]
     pub fn is_svg(text: &str) -> bool {
-        plot::is_drawing(text)
+        super::plot::is_drawing(text)
     }
 
     /// The picture, an SVG document.

@@ -42,14 +42,12 @@ impl std::fmt::Debug for Bench<'_> {
 }
 
 /// Measures every case with every engine, the engines taking turns. Blocks for all of it. `told` hears of
-/// each row when it is there.
+/// each round when it is over.
 ///
 /// # Errors
 ///
 /// Those of [`Bench::new`] and [`Bench::round`].
-pub fn measure(
-    settings: &Settings, cleanup: &Cleanup, mut told: impl FnMut(&Row),
-) -> Result<Report> {
+pub fn measure(settings: &Settings, cleanup: &Cleanup, mut told: impl FnMut()) -> Result<Report> {
     let mut bench = Bench::new(settings, cleanup)?;
     let mut rows = Vec::new();
     for case in &settings.cases {
@@ -58,12 +56,12 @@ pub fn measure(
             false => (settings.warmup_loops, settings.loops),
         };
         let series = alternate(&settings.engines, warmup, loops, |engine, number| {
-            bench.round(*engine, *case, number)
+            let round = bench.round(*engine, *case, number)?;
+            told();
+            Ok(round)
         })?;
         for (engine, series) in settings.engines.iter().zip(series) {
-            let row = Row::new(settings, *engine, *case, series);
-            told(&row);
-            rows.push(row);
+            rows.push(Row::new(settings, *engine, *case, series));
         }
     }
     let notes = bench.notes();

@@ -8,14 +8,14 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::output::{Content, Output};
 use super::{Failure, print, table};
-use crate::bench::roofline::roofline;
+use crate::bench::roofline::{self, roofline};
 use crate::bench::{BenchError, Case, Cleanup, Engine, Report, Roofline, Settings, measure};
 use crate::config::parse_switch;
 use crate::fuse::mount::entry_of_path;
 use crate::sys_process::reason;
 use crate::units::parse_size;
 
-const PLOT: Content = Content { name: "plot", is_ours: Roofline::is_svg };
+const PLOT: Content = Content { name: "plot", is_ours: Report::is_svg };
 
 /// Arguments of `swapfs bench`. Those of DeepSpeed's `ds_io` and `test_ds_aio` have their names and
 /// meanings; underscores do for dashes.
@@ -111,8 +111,8 @@ pub struct BenchArgs {
     #[arg(long, conflicts_with_all = ["engine", "handle", "case", "read", "read_file", "write_file",
         "mount", "multi_process", "validate", "different_file_each_iteration"])]
     pub roofline: bool,
-    /// Draw the layers.
-    #[arg(long, value_name = "FILE.svg", requires = "roofline")]
+    /// Draw the rows, or the layers.
+    #[arg(long, value_name = "FILE.svg")]
     pub plot: Option<PathBuf>,
     /// Device memory; says why not, and what to measure instead.
     #[arg(long, alias = "use-gds")]
@@ -171,12 +171,21 @@ impl BenchArgs {
         let cleanup = Cleanup::new();
         cleanup.watch_signals().map_err(|error| format!("signals: {}", reason(&error)))?;
         if self.roofline {
-            return self.print_roofline(&roofline(&settings, &cleanup)?, plot.as_ref());
+            let progress = progress(roofline::rounds(&settings));
+            let found = roofline(&settings, &cleanup, || progress.inc(1));
+            progress.finish_and_clear();
+            return self.print_roofline(&found?, plot.as_ref());
         }
-        let progress = progress(&settings);
-        let report = measure(&settings, &cleanup, |_| progress.inc(1));
+        let rows = settings.cases.len() * settings.engines.len();
+        let rounds = u64::from(settings.warmup_loops + settings.loops);
+        let progress = progress(rows as u64 * rounds);
+        let report = measure(&settings, &cleanup, || progress.inc(1));
         progress.finish_and_clear();
-        self.print(&report?)
+        let report = report?;
+        if let Some(plot) = &plot {
+            plot.write(&report.to_svg())?;
+        }
+        self.print(&report)
     }
 
     fn say_what_is_ignored(&self) {
@@ -412,17 +421,17 @@ fn unknown(flag: &str, what: &str, text: &str, names: &[&str]) -> Failure {
     ))
 }
 
-/// A bar on a terminal, one step a row of the table.
-fn progress(settings: &Settings) -> ProgressBar {
+/// A bar on a terminal, one step a round.
+fn progress(rounds: u64) -> ProgressBar {
     let target = match std::io::stderr().is_terminal() {
         true => ProgressDrawTarget::stderr(),
         false => ProgressDrawTarget::hidden(),
     };
-    let style =
-        ProgressStyle::with_template("measuring {bar:40} {pos}/{len}, {per_sec}, {eta} left")
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
-    let count = settings.cases.len() * settings.engines.len();
-    let bar = ProgressBar::with_draw_target(Some(count as u64), target).with_style(style);
+    let style = ProgressStyle::with_template(
+        "measuring {bar:40} {pos}/{len} rounds, {per_sec}, {eta} left",
+    )
+    .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::with_draw_target(Some(rounds), target).with_style(style);
     bar.tick();
     bar
 }

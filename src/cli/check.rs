@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use super::interrupt::Interrupts;
@@ -39,8 +40,11 @@ impl CheckArgs {
         };
         let interrupts =
             Interrupts::catch().map_err(|error| format!("signals: {}", reason(&error)))?;
+        let waiting = waiting();
         let findings = check::run(&places, &config, &|| interrupts.arrived())
-            .map_err(|check::Stopped| "interrupted before everything was checked".to_owned())?;
+            .map_err(|check::Stopped| "interrupted before everything was checked".to_owned());
+        waiting.finish_and_clear();
+        let findings = findings?;
         if self.json {
             print(&format!("{:#}", to_json(&findings)))?;
         } else {
@@ -59,6 +63,19 @@ impl CheckArgs {
             false => Err(Failure::Failed(format!("fails: {}", failing.join(", ")))),
         }
     }
+}
+
+/// How long it has taken so far, on a terminal.
+fn waiting() -> ProgressBar {
+    let target = match std::io::stderr().is_terminal() {
+        true => ProgressDrawTarget::stderr(),
+        false => ProgressDrawTarget::hidden(),
+    };
+    let style = ProgressStyle::with_template("checking {spinner} {elapsed} of at most 10s")
+        .unwrap_or_else(|_| ProgressStyle::default_spinner());
+    let bar = ProgressBar::with_draw_target(None, target).with_style(style);
+    bar.enable_steady_tick(std::time::Duration::from_millis(100));
+    bar
 }
 
 fn to_json(findings: &[Finding]) -> serde_json::Value {
