@@ -2,7 +2,8 @@
 # The examples print what examples/expected says: tests/suites/frameworks.sh [--all] [FOLDER]
 #
 # Takes the python3 that has torch (Debian: python3-torch). --all installs torch, Accelerate and DeepSpeed instead, some 6 GB below FOLDER and
-# removed afterwards, builds DeepSpeed's aio handle, and runs their examples and DeepSpeed's own benchmark as well.
+# removed afterwards, builds DeepSpeed's aio handle, and runs their examples and DeepSpeed's own benchmark as well. With FRAMEWORKS_VENV=DIR
+# that is done once, in DIR, and found there by later runs.
 if [[ ${1:-} == --all ]]; then
     export FRAMEWORKS_ALL=1
     shift
@@ -11,9 +12,10 @@ SUITE_SECONDS=$((${FRAMEWORKS_ALL:-0} ? 2400 : 300))
 source "$(dirname "$0")/lib.sh"
 all=${FRAMEWORKS_ALL:-0}
 
-# A GPU would change what is printed.
-export CUDA_VISIBLE_DEVICES='' DS_ACCELERATOR=cpu TORCH_EXTENSIONS_DIR=$work/extensions PYTHONDONTWRITEBYTECODE=1
 venv=$work/venv
+((!all)) || venv=${FRAMEWORKS_VENV:-$venv}
+# A GPU would change what is printed.
+export CUDA_VISIBLE_DEVICES='' DS_ACCELERATOR=cpu TORCH_EXTENSIONS_DIR=$venv/extensions PYTHONDONTWRITEBYTECODE=1
 make_venv() { "$@" "$venv" >"$work/venv.log" 2>&1 || fail "$*: $(tail -n 3 "$work/venv.log") (Debian: python3-venv)"; }
 install() {
     "$venv/bin/pip" install --quiet --disable-pip-version-check "$@" 2>"$work/pip.log" || fail "pip install $*: $(tail -n 3 "$work/pip.log")"
@@ -21,7 +23,7 @@ install() {
 if ((all)); then
     need g++
     [[ -e /usr/include/libaio.h ]] || fail "libaio's headers are not installed (Debian: libaio-dev)"
-    make_venv python3 -m venv
+    [[ -d $venv ]] || make_venv python3 -m venv
     install torch numpy safetensors accelerate ninja setuptools wheel
     install --no-build-isolation deepspeed # Its installation asks torch.
 else
