@@ -25,3 +25,8 @@ pub mod units;
 pub mod volume;
 
 pub use config::Config;
+
+// The programs in the README are compiled with the tests of the documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
