@@ -117,7 +117,6 @@ impl Client {
                 .write(true)
                 .open(mnt.join(&file.name))?;
             made.sync_all()?;
-            file.history.named = true;
         }
         Ok(())
     }

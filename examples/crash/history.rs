@@ -1,7 +1,8 @@
 //! What a file may hold after a crash, and the check that it does.
 //!
 //! One thread changes a file, one call after the other. What the last successful fsync covered is certain; of
-//! the calls since, each part of the file may show any number, in their order.
+//! the calls since, each part of the file may show any number of writes and any number of changes of shape, each in
+//! their order.
 
 use std::ops::Range;
 
@@ -35,8 +36,6 @@ pub(crate) struct History {
     since: Vec<Change>,
     /// How it is without a crash.
     now: Vec<u8>,
-    /// It was written once and synchronized; a name alone may be lost with the power.
-    pub(crate) named: bool,
 }
 
 /// What was found, in parts of a file.
@@ -135,7 +134,6 @@ impl History {
     pub(crate) fn synchronized(&mut self) {
         self.certain.clone_from(&self.now);
         self.since.clear();
-        self.named = true;
     }
 
     /// A write of these bytes returned that says they are on stable storage; others may not be.
@@ -172,7 +170,7 @@ impl History {
 
     /// From here on what was found is what is certain.
     pub(crate) fn settle(&mut self, bytes: Vec<u8>) {
-        *self = History { now: bytes.clone(), certain: bytes, since: Vec::new(), named: true };
+        *self = History { now: bytes.clone(), certain: bytes, since: Vec::new() };
     }
 
     /// The size of the parts to be read and compared, in bytes.
@@ -226,11 +224,7 @@ impl History {
                 continue;
             };
             let old = state == *bytes;
-            let mut allowed = old;
-            for change in &touched {
-                change.apply_to_part(start, &mut state);
-                allowed |= state == *bytes;
-            }
+            let allowed = old || is_reachable(start, &state, &touched, bytes);
             match (allowed, touched.is_empty()) {
                 (false, certain) => return Err(self.describe(start, bytes, certain)),
                 (true, true) => counts.certain += 1,
@@ -250,6 +244,20 @@ impl History {
             self.since.len()
         )
     }
+}
+
+/// Whether a part can have become `found`: by the first writes of those that touch it, and the first changes of
+/// shape. A write waits in the pool while a hole or a new length goes to the swap folder at once, and so before it.
+fn is_reachable(start: u64, certain: &[u8], touched: &[&Change], found: &[u8]) -> bool {
+    (0..=touched.len()).any(|writes| {
+        let mut state = certain.to_vec();
+        touched.iter().enumerate().any(|(index, change)| {
+            if index < writes || !matches!(change, Change::Write(..)) {
+                change.apply_to_part(start, &mut state);
+            }
+            state == found
+        })
+    })
 }
 
 impl Change {

@@ -2,7 +2,8 @@
 //!
 //! The fault model: a read or write fails without moving anything (EIO, for writes also ENOSPC); a sync
 //! fails; a transfer is short and really moves only a prefix, a multiple of the alignment and never
-//! nothing; a completion comes late, after others that were submitted later.
+//! nothing; a completion comes late, after others that were submitted later; bytes are wrong, in memory or in the
+//! file; a transfer goes to another place of its file. The last three are told by nobody, as by a real device.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -14,8 +15,10 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::device::{
-    Action, Completion, CompletionSink, Device, DeviceStats, Geometry, Transfer, refused,
+    Action, BackingFile, Completion, CompletionSink, Device, DeviceStats, Geometry, Transfer,
+    refused,
 };
+use super::memory::MemoryFile;
 use super::random::Random;
 use super::threads::join;
 use crate::error::Errno;
@@ -40,6 +43,14 @@ pub struct FaultPlan {
     pub late: f64,
     /// By how much at most.
     pub late_max: Duration,
+    /// One bit of what was read is wrong.
+    pub corrupt_read: f64,
+    /// One bit of what was written is wrong. Of files in memory only.
+    pub corrupt_write: f64,
+    /// A read takes its bytes from another place of the file.
+    pub misdirected_read: f64,
+    /// A write goes to another place of the file.
+    pub misdirected_write: f64,
 }
 
 /// How many faults were injected, by kind as in [`FaultPlan`].
@@ -59,6 +70,14 @@ pub struct FaultCounts {
     pub short_write: u64,
     /// Completions held back.
     pub late: u64,
+    /// Reads with a wrong bit.
+    pub corrupt_read: u64,
+    /// Writes with a wrong bit.
+    pub corrupt_write: u64,
+    /// Reads of another place.
+    pub misdirected_read: u64,
+    /// Writes to another place.
+    pub misdirected_write: u64,
 }
 
 /// Decorates a device with faults. Its statistics are those of the device inside, which never sees
@@ -92,6 +111,7 @@ struct State {
 
 struct Pending {
     token: u64,
+    offset: u64,
     rest: Option<Rest>,
 }
 
@@ -354,8 +374,51 @@ impl State {
             self.pending.push(None);
             self.pending.len() - 1
         });
-        self.pending[index] = Some(Pending { token, rest });
+        self.pending[index] = Some(Pending { token, offset, rest });
+        let offset = self.direct(&action, offset, alignment);
         Transfer { token: index as u64, action, file, offset }
+    }
+
+    /// Where a transfer really goes: nearby, if it is to be misdirected.
+    fn direct(&mut self, action: &Action, offset: u64, alignment: usize) -> u64 {
+        let (probability, count) = match action {
+            Action::Read(_) => (self.plan.misdirected_read, &mut self.counts.misdirected_read),
+            Action::Write(_) => (self.plan.misdirected_write, &mut self.counts.misdirected_write),
+            Action::Sync { .. } => return offset,
+        };
+        if !(self.enabled && !self.closing && self.random.chance(probability)) {
+            return offset;
+        }
+        *count += 1;
+        let steps = 1 + self.random.below(8);
+        let (ahead, behind) = (steps * alignment as u64, self.random.chance(0.5));
+        match offset.checked_sub(ahead) {
+            Some(before) if behind => before,
+            _ => offset + ahead,
+        }
+    }
+
+    /// Turns one bit of what a transfer has moved.
+    fn corrupt(&mut self, action: &mut Action, file: &dyn BackingFile, offset: u64, moved: usize) {
+        if !self.active() || moved == 0 {
+            return;
+        }
+        let at = usize::try_from(self.random.below(moved as u64)).expect("less than a length");
+        let bit = 1 << self.random.below(8);
+        match action {
+            Action::Read(lease) if self.random.chance(self.plan.corrupt_read) => {
+                self.counts.corrupt_read += 1;
+                lease[at] ^= bit;
+            }
+            Action::Write(lease) if self.random.chance(self.plan.corrupt_write) => {
+                if let Some(file) = file.as_any().downcast_ref::<MemoryFile>()
+                    && file.write_at(offset + at as u64, &[lease[at] ^ bit]).is_ok()
+                {
+                    self.counts.corrupt_write += 1;
+                }
+            }
+            Action::Read(_) | Action::Write(_) | Action::Sync { .. } => {}
+        }
     }
 
     /// The length of a short transfer; `None` to do it whole.
@@ -370,7 +433,11 @@ impl State {
 
     /// The submitter's own transfer again, whole.
     fn restore(&mut self, completion: Completion) -> Completion {
-        let Completion { transfer: Transfer { token, action, file, offset }, result } = completion;
+        let Completion { transfer: Transfer { token, mut action, file, offset }, result } =
+            completion;
+        if let Ok(moved) = result {
+            self.corrupt(&mut action, &*file, offset, moved);
+        }
         let index = usize::try_from(token).expect("an index");
         let pending = self.pending[index].take().expect("a transfer passed on before");
         self.free.push(index);
@@ -380,7 +447,7 @@ impl State {
             (action, None) => action,
             (action, Some(_)) => unreachable!("{action:?} came back as another action"),
         };
-        let transfer = Transfer { token: pending.token, action, file, offset };
+        let transfer = Transfer { token: pending.token, action, file, offset: pending.offset };
         Completion { transfer, result }
     }
 

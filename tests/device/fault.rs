@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use swapfs::aio::device::Action;
+use swapfs::aio::device::{Action, BackingFile};
 use swapfs::aio::fault::{FaultCounts, FaultDevice, FaultPlan};
-use swapfs::aio::memory::{MemoryDevice, MemoryOptions};
+use swapfs::aio::memory::{MemoryDevice, MemoryFile, MemoryOptions};
 use swapfs::error::Errno;
 
 use super::harness::{BUFFER, Harness, transfer};
@@ -118,4 +118,49 @@ fn same_seed_same_faults() {
         (0..100).map(outcome).collect::<Vec<_>>()
     };
     assert_eq!(run(), run());
+}
+
+fn memory(file: &std::sync::Arc<dyn BackingFile>) -> &MemoryFile {
+    file.as_any().downcast_ref().expect("files of a memory device")
+}
+
+#[test]
+fn wrong_bits_are_told_by_nobody() {
+    let (device, harness) = faulty(FaultPlan { corrupt_write: 1.0, ..FaultPlan::default() });
+    let file = harness.file();
+    let write = harness.perform(&file, 0, Action::Write(harness.filled(0, BUFFER, 9)));
+    assert_eq!(write.result, Ok(BUFFER));
+    drop(write);
+    let mut found = vec![0; BUFFER];
+    assert_eq!(memory(&file).read_at(0, &mut found), Ok(BUFFER));
+    assert_eq!(found.iter().map(|byte| (*byte ^ 9_u8).count_ones()).sum::<u32>(), 1);
+
+    device.set_plan(FaultPlan { corrupt_read: 1.0, ..FaultPlan::default() });
+    let read = harness.perform(&file, 0, Action::Read(harness.buffer(0, BUFFER)));
+    assert_eq!(read.result, Ok(BUFFER));
+    let Action::Read(lease) = read.transfer.action else { panic!("a read came in") };
+    let wrong = lease.iter().zip(&found).map(|(a, b)| (a ^ b).count_ones()).sum::<u32>();
+    assert_eq!(wrong, 1);
+    assert_eq!((device.counts().corrupt_write, device.counts().corrupt_read), (1, 1));
+}
+
+#[test]
+fn misdirected_transfers_say_they_went_where_they_should() {
+    let (device, harness) = faulty(FaultPlan { misdirected_write: 1.0, ..FaultPlan::default() });
+    let file = harness.file();
+    let offset = 64 * BUFFER as u64;
+    let write = harness.perform(&file, offset, Action::Write(harness.filled(0, 4096, 9)));
+    assert_eq!((write.result, write.transfer.offset), (Ok(4096), offset));
+    drop(write);
+    let at = |bytes: &[u8]| bytes.iter().position(|byte| *byte == 9);
+    assert_ne!(at(&memory(&file).bytes()), Some(offset as usize));
+    assert!(at(&memory(&file).bytes()).is_some());
+
+    device.set_plan(FaultPlan { misdirected_read: 1.0, ..FaultPlan::default() });
+    memory(&file).write_at(0, &vec![1; 4096]).unwrap();
+    let read = harness.perform(&file, 0, Action::Read(harness.buffer(0, 4096)));
+    assert_eq!(read.transfer.offset, 0);
+    let Action::Read(lease) = read.transfer.action else { panic!("a read came in") };
+    assert!(lease.iter().all(|byte| *byte != 1));
+    assert_eq!((device.counts().misdirected_write, device.counts().misdirected_read), (1, 1));
 }

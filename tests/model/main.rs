@@ -3,8 +3,12 @@
 //! A failure prints its seed; `SWAPFS_SEED=n` repeats it alone, `SWAPFS_ROUNDS=n` runs n cases of
 //! each kind (from that seed on).
 
+mod crash;
 mod driver;
 mod finale;
+#[path = "../../examples/crash/history.rs"]
+#[expect(dead_code, reason = "the example needs more of it")]
+mod history;
 mod named;
 mod plain;
 mod rig;
@@ -127,6 +131,22 @@ fn many_small_files_with_faults() {
 #[test]
 fn many_small_files_with_short_and_late_transfers() {
     rounds(Kind::Awkward, 20, many);
+}
+
+#[test]
+fn power_cuts() {
+    rounds(Kind::Awkward, 60, crash::cut);
+}
+
+#[test]
+fn power_cuts_with_faults() {
+    rounds(Kind::Faulty, 60, crash::cut);
+}
+
+#[test]
+#[ignore = "only a device with checksums notices bytes that are not what was written"]
+fn wrong_bytes_are_refused() {
+    rounds(Kind::Faulty, 40, crash::corrupt);
 }
 
 #[test]

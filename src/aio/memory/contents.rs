@@ -1,8 +1,9 @@
 //! A sparse file's bytes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
+use super::super::random::Random;
 use super::file::MemoryFolder;
 use crate::error::{Errno, Result};
 
@@ -18,7 +19,19 @@ pub(super) struct Contents {
     pub(super) modified: SystemTime,
     pub(super) links: u64,
     folder: MemoryFolder,
+    /// What a power cut leaves for certain, if that is kept.
+    stable: Option<Stable>,
 }
+
+/// A file as it was when it was last synchronized.
+#[derive(Debug, Clone, Default)]
+struct Stable {
+    pages: BTreeMap<u64, Option<Page>>,
+    size: u64,
+}
+
+/// What a device writes wholly or not at all, in bytes.
+const SECTOR: usize = 512;
 
 impl Drop for Contents {
     fn drop(&mut self) {
@@ -48,7 +61,49 @@ fn to_usize(value: u64) -> usize {
 impl Contents {
     pub(super) fn new(folder: MemoryFolder) -> Self {
         let modified = SystemTime::now();
-        Self { pages: BTreeMap::new(), size: 0, modified, links: 1, folder }
+        Self { pages: BTreeMap::new(), size: 0, modified, links: 1, folder, stable: None }
+    }
+
+    /// From here on a power cut can be acted out; what is there now survives one.
+    pub(super) fn keep_stable(&mut self) {
+        self.stable = Some(Stable { pages: self.pages.clone(), size: self.size });
+    }
+
+    /// Everything is on stable storage.
+    pub(super) fn synchronized(&mut self) {
+        if self.stable.is_some() {
+            self.keep_stable();
+        }
+    }
+
+    /// What a power cut leaves: of each sector the synchronized bytes or the present ones, one of the lengths
+    /// from the one to the other.
+    pub(super) fn after_power_cut(&self, random: &mut Random) -> Self {
+        let before = self.stable.clone().unwrap_or_default();
+        let mut after = Contents::new(self.folder.clone());
+        let (least, most) = (before.size.min(self.size), before.size.max(self.size));
+        after.size = match random.below(3) {
+            0 => before.size,
+            1 => self.size,
+            _ => least + random.below(most - least + 1),
+        };
+        let numbers: BTreeSet<u64> =
+            self.pages.keys().chain(before.pages.keys()).copied().collect();
+        let end = after.size;
+        for number in numbers.into_iter().take_while(|number| number * PAGE < end) {
+            let mut page = [0; 4096];
+            for sector in (0..page.len()).step_by(SECTOR) {
+                let from = if random.chance(0.5) { &before.pages } else { &self.pages };
+                if let Some(Some(bytes)) = from.get(&number) {
+                    let range = sector..sector + SECTOR;
+                    page[range.clone()].copy_from_slice(&bytes[range]);
+                }
+            }
+            after.hold(number).expect("a folder without a limit");
+            after.pages.insert(number, Some(Box::new(page)));
+        }
+        after.zero(end, end.next_multiple_of(PAGE) - end);
+        after
     }
 
     pub(super) fn allocated(&self) -> u64 {

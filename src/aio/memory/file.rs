@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::super::device::{BackingFile, FileStatus};
 use super::super::file::next_id;
+use super::super::random::Random;
 use super::contents::Contents;
 use crate::error::{Errno, Result};
 
@@ -101,6 +102,19 @@ impl MemoryFile {
         bytes
     }
 
+    /// From here on [`MemoryFile::after_power_cut`] knows what was synchronized; what is there now counts as that.
+    pub fn keep_stable(&self) {
+        self.contents.lock().keep_stable();
+    }
+
+    /// Another file, as this one would be after a power cut at this moment: what was synchronized last is whole,
+    /// and of every sector that was written since either the old or the new bytes are there.
+    #[must_use]
+    pub fn after_power_cut(&self, seed: u64) -> Self {
+        let after = self.contents.lock().after_power_cut(&mut Random::new(seed));
+        Self { id: next_id(), writable: true, contents: Arc::new(Mutex::new(after)) }
+    }
+
     /// Reads as pread(2).
     ///
     /// # Errors
@@ -180,6 +194,7 @@ impl BackingFile for MemoryFile {
     }
 
     fn sync(&self, _data_only: bool) -> Result<()> {
+        self.contents.lock().synchronized();
         Ok(())
     }
 }
