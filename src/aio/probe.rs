@@ -55,6 +55,11 @@ pub fn probe(folder: BorrowedFd<'_>) -> Result<Probe> {
             create(folder, OFlags::empty()).map_err(errno)?;
             return Ok(refused);
         }
+        // A full disk is no reason not to serve what is on it.
+        Err(error @ (Errno::NOSPC | Errno::DQUOT)) => match open_there(folder) {
+            Some(file) => file,
+            None => return Err(errno(error)),
+        },
         Err(error) => return Err(errno(error)),
     };
     let stated = match stated_alignment(file.as_fd()) {
@@ -70,15 +75,30 @@ pub fn probe(folder: BorrowedFd<'_>) -> Result<Probe> {
         Some(both) => ([both; 2], 1),
         None => (ALIGNMENTS_TRIED.map(|alignment| (alignment, alignment)), 2),
     };
+    let largest = stated[stated.len() - 1];
     for (memory_alignment, offset_alignment) in stated.into_iter().take(tried) {
         match try_transfers(file.as_fd(), memory_alignment, offset_alignment) {
             Ok(()) => {
+                return Ok(Probe { direct: true, memory_alignment, offset_alignment, ..refused });
+            }
+            // Nothing could be tried on a full disk (BADF: in a file that was there). What the filesystem states
+            // stands; without a word of its own the largest is right for the smaller ones too.
+            Err(Errno::NOSPC | Errno::DQUOT | Errno::BADF) => {
+                let known =
+                    if refused.stated { (memory_alignment, offset_alignment) } else { largest };
+                let (memory_alignment, offset_alignment) = known;
                 return Ok(Probe { direct: true, memory_alignment, offset_alignment, ..refused });
             }
             Err(error) => log::debug!("O_DIRECT with {offset_alignment} bytes: {error}"),
         }
     }
     Ok(refused)
+}
+
+/// The mount's own lock file, which is there when a new one cannot be made; for direct reading.
+fn open_there(folder: BorrowedFd<'_>) -> Option<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::DIRECT;
+    rustix::fs::openat(folder, c".swapfs/lock", flags, Mode::empty()).ok()
 }
 
 /// A new file for reading and writing, with no name in the folder.

@@ -174,6 +174,10 @@ fn a_disk_without_inodes_refuses_names_and_nothing_else() {
     file.sync_all().unwrap();
     is_pattern(&mount.backing("file-0"), 4 * MIB);
     drop(file);
+    // What is there can be mounted, and transfers are direct as before.
+    mount.remount("pool_size=16m");
+    assert_eq!(swap_xattr(&mount.at("file-0"), "direct"), "1");
+    is_pattern(&mount.at("file-0"), 4 * MIB);
     fs::remove_file(mount.at("file-1")).unwrap();
     wait_until("the inode", || fs::write(mount.at("again"), "x").is_ok());
     assert_eq!(fs::read(mount.at("again")).unwrap(), b"x");
@@ -227,6 +231,8 @@ fn a_full_disk_has_all_its_space_back_when_the_files_are_gone() {
         let other = open(&mount.at("refused"));
         assert_eq!(errno(other.write_at(&[1; 1 << 20], 0)), Errno::NOSPC);
         drop((file, other));
+        mount.remount("pool_size=16m");
+        assert_eq!(swap_xattr(&mount.at("full"), "direct"), "1", "on a full disk");
         for name in ["full", "refused"] {
             fs::remove_file(mount.at(name)).unwrap();
         }
