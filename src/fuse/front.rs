@@ -12,6 +12,7 @@ mod describe;
 mod device;
 mod hot;
 mod relay;
+mod spare;
 
 use std::cell::Cell;
 use std::io;
@@ -58,6 +59,7 @@ pub(super) struct Front {
     relay: Relay,
     /// The descriptor that was mounted.
     device: Arc<Device>,
+    readers: spare::Readers,
 }
 
 impl Front {
@@ -93,7 +95,7 @@ impl Front {
             }
         }
         relay.pass(&device, &header, &mut headers, rest, None)?;
-        Ok((Front { volume, relay, device }, theirs))
+        Ok((Front { volume, relay, device, readers: spare::Readers::default() }, theirs))
     }
 
     /// Brings the answer to the first request back to the kernel.
@@ -127,6 +129,7 @@ impl Front {
             // Ends with the last of the readers, as soon as it looks.
             spawn("fuse-watch".to_owned(), move || crew.watch())?;
         }
+        spare::start(&front, &left, count)?;
         let readers = (0..count).map(|number| {
             let device = match number {
                 0 => front.device.clone(),
@@ -136,13 +139,8 @@ impl Front {
                 }),
             };
             let front = front.clone();
-            let crew = crew.clone();
-            let ending = Ending {
-                front: front.clone(),
-                crew: crew.clone(),
-                left: left.clone(),
-                threads: count,
-            };
+            let crew = Some(crew::Member::of(&crew));
+            let ending = Ending { front: front.clone(), left: left.clone(), threads: count };
             spawn(format!("fuse-{number}"), move || {
                 let _ending = ending;
                 let impatient = device.impatient().ok();
@@ -172,15 +170,12 @@ fn spawn<T: Send + 'static>(
 /// Ends fuser's session with the last reading thread, however that came to its end.
 struct Ending {
     front: Arc<Front>,
-    crew: Arc<Crew>,
     left: Arc<AtomicUsize>,
     threads: usize,
 }
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        // Whatever it was that this thread ended from, the parked ones would wait for it to come back.
-        self.crew.end();
         if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.front.relay.end(self.threads);
         }
@@ -251,7 +246,8 @@ fn split<'a>(
 /// One reading thread.
 struct Reader {
     front: Arc<Front>,
-    crew: Arc<Crew>,
+    /// With which it takes turns.
+    crew: Option<crew::Member>,
     patient: Arc<Device>,
     /// Never waits; `None` where the kernel gives no further descriptor.
     impatient: Option<Arc<Device>>,
@@ -266,26 +262,37 @@ struct Reader {
 
 impl Reader {
     fn run(mut self) -> io::Result<()> {
-        while let Some(length) = self.receive()? {
-            self.crew.took(self.moves(length));
-            self.handle(length)?;
-        }
+        while self.take_one()? {}
         if let Some(Room::Intake(intake)) = self.room {
             self.front.volume.engine.return_intake(intake);
         }
         Ok(())
     }
 
+    /// Answers one request; false when the session is over.
+    fn take_one(&mut self) -> io::Result<bool> {
+        let Some(length) = self.receive()? else {
+            return Ok(false);
+        };
+        if let Some(crew) = &self.crew {
+            crew.took(self.moves(length));
+        }
+        self.handle(length)?;
+        Ok(true)
+    }
+
     /// The next request's length; `None` at the end of the session.
     fn receive(&mut self) -> io::Result<Option<usize>> {
-        let turn = self.crew.next();
+        let turn = self.crew.as_ref().map_or(Turn::Read, |crew| crew.next());
         let room = self.room.as_mut().expect("put back after each request");
+        let (readers, headers) = (&self.front.readers, &mut self.headers);
         match (turn, &self.impatient) {
             (Turn::End, _) => return Ok(None),
             (Turn::Lead(lookout), Some(impatient)) if !lookout.is_zero() => {
                 self.device.clone_from(impatient);
                 let end = Instant::now() + lookout;
-                let received = impatient.look_out(&mut self.headers, room.bytes(), end)?;
+                let received =
+                    readers.reading(|| impatient.look_out(headers, room.bytes(), end))?;
                 if received != Some(0) {
                     return Ok(received);
                 }
@@ -293,7 +300,7 @@ impl Reader {
             (Turn::Lead(_) | Turn::Read, _) => {}
         }
         self.device.clone_from(&self.patient);
-        self.patient.receive(&mut self.headers, room.bytes())
+        readers.reading(|| self.patient.receive(headers, room.bytes()))
     }
 
     /// Bytes that a request moves, to the client or from it.

@@ -113,3 +113,33 @@ fn a_signal_does_not_wait_for_a_dead_device() {
     let found = fs::read(mount.backing("waits")).unwrap();
     same(&found[1 << 20..], &pattern(1 << 20, 1 << 20));
 }
+
+/// "No FUSE thread waits … while it is the last one that could answer a status call": more clients than threads make
+/// names and ask for space on a disk that does not answer, each in a folder of its own.
+#[test]
+fn status_is_told_while_every_thread_is_held_up() {
+    let Some(disk) = SmallDisk::ext4() else { return };
+    let mount = Mount::within(&disk.at, "pool_size=16m,stall_timeout=1,fuse_threads=2");
+    let path = mount.at("file");
+    let file = open(&path);
+    write_pattern(&file, MIB, 1 << 20);
+    file.sync_all().unwrap();
+    let folders: Vec<PathBuf> =
+        (0..4).map(|number| mount.at(&format!("folder-{number}"))).collect();
+    folders.iter().for_each(|folder| fs::create_dir(folder).unwrap());
+    let frozen = Frozen::new(&disk.at);
+    let makers: Vec<_> = folders
+        .into_iter()
+        .map(|folder| std::thread::spawn(move || fs::write(folder.join("new"), pattern(0, 5000))))
+        .collect();
+    std::thread::sleep(Duration::from_millis(300));
+    let begin = Instant::now();
+    assert_eq!(swap_xattr(&path, "status"), "available");
+    is_pattern(&path, MIB);
+    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+    drop(frozen);
+    for maker in makers {
+        maker.join().unwrap().unwrap();
+    }
+    is_pattern(&mount.backing("file"), MIB);
+}

@@ -6,6 +6,8 @@
 //! moment before it sleeps. The others are parked until there is a stream, or until the *watch* finds
 //! that the leader is held up by a request: status calls must not wait for a slow disk.
 
+use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -168,10 +170,33 @@ impl Crew {
     }
 }
 
+/// A reading thread's place among the others. When it goes, for whatever reason, all of them end: those that
+/// are parked would wait for it to come back.
+#[derive(Debug)]
+pub(super) struct Member(Arc<Crew>);
+
+impl Member {
+    pub(super) fn of(crew: &Arc<Crew>) -> Member {
+        Member(crew.clone())
+    }
+}
+
+impl Deref for Member {
+    type Target = Crew;
+
+    fn deref(&self) -> &Crew {
+        &self.0
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     /// Waits until `holds`, for five seconds at most.
