@@ -196,6 +196,11 @@ fn warn_of_limits(swap: &SwapFolder, probe: &Probe, folder: &str) {
     }
     if let Some(why) = crate::aio::probe::unreservable(swap.folder()) {
         log::warn!("{folder}: {why}: a full disk may show only when data is written out");
+    } else if crate::aio::probe::shares_blocks(swap.folder()) {
+        log::info!(
+            "{folder}: rewriting files that share blocks with others (cp --reflink) takes space that is not \
+             reserved: for these, a full disk may show only when data is written out"
+        );
     }
 }
 

@@ -171,6 +171,16 @@ pub fn unreservable(folder: BorrowedFd<'_>) -> Option<&'static str> {
     }
 }
 
+/// Whether files of `folder` can share blocks (`cp --reflink`): a rewrite of shared ones takes new space, which
+/// fallocate(2) does not promise. Tried with two nameless files.
+#[must_use]
+pub fn shares_blocks(folder: BorrowedFd<'_>) -> bool {
+    let both = (create(folder, OFlags::empty()), create(folder, OFlags::empty()));
+    let (Ok(from), Ok(to)) = both else { return false };
+    let written = rustix::io::retry_on_intr(|| rustix::io::pwrite(&from, &[1; 4096], 0));
+    written == Ok(4096) && rustix::fs::ioctl_ficlone(&to, &from).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

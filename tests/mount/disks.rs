@@ -212,6 +212,18 @@ fn the_blocks_reserved_for_root_are_roots() {
     is_pattern(&mount.backing("roots"), more);
 }
 
+/// "Reflinked extents … are named at mount as not guaranteeing it".
+#[test]
+fn a_filesystem_that_shares_blocks_is_named() {
+    let Some(disk) = SmallDisk::xfs() else { return };
+    let mount = Mount::within(&disk.at, "pool_size=16m");
+    wait_until("the line in the log", || mount.log().contains("cp --reflink"));
+    let file = open(&mount.at("file"));
+    write_pattern(&file, 3 * MIB, 1 << 20);
+    file.sync_all().unwrap();
+    is_pattern(&mount.backing("file"), 3 * MIB);
+}
+
 /// "Reservations are not leaked": what was asked for ahead, and what was refused, leaves nothing behind.
 #[test]
 fn a_full_disk_has_all_its_space_back_when_the_files_are_gone() {
