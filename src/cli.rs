@@ -8,6 +8,7 @@ mod check;
 mod completions;
 mod config;
 mod debug;
+mod fsck;
 mod helpers;
 mod install;
 mod interrupt;
@@ -27,6 +28,7 @@ pub use bench::BenchArgs;
 pub use check::CheckArgs;
 pub use config::ConfigCommand;
 pub use debug::DebugArgs;
+pub use fsck::FsckArgs;
 pub use helpers::{MountHelper, UmountHelper};
 pub use install::InstallArgs;
 pub use mount::MountArgs;
@@ -70,6 +72,8 @@ pub enum Command {
     Umount(UmountArgs),
     /// Can this machine and these folders do it? What fails or is slow is named, with the mend.
     Check(CheckArgs),
+    /// Verify a swap folder that is not mounted against its checksums.
+    Fsck(FsckArgs),
     /// Measure which aio settings suit a folder best, and write them for --config and for DeepSpeed.
     Tune(TuneArgs),
     /// Show the mounts, or the partitions of a mount.
@@ -189,6 +193,7 @@ impl Cli {
             Command::Mount(arguments) => arguments.run(self.verbose, factory),
             Command::Umount(arguments) => arguments.run(),
             Command::Check(arguments) => arguments.run(self.verbose),
+            Command::Fsck(arguments) => arguments.run(),
             Command::Tune(arguments) => arguments.run(self.verbose),
             Command::Status(arguments) => arguments.run(),
             Command::Stats(arguments) => arguments.run(),

@@ -46,6 +46,15 @@ pub enum OpenSwapIn {
     All,
 }
 
+/// What is kept for each 4 KiB of a partition, to verify it when it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checksum {
+    /// Its CRC32C.
+    Crc32c,
+    /// Nothing but whether it is being written.
+    None,
+}
+
 /// A checked configuration. [`Config::default`] is the built-in one.
 ///
 /// The fields are what the daemon works with; [`Config::to_json`] and [`Config::rows`] report the same
@@ -74,6 +83,8 @@ pub struct Config {
     pub read_ahead: u64,
     /// What opening for reading starts.
     pub open_swap_in: OpenSwapIn,
+    /// What is kept for each 4 KiB of a partition.
+    pub checksum: Checksum,
     /// Whether listxattr names `user.swap.*`.
     pub list_xattr: bool,
     /// Other users than the mount's owner may use it.
@@ -208,6 +219,10 @@ impl Config {
                 "none" => OpenSwapIn::None,
                 "all" => OpenSwapIn::All,
                 _ => OpenSwapIn::Ahead,
+            },
+            checksum: match s.text("checksum").as_str() {
+                "none" => Checksum::None,
+                _ => Checksum::Crc32c,
             },
             list_xattr: s.switch("list_xattr"),
             allow_other: s.switch("allow_other"),

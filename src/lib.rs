@@ -13,6 +13,7 @@ pub mod error;
 pub mod fs;
 pub mod fuse;
 pub mod install;
+pub mod ledger;
 pub mod metrics;
 mod paths;
 pub mod pool;

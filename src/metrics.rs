@@ -7,15 +7,15 @@
 
 mod access;
 mod histogram;
-mod ledger;
 mod publish;
+mod recorder;
 mod requests;
 pub mod text;
 mod wear;
 
 pub use access::{AccessLog, LineReply, READERS_MAX};
 pub use histogram::{Histogram, Snapshot};
-pub use ledger::Ledger;
 pub use publish::{Listener, write_textfile};
+pub use recorder::Recorder;
 pub use requests::{Note, Operation, OperationCounts, Requests, Ticket, Watch};
 pub use wear::{Day, Wear, today};

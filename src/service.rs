@@ -18,7 +18,8 @@ use crate::config::{self, Config};
 use crate::daemon::{Factory, Service, SwapFolder};
 use crate::fs::{Options, Tree};
 use crate::fuse::{Serving, serve};
-use crate::metrics::{Ledger, Listener, Wear, write_textfile};
+use crate::ledger::{Checked, Checksum, Ledger};
+use crate::metrics::{Listener, Recorder, Wear, write_textfile};
 use crate::pool::{Arena, ArenaOptions};
 use crate::swap::{Engine, EngineOptions, OpenSwapIn};
 use crate::sys_process::reason;
@@ -60,14 +61,14 @@ struct SwapService {
 /// What tells about the mount on its own account.
 struct Publishing {
     _listener: Option<Listener>,
-    ledger: Option<Ledger>,
+    recorder: Option<Recorder>,
     textfile: Option<PathBuf>,
 }
 
 impl Drop for Publishing {
     fn drop(&mut self) {
         // It writes for the last time.
-        drop(self.ledger.take());
+        drop(self.recorder.take());
         // A file that nobody writes any more would be shown for ever.
         if let Some(path) = &self.textfile {
             let _ = std::fs::remove_file(path);
@@ -79,7 +80,7 @@ impl Factory for SwapFactory {
     fn start(
         &self, config: &Config, swap: &SwapFolder, mountpoint: &Path, fuse: OwnedFd,
     ) -> Result<Arc<dyn Service>, String> {
-        start(config, swap, mountpoint, fuse, open_aio)
+        start(config, swap, mountpoint, fuse, open_aio, true)
     }
 }
 
@@ -87,7 +88,7 @@ impl Factory for NullFactory {
     fn start(
         &self, config: &Config, swap: &SwapFolder, mountpoint: &Path, fuse: OwnedFd,
     ) -> Result<Arc<dyn Service>, String> {
-        start(config, swap, mountpoint, fuse, open_null)
+        start(config, swap, mountpoint, fuse, open_null, false)
     }
 }
 
@@ -104,7 +105,7 @@ pub(crate) fn open_null(
 pub(crate) type Open = fn(&Config, &Arc<Arena>, &Probe) -> Result<Arc<dyn Device>, String>;
 
 fn start(
-    config: &Config, swap: &SwapFolder, mountpoint: &Path, fuse: OwnedFd, open: Open,
+    config: &Config, swap: &SwapFolder, mountpoint: &Path, fuse: OwnedFd, open: Open, real: bool,
 ) -> Result<Arc<dyn Service>, String> {
     keep_capabilities();
     if let Err(errno) = crate::sys::obey_quotas() {
@@ -114,10 +115,17 @@ fn start(
     let probe = probe(swap.folder())
         .map_err(|errno| format!("{folder}: cannot store files there: {}", errno.desc()))?;
     warn_of_limits(swap, &probe, &folder);
-    let engine = start_engine(config, &probe, open)?;
+    let ledger = if real { open_ledger(config, swap, &folder)? } else { None };
+    let engine = start_engine(config, &probe, |config, arena, probe| {
+        let device = open(config, arena, probe)?;
+        Ok(match &ledger {
+            Some(ledger) => Arc::new(Checked::new(device, ledger.clone())),
+            None => device,
+        })
+    })?;
     let stall_timeout = Duration::from_secs(config.stall_timeout.into());
     engine.watch_for_stalls(stall_timeout);
-    let volume = make_volume(config, swap, mountpoint, &probe, engine)?;
+    let volume = make_volume(config, swap, mountpoint, &probe, engine, ledger)?;
     // What a device that moves nothing counts wears nothing out.
     if volume.engine.device_stats().engine != "null" {
         let control = swap.control().try_clone_to_owned();
@@ -164,7 +172,7 @@ fn publish(config: &Config, mountpoint: &Path, volume: &Arc<Volume>) -> Result<P
     }
     let recorded = volume.clone();
     let (path, failed) = (textfile.clone(), AtomicBool::new(false));
-    let ledger = Ledger::start(RECORD_PERIOD, move || {
+    let recorder = Recorder::start(RECORD_PERIOD, move || {
         if let Some(wear) = recorded.wear() {
             wear.save();
         }
@@ -176,7 +184,19 @@ fn publish(config: &Config, mountpoint: &Path, volume: &Arc<Volume>) -> Result<P
         }
     })
     .map_err(|error| format!("cannot start a thread: {}", reason(&error)))?;
-    Ok(Publishing { _listener: listener, ledger: Some(ledger), textfile })
+    Ok(Publishing { _listener: listener, recorder: Some(recorder), textfile })
+}
+
+/// What is known of the folder's bytes; after a crash, this finds out what is whole.
+fn open_ledger(
+    config: &Config, swap: &SwapFolder, folder: &str,
+) -> Result<Option<Arc<Ledger>>, String> {
+    let checksum = match config.checksum {
+        config::Checksum::Crc32c => Checksum::Crc32c,
+        config::Checksum::None => Checksum::None,
+    };
+    Ledger::open(swap.folder(), swap.control(), checksum, config.block_size, !config.ro)
+        .map_err(|error| format!("{folder}/.swapfs: {}", reason(&error)))
 }
 
 /// Lets the daemon of root create files in the callers' names and still pass every permission check;
@@ -206,7 +226,8 @@ fn warn_of_limits(swap: &SwapFolder, probe: &Probe, folder: &str) {
 
 /// The arena, the device that `open` gives, and the engine over both.
 pub(crate) fn start_engine(
-    config: &Config, probe: &Probe, open: Open,
+    config: &Config, probe: &Probe,
+    open: impl FnOnce(&Config, &Arc<Arena>, &Probe) -> Result<Arc<dyn Device>, String>,
 ) -> Result<Arc<Engine>, String> {
     let alignment = probe.alignment();
     let descriptors = descriptor_limit();
@@ -222,7 +243,8 @@ pub(crate) fn start_engine(
         linger: LINGER,
         writeback_batch: (config.queue_depth * config.thread_count) as usize,
         min_swap_size: config.min_swap_size,
-        idle_partitions_max: (descriptors / 4).min(IDLE_PARTITIONS_MAX),
+        // Two descriptors each: the file, and that of its checksums.
+        idle_partitions_max: (descriptors / 6).min(IDLE_PARTITIONS_MAX),
         intakes: crate::fuse::intakes(config.block_size, config.fuse_threads as usize),
     };
     let arena = Arena::new(ArenaOptions {
@@ -270,6 +292,7 @@ fn descriptor_limit() -> usize {
 
 fn make_volume(
     config: &Config, swap: &SwapFolder, mountpoint: &Path, probe: &Probe, engine: Arc<Engine>,
+    ledger: Option<Arc<Ledger>>,
 ) -> Result<Arc<Volume>, String> {
     let failed = |what: String| format!("{}: {what}", swap.path().display());
     let root =
@@ -286,7 +309,7 @@ fn make_volume(
         close_wait: config.close_wait,
         config: config.to_json(),
     };
-    Ok(Volume::new(tree, engine, options))
+    Ok(Volume::new(tree, engine, ledger, options))
 }
 
 impl SwapService {
@@ -321,6 +344,16 @@ impl SwapService {
     }
 }
 
+impl SwapService {
+    /// Says that everything is recorded, unless something is not stored: then the next mount looks.
+    fn end_ledger(&self, stored: bool) {
+        let Some(ledger) = &self.volume.ledger else { return };
+        if stored && let Err(error) = ledger.finish() {
+            log::warn!(".swapfs: {}; the next mount will look at everything", reason(&error));
+        }
+    }
+}
+
 impl Service for SwapService {
     fn serve(self: Arc<Self>) -> io::Result<()> {
         let serving = self.serving.lock().take();
@@ -339,6 +372,7 @@ impl Service for SwapService {
         // Stopping waits for the transfers under way.
         if !self.is_stuck() {
             self.volume.engine.stop();
+            self.end_ledger(result.is_ok());
         }
         drop(self.publishing.lock().take());
         result

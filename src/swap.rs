@@ -66,6 +66,7 @@ mod transfer;
 mod trays;
 mod write;
 
+pub(crate) use actions::label;
 pub use engine::{Engine, EngineOptions, OpenSwapIn, PAGE_SIZE};
 pub use intake::Intake;
 pub use op::{ReadReply, Reply, WriteReply};

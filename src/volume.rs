@@ -12,6 +12,7 @@ mod rights;
 mod xattr;
 
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
@@ -19,8 +20,9 @@ use crate::aio::device::BackingFile;
 use crate::aio::file::DiskFile;
 use crate::error::{Errno, Result};
 use crate::fs::{Access, Attributes, Caller, Entry, FileKind, Gone, RenameKind, TimeChange, Tree};
+use crate::ledger::Ledger;
 use crate::metrics::{Watch, Wear};
-use crate::swap::{Engine, Reply};
+use crate::swap::{Engine, FileKey, Reply};
 
 use directories::Directories;
 
@@ -70,6 +72,8 @@ pub struct Volume {
     pub engine: Arc<Engine>,
     /// What clients ask for.
     pub watch: Arc<Watch>,
+    /// What is known of the bytes in the swap folder, where that is kept.
+    pub ledger: Option<Arc<Ledger>>,
     options: VolumeOptions,
     directories: Directories,
     /// What the swap folder's device was written to; set once, at start.
@@ -101,11 +105,14 @@ pub struct Changes {
 impl Volume {
     /// Joins names and bytes.
     #[must_use]
-    pub fn new(tree: Tree, engine: Arc<Engine>, options: VolumeOptions) -> Arc<Volume> {
+    pub fn new(
+        tree: Tree, engine: Arc<Engine>, ledger: Option<Arc<Ledger>>, options: VolumeOptions,
+    ) -> Arc<Volume> {
         Arc::new(Volume {
             tree,
             engine,
             watch: Arc::default(),
+            ledger,
             options,
             directories: Directories::new(),
             wear: OnceLock::new(),
@@ -173,7 +180,7 @@ impl Volume {
             if self.tree.attributes(id)?.nlink == 0 && self.engine.info(key).is_none() {
                 return Err(Errno::ESTALE);
             }
-            Ok(Arc::new(DiskFile::new(descriptor)?) as Arc<dyn BackingFile>)
+            self.backing_file(key, descriptor)
         })?;
         if is_new {
             self.count_for_directory(id, handle);
@@ -183,6 +190,13 @@ impl Volume {
             self.engine.unlinked(key);
         }
         Ok(handle)
+    }
+
+    fn backing_file(&self, key: FileKey, descriptor: OwnedFd) -> Result<Arc<dyn BackingFile>> {
+        match &self.ledger {
+            Some(ledger) => ledger.file(key, descriptor),
+            None => Ok(Arc::new(DiskFile::new(descriptor)?)),
+        }
     }
 
     /// Creates a partition, or opens the one that is there unless `exclusive`; returns its handle and
@@ -196,9 +210,7 @@ impl Volume {
         let made = self.tree.create(parent, name, caller, mode, exclusive, self.options.direct)?;
         let (mut entry, descriptor) = (made.entry, made.descriptor);
         let opened = self.tree.key(entry.id).and_then(|key| {
-            self.engine.open(key, read, true, || {
-                Ok(Arc::new(DiskFile::new(descriptor)?) as Arc<dyn BackingFile>)
-            })
+            self.engine.open(key, read, true, || self.backing_file(key, descriptor))
         });
         match opened {
             Ok(handle) => {
@@ -342,6 +354,9 @@ impl Volume {
     fn forget_bytes(&self, gone: Option<Gone>) {
         if let Some(gone) = gone {
             self.engine.unlinked(gone.key);
+            if let Some(ledger) = &self.ledger {
+                ledger.unlinked(gone.key);
+            }
         }
     }
 

@@ -142,6 +142,14 @@ pub trait BackingFile: Send + Sync + Debug {
     /// Itself, for devices that only know one kind of file.
     fn as_any(&self) -> &dyn std::any::Any;
 
+    /// Itself, where it stands around the file that [`as_any`](Self::as_any) gives.
+    fn wrapper(&self) -> Option<&dyn std::any::Any> {
+        None
+    }
+
+    /// Says the partition's logical size, before each write: what a transfer stores beyond it is padding.
+    fn tell_size(&self, _size: u64) {}
+
     /// Whether writes are possible with this descriptor.
     fn writable(&self) -> bool;
 

@@ -78,7 +78,7 @@ impl OptionDefinition {
 }
 
 /// Every mount option of swapfs.
-pub const OPTIONS: [OptionDefinition; 20] = [
+pub const OPTIONS: [OptionDefinition; 21] = [
     option("pool_size", size(KIB, SIZE_MAX), "1 GiB", "Bytes of the buffer pool"),
     option(
         "block_size",
@@ -121,6 +121,12 @@ pub const OPTIONS: [OptionDefinition; 20] = [
         Kind::Choice(&["none", "ahead", "all"]),
         "ahead",
         "What opening for reading starts: nothing, the first read_ahead bytes, or all",
+    ),
+    option(
+        "checksum",
+        Kind::Choice(&["crc32c", "none"]),
+        "crc32c",
+        "A checksum for each 4 KiB, verified on every swap-in, or none",
     ),
     option("list_xattr", Kind::Switch, "on", "List the user.swap.* names in listxattr"),
     option("allow_other", Kind::Switch, "off", "Let other users use the mount"),

@@ -110,6 +110,18 @@ impl SwapFolder {
         Ok(swap)
     }
 
+    /// Opens and locks a folder that is not mounted, to verify it. The error is one line for the user.
+    pub(crate) fn lock_for_check(path: &Path) -> Result<Self, String> {
+        let shown = path.display();
+        let path = std::fs::canonicalize(path)
+            .map_err(|error| format!("swap folder {shown}: {}", reason(&error)))?;
+        refuse_mounted(&path)?;
+        if !path.join(CONTROL_FOLDER).is_dir() {
+            return Err(format!("{shown} is no swap folder: it has no {CONTROL_FOLDER}"));
+        }
+        Self::lock(&path, Path::new(""), Duration::ZERO, &mut |_| {})
+    }
+
     /// The folder's absolute path; it may be hidden beneath the mount.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -238,6 +250,9 @@ fn may_finish(holder: &DaemonState, waited: Duration) -> bool {
 pub(super) fn in_use_line(path: &Path, holder: Option<&DaemonState>) -> String {
     let shown = path.display();
     match holder {
+        Some(DaemonState { pid, mountpoint, .. }) if mountpoint.as_os_str().is_empty() => {
+            format!("swap folder {shown} is being verified by swapfs pid {pid}")
+        }
         Some(DaemonState { pid, mountpoint, .. }) => {
             let mountpoint = mountpoint.display();
             format!("swap folder {shown} is in use by swapfs pid {pid} (mounted at {mountpoint})")

@@ -269,7 +269,7 @@ impl Partition {
 
     pub(crate) fn record_error(&mut self, errno: Errno) {
         self.error = Some(errno);
-        self.last_errno = errno;
+        self.last_errno = for_clients(errno);
         self.error_count += 1;
     }
 
@@ -283,6 +283,14 @@ impl Partition {
 
     pub(crate) fn lost_in(&self, bytes: &Range<u64>) -> bool {
         !self.lost.is_empty() && self.lost.overlaps(bytes)
+    }
+}
+
+/// What the calls of clients fail with: damaged and torn blocks are EIO to them.
+pub(crate) fn for_clients(errno: Errno) -> Errno {
+    match errno {
+        Errno::EBADMSG | Errno::EUCLEAN => Errno::EIO,
+        errno => errno,
     }
 }
 

@@ -233,7 +233,7 @@ impl Engine {
         actions: &mut Actions,
     ) -> Step {
         let (id, bytes) = (op.partition, op.offset..op.offset + op.length);
-        let (mut busy, mut failed) = (None, None);
+        let (mut busy, mut failed, mut narrows) = (None, None, false);
         for index in indices.clone() {
             let buffer = st.find(id, index).expect("attached above");
             let pages = st.shape.pages_of(index, bytes.start, bytes.end);
@@ -241,8 +241,12 @@ impl Engine {
                 continue;
             }
             if op.requested && self.missing(st, buffer, pages.clone()) {
-                failed = Some(st.blocks[buffer as usize].read_error.unwrap_or(Errno::EIO));
-                break;
+                // Perhaps what failed is only what was read on behalf of later reads: once more without.
+                narrows |= std::mem::take(&mut op.sequential);
+                if !narrows {
+                    failed = Some(st.blocks[buffer as usize].read_error.unwrap_or(Errno::EIO));
+                    break;
+                }
             }
             let wanted = if op.sequential { pages.start..st.shape.pages() } else { pages.clone() };
             self.read_pages(st, buffer, wanted, actions);

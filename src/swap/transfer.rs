@@ -7,6 +7,7 @@ use super::actions::{Actions, Failure};
 use super::block::BufferIndex;
 use super::engine::Engine;
 use super::pages::next_run;
+use super::partition::for_clients;
 use super::state::{Purpose, State};
 use crate::aio::device::{Action, Completion, Transfer};
 use crate::error::{Errno, Result};
@@ -25,6 +26,9 @@ impl Engine {
         actions: &mut Actions,
     ) {
         let file = st.file(id);
+        if matches!(action, Action::Write(_)) {
+            file.tell_size(st.part(id).size);
+        }
         let token = st.transfers.insert((purpose, Instant::now())) as u64;
         st.watch.begin(token, id);
         actions.transfers.push(Transfer { token, action, file, offset });
@@ -255,18 +259,23 @@ impl Engine {
             Ok(Taken::All) => Ok(()),
             Err(errno) => Err(errno),
         };
+        // What came before the failure is there.
+        let arrived = pages.start..pages.start + (done / st.shape.unit) as usize;
         st.edit(buffer, |block| {
             block.reading.remove(pages.clone());
             block.transfers -= 1;
+            if outcome.is_err() {
+                block.valid.insert(arrived.clone());
+            }
             match outcome {
                 Ok(()) => block.valid.insert(pages.clone()),
-                Err(errno) => block.read_error = Some(errno),
+                Err(errno) => block.read_error = Some(for_clients(errno)),
             }
         });
         st.part(id).reads -= 1;
         match outcome {
             Ok(()) => self.was_readable(st, buffer, &pages),
-            Err(errno) => self.read_failed(st, buffer, &pages, errno, actions),
+            Err(errno) => self.read_failed(st, buffer, &(arrived.end..pages.end), errno, actions),
         }
         self.transfer_ended(st, buffer, actions);
     }
@@ -308,7 +317,16 @@ impl Engine {
         let (id, start) = (block.partition, block.index * st.shape.block_size);
         let unit = st.shape.unit;
         let bytes = start + pages.start as u64 * unit..start + pages.end as u64 * unit;
-        self.failure(st, id, "swap in", bytes.clone(), errno, actions);
+        // The device has cut the transfer before the first bad page: of the others nothing is known. Whoever asks
+        // again for what is known to be damaged gets no second log line.
+        let damaged = matches!(errno, Errno::EBADMSG | Errno::EUCLEAN);
+        let bytes = if damaged { bytes.start..bytes.start + unit } else { bytes };
+        if damaged && st.part(id).unreadable.overlaps(&bytes) {
+            st.stats.errors += 1;
+            st.part(id).record_error(errno);
+        } else {
+            self.failure(st, id, "swap in", bytes.clone(), errno, actions);
+        }
         st.part(id).unreadable.insert(bytes);
     }
 
@@ -343,6 +361,7 @@ impl Engine {
                     block.valid.insert(page..page + 1);
                 }
                 Err(errno) => {
+                    let errno = for_clients(errno);
                     block.read_error = Some(errno);
                     // The block cannot go out without the rest of this page.
                     block.failed = Some(errno);

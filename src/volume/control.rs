@@ -160,6 +160,7 @@ impl Volume {
             "pool": pool,
             "aio": aio,
             "cache": self.engine.cache_stats(),
+            "checksum": self.ledger.as_ref().map(|ledger| ledger.stats()),
             "fuse": self.request_stats(),
             "partitions": self.engine.partitions(),
             "wear": self.wear().map(|wear| {

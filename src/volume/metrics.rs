@@ -92,7 +92,7 @@ fn numbers(text: &mut Text, stats: &Value) {
     let version = stats["mount"]["version"].as_str().unwrap_or_default();
     text.family("swapfs_build_info", "The running version.", Kind::Gauge)
         .sample(&[("version", version)], 1);
-    for object in ["pool", "aio", "cache", "fuse", "partitions"] {
+    for object in ["pool", "aio", "cache", "checksum", "fuse", "partitions"] {
         for (key, value) in stats[object].as_object().into_iter().flatten() {
             match value {
                 Value::Number(number) => family(text, object, key, &number.to_string()),

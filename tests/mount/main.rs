@@ -10,6 +10,7 @@ mod errors;
 mod exchange;
 mod front;
 mod hostile;
+mod integrity;
 mod libaio;
 mod life;
 mod maps;

@@ -7,29 +7,29 @@ use std::time::Duration;
 
 /// The thread; it ends with this value.
 #[derive(Debug)]
-pub struct Ledger {
+pub struct Recorder {
     thread: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
-impl Ledger {
+impl Recorder {
     /// Calls `work` every `period`.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(period: Duration, work: impl Fn() + Send + 'static) -> io::Result<Ledger> {
+    pub fn start(period: Duration, work: impl Fn() + Send + 'static) -> io::Result<Recorder> {
         let (sender, receiver) = channel();
         let thread =
-            std::thread::Builder::new().name("swapfs-ledger".to_owned()).spawn(move || {
+            std::thread::Builder::new().name("swapfs-record".to_owned()).spawn(move || {
                 while receiver.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
                     work();
                 }
                 work();
             })?;
-        Ok(Ledger { thread: Some((sender, thread)) })
+        Ok(Recorder { thread: Some((sender, thread)) })
     }
 }
 
-impl Drop for Ledger {
+impl Drop for Recorder {
     fn drop(&mut self) {
         if let Some((sender, thread)) = self.thread.take() {
             drop(sender);

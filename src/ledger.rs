@@ -1,0 +1,280 @@
+//! What swapfs knows of the bytes in a swap folder, so that it never passes on others: a checksum for each
+//! 4 KiB, which writes were under way, and the true size of each partition. Kept in `.swapfs/`.
+//!
+//! [`Checked`] is a device around the one that moves the bytes, [`Ledger::file`] makes backing files that
+//! tell the ledger of every change of shape; the engine knows neither. [`fsck`] reads a folder that is not
+//! mounted.
+//!
+//! # What survives
+//!
+//! A record is written (to the page cache) before the write that it speaks of begins, and once more when that
+//! has ended. So a daemon that is killed leaves a complete record: what it was writing is decided page by page
+//! by comparing with the new sums and those before. After a power cut the records may be as old as the last
+//! fsync; what does not match them is then torn, not damaged.
+//!
+//! # Locks
+//!
+//! 1. `live`, the table of records in use; 2. one record; 3. the table's slots. In this order.
+
+mod checked;
+mod entry;
+mod file;
+pub mod fsck;
+mod record;
+mod recover;
+mod session;
+mod stamp;
+mod table;
+mod walk;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use crate::aio::device::BackingFile;
+use crate::aio::file::DiskFile;
+use crate::error::Result;
+use crate::swap::FileKey;
+pub use checked::Checked;
+use file::LedgerFile;
+use record::Record;
+use session::{LastEnd, Sessions, Since};
+use stamp::Stamp;
+use table::{ACTIVE, Identity, SUSPECT, Table};
+
+/// What is kept for each page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checksum {
+    /// CRC32C; verified whenever the page is read.
+    Crc32c,
+    /// Only whether the page is being written.
+    None,
+}
+
+/// Counters since the start, for `stats.json`.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    verified: AtomicU64,
+    summed: AtomicU64,
+    mismatches: AtomicU64,
+    torn: AtomicU64,
+    dropped: AtomicU64,
+}
+
+impl Counters {
+    fn add(counter: &AtomicU64, count: u64) {
+        counter.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+/// A copy of the counters.
+#[derive(Debug, Clone, Copy, serde::Serialize)]
+pub struct LedgerStats {
+    /// `crc32c` or `none`.
+    pub kind: &'static str,
+    /// Pages that were read and looked up, whether a sum was known or not.
+    pub verified_pages: u64,
+    /// Pages that were written and recorded.
+    pub written_pages: u64,
+    /// Reads that did not match their checksums.
+    pub mismatches: u64,
+    /// Reads that met a torn page.
+    pub torn: u64,
+    /// Partitions whose checksums were dropped because others had changed them.
+    pub dropped: u64,
+}
+
+/// A record in use, and the file that was opened last of its partition.
+#[derive(Debug)]
+struct Live {
+    record: Weak<Record>,
+    file: Weak<LedgerFile>,
+}
+
+/// The records of a mounted swap folder.
+#[derive(Debug)]
+pub struct Ledger {
+    table: Arc<Table>,
+    table_file: Arc<DiskFile>,
+    checksum: Checksum,
+    counters: Arc<Counters>,
+    live: Mutex<HashMap<Identity, Live>>,
+    sessions: Mutex<Sessions>,
+}
+
+impl Ledger {
+    /// Opens the ledger of the swap folder `folder`, whose control folder `.swapfs` is `control`, for a mount
+    /// with this block size in bytes; deals with what a crash has left, which takes a walk through the folder's
+    /// names. Blocks. `None` for a read-only mount of a folder that has no ledger.
+    ///
+    /// # Errors
+    /// What reading or writing the ledger's own files fails with.
+    pub fn open(
+        folder: BorrowedFd<'_>, control: BorrowedFd<'_>, checksum: Checksum, block_size: u64,
+        writable: bool,
+    ) -> io::Result<Option<Arc<Self>>> {
+        let Some(table) = Table::open(control, writable)? else { return Ok(None) };
+        let sessions = Sessions::open(control, writable.then_some(block_size))?;
+        let table_file = Arc::new(DiskFile::new(table.descriptor()?)?);
+        let ledger = Arc::new(Self {
+            table: Arc::new(table),
+            table_file,
+            checksum,
+            counters: Arc::default(),
+            live: Mutex::new(HashMap::new()),
+            sessions: Mutex::new(sessions),
+        });
+        if writable {
+            let sessions = ledger.sessions.lock();
+            if sessions.last_end != LastEnd::Clean {
+                let found = recover::recover(&ledger, &sessions, folder)?;
+                log::warn!("the last mount of this folder did not end well: {found}");
+            }
+            sessions.begun()?;
+        }
+        Ok(Some(ledger))
+    }
+
+    /// A backing file for a descriptor of the partition `key`.
+    ///
+    /// # Errors
+    /// Those of [`DiskFile::new`], and of reading its record.
+    pub fn file(
+        self: &Arc<Self>, key: FileKey, descriptor: OwnedFd,
+    ) -> Result<Arc<dyn BackingFile>> {
+        let file = DiskFile::new(descriptor)?;
+        let identity = (key.ino, key.generation);
+        let mut live = self.live.lock();
+        let known = live.get(&identity).and_then(|known| known.record.upgrade());
+        let record = match known {
+            Some(record) => record,
+            None => Arc::new(self.load(identity, &file)?),
+        };
+        record.join();
+        let weak = Arc::downgrade(&record);
+        let file = Arc::new(LedgerFile::new(file, self.clone(), record));
+        live.insert(identity, Live { record: weak, file: Arc::downgrade(&file) });
+        Ok(file)
+    }
+
+    /// The record of a file that has none in use, as far as it still speaks of the file's bytes.
+    fn load(&self, identity: Identity, file: &DiskFile) -> Result<Record> {
+        let stamp = Stamp::of(file)?;
+        let new = |known| {
+            let (table, counters) = (self.table.clone(), self.counters.clone());
+            Record::new(identity, table, counters, self.checksum, stamp.size, known)
+        };
+        let Some(slot) = self.table.find(identity) else { return new(None) };
+        let Ok(mut header) = self.table.header(slot) else { return new(None) };
+        let writable = self.table.writable();
+        let since = match header.has(ACTIVE) {
+            // What a crash has left, of a mount that may not mend it.
+            true => Since::Suspect,
+            false => self.sessions.lock().since(&header, stamp, writable),
+        };
+        if since == Since::Changed {
+            Counters::add(&self.counters.dropped, 1);
+            log::warn!(
+                "{} was changed by others while not mounted: read as it is, its checksums are dropped",
+                crate::swap::label(file)
+            );
+            if writable {
+                self.table.give_back(&header, slot);
+            }
+            return new(None);
+        }
+        if since == Since::Suspect {
+            header.flags |= SUSPECT;
+        }
+        new(Some((slot, header))).or_else(|errno| {
+            log::error!("ledger: record {slot}: {}; its checksums are dropped", errno.desc());
+            if writable {
+                self.table.give_back(&header, slot);
+            }
+            new(None)
+        })
+    }
+
+    /// A file that refers to the record is closed.
+    fn leave(&self, record: &Arc<Record>, file: BorrowedFd<'_>) {
+        let mut live = self.live.lock();
+        if record.leave(Stamp::of(file).ok()) {
+            live.remove(&record.identity());
+        }
+    }
+
+    /// The last name of a file has gone: its record goes with it, or when its last user lets go of it.
+    pub fn unlinked(&self, key: FileKey) {
+        let identity = (key.ino, key.generation);
+        let live = self.live.lock();
+        let used = live.get(&identity).is_some_and(|live| live.record.strong_count() > 0);
+        if let (false, true, Some(slot)) = (used, self.table.writable(), self.table.find(identity))
+            && let Ok(header) = self.table.header(slot)
+        {
+            self.table.give_back(&header, slot);
+        }
+    }
+
+    /// The table as a file that a device can sync.
+    fn table_file(&self) -> Arc<DiskFile> {
+        self.table_file.clone()
+    }
+
+    /// Puts a record on stable storage.
+    fn sync(&self, record: &Record) -> Result<()> {
+        if record.unsynced.swap(false, Ordering::AcqRel) {
+            if let Some(sidecar) = record.sidecar() {
+                sidecar.sync(true)?;
+            }
+            self.table_file.sync(true)?;
+        }
+        Ok(())
+    }
+
+    /// The mount has ended with everything on stable storage: says so for the next one, with what the
+    /// files that are still open are like now. Blocks.
+    ///
+    /// # Errors
+    /// What writing the ledger's files fails with.
+    pub fn finish(&self) -> io::Result<()> {
+        if !self.table.writable() {
+            return Ok(());
+        }
+        // Closing one takes the lock.
+        let open: Vec<Arc<LedgerFile>> =
+            self.live.lock().values().filter_map(|live| live.file.upgrade()).collect();
+        for file in open {
+            file.settle();
+        }
+        self.table.sync_all()?;
+        self.sessions.lock().end()
+    }
+
+    /// Counters since the start.
+    #[must_use]
+    pub fn stats(&self) -> LedgerStats {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.counters;
+        LedgerStats {
+            kind: match self.checksum {
+                Checksum::Crc32c => "crc32c",
+                Checksum::None => "none",
+            },
+            verified_pages: load(&counters.verified),
+            written_pages: load(&counters.summed),
+            mismatches: load(&counters.mismatches),
+            torn: load(&counters.torn),
+            dropped: load(&counters.dropped),
+        }
+    }
+}
+
+/// A partition's identity in the ledger; the same as the namespace gives it.
+fn identity_of(file: impl AsFd, ino: u64) -> Identity {
+    let handle = crate::sys::name_to_handle_at(file).ok();
+    (ino, handle.as_ref().map_or(0, crate::sys::FileHandle::hash))
+}

@@ -1,0 +1,280 @@
+//! Verifying a swap folder that is not mounted.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::entry::PAGE_BYTES;
+use super::record::Record;
+use super::recover::{page_sum, true_size};
+use super::session::{LastEnd, Sessions, Since};
+use super::stamp::Stamp;
+use super::table::{ACTIVE, Header, Table};
+use super::walk::{Found, walk};
+use super::{Checksum, Counters, identity_of};
+use crate::error::{Errno, errno_of};
+
+/// Bytes read at a time.
+const CHUNK_BYTES: u64 = 1 << 20;
+
+/// What is wrong with a range of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Damage {
+    /// It is not what was written.
+    Damaged,
+    /// A write of it was interrupted: it is neither the old nor the new bytes.
+    Torn,
+    /// It cannot be read.
+    Unreadable,
+}
+
+/// A range of a partition that is not whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Bad {
+    /// What is wrong.
+    pub damage: Damage,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes; whole pages of 4 KiB.
+    pub length: u64,
+}
+
+/// A partition with something to tell.
+#[derive(Debug, Clone, Serialize)]
+pub struct Finding {
+    /// Below the swap folder.
+    #[serde(with = "crate::paths::exact")]
+    pub path: PathBuf,
+    /// What is not whole of it.
+    pub bad: Vec<Bad>,
+    /// Padding at its end, in bytes; cut with repair.
+    pub padding: u64,
+}
+
+/// What was found.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Report {
+    /// Partitions with a record that speaks of their bytes.
+    pub checked: u64,
+    /// Bytes of them that were read.
+    pub bytes: u64,
+    /// Partitions without a record: written by others, or before there were any.
+    pub unknown: u64,
+    /// Partitions that others have changed since: nothing can be said of them.
+    pub changed: u64,
+    /// Records of files that are gone.
+    pub gone: u64,
+    /// Partitions that are damaged, torn, or padded.
+    pub findings: Vec<Finding>,
+    /// What was found was repaired.
+    pub repaired: bool,
+}
+
+impl Report {
+    /// Partitions with bytes that are not whole.
+    #[must_use]
+    pub fn damaged(&self) -> usize {
+        self.findings.iter().filter(|finding| !finding.bad.is_empty()).count()
+    }
+}
+
+/// Told while it runs.
+pub trait Listener {
+    /// So many bytes are to be read.
+    fn begin(&mut self, bytes: u64);
+    /// So many more were read, of this partition.
+    fn read(&mut self, path: &Path, bytes: u64);
+    /// Whether to stop.
+    fn is_stopped(&mut self) -> bool;
+}
+
+struct Check<'a> {
+    table: Arc<Table>,
+    sessions: Sessions,
+    counters: Arc<Counters>,
+    repair: bool,
+    report: Report,
+    seen: HashSet<u32>,
+    listener: &'a mut dyn Listener,
+}
+
+/// Reads every partition of the swap folder `folder`, whose control folder is `control`, and compares it with
+/// its record. The caller holds the folder's lock. With `repair`, padding is cut, the bytes of what is damaged
+/// or torn are accepted as they are, and the records of files that are gone or were changed are removed;
+/// no byte of a partition is ever changed. `None` when stopped.
+///
+/// # Errors
+/// What reading the ledger fails with.
+pub fn check(
+    folder: BorrowedFd<'_>, control: BorrowedFd<'_>, repair: bool, listener: &mut dyn Listener,
+) -> io::Result<Option<Report>> {
+    let Some(table) = Table::open(control, repair)? else { return Ok(Some(Report::default())) };
+    let sessions = Sessions::open(control, None)?;
+    let mut total = 0;
+    walk(folder, &mut |found| {
+        if let Ok(file) = found.open(false) {
+            total += Stamp::of(file)?.size;
+        }
+        Ok(true)
+    })?;
+    listener.begin(total);
+    let mut check = Check {
+        table: Arc::new(table),
+        sessions,
+        counters: Arc::default(),
+        repair,
+        report: Report::default(),
+        seen: HashSet::new(),
+        listener,
+    };
+    let mut stopped = false;
+    walk(folder, &mut |found| {
+        stopped = !check.partition(found)?;
+        Ok(!stopped)
+    })?;
+    if stopped {
+        return Ok(None);
+    }
+    for (_, slot) in check.table.all() {
+        if !check.seen.contains(&slot) {
+            check.report.gone += 1;
+            if let (true, Ok(header)) = (repair, check.table.header(slot)) {
+                check.table.give_back(&header, slot);
+            }
+        }
+    }
+    if repair {
+        check.table.sync()?;
+        check.sessions.mended()?;
+        check.report.repaired = true;
+    }
+    Ok(Some(check.report))
+}
+
+impl Check<'_> {
+    /// One partition; false when stopped.
+    fn partition(&mut self, found: &Found<'_>) -> io::Result<bool> {
+        let file = match found.open(self.repair) {
+            Ok(file) => File::from(file),
+            Err(error) => {
+                log::warn!("{}: {error}", found.path.display());
+                return Ok(true);
+            }
+        };
+        let identity = identity_of(&file, found.ino);
+        let stamp = Stamp::of(&file)?;
+        let Some(slot) = self.table.find(identity) else {
+            self.report.unknown += 1;
+            self.listener.read(&found.path, stamp.size);
+            return Ok(true);
+        };
+        self.seen.insert(slot);
+        let header = self.table.header(slot)?;
+        let since = self.sessions.since(&header, stamp, false);
+        if since == Since::Changed && !header.has(ACTIVE) {
+            self.report.changed += 1;
+            if self.repair {
+                self.table.give_back(&header, slot);
+            }
+            self.listener.read(&found.path, stamp.size);
+            return Ok(true);
+        }
+        let (table, counters) = (self.table.clone(), self.counters.clone());
+        let known = Some((slot, header));
+        let record = Record::new(identity, table, counters, Checksum::Crc32c, stamp.size, known)?;
+        self.report.checked += 1;
+        self.verify(&record, &header, since, &file, &found.path)
+    }
+
+    fn verify(
+        &mut self, record: &Record, header: &Header, since: Since, file: &File, path: &Path,
+    ) -> io::Result<bool> {
+        let stamp = Stamp::of(file)?;
+        let power_cut = self.sessions.last_end == LastEnd::PowerCut;
+        let due = header.has(ACTIVE) || since == Since::Suspect;
+        let cut = if due { true_size(header, stamp, file, power_cut)? } else { None };
+        let size = cut.unwrap_or(stamp.size).min(stamp.size);
+        let mut bad: Vec<(u64, Damage)> = Vec::new();
+        if self.repair && size < stamp.size {
+            file.set_len(size)?;
+        }
+        let block_size = self.sessions.crashed_block_size();
+        let torn = record.resolve(size, block_size, self.repair, |page| page_sum(file, page))?;
+        for range in torn {
+            bad.extend(pages_in(&range).map(|page| (page, Damage::Torn)));
+        }
+        let mut buffer = vec![0; CHUNK_BYTES as usize];
+        let mut at = 0;
+        while at < size {
+            let chunk = &mut buffer[..CHUNK_BYTES.min(size - at) as usize];
+            if self.listener.is_stopped() {
+                return Ok(false);
+            }
+            match file.read_exact_at(chunk, at) {
+                Ok(()) => bad_pages(record, at, chunk, &mut bad),
+                Err(error) if errno_of(&error) == Errno::EIO => {
+                    let pages = pages_in(&(at..at + chunk.len() as u64));
+                    bad.extend(pages.map(|page| (page, Damage::Unreadable)));
+                }
+                Err(error) => return Err(error),
+            }
+            at += chunk.len() as u64;
+            self.report.bytes += chunk.len() as u64;
+            self.listener.read(path, chunk.len() as u64);
+        }
+        bad.sort_by_key(|(page, damage)| (*page, *damage != Damage::Torn));
+        bad.dedup_by_key(|(page, _)| *page);
+        if self.repair {
+            for (page, _) in &bad {
+                record.accept(&(page * PAGE_BYTES..(page + 1) * PAGE_BYTES))?;
+            }
+            record.absolve(Stamp::of(file)?)?;
+        }
+        let padding = stamp.size - size;
+        if !bad.is_empty() || padding > 0 {
+            let path = path.to_path_buf();
+            self.report.findings.push(Finding { path, bad: ranges(&bad), padding });
+        }
+        Ok(true)
+    }
+}
+
+fn pages_in(range: &Range<u64>) -> Range<u64> {
+    super::entry::pages_of(range)
+}
+
+/// The pages of a chunk that do not match.
+fn bad_pages(record: &Record, start: u64, chunk: &[u8], bad: &mut Vec<(u64, Damage)>) {
+    let mut at = 0;
+    while at < chunk.len() {
+        let (right, wrong) = record.verify(start + at as u64, &chunk[at..]);
+        let Some(errno) = wrong else { return };
+        let damage = if errno == Errno::EUCLEAN { Damage::Torn } else { Damage::Damaged };
+        at += right as usize;
+        bad.push(((start + at as u64) / PAGE_BYTES, damage));
+        at += PAGE_BYTES as usize;
+    }
+}
+
+/// Joins pages of the same kind that follow each other.
+fn ranges(bad: &[(u64, Damage)]) -> Vec<Bad> {
+    let mut ranges: Vec<Bad> = Vec::new();
+    for (page, damage) in bad {
+        let offset = page * PAGE_BYTES;
+        match ranges.last_mut() {
+            Some(last) if last.damage == *damage && last.offset + last.length == offset => {
+                last.length += PAGE_BYTES;
+            }
+            _ => ranges.push(Bad { damage: *damage, offset, length: PAGE_BYTES }),
+        }
+    }
+    ranges
+}
