@@ -171,10 +171,10 @@ impl Ledger {
         let Some(slot) = self.table.find(identity) else { return new(None) };
         let Ok(mut header) = self.table.header(slot) else { return new(None) };
         let writable = self.table.writable();
-        let since = match header.has(ACTIVE) {
-            // What a crash has left, of a mount that may not mend it.
-            true => Since::Suspect,
-            false => self.sessions.lock().since(&header, stamp, writable),
+        let since = match self.sessions.lock().since(&header, stamp, writable) {
+            // What a crash has left, of a mount that may not mend it, or what could not be settled.
+            since if header.has(ACTIVE) && (since == Since::Same || !writable) => Since::Suspect,
+            since => since,
         };
         if since == Since::Changed {
             Counters::add(&self.counters.dropped, 1);

@@ -138,11 +138,13 @@ impl Record {
 
     fn settle_in(&self, state: &mut State, stamp: Stamp) {
         let Some(slot) = state.slot else { return };
-        if !self.table.writable() || state.writes > 0 || state.header.has(PADDED) {
+        let mut header = state.header;
+        // What was written behind the padding since has covered it.
+        let padded = header.has(PADDED) && stamp.size > header.true_size;
+        if !self.table.writable() || state.writes > 0 || padded {
             return;
         }
-        let mut header = state.header;
-        header.flags &= !ACTIVE;
+        header.flags &= !(ACTIVE | PADDED);
         stamp.store(&mut header);
         if header != state.header && self.save(slot, &header) {
             state.header = header;
@@ -238,8 +240,6 @@ impl Record {
         if end > size {
             header.flags |= PADDED;
             header.true_size = size;
-        } else if header.has(PADDED) {
-            header.true_size = header.true_size.max(end);
         }
         if header != state.header {
             self.table.set_header(slot, &header)?;
@@ -254,6 +254,17 @@ impl Record {
         let place = {
             let mut state = self.state.lock();
             state.writes = state.writes.saturating_sub(1);
+            // Not before: with these bytes still under way the file is to be cut where it ended.
+            let end = (offset + length).min(self.size.load(Ordering::Relaxed));
+            let mut header = state.header;
+            if stored && header.has(PADDED) && end > header.true_size {
+                header.true_size = end;
+                if let Some(slot) = state.slot
+                    && self.save(slot, &header)
+                {
+                    state.header = header;
+                }
+            }
             state.place()
         };
         let (Some(place), true) = (place, stored) else { return };
