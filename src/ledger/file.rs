@@ -85,8 +85,9 @@ impl BackingFile for LedgerFile {
     }
 
     fn reserve(&self, offset: u64, length: u64) -> Result<()> {
-        self.inner.reserve(offset, length)?;
-        self.record.reserve(&(offset..offset + length))
+        // First the little that the record needs: a large step may take all the room that is left.
+        self.record.reserve(&(offset..offset + length))?;
+        self.inner.reserve(offset, length)
     }
 
     fn set_len(&self, size: u64) -> Result<()> {
