@@ -125,7 +125,7 @@ pub const OPTIONS: [OptionDefinition; 21] = [
     option(
         "checksum",
         Kind::Choice(&["crc32c", "none"]),
-        "crc32c",
+        "none",
         "A checksum for each 4 KiB, verified on every swap-in, or none",
     ),
     option("list_xattr", Kind::Switch, "on", "List the user.swap.* names in listxattr"),

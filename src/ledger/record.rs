@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use super::entry::{
-    BATCH, ENTRY_BYTES, Entry, PAGE_BYTES, TORN, UNKNOWN, Verdict, WRITING, judge, pages_of, sum,
+    BATCH, ENTRY_BYTES, Entry, PAGE_BYTES, TORN, Verdict, WRITING, first_bad, joined, judge,
+    pages_of, sum,
 };
 use super::stamp::Stamp;
 use super::table::{
@@ -479,39 +480,5 @@ impl State {
     }
 }
 
-/// The first page that is not as its entry says, and whether it is torn. Of pages whose write failed, all are
-/// the new ones or all the old.
-fn first_bad<'a>(
-    entries: &[Entry], pages: impl Iterator<Item = &'a [u8]>, compare: bool,
-) -> Option<(usize, bool)> {
-    let (mut flying, mut found) = (Vec::new(), Vec::new());
-    let mut first_flying = 0;
-    for (i, (entry, page)) in entries.iter().zip(pages).enumerate() {
-        if entry.new == TORN {
-            return Some((i, true));
-        }
-        if entry.in_flight() {
-            if flying.is_empty() {
-                first_flying = i;
-            }
-            flying.push(*entry);
-            found.push(if compare { sum(page) } else { UNKNOWN });
-        } else if compare && !matches!(entry.new, UNKNOWN | WRITING) && sum(page) != entry.new {
-            return Some((i, false));
-        }
-    }
-    let mixed = compare && judge(&flying, &found) == Verdict::Torn;
-    mixed.then_some((first_flying, true))
-}
-
-/// Joins ranges that touch.
-fn joined(ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    let mut joined: Vec<Range<u64>> = Vec::new();
-    for range in ranges {
-        match joined.last_mut() {
-            Some(last) if last.end == range.start => last.end = range.end,
-            _ => joined.push(range),
-        }
-    }
-    joined
-}
+#[cfg(test)]
+mod tests;
