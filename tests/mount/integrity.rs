@@ -435,7 +435,15 @@ fn torn_blocks_are_known() {
     // Offline, first only looked at.
     let fsck =
         |arguments: &[&str]| swapfs(&[&["fsck", mount.swap.to_str().unwrap()], arguments].concat());
-    let looked = fsck(&["--json"]);
+    let mut looked = fsck(&["--json"]);
+    // A killed process lets go of its lock only when its transfers have ended.
+    wait_until("the lock", || {
+        let locked = complaint(&looked).contains("is in use");
+        if locked {
+            looked = fsck(&["--json"]);
+        }
+        !locked
+    });
     assert_eq!(looked.status.code(), Some(1), "{looked:?}");
     let report: serde_json::Value = serde_json::from_slice(&looked.stdout).unwrap();
     let findings = report["findings"].as_array().unwrap();
