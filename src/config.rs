@@ -52,6 +52,8 @@ pub enum Checksum {
     /// Its CRC32C.
     Crc32c,
     /// Nothing but whether it is being written.
+    Writes,
+    /// Nothing.
     None,
 }
 
@@ -222,6 +224,7 @@ impl Config {
             },
             checksum: match s.text("checksum").as_str() {
                 "none" => Checksum::None,
+                "writes" => Checksum::Writes,
                 _ => Checksum::Crc32c,
             },
             list_xattr: s.switch("list_xattr"),

@@ -193,7 +193,8 @@ fn open_ledger(
 ) -> Result<Option<Arc<Ledger>>, String> {
     let checksum = match config.checksum {
         config::Checksum::Crc32c => Checksum::Crc32c,
-        config::Checksum::None => Checksum::None,
+        config::Checksum::Writes => Checksum::None,
+        config::Checksum::None => return Ok(None),
     };
     Ledger::open(swap.folder(), swap.control(), checksum, config.block_size, !config.ro)
         .map_err(|error| format!("{folder}/.swapfs: {}", reason(&error)))

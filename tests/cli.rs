@@ -1,6 +1,5 @@
 //! The command as it is typed: exit statuses, messages, reports.
 
-use std::collections::HashSet;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 
@@ -49,30 +48,6 @@ fn help_is_there_for_each_command() {
         assert!(stdout(&swapfs(command)).contains("Usage: swapfs"), "{command:?}");
     }
     assert!(stdout(&swapfs(&["--version"])).starts_with("swapfs "));
-}
-
-#[test]
-fn the_manual_names_every_option() {
-    let manual = include_str!("../man/swapfs.8");
-    let named: HashSet<&str> =
-        manual.split_whitespace().map(|word| word.trim_matches(',')).collect();
-    for command in COMMANDS {
-        let help = stdout(&swapfs(command));
-        let mut options = 0;
-        for option in help.lines().filter_map(|line| line.split_once("--")) {
-            // In a list of options, and not in its text.
-            if option.0.trim().trim_matches(',').len() > 2 {
-                continue;
-            }
-            let end = option.1.find(|letter: char| letter != '-' && !letter.is_ascii_lowercase());
-            let name = &option.1[..end.unwrap_or(option.1.len())];
-            let as_mount_option = name.replace('-', "_");
-            let found = named.contains(&*format!("-{name}")) || named.contains(&*as_mount_option);
-            assert!(found, "{command:?}: --{name} is not in man/swapfs.8");
-            options += 1;
-        }
-        assert!(options > 0, "{command:?}: no options in {help}");
-    }
 }
 
 #[test]

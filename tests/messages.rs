@@ -70,7 +70,7 @@ const MENDS: [&str; 34] = [
 
 /// Texts that only say what is wrong with what was typed or with the file that was named, or that are part of another.
 /// A new one belongs here when nobody who reads it has to ask what to do.
-const PLAIN: [&str; 37] = [
+const PLAIN: [&str; 46] = [
     "-o fsname",
     "fusermount3 -uz",
     "not found in",
@@ -108,6 +108,15 @@ const PLAIN: [&str; 37] = [
     "mountpoint {shown} is not a directory",
     "swap folder {shown}: {}{mend}",
     "{key}: the list is empty",
+    "--fstab {}: a path in /etc/fstab has to be text (UTF-8)",
+    "-o remount: the options of a swapfs mount are fixed; unmount it and mount it again with the new ones",
+    "-o says nothing without --fstab or --systemd",
+    "{0}; nothing was changed",
+    "{} is there already, and not by `swapfs install`; move it away",
+    "{}, line {}, is about the same already: {other}",
+    "interrupted before everything was verified",
+    "{name}: the device answers again, after {s} s",
+    "the memory device's thread panicked",
 ];
 
 /// A source with comments and strings blanked, and its strings with where they begin.
@@ -127,8 +136,8 @@ fn strings(source: &str) -> (Vec<u8>, Vec<(usize, String)>) {
             }
             found.push((at, joined(&source[at + 1..end])));
             end + 1
-        } else if rest.starts_with("r#\"") {
-            let end = at + 3 + rest[3..].find("\"#").expect("a raw string has an end");
+        } else if let Some(raw) = rest.strip_prefix("r#\"") {
+            let end = at + 3 + raw.find("\"#").expect("a raw string has an end");
             found.push((at, source[at + 3..end].to_owned()));
             end + 2
         } else if rest.starts_with("'\\") || (rest.starts_with('\'') && is_letter(rest)) {

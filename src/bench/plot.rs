@@ -158,7 +158,7 @@ mod tests {
         assert!(svg.starts_with("<svg") && is_drawing(&svg));
         let height: f64 =
             svg.split("0 0 840 ").nth(1).unwrap().split('"').next().unwrap().parse().unwrap();
-        let lowest = svg.split("y=\"").skip(1).map(|rest| rest.split('"').next().unwrap());
+        let lowest = svg.split(" y=\"").skip(1).map(|rest| rest.split('"').next().unwrap());
         assert!(lowest.map(|y| y.parse::<f64>().unwrap()).all(|y| y < height), "{svg}");
     }
 }

@@ -65,6 +65,7 @@ impl Engine {
             if run.start >= on_disk {
                 self.memory.zero(st, buffer, run.start as u64 * unit..run.end as u64 * unit);
                 st.edit(buffer, |block| block.valid.insert(run.clone()));
+                self.was_readable(st, buffer, &run);
                 at = run.end;
                 continue;
             }
@@ -275,7 +276,10 @@ impl Engine {
         st.part(id).reads -= 1;
         match outcome {
             Ok(()) => self.was_readable(st, buffer, &pages),
-            Err(errno) => self.read_failed(st, buffer, &(arrived.end..pages.end), errno, actions),
+            Err(errno) => {
+                self.was_readable(st, buffer, &arrived);
+                self.read_failed(st, buffer, &(arrived.end..pages.end), errno, actions);
+            }
         }
         self.transfer_ended(st, buffer, actions);
     }

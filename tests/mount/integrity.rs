@@ -479,10 +479,10 @@ fn torn_blocks_are_known() {
     is_done(&fsck(&[]));
 }
 
-/// "Without checksums too what was being written is torn, and padding is cut."
+/// "With checksum=writes, without checksums, what was being written is torn, and padding is cut."
 #[test]
 fn without_checksums_interrupted_writes_are_torn() {
-    let options = "pool_size=16m,checksum=none";
+    let options = "pool_size=16m,checksum=writes";
     let mount = Mount::new(options);
     stored(&mount, "t", 10_000);
     mount.signal(Signal::SIGSTOP);

@@ -55,8 +55,8 @@ pub(super) struct Crew {
     taken: AtomicU64,
     watch_asleep: AtomicBool,
     ended: AtomicBool,
-    /// Under which threads go to sleep, so that no call is missed.
-    parking: Mutex<()>,
+    /// Threads that are parked. Whoever goes to sleep holds it, so that no call is missed.
+    parking: Mutex<usize>,
     called: Condvar,
     watch_called: Condvar,
 }
@@ -74,7 +74,7 @@ impl Crew {
             taken: AtomicU64::new(0),
             watch_asleep: AtomicBool::new(true),
             ended: AtomicBool::new(false),
-            parking: Mutex::new(()),
+            parking: Mutex::new(0),
             called: Condvar::new(),
             watch_called: Condvar::new(),
         }
@@ -97,7 +97,9 @@ impl Crew {
             let mut parked = self.parking.lock();
             let idle = !self.stream.load(Ordering::Acquire) && !self.ended.load(Ordering::Acquire);
             if idle && self.reading.load(Ordering::Acquire) > 0 {
+                *parked += 1;
                 self.called.wait(&mut parked);
+                *parked -= 1;
             }
         }
     }
@@ -218,8 +220,7 @@ mod tests {
         let crew = Arc::new(Crew::new(2));
         assert!(matches!(crew.next(), Turn::Lead(_)));
         let second = started(&crew);
-        std::thread::sleep(Duration::from_millis(20));
-        assert!(!second.is_finished(), "one reader is enough");
+        eventually("one reader is enough", || *crew.parking.lock() == 1);
         crew.took(STREAM_BYTES);
         assert_eq!(second.join().unwrap(), Turn::Read);
         assert_eq!(crew.next(), Turn::Read);
@@ -240,6 +241,7 @@ mod tests {
         });
         assert!(matches!(crew.next(), Turn::Lead(_)));
         let second = started(&crew);
+        eventually("the second is parked", || *crew.parking.lock() == 1);
         crew.took(0);
         assert_eq!(second.join().unwrap(), Turn::Read, "the watch calls it");
         crew.took(0);
@@ -254,7 +256,7 @@ mod tests {
         let crew = Arc::new(Crew::new(3));
         assert!(matches!(crew.next(), Turn::Lead(_)));
         let (second, third) = (started(&crew), started(&crew));
-        std::thread::sleep(Duration::from_millis(10));
+        eventually("both are parked", || *crew.parking.lock() == 2);
         crew.end();
         assert_eq!((second.join().unwrap(), third.join().unwrap()), (Turn::End, Turn::End));
         assert_eq!(crew.next(), Turn::End);

@@ -98,7 +98,7 @@ impl World {
             close_wait: false,
             config: serde_json::json!({}),
         };
-        World { volume: Volume::new(tree, engine, options), folder }
+        World { volume: Volume::new(tree, engine, None, options), folder }
     }
 
     /// One of a kind, made once.
