@@ -73,6 +73,8 @@ fn a_flipped_bit_is_never_read() {
         assert_eq!(errno(file.read_at(&mut page, MIB + 4096)), Errno::IO);
     }
     assert_eq!(swap_xattr(&mount.at("t"), "error"), "EBADMSG");
+    // It is written after the answer.
+    wait_until("the log line", || mount.log().contains("EBADMSG"));
     let lines = mount.log().lines().filter(|line| line.contains("EBADMSG")).count();
     assert_eq!(lines, 1, "{}", mount.log());
     // All else, read from the start on, the rest of its block too.
