@@ -147,6 +147,9 @@ fn attributes_of_any_name_are_answered() {
         // The same name and value elsewhere is answered as without swapfs.
         let prefix = ["user.", "trusted.", "user.swap", "security.x", ""][round % 5];
         let other = [prefix.as_bytes(), &tail].concat();
+        if other.starts_with(b"user.swap.") {
+            continue;
+        }
         let value = vec![7; random.below(5000) as usize];
         let set =
             |path: &Path| rustix::fs::setxattr(path, other.as_slice(), &value, XattrFlags::empty());
