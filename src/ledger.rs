@@ -235,6 +235,20 @@ impl Ledger {
         Ok(())
     }
 
+    /// Hands the records in use to the kernel once more. After a device has failed a write that was the
+    /// kernel's, not ours, what the kernel had is still to be read, but it will not write it again. Blocks.
+    ///
+    /// # Errors
+    /// What reading and writing fails with.
+    pub fn rewrite(&self) -> Result<()> {
+        let records: Vec<Arc<Record>> =
+            self.live.lock().values().filter_map(|live| live.record.upgrade()).collect();
+        for sidecar in records.iter().filter_map(|record| record.sidecar()) {
+            table::rewrite(&*sidecar)?;
+        }
+        self.table.rewrite()
+    }
+
     /// The mount has ended with everything on stable storage: says so for the next one, with what the
     /// files that are still open are like now. Blocks.
     ///

@@ -196,8 +196,14 @@ fn open_ledger(
         config::Checksum::Writes => Checksum::None,
         config::Checksum::None => return Ok(None),
     };
-    Ledger::open(swap.folder(), swap.control(), checksum, config.block_size, !config.ro)
-        .map_err(|error| format!("{folder}/.swapfs: {}", reason(&error)))
+    match Ledger::open(swap.folder(), swap.control(), checksum, config.block_size, !config.ro) {
+        // What is written now looks like others' doing to the next mount, and is read as it is.
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            log::warn!("{folder} is full: no checksums and no record of interrupted writes");
+            Ok(None)
+        }
+        opened => opened.map_err(|error| format!("{folder}/.swapfs: {}", reason(&error))),
+    }
 }
 
 /// Lets the daemon of root create files in the callers' names and still pass every permission check;

@@ -366,12 +366,24 @@ impl Volume {
         self.engine.sync_all(Box::new(move |mut failed| {
             let engine = volume.engine.clone();
             engine.run_blocking(Box::new(move || {
-                if let Err(errno) = volume.tree.synchronize() {
+                if let Err(errno) = volume.synchronize_folder() {
                     failed.push(format!("{}: {errno:?}", volume.options.swap_folder.display()));
                 }
                 answer(failed);
             }));
         }));
+    }
+
+    /// Puts names and records on stable storage. A device that failed for a while may have lost records that
+    /// the kernel was writing: those are written once more.
+    fn synchronize_folder(&self) -> Result<()> {
+        match (self.tree.synchronize(), &self.ledger) {
+            (Err(_), Some(ledger)) => {
+                ledger.rewrite()?;
+                self.tree.synchronize()
+            }
+            (result, _) => result,
+        }
     }
 
     /// Names what makes the kernel forget its pages and attributes of a node. Once, at start.

@@ -182,7 +182,11 @@ impl Record {
             return Ok(());
         }
         if state.sums.is_none() {
-            state.open_sidecar(&self.table, slot, true)?;
+            match state.open_sidecar(&self.table, slot, true) {
+                // There may be room for bytes where there is none for another file.
+                Err(Errno::ENOSPC | Errno::EDQUOT) => return Ok(()),
+                opened => opened?,
+            }
             state.header.flags |= SIDECAR;
             self.table.set_header(slot, &state.header)?;
         }

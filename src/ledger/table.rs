@@ -272,7 +272,8 @@ impl Table {
         Ok(())
     }
 
-    /// Writes the entries of consecutive pages; those beyond the first need the slot's file.
+    /// Writes the entries of consecutive pages; without the slot's file, nothing is known of those beyond the
+    /// first.
     pub(super) fn write_entries(
         &self, slot: u32, sidecar: Option<&DiskFile>, first: u64, entries: &[Entry],
     ) -> Result<()> {
@@ -286,8 +287,7 @@ impl Table {
         if inline > 0 {
             self.write(own, slot, ENTRIES_AT + first * ENTRY_BYTES)?;
         }
-        if !others.is_empty() {
-            let sidecar = sidecar.ok_or(Errno::EUCLEAN)?;
+        if let (Some(sidecar), false) = (sidecar, others.is_empty()) {
             write_whole(sidecar, others, (first + inline as u64) * ENTRY_BYTES)?;
         }
         Ok(())
@@ -316,6 +316,11 @@ impl Table {
         self.file.sync_data()
     }
 
+    /// Hands all of the table to the kernel once more, after what was handed over before was lost.
+    pub(super) fn rewrite(&self) -> Result<()> {
+        rewrite(&self.file)
+    }
+
     /// The same with all slots' files, and whatever else the filesystem has in memory.
     pub(super) fn sync_all(&self) -> io::Result<()> {
         Ok(rustix::fs::syncfs(&self.file)?)
@@ -338,6 +343,22 @@ pub(super) fn allocate(file: impl AsFd, offset: u64, length: u64) -> Result<()> 
             rustix::fs::ftruncate(&file, offset + length).map_err(errno)
         }
         result => result.map_err(errno),
+    }
+}
+
+/// Writes a file's bytes over themselves.
+pub(super) fn rewrite(file: impl AsFd) -> Result<()> {
+    let mut part = vec![0; 1 << 16];
+    let mut offset = 0;
+    loop {
+        match rustix::io::retry_on_intr(|| rustix::io::pread(&file, &mut part[..], offset)) {
+            Ok(0) => return Ok(()),
+            Ok(count) => {
+                write_whole(&file, &part[..count], offset)?;
+                offset += count as u64;
+            }
+            Err(error) => return Err(errno(error)),
+        }
     }
 }
 
