@@ -2,7 +2,7 @@
 //! away again.
 //!
 //! [`items`] says what belongs where; [`install`] looks at all of it before it changes anything, writes down
-//! what it is about to put ([`record`]), and then puts each thing there whole or not at all. [`uninstall`]
+//! what it is about to put (in `record`), and then puts each thing there whole or not at all. [`uninstall`]
 //! takes away what is written down and nothing else.
 
 mod fstab;

@@ -124,7 +124,7 @@ impl AccessLog {
         }
     }
 
-    /// Answers with at most `size` bytes: at once when there are any, else within [`PATIENCE`].
+    /// Answers with at most `size` bytes: at once when there are any, else within a second.
     pub fn read(&self, reader: u64, size: usize, reply: LineReply) {
         let bytes = {
             let mut readers = self.readers.lock();
