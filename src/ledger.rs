@@ -12,11 +12,18 @@
 //! by comparing with the new sums and those before. After a power cut the records may be as old as the last
 //! fsync; what does not match them is then torn, not damaged.
 //!
-//! # Locks
+//! # Threads and locks
 //!
-//! 1. `live`, the table of records in use; 2. one record; 3. the table's slots. In this order.
+//! All of it is written by one thread, the clerk's, in the order in which the transfers went. Who submits a
+//! transfer, takes a completion, or opens and closes a file, only tells it; who cuts a file or synchronizes it
+//! waits, as for the file itself.
+//!
+//! 1. one of `loading`, while a record is read; 2. `live`, the table of records in use; 3. one record's `room`,
+//! while space is got for its entries; 4. its state; 5. the table's growth; 6. its slots. In this order. Nobody
+//! waits for anything with the second, fourth or last.
 
 mod checked;
+mod clerk;
 mod entry;
 mod file;
 pub mod fsck;
@@ -40,8 +47,9 @@ use crate::aio::file::DiskFile;
 use crate::error::Result;
 use crate::swap::FileKey;
 pub use checked::Checked;
+use clerk::Clerk;
 use file::LedgerFile;
-use record::Record;
+use record::{Leaving, Record};
 use session::{LastEnd, Sessions, Since};
 use stamp::Stamp;
 use table::{ACTIVE, Identity, SUSPECT, Table};
@@ -102,8 +110,12 @@ pub struct Ledger {
     table_file: Arc<DiskFile>,
     checksum: Checksum,
     counters: Arc<Counters>,
-    live: Mutex<HashMap<Identity, Live>>,
+    live: Arc<Mutex<HashMap<Identity, Live>>>,
+    /// Held while the record of an inode is read, by the inode's number.
+    loading: [Mutex<()>; 16],
     sessions: Mutex<Sessions>,
+    /// `None` where nothing is written.
+    clerk: Option<Clerk>,
 }
 
 impl Ledger {
@@ -125,8 +137,10 @@ impl Ledger {
             table_file,
             checksum,
             counters: Arc::default(),
-            live: Mutex::new(HashMap::new()),
+            live: Arc::default(),
+            loading: Default::default(),
             sessions: Mutex::new(sessions),
+            clerk: writable.then(Clerk::start).transpose()?,
         });
         if writable {
             let sessions = ledger.sessions.lock();
@@ -148,16 +162,31 @@ impl Ledger {
     ) -> Result<Arc<dyn BackingFile>> {
         let file = DiskFile::new(descriptor)?;
         let identity = (key.ino, key.generation);
-        let mut live = self.live.lock();
-        let known = live.get(&identity).and_then(|known| known.record.upgrade());
-        let record = match known {
-            Some(record) => record,
-            None => Arc::new(self.load(identity, &file)?),
+        let in_use = |live: &HashMap<Identity, Live>| {
+            live.get(&identity).and_then(|known| known.record.upgrade()).inspect(|it| it.join())
         };
-        record.join();
+        let found = in_use(&self.live.lock());
+        let record = match found {
+            Some(record) => record,
+            None => {
+                let _loading = self.loading[key.ino as usize % self.loading.len()].lock();
+                // Somebody may have been quicker.
+                let found = in_use(&self.live.lock());
+                match found {
+                    Some(record) => record,
+                    None => {
+                        let record = Arc::new(self.load(identity, &file)?);
+                        record.join();
+                        let known = Live { record: Arc::downgrade(&record), file: Weak::new() };
+                        self.live.lock().insert(identity, known);
+                        record
+                    }
+                }
+            }
+        };
         let weak = Arc::downgrade(&record);
         let file = Arc::new(LedgerFile::new(file, self.clone(), record));
-        live.insert(identity, Live { record: weak, file: Arc::downgrade(&file) });
+        self.live.lock().insert(identity, Live { record: weak, file: Arc::downgrade(&file) });
         Ok(file)
     }
 
@@ -182,9 +211,7 @@ impl Ledger {
                 "{} was changed by others while not mounted: read as it is, its checksums are dropped",
                 crate::swap::label(file)
             );
-            if writable {
-                self.table.give_back(&header, slot);
-            }
+            self.give_back(header, slot);
             return new(None);
         }
         if since == Since::Suspect {
@@ -192,31 +219,90 @@ impl Ledger {
         }
         new(Some((slot, header))).or_else(|errno| {
             log::error!("ledger: record {slot}: {}; its checksums are dropped", errno.desc());
-            if writable {
-                self.table.give_back(&header, slot);
-            }
+            self.give_back(header, slot);
             new(None)
         })
     }
 
-    /// A file that refers to the record is closed.
-    fn leave(&self, record: &Arc<Record>, file: BorrowedFd<'_>) {
+    /// A file that refers to the record is closed, and was so before.
+    fn leave(&self, record: &Arc<Record>, stamp: Option<Stamp>) {
         let mut live = self.live.lock();
-        if record.leave(Stamp::of(file).ok()) {
-            live.remove(&record.identity());
+        match (record.leave(stamp), &self.clerk) {
+            (Leaving::Used, _) => {}
+            (Leaving::Unrecorded, Some(clerk)) => {
+                let (live, record) = (self.live.clone(), record.clone());
+                clerk.later(move || closed(&live, &record, stamp));
+            }
+            (Leaving::Done | Leaving::Unrecorded, _) => {
+                live.remove(&record.identity());
+            }
         }
     }
 
     /// The last name of a file has gone: its record goes with it, or when its last user lets go of it.
     pub fn unlinked(&self, key: FileKey) {
         let identity = (key.ino, key.generation);
-        let live = self.live.lock();
-        let used = live.get(&identity).is_some_and(|live| live.record.strong_count() > 0);
-        if let (false, true, Some(slot)) = (used, self.table.writable(), self.table.find(identity))
-            && let Ok(header) = self.table.header(slot)
-        {
-            self.table.give_back(&header, slot);
+        let used = |live: &HashMap<Identity, Live>| {
+            live.get(&identity).is_some_and(|live| live.record.strong_count() > 0)
+        };
+        if self.table.find(identity).is_none() || used(&self.live.lock()) {
+            return;
         }
+        let (live, table) = (self.live.clone(), self.table.clone());
+        self.later(move || {
+            let used =
+                live.lock().get(&identity).is_some_and(|live| live.record.strong_count() > 0);
+            if let (false, Some(slot)) = (used, table.find(identity))
+                && let Ok(header) = table.header(slot)
+            {
+                table.give_back(&header, slot);
+            }
+        });
+    }
+
+    /// Gives back a slot that speaks of bytes that are not there any more.
+    fn give_back(&self, header: table::Header, slot: u32) {
+        self.table.disown((header.ino, header.generation), slot);
+        let table = self.table.clone();
+        self.later(move || table.give_back(&header, slot));
+    }
+
+    /// Has the clerk do it after everything that was asked of it before; where nothing is written, nothing is done.
+    fn later(&self, task: impl FnOnce() + Send + 'static) {
+        if let Some(clerk) = &self.clerk {
+            clerk.later(task);
+        }
+    }
+
+    /// Waits until the clerk has done all that was asked of it.
+    fn catch_up(&self) {
+        if let Some(clerk) = &self.clerk {
+            clerk.wait(|| ());
+        }
+    }
+
+    /// As `later`, to a record.
+    fn note(&self, record: &Arc<Record>, task: impl FnOnce(&Record) + Send + 'static) {
+        let record = record.clone();
+        record.expect();
+        self.later(move || {
+            task(&record);
+            record.done();
+        });
+    }
+
+    /// The same, and waits for it.
+    fn wait(
+        &self, record: &Arc<Record>, task: impl FnOnce(&Record) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let Some(clerk) = &self.clerk else { return Ok(()) };
+        let record = record.clone();
+        clerk.wait(move || task(&record))
+    }
+
+    /// Records size and times of a file at a time when nothing was being written.
+    fn settle(&self, record: &Arc<Record>, stamp: Stamp) {
+        self.note(record, move |record| record.settle(stamp));
     }
 
     /// The table as a file that a device can sync.
@@ -226,6 +312,10 @@ impl Ledger {
 
     /// Puts a record on stable storage.
     fn sync(&self, record: &Record) -> Result<()> {
+        if !record.has_news() {
+            return Ok(());
+        }
+        self.catch_up();
         if record.unsynced.swap(false, Ordering::AcqRel) {
             if let Some(sidecar) = record.sidecar() {
                 sidecar.sync(true)?;
@@ -241,12 +331,16 @@ impl Ledger {
     /// # Errors
     /// What reading and writing fails with.
     pub fn rewrite(&self) -> Result<()> {
-        let records: Vec<Arc<Record>> =
-            self.live.lock().values().filter_map(|live| live.record.upgrade()).collect();
-        for sidecar in records.iter().filter_map(|record| record.sidecar()) {
-            table::rewrite(&*sidecar)?;
-        }
-        self.table.rewrite()
+        let Some(clerk) = &self.clerk else { return Ok(()) };
+        let (live, table) = (self.live.clone(), self.table.clone());
+        clerk.wait(move || {
+            let records: Vec<Arc<Record>> =
+                live.lock().values().filter_map(|live| live.record.upgrade()).collect();
+            for sidecar in records.iter().filter_map(|record| record.sidecar()) {
+                table::rewrite(&*sidecar)?;
+            }
+            table.rewrite()
+        })
     }
 
     /// The mount has ended with everything on stable storage: says so for the next one, with what the
@@ -264,6 +358,7 @@ impl Ledger {
         for file in open {
             file.settle();
         }
+        self.catch_up();
         self.table.sync_all()?;
         self.sessions.lock().end()
     }
@@ -284,6 +379,19 @@ impl Ledger {
             torn: load(&counters.torn),
             dropped: load(&counters.dropped),
         }
+    }
+}
+
+/// The last file of a record is closed; it may be in use again by now.
+fn closed(live: &Mutex<HashMap<Identity, Live>>, record: &Record, stamp: Option<Stamp>) {
+    match stamp {
+        Some(Stamp { links: 0, .. }) if record.is_unused() => record.forget(),
+        Some(stamp) => record.settle(stamp),
+        None => {}
+    }
+    let mut live = live.lock();
+    if record.is_unused() {
+        live.remove(&record.identity());
     }
 }
 

@@ -11,13 +11,6 @@ use std::ops::Range;
 /// each page.
 const WHOLE_BLOCKS: bool = false;
 
-/// Whether a file's length must be one that it had. The last transfer is padded to the device's alignment and
-/// the padding cut off afterwards; without a record of the true length a crash in between leaves the padding.
-const TRUE_LENGTHS: bool = false;
-
-/// The largest padding that is let pass, in bytes, without [`TRUE_LENGTHS`].
-const PADDING_MAX: u64 = 4095;
-
 /// One change of a file.
 #[derive(Debug, Clone)]
 pub(crate) enum Change {
@@ -49,8 +42,6 @@ pub(crate) struct Found {
     pub(crate) new: u64,
     /// Refused with an error.
     pub(crate) refused: u64,
-    /// Files with padding behind their end.
-    pub(crate) padded: u64,
 }
 
 impl Found {
@@ -59,7 +50,6 @@ impl Found {
         self.old += other.old;
         self.new += other.new;
         self.refused += other.refused;
-        self.padded += other.padded;
     }
 }
 
@@ -124,6 +114,9 @@ impl Change {
 }
 
 impl History {
+    /// What is refused after a crash is refused by pages of this many bytes.
+    pub(crate) const PAGE: u64 = 4096;
+
     /// To be noted before the call is made: whether it was is not known when it fails.
     pub(crate) fn begin(&mut self, change: Change) {
         change.apply(&mut self.now);
@@ -183,7 +176,7 @@ impl History {
     }
 
     /// Checks the length: one of those that it had, or what it grew through on the way there.
-    fn check_length(&self, length: u64) -> Result<bool, String> {
+    fn check_length(&self, length: u64) -> Result<(), String> {
         let mut lengths = vec![self.certain.len() as u64];
         for change in &self.since {
             lengths.push(change.length_after(lengths[lengths.len() - 1]));
@@ -191,22 +184,16 @@ impl History {
         let (least, most) = (lengths.iter().min(), lengths.iter().max());
         let (least, most) = (*least.expect("one at least"), *most.expect("one at least"));
         // While it grows the swap folder's file has each length up to the new one.
-        if (least..=most).contains(&length) {
-            return Ok(false);
+        match (least..=most).contains(&length) {
+            true => Ok(()),
+            false => Err(format!("{length} bytes where {least} to {most} belong")),
         }
-        let padded = !TRUE_LENGTHS
-            && !self.since.is_empty()
-            && lengths.iter().any(|had| (*had..=had + PADDING_MAX).contains(&length));
-        if padded {
-            return Ok(true);
-        }
-        Err(format!("{length} bytes where {least} to {most} belong"))
     }
 
     /// Whether what was found may be; else the first thing that may not.
     pub(crate) fn check(&self, found: &Contents, part_length: u64) -> Result<Found, String> {
-        let mut counts =
-            Found { padded: self.check_length(found.length)?.into(), ..Found::default() };
+        self.check_length(found.length)?;
+        let mut counts = Found::default();
         for (index, bytes) in found.parts.iter().enumerate() {
             let start = index as u64 * part_length;
             let length = part_length.min(found.length - start) as usize;
@@ -217,7 +204,12 @@ impl History {
             let touched: Vec<&Change> =
                 self.since.iter().filter(|change| change.touches(start, length as u64)).collect();
             let Some(bytes) = bytes else {
-                if touched.is_empty() {
+                let page = start / Self::PAGE * Self::PAGE;
+                let page_touched = self
+                    .since
+                    .iter()
+                    .any(|change| change.touches(page, Self::PAGE.max(part_length)));
+                if !page_touched {
                     return Err(format!("the synchronized bytes at {start} cannot be read"));
                 }
                 counts.refused += 1;

@@ -87,10 +87,10 @@ fn run(args: &Args, seed: u64) -> Result<String, String> {
         found.add(counts);
         calls += made;
     }
-    let Found { certain, old, new, refused, padded } = found;
+    let Found { certain, old, new, refused } = found;
     Ok(format!(
         "crash: ok: {} rounds, {calls} calls; parts synchronized {certain}, else old {old}, new {new}, \
-         refused {refused}; files with padding {padded}",
+         refused {refused}",
         args.rounds
     ))
 }
@@ -205,11 +205,12 @@ fn work_and_clone(
     Ok(())
 }
 
-/// Reads a file of the mount in parts and checks each; what was found is what it is from now on.
+/// Reads a file of the mount in parts and checks each; what was found is what it is from now on. What was refused
+/// is written again, and must be readable then.
 fn check(place: &Place, file: &mut Owned, block_size: u64, sectors: bool) -> Result<Found, String> {
     let failed = |what: String| format!("{}: {what}", file.name);
-    let opened =
-        File::open(place.mnt.join(&file.name)).map_err(|error| failed(error.to_string()))?;
+    let opened = File::options().read(true).write(true).open(place.mnt.join(&file.name));
+    let opened = opened.map_err(|error| failed(error.to_string()))?;
     let length = opened.metadata().map_err(|error| failed(error.to_string()))?.len();
     let part = History::part_length(block_size, sectors);
     let mut contents = Contents { length, parts: Vec::new() };
@@ -223,6 +224,20 @@ fn check(place: &Place, file: &mut Owned, block_size: u64, sectors: bool) -> Res
         at += part;
     }
     let found = file.history.check(&contents, part).map_err(failed)?;
+    let mend = |at: u64, bytes: &mut [u8]| {
+        bytes.fill(0x5a);
+        opened.write_all_at(bytes, at)?;
+        opened.read_exact_at(bytes, at)
+    };
+    for (index, bytes) in contents.parts.iter().enumerate() {
+        // A page is whole again when all of it was written.
+        let at = index as u64 * part;
+        if bytes.is_none() && at.is_multiple_of(History::PAGE) {
+            let end = (at + part.max(History::PAGE)).min(length);
+            mend(at, &mut whole[at as usize..end as usize])
+                .map_err(|error| failed(format!("writing what was torn at {at}: {error}")))?;
+        }
+    }
     file.history.settle(whole);
     Ok(found)
 }

@@ -125,8 +125,8 @@ pub const OPTIONS: [OptionDefinition; 21] = [
     option(
         "checksum",
         Kind::Choice(&["crc32c", "writes", "none"]),
-        "none",
-        "A checksum for each 4 KiB, verified on every swap-in; writes: only what is being written is recorded",
+        "writes",
+        "A checksum for each 4 KiB, verified on every swap-in; writes: only what is being written is recorded, and torn after a crash",
     ),
     option("list_xattr", Kind::Switch, "on", "List the user.swap.* names in listxattr"),
     option("allow_other", Kind::Switch, "off", "Let other users use the mount"),

@@ -1,9 +1,12 @@
 //! The device that sums what it writes and verifies what it reads, around the one that moves the bytes.
 //!
-//! A write's sums are recorded before the transfer is handed on, in the thread that submits it; a read's are
-//! compared when it completes. A sync puts the records on stable storage beside the data, at the same time.
+//! A write's sums are taken in the thread that submits it; the clerk records them and then hands the transfer
+//! on, so that the submitter never waits for the filesystem. A read's are compared when it completes. A sync
+//! puts the records on stable storage beside the data, at the same time.
 
 use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -11,12 +14,12 @@ use parking_lot::Mutex;
 use super::Ledger;
 use super::entry::PAGE_BYTES;
 use super::file::LedgerFile;
+use super::record::{Outcome, Record, Writing};
 use crate::aio::device::{
     Action, BackingFile, Completion, CompletionSink, Device, DeviceStats, Geometry, Transfer,
     refused,
 };
 use crate::error::{Errno, Result};
-use std::sync::atomic::Ordering;
 
 /// Marks the tokens of our own syncs; the engine's are small numbers.
 const OWN: u64 = 1 << 63;
@@ -40,6 +43,8 @@ struct Group {
 struct Sink {
     ledger: Arc<Ledger>,
     engine: OnceLock<Arc<dyn CompletionSink>>,
+    /// Bytes: what is moved of a transfer counts in multiples of it.
+    alignment: u64,
     /// By the engine's token. Locked for lookups only.
     groups: Mutex<HashMap<u64, Group>>,
 }
@@ -54,26 +59,27 @@ impl Checked {
     /// Puts `inner` behind `ledger`.
     #[must_use]
     pub fn new(inner: Arc<dyn Device>, ledger: Arc<Ledger>) -> Self {
-        let sink = Sink { ledger, engine: OnceLock::new(), groups: Mutex::new(HashMap::new()) };
+        let sink = Sink {
+            ledger,
+            engine: OnceLock::new(),
+            alignment: inner.geometry().alignment as u64,
+            groups: Mutex::new(HashMap::new()),
+        };
         Self { inner, sink: Arc::new(sink) }
     }
+}
 
-    /// The syncs that have to end with this one.
-    fn add_syncs(&self, transfer: &Transfer, more: &mut Vec<Transfer>) {
-        let Some(file) = LedgerFile::of(&*transfer.file) else { return };
-        let record = file.record();
-        if !record.unsynced.swap(false, Ordering::AcqRel) {
-            return;
-        }
-        let table: Arc<dyn BackingFile> = self.sink.ledger.table_file();
-        let sidecar = record.sidecar().map(|file| file as Arc<dyn BackingFile>);
-        let before = more.len();
-        for file in std::iter::once(table).chain(sidecar) {
-            let action = Action::Sync { data_only: true };
-            more.push(Transfer { token: transfer.token | OWN, action, file, offset: 0 });
-        }
-        let group = Group { left: 1 + (more.len() - before) as u32, result: Ok(0), transfer: None };
-        self.sink.groups.lock().insert(transfer.token, group);
+/// What has to be on record before it may begin, with what is to be recorded of a write.
+type Ordered = (Transfer, Option<Writing>);
+
+/// A transfer that the clerk has to see first.
+fn ordered(transfer: &Transfer) -> Option<Option<Writing>> {
+    assert_eq!(transfer.token & OWN, 0, "the engine's tokens are small");
+    let file = LedgerFile::of(&*transfer.file)?;
+    match &transfer.action {
+        Action::Read(_) => None,
+        Action::Write(lease) => Some(Some(file.record().prepare(transfer.offset, lease))),
+        Action::Sync { .. } => file.record().has_news().then_some(None),
     }
 }
 
@@ -88,33 +94,20 @@ impl Device for Checked {
     }
 
     fn submit(&self, batch: &mut Vec<Transfer>) {
-        let mut more = Vec::new();
-        let mut failed = Vec::new();
+        let mut first: Vec<Ordered> = Vec::new();
         let mut at = 0;
         while at < batch.len() {
-            let transfer = &batch[at];
-            assert_eq!(transfer.token & OWN, 0, "the engine's tokens are small");
-            let begun = match (&transfer.action, LedgerFile::of(&*transfer.file)) {
-                (Action::Write(lease), Some(file)) => {
-                    file.record().begin_write(transfer.offset, lease)
-                }
-                (Action::Sync { .. }, Some(_)) => {
-                    self.add_syncs(transfer, &mut more);
-                    Ok(())
-                }
-                _ => Ok(()),
-            };
-            match begun {
-                Ok(()) => at += 1,
-                Err(errno) => failed.push(refused(batch.swap_remove(at), errno)),
+            match ordered(&batch[at]) {
+                Some(writing) => first.push((batch.remove(at), writing)),
+                None => at += 1,
             }
         }
-        batch.append(&mut more);
         if !batch.is_empty() {
             self.inner.submit(batch);
         }
-        if !failed.is_empty() {
-            self.sink.engine.get().expect("connected first").complete(&mut failed);
+        if !first.is_empty() {
+            let (inner, sink) = (self.inner.clone(), self.sink.clone());
+            self.sink.ledger.later(move || sink.record_and_submit(first, &*inner));
         }
     }
 
@@ -123,18 +116,20 @@ impl Device for Checked {
     }
 
     fn shutdown(&self) {
+        self.sink.ledger.catch_up();
         self.inner.shutdown();
     }
 }
 
 impl CompletionSink for Sink {
     fn complete(&self, done: &mut Vec<Completion>) {
+        let mut written = Vec::new();
         let mut at = 0;
         while at < done.len() {
             let completion = &mut done[at];
             match &completion.transfer.action {
                 Action::Read(_) => verify(completion),
-                Action::Write(_) => note_written(completion),
+                Action::Write(_) => written.extend(self.written(completion)),
                 Action::Sync { .. } => {
                     let completion = done.swap_remove(at);
                     if let Some(whole) = self.synced(completion) {
@@ -148,13 +143,87 @@ impl CompletionSink for Sink {
             }
             at += 1;
         }
+        // Before the engine knows: what it does next with these pages comes after.
+        if !written.is_empty() {
+            self.ledger.later(move || {
+                for (record, bytes, outcome) in written {
+                    record.end_write(&bytes, outcome);
+                    record.done();
+                }
+            });
+        }
         if !done.is_empty() {
-            self.engine.get().expect("connected before anything is submitted").complete(done);
+            self.engine().complete(done);
         }
     }
 }
 
 impl Sink {
+    fn engine(&self) -> &dyn CompletionSink {
+        &**self.engine.get().expect("connected before anything is submitted")
+    }
+
+    /// Records what is about to be written, and hands it on. By the clerk.
+    fn record_and_submit(&self, first: Vec<Ordered>, inner: &dyn Device) {
+        let (mut batch, mut failed) = (Vec::with_capacity(first.len()), Vec::new());
+        for (transfer, writing) in first {
+            let begun = match (LedgerFile::of(&*transfer.file), writing) {
+                (Some(file), Some(writing)) => file.record().begin_write(&writing),
+                (Some(file), None) => {
+                    self.add_syncs(&transfer, file, &mut batch);
+                    Ok(())
+                }
+                (None, _) => Ok(()),
+            };
+            match begun {
+                Ok(()) => batch.push(transfer),
+                Err(errno) => failed.push(refused(transfer, errno)),
+            }
+        }
+        if !batch.is_empty() {
+            inner.submit(&mut batch);
+        }
+        if !failed.is_empty() {
+            self.engine().complete(&mut failed);
+        }
+    }
+
+    /// The syncs that have to end with this one.
+    fn add_syncs(&self, transfer: &Transfer, file: &LedgerFile, batch: &mut Vec<Transfer>) {
+        let record = file.record();
+        if !record.unsynced.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        let table: Arc<dyn BackingFile> = self.ledger.table_file();
+        let sidecar = record.sidecar().map(|file| file as Arc<dyn BackingFile>);
+        let before = batch.len();
+        for file in std::iter::once(table).chain(sidecar) {
+            let action = Action::Sync { data_only: true };
+            batch.push(Transfer { token: transfer.token | OWN, action, file, offset: 0 });
+        }
+        let group =
+            Group { left: 1 + (batch.len() - before) as u32, result: Ok(0), transfer: None };
+        self.groups.lock().insert(transfer.token, group);
+    }
+
+    /// A write has ended: what is to be recorded of that.
+    fn written(&self, completion: &Completion) -> Option<(Arc<Record>, Range<u64>, Outcome)> {
+        let Transfer { action: Action::Write(lease), file, offset, .. } = &completion.transfer
+        else {
+            return None;
+        };
+        let record = LedgerFile::of(&**file)?.record().clone();
+        let moved = completion.result.map(|moved| moved as u64 / self.alignment * self.alignment);
+        let outcome = match (completion.result, moved) {
+            (Ok(moved), _) if moved >= lease.len() => Outcome::Stored,
+            (_, Ok(moved)) if moved > 0 => Outcome::Part(moved),
+            (Err(Errno::ENODEV), _) => Outcome::Gone,
+            _ => Outcome::Failed,
+        };
+        record.expect();
+        Some((record, *offset..*offset + lease.len() as u64, outcome))
+    }
+
     /// One of a group's syncs has ended; with the last, the engine's completion.
     fn synced(&self, completion: Completion) -> Option<Completion> {
         let Completion { transfer, result } = completion;
@@ -185,17 +254,6 @@ impl Sink {
             }
         }
         Some(Completion { transfer, result })
-    }
-}
-
-/// A write has ended.
-fn note_written(completion: &Completion) {
-    let Transfer { action: Action::Write(lease), file, offset, .. } = &completion.transfer else {
-        return;
-    };
-    if let Some(file) = LedgerFile::of(&**file) {
-        let stored = completion.result.is_ok_and(|moved| moved >= lease.len());
-        file.record().end_write(*offset, lease.len() as u64, stored);
     }
 }
 

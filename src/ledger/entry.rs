@@ -20,6 +20,9 @@ pub(super) const TORN: u32 = 1;
 /// The page is being written, without a checksum.
 pub(super) const WRITING: u32 = 2;
 
+/// The page was written, without a checksum, or by others.
+pub(super) const WRITTEN: u32 = 3;
+
 const ZEROS: [u8; PAGE_BYTES as usize] = [0; PAGE_BYTES as usize];
 
 /// The CRC32C of a page, of which `bytes` are the beginning and zeros the rest. Never one of the values with a
@@ -34,7 +37,7 @@ pub(super) fn sum(bytes: &[u8]) -> u32 {
             crc(&page)
         }
     };
-    if sum <= WRITING { sum | 1 << 31 } else { sum }
+    if sum <= WRITTEN { sum | 1 << 31 } else { sum }
 }
 
 /// CRC32C of anything else: headers.
@@ -74,7 +77,7 @@ impl Entry {
     pub(super) fn matches_previous(self, found: u32) -> bool {
         match self.previous {
             UNKNOWN => found == sum(&ZEROS),
-            TORN | WRITING => false,
+            TORN | WRITING | WRITTEN => false,
             previous => found == previous,
         }
     }
@@ -125,7 +128,10 @@ pub(super) fn first_bad<'a>(
             }
             flying.push(*entry);
             found.push(if compare { sum(page) } else { UNKNOWN });
-        } else if compare && !matches!(entry.new, UNKNOWN | WRITING) && sum(page) != entry.new {
+        } else if compare
+            && !matches!(entry.new, UNKNOWN | WRITING | WRITTEN)
+            && sum(page) != entry.new
+        {
             return Some((i, false));
         }
     }
@@ -157,7 +163,7 @@ mod tests {
         padded.resize(4096, 0);
         assert_eq!(sum(&page[..1000]), sum(&padded));
         assert_ne!(sum(&page), sum(&padded));
-        assert!(sum(&ZEROS) > WRITING);
+        assert!(sum(&ZEROS) > WRITTEN);
     }
 
     #[test]
@@ -181,5 +187,10 @@ mod tests {
         // Without checksums nobody can tell.
         let marked = [Entry { new: WRITING, previous: UNKNOWN }];
         assert_eq!(judge(&marked, &[77]), Verdict::Torn);
+        // Zeros were there before only where nothing was.
+        let mut bytes = [Entry { new: 10, previous: WRITTEN }];
+        assert_eq!(judge(&bytes, &[sum(&ZEROS)]), Verdict::Torn);
+        bytes[0].previous = UNKNOWN;
+        assert_eq!(judge(&bytes, &[sum(&ZEROS)]), Verdict::Old);
     }
 }

@@ -38,7 +38,7 @@ impl LedgerFile {
     /// Records size and times, unless something is being written.
     pub(super) fn settle(&self) {
         if let Ok(stamp) = Stamp::of(&self.inner) {
-            self.record.settle(stamp);
+            self.ledger.settle(&self.record, stamp);
         }
     }
 }
@@ -51,7 +51,7 @@ impl AsFd for LedgerFile {
 
 impl Drop for LedgerFile {
     fn drop(&mut self) {
-        self.ledger.leave(&self.record, self.inner.as_fd());
+        self.ledger.leave(&self.record, Stamp::of(&self.inner).ok());
     }
 }
 
@@ -91,9 +91,14 @@ impl BackingFile for LedgerFile {
     }
 
     fn set_len(&self, size: u64) -> Result<()> {
-        self.record.cut(size)?;
+        if self.record.knows_beyond(size) {
+            self.ledger.wait(&self.record, move |record| record.cut(size))?;
+        }
         self.inner.set_len(size)?;
-        self.record.was_cut(size);
+        self.record.set_size(size);
+        if self.record.minds_cut(size) {
+            self.ledger.note(&self.record, move |record| record.was_cut(size));
+        }
         Ok(())
     }
 
@@ -103,7 +108,10 @@ impl BackingFile for LedgerFile {
 
     fn allocate(&self, mode: i32, offset: u64, length: u64) -> Result<()> {
         if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0 {
-            self.record.void(&(offset..offset + length))?;
+            let bytes = offset..offset + length;
+            if self.record.knows_of(&bytes) {
+                self.ledger.wait(&self.record, move |record| record.void(&bytes))?;
+            }
         }
         self.inner.allocate(mode, offset, length)
     }

@@ -117,6 +117,20 @@ struct Slots {
     count: u32,
 }
 
+impl Slots {
+    fn take(&mut self, identity: Identity) -> Option<u32> {
+        let slot = self.free.pop()?;
+        self.index.insert(identity, slot);
+        Some(slot)
+    }
+
+    fn disown(&mut self, identity: Identity, slot: u32) {
+        if self.index.get(&identity) == Some(&slot) {
+            self.index.remove(&identity);
+        }
+    }
+}
+
 /// The table, open.
 #[derive(Debug)]
 pub(super) struct Table {
@@ -124,8 +138,10 @@ pub(super) struct Table {
     /// `.swapfs/sums`.
     sums: OwnedFd,
     writable: bool,
-    /// A lock of the lowest level but for the filesystem's.
+    /// Never held across a call.
     slots: Mutex<Slots>,
+    /// Held while the table grows.
+    growing: Mutex<()>,
 }
 
 impl Table {
@@ -148,7 +164,7 @@ impl Table {
         let folder = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let sums = openat(control, SUMS_NAME, folder, Mode::empty())?;
         let slots = Mutex::new(read_slots(&file)?);
-        Ok(Some(Self { file, sums, writable, slots }))
+        Ok(Some(Self { file, sums, writable, slots, growing: Mutex::new(()) }))
     }
 
     /// Whether it may be changed.
@@ -171,26 +187,44 @@ impl Table {
         self.slots.lock().index.iter().map(|(identity, slot)| (*identity, *slot)).collect()
     }
 
-    /// Takes a free slot and makes it this partition's; nothing is known of its pages.
-    pub(super) fn take(&self, header: &Header) -> Result<u32> {
-        let identity = (header.ino, header.generation);
-        let slot = {
+    /// Takes a free slot for a partition. What is in it means nothing until [`Table::fill`].
+    pub(super) fn take(&self, identity: Identity) -> Result<u32> {
+        if let Some(slot) = self.slots.lock().take(identity) {
+            return Ok(slot);
+        }
+        let _growing = self.growing.lock();
+        let from = {
             let mut slots = self.slots.lock();
-            if slots.free.is_empty() {
-                let from = slots.count;
-                let bytes = u64::from(GROWTH_SLOTS) * SLOT_BYTES;
-                allocate(&self.file, u64::from(from) * SLOT_BYTES, bytes)?;
-                slots.count += GROWTH_SLOTS;
-                slots.free.extend((from..from + GROWTH_SLOTS).rev());
+            if let Some(slot) = slots.take(identity) {
+                return Ok(slot);
             }
-            let slot = slots.free.pop().expect("made just now");
-            slots.index.insert(identity, slot);
-            slot
+            slots.count
         };
+        let bytes = u64::from(GROWTH_SLOTS) * SLOT_BYTES;
+        allocate(&self.file, u64::from(from) * SLOT_BYTES, bytes)?;
+        let mut slots = self.slots.lock();
+        slots.count += GROWTH_SLOTS;
+        slots.free.extend((from..from + GROWTH_SLOTS).rev());
+        Ok(slots.take(identity).expect("made just now"))
+    }
+
+    /// The first of a slot: its header, and nothing known of its pages.
+    pub(super) fn fill(&self, slot: u32, header: &Header) -> Result<()> {
         let mut bytes = [0; SLOT_BYTES as usize];
         bytes[..ENTRIES_AT as usize].copy_from_slice(&header.encode());
-        self.write(&bytes, slot, 0)?;
-        Ok(slot)
+        self.write(&bytes, slot, 0)
+    }
+
+    /// A slot that was taken and never filled is free again.
+    pub(super) fn release(&self, identity: Identity, slot: u32) {
+        let mut slots = self.slots.lock();
+        slots.disown(identity, slot);
+        slots.free.push(slot);
+    }
+
+    /// The slot is not found any more; it is to be given back.
+    pub(super) fn disown(&self, identity: Identity, slot: u32) {
+        self.slots.lock().disown(identity, slot);
     }
 
     /// Gives a partition's slot back, and its file of entries with it.
@@ -204,9 +238,7 @@ impl Table {
             }
         }
         let mut slots = self.slots.lock();
-        if slots.index.get(&identity) == Some(&slot) {
-            slots.index.remove(&identity);
-        }
+        slots.disown(identity, slot);
         // One that could not be cleared is found again at the next mount, and is not for anybody else.
         if cleared.is_ok() {
             slots.free.push(slot);
@@ -438,7 +470,12 @@ mod tests {
         assert!(Table::open(control.as_fd(), false).unwrap().is_none());
         let table = open(&control, true);
         let header = |ino| Header { ino, generation: 5, size: 77, ..Header::default() };
-        let slots: Vec<u32> = (1..=5000).map(|ino| table.take(&header(ino)).unwrap()).collect();
+        let take = |table: &Table, ino| {
+            let slot = table.take((ino, 5)).unwrap();
+            table.fill(slot, &header(ino)).unwrap();
+            slot
+        };
+        let slots: Vec<u32> = (1..=5000).map(|ino| take(&table, ino)).collect();
         let entries: Vec<Entry> = (0..100).map(|i| Entry { new: i, previous: i + 1 }).collect();
         let sidecar = table.sidecar(slots[9], true).unwrap();
         table.write_entries(slots[9], Some(&sidecar), 3, &entries).unwrap();
@@ -458,7 +495,12 @@ mod tests {
         table.read_entries(slots[9], Some(&sidecar), 2, &mut found).unwrap();
         assert_eq!(found[1..8], entries[..7]);
         assert!(found[8..].iter().all(|entry| *entry == Entry::default()));
-        assert_eq!(table.take(&header(6000)).unwrap(), slots[3]);
+        let last = take(&table, 6000);
+        assert_eq!(last, slots[3]);
+        // Never filled: nobody's, and the next one's.
+        let blank = table.take((6001, 5)).unwrap();
+        table.release((6001, 5), blank);
+        assert_eq!((table.find((6001, 5)), table.take((6002, 5)).unwrap()), (None, blank));
     }
 
     #[test]
@@ -466,7 +508,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let control = File::open(folder.path()).unwrap();
         let table = open(&control, true);
-        let slot = table.take(&Header { ino: 3, generation: 4, ..Header::default() }).unwrap();
+        let slot = table.take((3, 4)).unwrap();
+        table.fill(slot, &Header { ino: 3, generation: 4, ..Header::default() }).unwrap();
         table.write(&[0xff], slot, 9).unwrap();
         assert_eq!(table.header(slot), Err(Errno::EUCLEAN));
         assert_eq!(open(&control, false).find((3, 4)), None);
