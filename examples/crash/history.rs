@@ -175,8 +175,9 @@ impl History {
         }
     }
 
-    /// Checks the length: one of those that it had, or what it grew through on the way there.
-    fn check_length(&self, length: u64) -> Result<(), String> {
+    /// Checks the length: one of those that it had, or what it grew through on the way there, with at most `padding`
+    /// bytes more.
+    fn check_length(&self, length: u64, padding: u64) -> Result<(), String> {
         let mut lengths = vec![self.certain.len() as u64];
         for change in &self.since {
             lengths.push(change.length_after(lengths[lengths.len() - 1]));
@@ -184,15 +185,21 @@ impl History {
         let (least, most) = (lengths.iter().min(), lengths.iter().max());
         let (least, most) = (*least.expect("one at least"), *most.expect("one at least"));
         // While it grows the swap folder's file has each length up to the new one.
-        match (least..=most).contains(&length) {
+        let padded = |had: &u64| (*had..=had + padding).contains(&length);
+        match (least..=most).contains(&length)
+            || (!self.since.is_empty() && lengths.iter().any(padded))
+        {
             true => Ok(()),
             false => Err(format!("{length} bytes where {least} to {most} belong")),
         }
     }
 
-    /// Whether what was found may be; else the first thing that may not.
-    pub(crate) fn check(&self, found: &Contents, part_length: u64) -> Result<Found, String> {
-        self.check_length(found.length)?;
+    /// Whether what was found may be; else the first thing that may not. Where nothing is on record, up to `padding` bytes
+    /// behind the end may be left.
+    pub(crate) fn check(
+        &self, found: &Contents, part_length: u64, padding: u64,
+    ) -> Result<Found, String> {
+        self.check_length(found.length, padding)?;
         let mut counts = Found::default();
         for (index, bytes) in found.parts.iter().enumerate() {
             let start = index as u64 * part_length;

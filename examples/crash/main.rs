@@ -223,7 +223,7 @@ fn check(place: &Place, file: &mut Owned, block_size: u64, sectors: bool) -> Res
         contents.parts.push(read.is_ok().then_some(bytes));
         at += part;
     }
-    let found = file.history.check(&contents, part).map_err(failed)?;
+    let found = file.history.check(&contents, part, 0).map_err(failed)?;
     let mend = |at: u64, bytes: &mut [u8]| {
         bytes.fill(0x5a);
         opened.write_all_at(bytes, at)?;

@@ -18,6 +18,7 @@ use super::device::{
     Action, BackingFile, Completion, CompletionSink, Device, DeviceStats, Geometry, Transfer,
     refused,
 };
+use super::file::DiskFile;
 use super::memory::MemoryFile;
 use super::random::Random;
 use super::threads::join;
@@ -411,11 +412,16 @@ impl State {
                 lease[at] ^= bit;
             }
             Action::Write(lease) if self.random.chance(self.plan.corrupt_write) => {
-                if let Some(file) = file.as_any().downcast_ref::<MemoryFile>()
-                    && file.write_at(offset + at as u64, &[lease[at] ^ bit]).is_ok()
-                {
-                    self.counts.corrupt_write += 1;
-                }
+                let (offset, wrong) = (offset + at as u64, [lease[at] ^ bit]);
+                let file = file.as_any();
+                let stored = if let Some(file) = file.downcast_ref::<MemoryFile>() {
+                    file.write_at(offset, &wrong).is_ok()
+                } else if let Some(file) = file.downcast_ref::<DiskFile>() {
+                    rustix::io::pwrite(file, &wrong, offset).is_ok()
+                } else {
+                    false
+                };
+                self.counts.corrupt_write += u64::from(stored);
             }
             Action::Read(_) | Action::Write(_) | Action::Sync { .. } => {}
         }

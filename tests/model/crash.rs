@@ -1,14 +1,19 @@
 //! The machine's end in the middle of it all: of what was not synchronized any sector may be old or new, what
 //! was is whole. And devices that tell nobody what they do wrong.
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use swapfs::aio::device::BackingFile;
-use swapfs::aio::fault::FaultPlan;
+use swapfs::aio::AioSettings;
+use swapfs::aio::device::{BackingFile, Geometry};
+use swapfs::aio::fault::{FaultDevice, FaultPlan};
 use swapfs::aio::memory::{MemoryFile, MemoryFolder, MemoryOptions};
+use swapfs::aio::threads::ThreadDevice;
 use swapfs::error::{Errno, Result};
-use swapfs::swap::{EngineOptions, FileKey, OpenSwapIn};
+use swapfs::ledger::{Checked, Checksum, Ledger};
+use swapfs::swap::{EngineOptions, FileKey, OpenSwapIn, Request};
 
 use super::history::{Change, Contents, History};
 use super::rig::{BLOCK, Kind, Pending, Rng, SeedGuard, World};
@@ -28,7 +33,14 @@ struct Subject {
 }
 
 fn world(kind: Kind, seed: u64, rng: &mut Rng, plan: FaultPlan) -> Arc<World> {
-    let options = EngineOptions {
+    let options = options(rng);
+    let delay_max = Duration::from_micros(rng.pick(&[0, 50, 500]));
+    let memory = MemoryOptions { seed, delay_max, alignment: rng.pick(&[512, 4096]) };
+    World::new(kind, options, memory, MemoryFolder::unbounded(), Some(plan))
+}
+
+fn options(rng: &mut Rng) -> EngineOptions {
+    EngineOptions {
         pool_size: rng.between(4, 8) * BLOCK,
         block_size: BLOCK,
         read_ahead: rng.pick(&[0, BLOCK]),
@@ -38,10 +50,7 @@ fn world(kind: Kind, seed: u64, rng: &mut Rng, plan: FaultPlan) -> Arc<World> {
         min_swap_size: rng.pick(&[0, 20_000, BLOCK, 1 << 20]),
         idle_partitions_max: 4,
         intakes: 2,
-    };
-    let delay_max = Duration::from_micros(rng.pick(&[0, 50, 500]));
-    let memory = MemoryOptions { seed, delay_max, alignment: rng.pick(&[512, 4096]) };
-    World::new(kind, options, memory, MemoryFolder::unbounded(), Some(plan))
+    }
 }
 
 fn subject(world: &World, number: u64, file: Arc<MemoryFile>) -> Subject {
@@ -187,13 +196,14 @@ fn check(world: &World, number: u64, history: &History, file: Arc<MemoryFile>) {
     }
     assert_eq!(bytes.len() as u64, length);
     let parts = bytes.chunks(SECTOR as usize).map(|part| Some(part.to_vec())).collect();
-    let found = history.check(&Contents { length, parts }, SECTOR);
+    let found = history.check(&Contents { length, parts }, SECTOR, 4095);
     assert!(found.is_ok(), "file {number}: {found:?}");
     world.engine.release(opened.handle);
 }
 
-/// Bytes that are not what was written come back as an error, never as data.
-pub(crate) fn corrupt(kind: Kind, seed: u64) {
+/// Bytes that are not what was written come back as an error, never as data: a device that flips bits and goes
+/// astray, over real files with checksums.
+pub(crate) fn corrupt(kind: Kind, seed: u64) -> u64 {
     let _guard = SeedGuard { kind, seed };
     let mut rng = Rng::new(seed);
     let chances = [0.0, 0.05, 0.3];
@@ -204,14 +214,70 @@ pub(crate) fn corrupt(kind: Kind, seed: u64) {
         misdirected_write: rng.pick(&chances),
         ..FaultPlan::default()
     };
-    let world = world(kind, seed, &mut rng, plan);
-    let mut subject = subject(&world, 1, Arc::new(MemoryFile::new(&world.folder)));
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a scratch folder");
+    let control = folder.path().join(".swapfs");
+    std::fs::create_dir(&control).expect("a folder");
+    let (place, control) = (File::open(folder.path()), File::open(control));
+    let (place, control) = (place.expect("made above"), control.expect("made above"));
+    let kept = Checksum::Crc32c;
+    let ledger = Ledger::open(place.as_fd(), control.as_fd(), kept, BLOCK, true);
+    let ledger = ledger.expect("it can be made").expect("it may be written");
+    let geometry = Geometry { alignment: 4096, direct: false };
+    let threads = ThreadDevice::new(&AioSettings::default(), geometry).expect("threads");
+    let fault = FaultDevice::new(threads, seed, plan).expect("threads");
+    let device = Arc::new(Checked::new(fault.clone(), ledger.clone()));
+    let memory = MemoryFolder::unbounded();
+    let world = World::around(kind, options(&mut rng), device, memory, Some(fault));
+    let key = FileKey { dev: 2, ino: 1, generation: 0 };
+    let open = || {
+        let path = folder.path().join("file");
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(path);
+        ledger.file(key, file.expect("a file").into())
+    };
+    let handle = world.engine.open(key, true, true, open).expect("it is new");
+    let mut bytes: Vec<u8> = Vec::new();
+    let mut refused = 0;
     for _ in 0..CALLS {
-        if step(&world, &mut rng, &mut subject).is_err() {
-            break;
+        let size = bytes.len() as u64;
+        if rng.percent(40) || size == 0 {
+            let length = 1 + rng.below(100_000);
+            let (offset, data) = (rng.below(size + 1), rng.bytes(length));
+            if write(&world, handle, offset, &data, false).is_err() {
+                // What of it was taken in, nobody knows.
+                refused += 1;
+                break;
+            }
+            let end = (offset + length) as usize;
+            bytes.resize(bytes.len().max(end), 0);
+            bytes[offset as usize..end].copy_from_slice(&data);
+        } else {
+            let from = rng.below(size);
+            let length = 1 + rng.below(50_000).min(size - from - 1);
+            match read(&world, handle, from, length) {
+                Ok(found) => {
+                    let expected = &bytes[from as usize..(from + length) as usize];
+                    assert!(found == expected, "wrong bytes at {from}, of {length}");
+                }
+                Err(_) => refused += 1,
+            }
         }
         // Out of the pool, so that it is read from the device.
-        world.engine.request_all(swapfs::swap::Request::Release);
+        let _ = sync(&world, handle, true);
+        world.engine.request_all(Request::Release);
     }
-    end(&world, &[subject]);
+    world.fault.as_ref().expect("with faults").set_enabled(false);
+    // What was damaged can be used again once it is written.
+    for (at, part) in bytes.chunks(BLOCK as usize).enumerate() {
+        write(&world, handle, at as u64 * BLOCK, part, false).expect("a sound device");
+    }
+    let _ = sync(&world, handle, false);
+    assert_eq!(sync(&world, handle, false), Ok(()));
+    world.engine.request_all(Request::Release);
+    for (at, part) in bytes.chunks(BLOCK as usize).enumerate() {
+        let found = read(&world, handle, at as u64 * BLOCK, part.len() as u64);
+        assert!(found.expect("all of it is whole") == part, "wrong bytes in block {at}");
+    }
+    world.engine.release(handle);
+    world.end();
+    refused
 }

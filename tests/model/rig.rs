@@ -304,16 +304,25 @@ impl World {
             Some(fault) => fault.clone() as Arc<dyn Device>,
             None => device,
         };
+        World::around(kind, options, inner, folder, fault)
+    }
+
+    /// An engine on this device, which has `fault` somewhere within.
+    pub(crate) fn around(
+        kind: Kind, options: EngineOptions, inner: Arc<dyn Device>, folder: MemoryFolder,
+        fault: Option<Arc<FaultDevice>>,
+    ) -> Arc<World> {
+        let alignment = inner.geometry().alignment;
         let tap = Arc::new(TapSink::default());
         let sink = tap.clone();
         let arena = Arena::new(ArenaOptions {
-            size: options.arena_size(memory.alignment),
+            size: options.arena_size(alignment),
             pin_memory: false,
             huge_pages: false,
         })
         .expect("memory");
         let engine = Engine::start(options, arena, Arc::new(Tap { inner, sink }));
-        Arc::new(World { kind, engine, options, alignment: memory.alignment, folder, fault, tap })
+        Arc::new(World { kind, engine, options, alignment, folder, fault, tap })
     }
 
     /// Whether transfers may fail in this case.
