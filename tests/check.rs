@@ -95,7 +95,8 @@ impl Rig {
                 path.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
             assert!(left.is_empty(), "{left:?}");
         }
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mounts = std::fs::read("/proc/self/mountinfo").unwrap();
+        let mounts = String::from_utf8_lossy(&mounts);
         let scratch = self.scratch.path().to_str().unwrap();
         assert!(!mounts.contains(scratch), "{mounts}");
     }
