@@ -49,7 +49,12 @@ pub(super) fn given<'a>(object: &'a Map<String, Json>, key: &str) -> Option<&'a 
 
 /// A value for a message, cut when it is long.
 pub(crate) fn shown(value: &Json) -> String {
-    cut(&value.to_string())
+    // JSON escapes the control characters below the blank, and leaves DEL and those of C1 as they are.
+    let escape = |letter: char| match letter.is_control() {
+        true => format!("\\u{:04x}", u32::from(letter)),
+        false => letter.to_string(),
+    };
+    cut(&value.to_string().chars().map(escape).collect::<String>())
 }
 
 /// A key for a message: without line breaks, cut when it is long.

@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use super::{Json, shown};
 use crate::config::Settings;
 
 /// The error of reading a file with this text, without the file's name in front.
@@ -51,4 +52,10 @@ fn what_is_no_text_is_one_line() {
         line(Path::new("/dev/zero")),
         "/dev/zero: larger than 16 MiB, which no configuration is"
     );
+}
+
+#[test]
+fn a_value_with_control_characters_is_one_line() {
+    let value = Json::from("a\u{7f}b\u{85}c\n\u{1}\"é");
+    assert_eq!(shown(&value), r#""a\u007fb\u0085c\n\u0001\"é""#);
 }
