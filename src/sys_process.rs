@@ -50,6 +50,33 @@ pub fn pid_namespace() -> Option<u64> {
     std::fs::metadata("/proc/self/ns/pid").ok().map(|namespace| namespace.ino())
 }
 
+/// Whether a process is gone or about to be: nothing of it can go on, but the kernel may still be closing what it
+/// had open, which takes until its transfers have ended. The id is one of this process's namespace.
+pub(crate) fn is_leaving(pid: i32) -> bool {
+    let process = format!("/proc/{pid}");
+    let Ok(stat) = std::fs::read_to_string(format!("{process}/stat")) else {
+        return !Path::new(&process).exists();
+    };
+    let status = std::fs::read_to_string(format!("{process}/status")).unwrap_or_default();
+    is_dead_or_dying(&stat, &status)
+}
+
+/// The same, of `/proc/PID/stat` and `/proc/PID/status`.
+fn is_dead_or_dying(stat: &str, status: &str) -> bool {
+    /// `PF_EXITING` of the kernel's `linux/sched.h`.
+    const EXITING: u64 = 0x4;
+    // The name, in parentheses, may have any character in it.
+    let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let is_dead = matches!(fields.next(), Some("Z" | "X"));
+    let is_exiting = fields.nth(5).and_then(|flags| flags.parse::<u64>().ok());
+    let is_killed = ["SigPnd:", "ShdPnd:"].iter().any(|name| {
+        let mask = status.lines().find_map(|line| line.strip_prefix(name));
+        let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        mask.is_some_and(|mask| mask & 1 << (Signal::SIGKILL as u64 - 1) != 0)
+    });
+    is_dead || is_exiting.is_some_and(|flags| flags & EXITING != 0) || is_killed
+}
+
 /// Bytes of memory that this process could still take without swapping: the machine's, or what its
 /// control group may have if that is less. `None` when the kernel does not say.
 pub(crate) fn available_memory() -> Option<u64> {
@@ -197,5 +224,27 @@ mod tests {
             assert_eq!(shell.stdout, bytes, "{word}");
         }
         assert_eq!(quoted(Path::new("/nvme/swap-1")), "/nvme/swap-1");
+    }
+
+    #[test]
+    fn who_is_about_to_go_is_known() {
+        let fields = |state, flags| format!("7 (a) S b) {state} 1 7 7 0 -1 {flags} 0 0\n");
+        let status = |mask| format!("Name:\ta\nSigPnd:\t{:016x}\nShdPnd:\t{mask:016x}\n", 0);
+        assert!(!is_dead_or_dying(&fields('S', 4_194_560), &status(1 << 14)));
+        assert!(
+            is_dead_or_dying(&fields('S', 4_194_560), &status(1 << 8)),
+            "SIGKILL is on its way"
+        );
+        assert!(is_dead_or_dying(&fields('S', 4_194_564), &status(0)), "it is exiting");
+        assert!(is_dead_or_dying(&fields('Z', 4_194_560), &status(0)), "nobody has reaped it");
+        assert!(!is_dead_or_dying("", ""));
+
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id().cast_signed();
+        assert!(!is_leaving(pid) && !is_leaving(std::process::id().cast_signed()));
+        child.kill().unwrap();
+        assert!(is_leaving(pid), "killed, not reaped");
+        child.wait().unwrap();
+        assert!(is_leaving(pid), "gone");
     }
 }

@@ -16,13 +16,13 @@ use serde::{Deserialize, Serialize};
 
 use super::stats::MountStats;
 use crate::fuse::mount::{entry_of_path, swapfs_mounts};
-use crate::sys_process::reason;
+use crate::sys_process::{is_leaving, reason};
 
 /// The folder inside the swap folder that is swapfs's own.
-const CONTROL_FOLDER: &str = ".swapfs";
+pub(super) const CONTROL_FOLDER: &str = ".swapfs";
 
 /// The lock file inside the control folder.
-const LOCK_FILE: &str = "lock";
+pub(super) const LOCK_FILE: &str = "lock";
 
 /// How often a waiting mount looks again.
 const RETRY: Duration = Duration::from_millis(50);
@@ -34,8 +34,9 @@ const READ_RETRY: Duration = Duration::from_millis(5);
 /// How long writing the lock file may take.
 const STATE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A daemon whose mount is gone needs a moment to say that it is finishing.
-const GRACE: Duration = Duration::from_secs(3);
+/// A daemon whose mount is gone needs a moment to say that it is finishing, and the kernel one to close what a
+/// killed one had open.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// What a daemon writes into its lock file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,7 +111,8 @@ impl SwapFolder {
         Ok(swap)
     }
 
-    /// Opens and locks a folder that is not mounted, to verify it. The error is one line for the user.
+    /// Opens and locks a folder that is not mounted, to verify it; waits a moment for a daemon that is going.
+    /// The error is one line for the user.
     pub(crate) fn lock_for_check(path: &Path) -> Result<Self, String> {
         let shown = path.display();
         let path = std::fs::canonicalize(path)
@@ -119,7 +121,7 @@ impl SwapFolder {
         if !path.join(CONTROL_FOLDER).is_dir() {
             return Err(format!("{shown} is no swap folder: it has no {CONTROL_FOLDER}"));
         }
-        Self::lock(&path, Path::new(""), Duration::ZERO, &mut |_| {})
+        Self::lock(&path, Path::new(""), GRACE, &mut |_| {})
     }
 
     /// The folder's absolute path; it may be hidden beneath the mount.
@@ -235,15 +237,17 @@ fn acquire(
     }
 }
 
-/// Whether the holder is on its way out: it says so, or its mount is gone and it will say so soon.
+/// Whether the holder is on its way out: it says so, or its mount is gone and it will say so soon, or it was killed
+/// and the lock goes with the last of its transfers.
 fn may_finish(holder: &DaemonState, waited: Duration) -> bool {
+    let is_unmounted = || {
+        let mounts = swapfs_mounts().unwrap_or_default();
+        mounts.iter().all(|mount| mount.mountpoint != holder.mountpoint)
+    };
     match holder.state {
         Phase::Finishing | Phase::Finished => true,
-        Phase::Starting => false,
-        Phase::Mounted => {
-            let mounts = swapfs_mounts().unwrap_or_default();
-            waited < GRACE && mounts.iter().all(|mount| mount.mountpoint != holder.mountpoint)
-        }
+        Phase::Starting => waited < GRACE && is_leaving(holder.pid),
+        Phase::Mounted => waited < GRACE && (is_leaving(holder.pid) || is_unmounted()),
     }
 }
 
@@ -332,6 +336,25 @@ mod tests {
         let pid = std::process::id();
         assert_eq!(notes.len(), 1);
         assert!(notes[0].starts_with(&format!("waiting for swapfs pid {pid} to finish")));
+    }
+
+    /// What a killed process had open is closed after it has gone: by the kernel, when its transfers have ended.
+    #[test]
+    fn the_lock_of_a_process_that_is_gone_is_waited_for() {
+        let mut gone = std::process::Command::new("true").spawn().unwrap();
+        gone.wait().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let (mut first, _) = lock(folder.path(), Duration::ZERO).unwrap();
+        let error = SwapFolder::lock_for_check(folder.path()).unwrap_err();
+        assert!(error.contains("is in use by swapfs pid"), "{error}");
+        first.state.pid = gone.id().cast_signed();
+        first.enter(Phase::Starting).unwrap();
+        let path = folder.path().to_owned();
+        let second = std::thread::spawn(move || SwapFolder::lock_for_check(&path));
+        std::thread::sleep(RETRY * 3);
+        drop(first);
+        let second = second.join().unwrap().unwrap();
+        assert_eq!(second.state.pid, std::process::id().cast_signed());
     }
 
     #[test]
