@@ -6,6 +6,7 @@
 mod folder;
 mod logger;
 mod manager;
+mod nested;
 mod report;
 mod session;
 mod stats;
@@ -127,10 +128,8 @@ fn resolve(request: &MountRequest) -> Result<MountRequest, String> {
     })?;
     folder::refuse_mounted(&swap_folder)?;
     refuse_second_mount(&mountpoint, &swap_folder)?;
-    if mountpoint != swap_folder && mountpoint.starts_with(&swap_folder) {
-        let (inner, outer) = (mountpoint.display(), swap_folder.display());
-        return Err(format!("mountpoint {inner} lies inside the swap folder {outer}"));
-    }
+    nested::refuse_mountpoint(&mountpoint, &swap_folder)?;
+    nested::refuse_nested(&swap_folder)?;
     Ok(MountRequest { swap_folder, mountpoint, ..request.clone() })
 }
 

@@ -83,6 +83,50 @@ fn a_mountpoint_on_a_mount_works() {
     is_pattern(&mount.at("file"), 2 * MIB);
 }
 
+/// A swap folder inside another that is in use, and one around another, are refused: two daemons would have the same
+/// files. So is a mountpoint inside its own swap folder, under every name the folder has. When the other is
+/// not in use any more, both can be mounted in turn.
+#[test]
+fn swap_folders_inside_one_another_are_refused() {
+    if !is_root() {
+        return;
+    }
+    let mount = Mount::new("pool_size=8m");
+    let scratch = mount.scratch.path().canonicalize().unwrap();
+    let (other, elsewhere) = (scratch.join("other"), tempfile::tempdir().unwrap());
+    let (inner, deeper) = (mount.swap.join("inner"), mount.swap.join("inner/deeper"));
+    [&other, &inner, &deeper].iter().for_each(|folder| fs::create_dir(folder).unwrap());
+    let inside = format!(
+        "lies inside another: swap folder {} is in use by swapfs pid {} (mounted at {})",
+        mount.swap.display(),
+        mount.daemon(),
+        mount.mnt.display()
+    );
+    is_refused(&mount_at(&inner, &other), &inside);
+    is_refused(&mount_at(&deeper, &other), &inside);
+    assert!(!inner.join(".swapfs").exists(), "nothing is left there");
+    write_pattern(&open(&mount.at("inner/file")), MIB, 1 << 20);
+    mount.unmount();
+
+    is_done(&mount_at(&inner, &other));
+    is_pattern(&other.join("file"), MIB);
+    let around = format!("has another inside: swap folder {} is in use by", inner.display());
+    is_refused(&mount.mount("pool_size=8m"), &around);
+    is_refused(&mount_at(&scratch, elsewhere.path()), &around);
+    assert!(!scratch.join(".swapfs").exists(), "nothing is left there");
+    is_done(&swapfs(&["umount", other.to_str().unwrap()]));
+
+    let bound = scratch.join("bound");
+    fs::create_dir(&bound).unwrap();
+    nix::mount::mount(Some(&mount.swap), &bound, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .unwrap();
+    let names = [mount_at(&mount.swap, &inner), mount_at(&mount.swap, &bound.join("inner"))];
+    umount2(&bound, MntFlags::empty()).unwrap();
+    names.iter().for_each(|output| is_refused(output, "lies inside the swap folder"));
+    is_done(&mount.mount("pool_size=8m"));
+    is_pattern(&mount.at("inner/file"), MIB);
+}
+
 /// "two daemons on one folder": of many that start at the same moment, under every name the folder has, one
 /// wins; the others name its pid. When it is killed, the folder is free at once.
 #[test]
