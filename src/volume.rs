@@ -9,11 +9,13 @@ mod metrics;
 mod partitions;
 mod request;
 mod rights;
+mod walk;
 mod xattr;
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 
 use crate::aio::device::BackingFile;
@@ -80,6 +82,8 @@ pub struct Volume {
     wear: OnceLock<Wear>,
     /// Tells the kernel to forget what it has cached of a node.
     invalidate: OnceLock<Invalidate>,
+    /// Requests on folders under way.
+    walks: Arc<AtomicUsize>,
 }
 
 /// An answer that may come later, on another thread.
@@ -117,6 +121,7 @@ impl Volume {
             directories: Directories::new(),
             wear: OnceLock::new(),
             invalidate: OnceLock::new(),
+            walks: Arc::default(),
         })
     }
 

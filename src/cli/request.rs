@@ -125,6 +125,10 @@ impl RequestArgs {
     }
 }
 
+/// How often a request that a busy mount refuses is sent again, and how long after.
+const BUSY_TRIES: u32 = 600;
+const BUSY_RETRY: Duration = Duration::from_millis(50);
+
 /// Sends the request for one path.
 fn ask(mounts: &Mounts, expanded: Result<PathBuf, (PathBuf, String)>, request: Request) -> Target {
     let (path, root) = match expanded {
@@ -144,9 +148,15 @@ fn ask(mounts: &Mounts, expanded: Result<PathBuf, (PathBuf, String)>, request: R
 /// Sets the attribute; the error is the line for the user.
 fn send(path: &Path, request: Request, root: &Path) -> Result<(), String> {
     let value = request.value().as_bytes();
-    let refusal = match rustix::fs::setxattr(path, REQUEST_XATTR, value, XattrFlags::empty()) {
-        Ok(()) => return Ok(()),
-        Err(refusal) => refusal,
+    let mut tries = 0;
+    let refusal = loop {
+        match rustix::fs::setxattr(path, REQUEST_XATTR, value, XattrFlags::empty()) {
+            Ok(()) => return Ok(()),
+            // Requests on many folders are under way.
+            Err(Errno::AGAIN) if tries < BUSY_TRIES => tries += 1,
+            Err(refusal) => break refusal,
+        }
+        std::thread::sleep(BUSY_RETRY);
     };
     let (shown, command) = (plain(path), request.command());
     let why = reason(&refusal.into());

@@ -1,7 +1,7 @@
 //! `user.swap.request`: text to requests, on partitions, folders and the root.
 
-use std::ffi::OsString;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::rights::{Asker, Rights};
@@ -17,6 +17,10 @@ const PREVIEW_ENTRIES: usize = 2000;
 /// How long a request on a folder may go through its partitions before it is answered and goes on alone:
 /// the kernel holds the folder's lock until then.
 const ANSWER_AFTER: Duration = Duration::from_millis(50);
+
+/// Requests on folders under way at once. Each has a thread, and only who asks for one after another without
+/// waiting for any has so many.
+const WALKS_MAX: usize = 64;
 
 /// First words of the requests that a partition takes.
 pub const PARTITION_REQUESTS: [&str; 5] = ["swap_in", "swap_out", "release", "discard", "reserve"];
@@ -182,8 +186,12 @@ impl Volume {
     /// Asks for all partitions below a folder, on a thread of its own. The answer comes when the first
     /// ones, as many as can be asked at once, have been; only a swap-in looks before whether they can fit.
     fn below(self: &Arc<Self>, id: u64, each: Each, asker: Asker, answer: Answer<()>) {
+        let Some(turn) = Turn::take(&self.walks) else {
+            return answer(Err(Errno::EAGAIN));
+        };
         let (volume, member) = (self.clone(), asker.member());
         let walk = move || {
+            let _turn = turn;
             let rights = Rights::of(member);
             if each == Each::SwapIn && volume.exceeds_pool(id, &rights) {
                 return answer(Err(Errno::ENOBUFS));
@@ -227,48 +235,38 @@ impl Volume {
         });
         bytes > limit
     }
+}
 
-    /// Calls `visit` for every entry below `id`, with id and size where it is a partition that may be reached
-    /// and written, until it returns false. A folder's depth is the users' choice: it takes no stack.
-    fn walk(&self, id: u64, rights: &Rights, visit: &mut dyn FnMut(Option<(u64, u64)>) -> bool) {
-        let mut open = vec![(None, self.names_in(id, rights).into_iter())];
-        let mut go_on = true;
-        while let Some((folder, names)) = open.last_mut() {
-            let Some(name) = names.next().filter(|_| go_on) else {
-                if let Some(folder) = *folder {
-                    self.tree.forget(folder, 1);
-                }
-                open.pop();
-                continue;
-            };
-            let Ok(entry) = self.lookup(folder.unwrap_or(id), &name) else {
-                continue;
-            };
-            let partition = entry.attributes.kind == FileKind::Regular
-                && rights.may_write(&self.tree, &entry.attributes);
-            go_on = visit(partition.then_some((entry.id, entry.attributes.size)));
-            if entry.attributes.kind == FileKind::Directory {
-                open.push((Some(entry.id), self.names_in(entry.id, rights).into_iter()));
-            } else {
-                self.tree.forget(entry.id, 1);
-            }
-        }
+/// One of the [`WALKS_MAX`], until it is dropped.
+struct Turn(Arc<AtomicUsize>);
+
+impl Turn {
+    fn take(walks: &Arc<AtomicUsize>) -> Option<Self> {
+        let before = walks.fetch_add(1, Ordering::Relaxed);
+        let turn = Self(walks.clone());
+        (before < WALKS_MAX).then_some(turn)
     }
+}
 
-    /// The names in a folder; none where who asks could not find them.
-    fn names_in(&self, id: u64, rights: &Rights) -> Vec<OsString> {
-        let attributes = self.tree.attributes(id);
-        let listable = attributes.is_ok_and(|folder| rights.may_list(&self.tree, &folder));
-        let mut names = Vec::new();
-        if let Some(directory) = listable.then(|| self.tree.open_dir(id).ok()).flatten() {
-            // What was listed before an error is asked all the same.
-            let _ = directory.read(0, |entry| {
-                if entry.name != "." && entry.name != ".." {
-                    names.push(entry.name.to_owned());
-                }
-                true
-            });
-        }
-        names
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn walks_are_bounded_and_given_back() {
+        let walks = Arc::default();
+        let mut turns: Vec<Turn> = (0..WALKS_MAX).filter_map(|_| Turn::take(&walks)).collect();
+        assert_eq!(turns.len(), WALKS_MAX);
+        assert!(Turn::take(&walks).is_none() && Turn::take(&walks).is_none());
+        turns.pop();
+        assert!(Turn::take(&walks).is_some());
+        drop(turns);
+        assert_eq!(walks.load(Ordering::Relaxed), 0);
     }
 }

@@ -101,3 +101,42 @@ fn a_very_deep_folder_is_walked() {
     fs::remove_dir_all(mount.at("d")).unwrap();
     assert_eq!(fs::read_dir(&mount.swap).unwrap().count(), 1, "its own folder alone");
 }
+
+/// A request on a folder with more below it than is read at once, at every depth: each name is met, though those of
+/// the outer folders are given up on the way down and read again.
+#[test]
+fn a_request_meets_every_name_of_a_wide_and_deep_tree() {
+    const LEVELS: usize = 24;
+    const FOLDERS: usize = 600;
+    let mount = Mount::prepared(std::path::Path::new(env!("CARGO_TARGET_TMPDIR")));
+    let mut top = mount.backing("top");
+    let mut files = Vec::new();
+    for level in 0..LEVELS {
+        fs::create_dir(&top).unwrap();
+        for number in 0..FOLDERS {
+            let folder = top.join(format!("{number}"));
+            fs::create_dir(&folder).unwrap();
+            if number % 8 == level % 8 {
+                fs::write(folder.join("file"), "x").unwrap();
+                files.push(folder.join("file"));
+            }
+        }
+        // Longer than a batch of names, so that the last level ends in one.
+        for number in 0..if level + 1 == LEVELS { 1000 } else { 10 } {
+            let file = top.join(format!("file-{number}"));
+            fs::write(&file, "x").unwrap();
+            files.push(file);
+        }
+        // Among the others, wherever the filesystem has it.
+        top = top.join("7");
+        fs::remove_dir_all(&top).unwrap();
+        files.retain(|file| !file.starts_with(&top));
+    }
+    crate::place::is_done(&mount.mount("pool_size=64m,open_swap_in=none"));
+    crate::requests::ask(&mount.at("top"), "swap_in");
+    wait_until("the swap-in", || swap_xattr(&mount.mnt, "wait") == "idle");
+    for file in &files {
+        let name = file.strip_prefix(&mount.swap).unwrap();
+        assert_eq!(swap_xattr(&mount.mnt.join(name), "status"), "available", "{name:?}");
+    }
+}
