@@ -8,9 +8,10 @@ use std::fmt::Debug;
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags};
 
 /// Bytes of the only huge page size that is asked for.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
@@ -38,6 +39,8 @@ pub struct Arena {
     huge: &'static str,
     /// Whether the mapping is the arena's own, to be unmapped at its end.
     owned: bool,
+    /// Whether some pages have other memory than at first.
+    replaced: AtomicBool,
 }
 
 /// Whether the mapping is locked.
@@ -51,7 +54,8 @@ enum Lock {
 // SAFETY: the mapping belongs to no thread, and `Arena` itself reads none of its bytes. They are
 // reached through leases only, whose creator promises that no two conflict.
 unsafe impl Send for Arena {}
-// SAFETY: as above; every method of a shared `Arena` only reads its plain fields.
+// SAFETY: as above; every method of a shared `Arena` only reads its plain fields, and `replaced` is
+// atomic.
 unsafe impl Sync for Arena {}
 
 impl Arena {
@@ -73,7 +77,8 @@ impl Arena {
         };
         // From here on dropping the arena unmaps.
         let (lock, huge) = (Lock::NotAsked, "none");
-        let mut arena = Self { base, size: options.size, lock, huge, owned: true };
+        let replaced = AtomicBool::new(false);
+        let mut arena = Self { base, size: options.size, lock, huge, owned: true, replaced };
         arena.advise(Advice::LinuxDontFork)?;
         arena.advise(Advice::LinuxDontDump)?;
         if !hugetlb {
@@ -97,7 +102,8 @@ impl Arena {
     /// Until the arena is dropped, which the last lease delays, the memory stays mapped and initialised, and
     /// is touched through leases of this arena only.
     pub(super) unsafe fn of_foreign(base: NonNull<u8>, size: usize) -> Arc<Self> {
-        Arc::new(Self { base, size, lock: Lock::NotAsked, huge: "none", owned: false })
+        let (lock, replaced) = (Lock::NotAsked, AtomicBool::new(false));
+        Arc::new(Self { base, size, lock, huge: "none", owned: false, replaced })
     }
 
     /// The first byte. Unless it is foreign memory, aligned to 4096, and to 2 MiB where huge pages were asked for.
@@ -132,6 +138,63 @@ impl Arena {
     #[must_use]
     pub fn huge(&self) -> &'static str {
         self.huge
+    }
+
+    /// Whether [`replace`](Self::replace) was called: what was registered of the arena before is other memory than
+    /// what it shows now.
+    #[must_use]
+    pub(crate) fn is_replaced(&self) -> bool {
+        self.replaced.load(Ordering::Acquire)
+    }
+
+    /// Gives the pages of these bytes other memory, in one step: with the content that they have if `keep`, else
+    /// zeros. Whoever was given their memory by registration, and by that alone, reaches what is in the arena no
+    /// more; it stays that one's until it lets go of it.
+    ///
+    /// # Errors
+    /// ENOMEM; EINVAL where the arena is of reserved huge pages, or somebody else's. Nothing has changed then.
+    ///
+    /// # Safety
+    /// The caller has a lease on the bytes, no one else has a lease for writing on any of their pages, and without
+    /// `keep` nobody else has any.
+    pub(crate) unsafe fn replace(
+        &self, offset: usize, length: usize, keep: bool,
+    ) -> io::Result<()> {
+        let start = offset / PAGE_BYTES * PAGE_BYTES;
+        let end = (offset + length).next_multiple_of(PAGE_BYTES);
+        if !self.owned || self.huge == "hugetlb" || start >= end || end > self.size {
+            return Err(Errno::INVAL.into());
+        }
+        let (old, size) = (self.base.as_ptr().wrapping_add(start), end - start);
+        let new = map(size, MapFlags::PRIVATE)?;
+        let prepared = advise(new, size, Advice::LinuxDontFork)
+            .and_then(|()| advise(new, size, Advice::LinuxDontDump));
+        if self.locked() {
+            // SAFETY: mlock needs a mapped range. A refusal does not matter: this memory was never promised.
+            let _ = unsafe { rustix::mm::mlock(new.as_ptr().cast(), size) };
+        }
+        if keep {
+            // SAFETY: copy_nonoverlapping needs `size` bytes that can be read, which nobody writes, and as many
+            // that can be written: the range lies in the mapping, the caller promises the rest, and the new
+            // mapping is nobody else's.
+            unsafe { std::ptr::copy_nonoverlapping(old, new.as_ptr(), size) };
+        }
+        self.replaced.store(true, Ordering::Release);
+        let flags = MremapFlags::MAYMOVE;
+        let moved = prepared.and_then(|()| {
+            // SAFETY: mremap_fixed needs that nobody uses the pages that it moves, and that what it replaces
+            // may go. The first were mapped above. The others are replaced by pages of the same protection, with
+            // the same bytes for those who may be reading them, and nobody writes them.
+            Ok(unsafe {
+                rustix::mm::mremap_fixed(new.as_ptr().cast(), size, size, flags, old.cast())
+            }?)
+        });
+        if let Err(error) = moved {
+            // SAFETY: `map` returned this range above, it was not moved, and nothing else knows of it.
+            unsafe { unmap(new.as_ptr(), size) };
+            return Err(error);
+        }
+        Ok(())
     }
 
     fn address(&self) -> *mut c_void {
@@ -328,6 +391,52 @@ mod tests {
         let read = lease.downgrade();
         assert!(read.iter().all(|byte| *byte == 7));
         assert!(read.is_of(&arena));
+    }
+
+    /// What was registered before keeps its memory, and neither sees nor changes what the arena shows now.
+    #[test]
+    fn replaced_memory_is_out_of_reach_of_a_registration() {
+        use io_uring::{IoUring, opcode, types};
+        use std::os::fd::AsRawFd;
+        use std::os::unix::fs::FileExt;
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[9; 16384], 0).unwrap();
+        for huge_pages in [false, true] {
+            let arena = arena(4 << 20, true, huge_pages);
+            if arena.huge() == "hugetlb" {
+                // SAFETY: no lease exists.
+                assert!(unsafe { arena.replace(4096, 4096, true) }.is_err());
+                continue;
+            }
+            // SAFETY: the only lease of this arena, but for its parts.
+            let mut lease = unsafe { arena.write_lease(0, 16384) };
+            lease.fill(1);
+            let address = lease.address();
+            let mut ring = IoUring::new(4).unwrap();
+            let slice = libc::iovec { iov_base: arena.address(), iov_len: arena.size() };
+            // SAFETY: register_buffers needs memory that stays until the ring is gone: the arena is dropped later.
+            unsafe { ring.submitter().register_buffers(&[slice]) }.unwrap();
+            assert!(!arena.is_replaced());
+            let rest = lease.split_front(4096).1;
+            let (middle, last) = rest.split_front(8192);
+            // SAFETY: `middle` is a lease on them, and no other overlaps it.
+            unsafe { arena.replace(middle.offset(), middle.len(), true) }.unwrap();
+            // SAFETY: as above, of `last`; a part of a page means all of it.
+            unsafe { arena.replace(last.offset() + 512, 512, false) }.unwrap();
+            assert!(arena.is_replaced());
+            assert!(middle.iter().all(|byte| *byte == 1) && last.iter().all(|byte| *byte == 0));
+            let entry = opcode::ReadFixed::new(types::Fd(file.as_raw_fd()), address, 16384, 0);
+            // SAFETY: push needs memory and a descriptor that stay until the completion, which is waited for. The
+            // memory of the leases is not what was registered; the first page, which is, has no lease.
+            unsafe { ring.submission().push(&entry.build()) }.unwrap();
+            ring.submit_and_wait(1).unwrap();
+            assert_eq!(ring.completion().next().unwrap().result(), 16384);
+            // SAFETY: the first page's lease is gone.
+            let first = unsafe { arena.read_lease(0, 4096) };
+            assert!(first.iter().all(|byte| *byte == 9), "still the registered memory");
+            assert!(middle.iter().all(|byte| *byte == 1) && last.iter().all(|byte| *byte == 0));
+            drop(ring);
+        }
     }
 
     #[test]

@@ -23,9 +23,12 @@ pub(super) struct Lane {
     queue: Mutex<Queue>,
     pub(super) wake: Wake,
     pub(super) counters: Counters,
-    /// Makes the ring's next system call fail for good.
+    /// Makes the ring's next submission fail for good.
     #[cfg(test)]
     pub(super) broken: std::sync::atomic::AtomicBool,
+    /// With it, no completion comes any more.
+    #[cfg(test)]
+    pub(super) silent: std::sync::atomic::AtomicBool,
 }
 
 #[derive(Debug)]
@@ -85,6 +88,8 @@ impl Lane {
             counters: Counters::default(),
             #[cfg(test)]
             broken: std::sync::atomic::AtomicBool::new(false),
+            #[cfg(test)]
+            silent: std::sync::atomic::AtomicBool::new(false),
         })
     }
 

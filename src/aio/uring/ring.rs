@@ -1,9 +1,15 @@
 //! One ring and its thread: takes transfers from the lane, submits, reaps, delivers.
 //!
 //! A transfer is in the table before its entry is published and until its completion is reaped, so the
-//! memory and the descriptor that the kernel uses stay valid whatever happens in between. When the
-//! ring breaks, everything that the kernel has not seen is answered with EIO, and what it has seen stays
-//! in the table (see [`Table`]'s drop).
+//! memory and the descriptor that the kernel uses stay valid whatever happens in between.
+//!
+//! A ring breaks when the kernel has no memory for its submissions for seconds, or when the sink panics. (The other
+//! errors of io_uring_enter are about arguments that are never given: EBADF, EBADFD, EEXIST, EFAULT, EINVAL,
+//! EOPNOTSUPP; about a polling kernel thread, which there is not: EOWNERDEAD; or about completions lost for
+//! want of room, and the queue has room for every slot: EBADR.) Then everything that the kernel has not seen is
+//! answered with EIO, and what it has seen is waited for as before. What has no completion after a while is
+//! answered with EIO too: its pages get other memory first, so that nothing which the kernel still does
+//! reaches anybody's bytes. Where that cannot be, it stays in the table without an answer (see [`Table`]'s drop).
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
@@ -33,6 +39,9 @@ const WAKE_STAGED: u32 = u32::MAX;
 /// Times that io_uring_enter is tried again, 1 ms apart, when the kernel is short of memory.
 const SHORTAGES_MAX: u32 = 5000;
 
+/// `IORING_ENTER_GETEVENTS`, which the crate keeps to itself.
+const ENTER_GETEVENTS: u32 = 1;
+
 /// How long a broken ring's completions are still waited for.
 const BURIAL_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 10_000 });
 
@@ -50,6 +59,8 @@ pub(super) struct Ring {
     sink: Arc<OnceLock<Arc<dyn CompletionSink>>>,
     single_submit: bool,
     overlap_events: bool,
+    /// Whether submitters claim memory by pages, not by bytes: whatever is transferred, all of its pages are theirs.
+    whole_pages: bool,
     /// Entries published and not yet consumed by the kernel, in order.
     staged: VecDeque<u32>,
     /// How many of `staged`, from the front, the counters already show as submitted.
@@ -64,7 +75,7 @@ pub(super) struct Ring {
 impl Ring {
     pub(super) fn new(
         new: NewRing, settings: &AioSettings, lane: Arc<Lane>,
-        sink: Arc<OnceLock<Arc<dyn CompletionSink>>>,
+        sink: Arc<OnceLock<Arc<dyn CompletionSink>>>, whole_pages: bool,
     ) -> Self {
         let depth = settings.queue_depth as usize;
         Self {
@@ -77,6 +88,7 @@ impl Ring {
             sink,
             single_submit: settings.single_submit,
             overlap_events: settings.overlap_events,
+            whole_pages,
             staged: VecDeque::with_capacity(depth + 1),
             counted: 0,
             polling: false,
@@ -180,7 +192,9 @@ impl Ring {
 
     /// Publishes the entry of a slot.
     fn stage(&mut self, index: u32) {
-        let entry = self.entry(index).user_data(index.into());
+        let (entry, fixed) = self.entry(index);
+        let entry = entry.user_data(index.into());
+        self.table.get_mut(index).fixed = fixed;
         // SAFETY: push needs the entry's memory and descriptor to stay valid until its completion.
         // Both are owned by the table's slot (lease and file), which is emptied only when the
         // completion is reaped, or when the kernel has not consumed the entry and never will
@@ -191,7 +205,8 @@ impl Ring {
         self.staged.push_back(index);
     }
 
-    fn entry(&self, index: u32) -> squeue::Entry {
+    /// The entry of a slot, and whether it names its memory by registration.
+    fn entry(&self, index: u32) -> (squeue::Entry, bool) {
         let slot = self.table.get(index);
         let transfer = &slot.transfer;
         let (number, flags) = match slot.registered {
@@ -202,37 +217,42 @@ impl Ring {
         };
         let file = types::Fd(number);
         let offset = transfer.offset;
-        let entry = match &transfer.action {
+        let (entry, fixed) = match &transfer.action {
             Action::Read(lease) => {
                 let (address, length) = (lease.address(), entry_length(lease.len()));
-                match self.buffer(lease.offset(), lease.len(), |arena| lease.is_of(arena)) {
+                let buffer = self.buffer(lease.offset(), lease.len(), |arena| lease.is_of(arena));
+                let entry = match buffer {
                     Some(buffer) => {
                         opcode::ReadFixed::new(file, address, length, buffer).offset(offset).build()
                     }
                     None => opcode::Read::new(file, address, length).offset(offset).build(),
-                }
+                };
+                (entry, buffer.is_some())
             }
             Action::Write(lease) => {
                 let (address, length) = (lease.address(), entry_length(lease.len()));
-                match self.buffer(lease.offset(), lease.len(), |arena| lease.is_of(arena)) {
+                let buffer = self.buffer(lease.offset(), lease.len(), |arena| lease.is_of(arena));
+                let entry = match buffer {
                     Some(buffer) => opcode::WriteFixed::new(file, address, length, buffer)
                         .offset(offset)
                         .build(),
                     None => opcode::Write::new(file, address, length).offset(offset).build(),
-                }
+                };
+                (entry, buffer.is_some())
             }
             Action::Sync { .. } => {
-                opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build()
+                (opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(), false)
             }
         };
-        entry.flags(flags)
+        (entry.flags(flags), fixed)
     }
 
     /// The registered buffer of a lease, if its arena is the registered one.
     fn buffer(
         &self, offset: usize, length: usize, is_of: impl FnOnce(&Arc<Arena>) -> bool,
     ) -> Option<u16> {
-        let arena = self.arena.as_ref()?;
+        // Another ring may have given up pages that this one has registered.
+        let arena = self.arena.as_ref().filter(|arena| !arena.is_replaced())?;
         if is_of(arena) { slice_index(offset, length) } else { None }
     }
 
@@ -360,15 +380,22 @@ impl Ring {
             }
         }
         let end = Instant::now() + BURIAL_PATIENCE;
+        let mut abandoned = false;
         loop {
             self.answer_inbox(Errno::EIO);
             let transfers = self.inbox.transfers.drain(..);
             self.done.extend(transfers.map(|transfer| refused(transfer, Errno::EIO)));
-            self.reap_buried();
+            if !abandoned {
+                self.reap_buried();
+                if self.table.len() > 0 && Instant::now() >= end {
+                    self.abandon();
+                    abandoned = true;
+                }
+            }
             if !self.done.is_empty() {
                 self.deliver();
             }
-            let patient = self.table.len() > 0 && Instant::now() < end;
+            let patient = self.table.len() > 0 && !abandoned;
             let drained = self.lane.take(usize::MAX, |_| true, &mut self.inbox);
             if drained && self.inbox.is_empty() && !patient && self.lane.close() {
                 return;
@@ -381,6 +408,7 @@ impl Ring {
 
     /// What finished although the ring is broken.
     fn reap_buried(&mut self) {
+        self.fetch_events();
         let mut reaped = std::mem::take(&mut self.reaped);
         reaped.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
         for (user_data, result) in reaped.drain(..) {
@@ -389,6 +417,46 @@ impl Ring {
             }
         }
         self.reaped = reaped;
+    }
+
+    /// Lets the kernel put completions into the queue: with deferred work it does so in this call alone. Submits
+    /// nothing, so that it needs no memory.
+    fn fetch_events(&self) {
+        #[cfg(test)]
+        if self.lane.silent.load(std::sync::atomic::Ordering::Relaxed) {
+            return;
+        }
+        // SAFETY: enter needs that no entry is published whose memory or descriptor is not valid, and an argument
+        // that fits the flags: it is told to take no entry, and without further flags there is no argument.
+        let result =
+            unsafe { self.ring.submitter().enter::<libc::sigset_t>(0, 0, ENTER_GETEVENTS, None) };
+        if let Err(error) = result {
+            log::debug!("the broken io_uring gives no completions: {error}");
+        }
+    }
+
+    /// Answers what has no completion, where nothing that the kernel may still do is seen by anybody. Completions
+    /// are not taken any more after this.
+    fn abandon(&mut self) {
+        for index in self.table.used() {
+            let slot = self.table.get(index);
+            let out_of_reach = match (&slot.transfer.action, &self.arena) {
+                (Action::Sync { .. }, _) => true,
+                (Action::Read(lease), Some(arena)) if slot.fixed && self.whole_pages => {
+                    // SAFETY: replace needs a lease that shares its pages with nobody: this one, whose
+                    // submitter's units are whole pages.
+                    unsafe { arena.replace(lease.offset(), lease.len(), false) }.is_ok()
+                }
+                (Action::Write(lease), Some(arena)) if slot.fixed && self.whole_pages => {
+                    // SAFETY: as above; others may have leases for reading.
+                    unsafe { arena.replace(lease.offset(), lease.len(), true) }.is_ok()
+                }
+                _ => false,
+            };
+            if out_of_reach {
+                self.finish(index, -libc::EIO);
+            }
+        }
     }
 
     fn wait_buried(&self, patient: bool) {

@@ -11,6 +11,8 @@ pub(super) struct Slot {
     pub(super) transfer: Transfer,
     /// Its file's place in the ring's table of registered files.
     pub(super) registered: Option<u32>,
+    /// Whether the kernel knows its memory by registration alone, not by its address.
+    pub(super) fixed: bool,
     retries: u16,
 }
 
@@ -39,12 +41,22 @@ impl Table {
         let index = self.free.pop().expect("the inbox holds no more than there is room for");
         let slot = &mut self.slots[index as usize];
         assert!(slot.is_none(), "slot {index} is free");
-        *slot = Some(Slot { transfer, registered, retries: 0 });
+        *slot = Some(Slot { transfer, registered, fixed: false, retries: 0 });
         index
     }
 
     pub(super) fn get(&self, index: u32) -> &Slot {
         self.slots[index as usize].as_ref().expect("a slot in use")
+    }
+
+    pub(super) fn get_mut(&mut self, index: u32) -> &mut Slot {
+        self.slots[index as usize].as_mut().expect("a slot in use")
+    }
+
+    /// The slots in use.
+    pub(super) fn used(&self) -> Vec<u32> {
+        let used = (0..).zip(&self.slots).filter(|(_, slot)| slot.is_some());
+        used.map(|(index, _)| index).collect()
     }
 
     pub(super) fn remove(&mut self, index: u32) -> Slot {
@@ -70,6 +82,7 @@ impl Drop for Table {
         if self.len() == 0 {
             return;
         }
+        // Those whose memory could not be replaced (`Ring::abandon`).
         // Closing a ring does not stop what the kernel has begun. Were these leases given back, a
         // late read would overwrite whatever their buffers hold by then, so they are leaked: each
         // keeps the arena mapped and its own bytes out of use for the rest of the process.

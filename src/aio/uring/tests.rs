@@ -88,36 +88,77 @@ fn files_beyond_the_table_are_replaced() {
     }
 }
 
+/// A pipe that is empty, as a file, and its other end.
+fn pipe() -> (Arc<dyn BackingFile>, std::io::PipeWriter) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    (Arc::new(DiskFile::new(OwnedFd::from(reader)).unwrap()), writer)
+}
+
+fn read(arena: &Arc<Arena>, file: &Arc<dyn BackingFile>, index: usize) -> Transfer {
+    // SAFETY: each test uses every page of the arena once at a time.
+    let mut lease = unsafe { arena.write_lease(index * 4096, 4096) };
+    lease.fill(77);
+    Transfer { token: 99, action: Action::Read(lease), file: Arc::clone(file), offset: 0 }
+}
+
 #[test]
-fn broken_ring_answers_eio_and_keeps_what_is_in_flight() {
+fn broken_ring_answers_eio_and_takes_its_memory_out_of_reach() {
     let (device, arena, sink) = device();
-    let (reader, mut writer) = std::io::pipe().unwrap();
-    let pipe: Arc<dyn BackingFile> = Arc::new(DiskFile::new(OwnedFd::from(reader)).unwrap());
-    // SAFETY: the last page, which no other lease of this test touches.
-    let lease = unsafe { arena.write_lease(15 * 4096, 4096) };
-    let stuck = Transfer { token: 99, action: Action::Read(lease), file: pipe, offset: 0 };
-    device.submit(&mut vec![stuck]);
-    // Once a later transfer is done, the kernel has the read.
+    assert!(device.stats().registered_buffers, "needs RLIMIT_MEMLOCK");
+    let options = ArenaOptions { size: 4096, pin_memory: false, huge_pages: false };
+    let foreign = Arena::new(options).unwrap();
+    let ((registered, _writer), (unregistered, mut writer)) = (pipe(), pipe());
+    device.submit(&mut vec![read(&arena, &registered, 15), read(&foreign, &unregistered, 0)]);
+    // Once a later transfer is done, the kernel has the reads.
     let file = file();
     device.submit(&mut vec![write(&arena, &file, 0)]);
     assert_eq!(sink.wait(1)[0].result, Ok(4096));
-    let holders = Arc::strong_count(&arena);
+    let holders = (Arc::strong_count(&arena), Arc::strong_count(&foreign));
+    device.lanes[0].silent.store(true, Relaxed);
     device.lanes[0].broken.store(true, Relaxed);
 
     device.submit(&mut (0..12).map(|index| write(&arena, &file, index)).collect());
     let done = sink.wait(12);
-    assert!(done.iter().all(|done| done.result == Err(Errno::EIO)), "{done:?}");
+    assert!(done.iter().all(|done| done.result == Err(Errno::EIO) && done.transfer.token != 99));
     drop(done);
+    assert!(!arena.is_replaced());
+    // The one whose memory is the kernel's by registration is answered; nothing of its page is left.
+    let abandoned = sink.wait(1).remove(0);
+    assert_eq!((abandoned.transfer.token, abandoned.result), (99, Err(Errno::EIO)));
+    let Action::Read(lease) = abandoned.transfer.action else { panic!("a read came in") };
+    assert!(arena.is_replaced() && lease.is_of(&arena) && lease.iter().all(|byte| *byte == 0));
+    drop((lease, abandoned.transfer.file));
     device.submit(&mut vec![write(&arena, &file, 0)]);
     assert_eq!(sink.wait(1)[0].result, Err(Errno::EIO));
-    assert_eq!(device.stats().failed, 13);
+    assert_eq!(device.stats().failed, 14);
 
     device.shutdown();
     device.submit(&mut vec![write(&arena, &file, 0)]);
     assert_eq!(sink.wait(1)[0].result, Err(Errno::ENODEV));
-    // The ring gave up its own reference, the lost lease keeps the memory mapped.
-    assert_eq!(Arc::strong_count(&arena), holders - 1);
+    // The ring gave up its own reference, and the answered read its lease.
+    assert_eq!(Arc::strong_count(&arena), holders.0 - 2);
+    // The other lease is lost: it keeps the memory mapped.
+    assert_eq!(Arc::strong_count(&foreign), holders.1);
     writer.write_all(&[1; 100]).unwrap();
+}
+
+/// What fails is submitting; what is under way ends as it would have.
+#[test]
+fn broken_ring_waits_for_what_is_in_flight() {
+    let (device, arena, sink) = device();
+    let (pipe, mut writer) = pipe();
+    let file = file();
+    device.submit(&mut vec![read(&arena, &pipe, 15), write(&arena, &file, 0)]);
+    assert_eq!(sink.wait(1)[0].result, Ok(4096));
+    device.lanes[0].broken.store(true, Relaxed);
+    device.submit(&mut vec![write(&arena, &file, 1)]);
+    assert_eq!(sink.wait(1)[0].result, Err(Errno::EIO));
+    writer.write_all(&[5; 4096]).unwrap();
+    let done = sink.wait(1).remove(0);
+    assert_eq!((done.transfer.token, done.result), (99, Ok(4096)));
+    let Action::Read(lease) = done.transfer.action else { panic!("a read came in") };
+    assert!(!arena.is_replaced() && lease.iter().all(|byte| *byte == 5));
+    device.shutdown();
 }
 
 #[test]
