@@ -2,6 +2,7 @@
 //! its page, and nothing is there that is not in the program.
 
 mod mdoc;
+mod promises;
 
 use std::collections::BTreeSet;
 use std::path::Path;
