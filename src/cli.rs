@@ -3,6 +3,7 @@
 //! [`run`] parses and executes; the result is the exit status: 0 done, 1 failed with one line on
 //! standard error, 2 wrong usage.
 
+mod bar;
 mod bench;
 mod check;
 mod completions;

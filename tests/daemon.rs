@@ -7,6 +7,7 @@
 mod asking;
 mod fake;
 mod place;
+mod terminal;
 
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
@@ -28,7 +29,7 @@ macro_rules! tests {
     ($($name:ident),* $(,)?) => { [$((stringify!($name), $name as fn())),*] };
 }
 
-const TESTS: [Test; 21] = tests![
+const TESTS: [Test; 22] = tests![
     mount_returns_when_the_mount_answers_and_umount_when_the_daemon_is_gone,
     the_mount_carries_the_standard_options,
     the_daemons_own_line_reaches_the_user,
@@ -42,6 +43,7 @@ const TESTS: [Test; 21] = tests![
     after_a_raw_umount_the_next_mount_waits_for_the_daemon,
     partitions_that_are_not_stored_fail_the_umount,
     umount_keeps_its_timeout,
+    on_a_terminal_umount_shows_how_much_is_left,
     a_killed_daemon_leaves_a_dead_mount_that_is_named_and_cleared,
     in_the_foreground_the_command_is_the_daemon,
     a_service_manager_is_told_when_the_mount_answers_and_when_it_ends,
@@ -292,7 +294,7 @@ fn umount_keeps_its_timeout() {
     assert_failed(
         &output.unwrap(),
         &format!(
-            "cannot synchronize {}: not done after 1 s, 5 buffers are not on stable storage yet; \
+            "cannot synchronize {}: not done after 1 s, 3 buffers are not on stable storage yet; \
              still mounted",
             mnt.display()
         ),
@@ -301,6 +303,20 @@ fn umount_keeps_its_timeout() {
     wait_until("the fsync's end", || {
         nix::mount::umount2(&mnt, nix::mount::MntFlags::empty()).is_ok()
     });
+    place.wait_gone();
+}
+
+/// Buffers in flight are among the dirty ones, and nothing is known of the time while nothing moves.
+fn on_a_terminal_umount_shows_how_much_is_left() {
+    let place = Place::new();
+    assert_done(&place.mount("fsync-hangs", &[]));
+    let mnt = place.mnt();
+    let umount = &mut command("", &["umount", mnt.to_str().unwrap(), "--timeout", "20"]);
+    let terminal = terminal::Terminal::new(umount);
+    wait_until("the bar", || terminal.shown().contains(" 0 B/3.00 MiB, 0 B/s, ? left"));
+    let (status, shown) = terminal.finish();
+    assert!(status.success(), "{shown}");
+    assert!(shown.contains("synchronizing "), "{shown}");
     place.wait_gone();
 }
 

@@ -3,16 +3,15 @@
 mod targets;
 mod wait;
 
-use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 use serde::Serialize;
 
+use super::bar::byte_bar;
 use super::{Failure, print};
 use crate::paths::plain;
 use crate::sys_process::{reason, text_xattr};
@@ -107,7 +106,7 @@ impl RequestArgs {
                     let time = Duration::from_secs(seconds);
                     start.checked_add(time).map(|at| (at, seconds))
                 }),
-                bar: bar(request),
+                bar: byte_bar(request.command()),
             };
             wait.run(&mut targets);
             wait.bar.finish_and_clear();
@@ -230,17 +229,4 @@ impl<'a> Report<'a> {
         report.status = Some(status);
         report
     }
-}
-
-/// A bar on a terminal, counting bytes.
-fn bar(request: Request) -> ProgressBar {
-    let target = match io::stderr().is_terminal() {
-        true => ProgressDrawTarget::stderr(),
-        false => ProgressDrawTarget::hidden(),
-    };
-    let template = "{msg} {bar:30} {binary_bytes}/{binary_total_bytes}, {binary_bytes_per_sec}, \
-                    {eta} left";
-    let style =
-        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::with_draw_target(Some(0), target).with_style(style).with_message(request.command())
 }

@@ -1,19 +1,20 @@
 //! `swapfs umount`.
 
 use std::fs::File;
-use std::io::{self, IsTerminal, PipeReader, Read, Write};
+use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::ForkResult;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::Failure;
+use super::bar::byte_bar;
 use crate::daemon::{MountStats, read_state};
 use crate::fuse::mount::{self, Detach, MountEntry, UnmountError};
 use crate::sys_process::{fork_single_threaded, reason, text_xattr};
@@ -182,25 +183,17 @@ fn is_readable(fd: &impl AsFd, until: Instant) -> bool {
     poll(&mut fds, timeout).is_ok_and(|ready| ready > 0)
 }
 
-/// A bar on a terminal, counting the bytes of buffers that are dirty or in flight.
+/// A bar on a terminal, counting the bytes of dirty buffers. Those that are being written are among them.
 struct Progress(ProgressBar);
 
 impl Progress {
     fn new() -> Self {
-        let target = match io::stderr().is_terminal() {
-            true => ProgressDrawTarget::stderr(),
-            false => ProgressDrawTarget::hidden(),
-        };
-        let template = "synchronizing {bar:30} {binary_bytes}/{binary_total_bytes}, \
-                        {binary_bytes_per_sec}, {eta} left";
-        let style =
-            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        Self(ProgressBar::with_draw_target(Some(0), target).with_style(style))
+        Self(byte_bar("synchronizing"))
     }
 
     /// Buffers that are not on stable storage; asked of the root itself, which never waits.
     fn left(at: &Path) -> Option<u64> {
-        Some(Self::count(at, "dirty")? + Self::count(at, "inflight").unwrap_or(0))
+        Self::count(at, "dirty")
     }
 
     fn count(at: &Path, name: &str) -> Option<u64> {
