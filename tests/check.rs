@@ -170,6 +170,7 @@ fn this_machine_is_usable_and_nothing_is_left_behind() {
 }
 
 #[test]
+#[ignore = "needs mkfs.xfs: tests/suites/tools.sh"]
 fn a_folder_on_xfs_is_usable() {
     let rig = Rig::new();
     let image = rig.scratch.path().join("image");
@@ -184,6 +185,7 @@ fn a_folder_on_xfs_is_usable() {
 }
 
 #[test]
+#[ignore = "needs fusermount3: tests/suites/tools.sh"]
 fn without_arguments_the_default_folder_is_checked_and_not_made() {
     let rig = Rig::new();
     let (home, user) = (rig.scratch.path().join("home"), NOBODY);

@@ -270,6 +270,7 @@ fn values_that_cannot_run_are_left_out_and_said() {
 }
 
 #[test]
+#[ignore = "needs mkfs.ext4: tests/suites/tools.sh"]
 fn a_folder_without_direct_io_is_refused() {
     let rig = Rig::new();
     let image = rig.path("image");

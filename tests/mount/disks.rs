@@ -43,9 +43,10 @@ fn resize_device(disk: &SmallDisk, bytes: u64) {
 /// "A failed write … stays in the pool, readable, and the next fsync tries it again": with a device that really
 /// fails, and later does not.
 #[test]
+#[ignore = "needs mkfs.ext4: tests/suites/tools.sh"]
 fn what_a_failing_device_refuses_is_kept_and_lands_later() {
     // Without a journal, a write that fails is no reason to become read-only.
-    let Some(disk) = SmallDisk::ext4_made_with(&["-m", "0", "-O", "^has_journal"]) else { return };
+    let disk = SmallDisk::ext4_made_with(&["-m", "0", "-O", "^has_journal"]);
     let mount = Mount::within(&disk.at, "pool_size=64m");
     let (path, backing) = (mount.at("file"), mount.backing("file"));
     fs::write(mount.at("before"), pattern(0, 100_000)).unwrap();
@@ -75,8 +76,9 @@ fn what_a_failing_device_refuses_is_kept_and_lands_later() {
 /// "A swap folder that goes read-only": what is there stays readable, nothing is taken that cannot be kept, and the
 /// command that unmounts says what is lost.
 #[test]
+#[ignore = "needs mkfs.ext4: tests/suites/tools.sh"]
 fn a_disk_that_turns_read_only_takes_nothing_and_says_so() {
-    let Some(disk) = SmallDisk::ext4() else { return };
+    let disk = SmallDisk::ext4();
     let mount = Mount::within(&disk.at, "pool_size=16m");
     let (path, kept) = (mount.at("file"), mount.at("kept"));
     let file = open(&path);
@@ -108,9 +110,10 @@ fn a_disk_that_turns_read_only_takes_nothing_and_says_so() {
 
 /// A disk that is gone altogether: errors at once, no waiting, and another mount does not notice.
 #[test]
+#[ignore = "needs mkfs.ext4: tests/suites/tools.sh"]
 fn a_disk_that_is_gone_answers_with_errors_and_others_go_on() {
     nix::ioctl_read!(ext4_shutdown, b'X', 125, u32);
-    let Some(disk) = SmallDisk::ext4() else { return };
+    let disk = SmallDisk::ext4();
     let sound = Mount::new("pool_size=16m");
     let mount = Mount::within(&disk.at, "pool_size=16m");
     let path = mount.at("file");
@@ -137,8 +140,9 @@ fn a_disk_that_is_gone_answers_with_errors_and_others_go_on() {
 
 /// "Unmounted underneath": the daemon holds on to what it has open, and loses nothing.
 #[test]
+#[ignore = "needs mkfs.ext4: tests/suites/tools.sh"]
 fn a_disk_that_is_unmounted_underneath_is_kept_until_the_end() {
-    let Some(disk) = SmallDisk::ext4() else { return };
+    let disk = SmallDisk::ext4();
     let mount = Mount::within(&disk.at, "pool_size=16m");
     let file = open(&mount.at("file"));
     write_pattern(&file, 2 * MIB, 1 << 20);
@@ -155,8 +159,9 @@ fn a_disk_that_is_unmounted_underneath_is_kept_until_the_end() {
 
 /// "Inode exhaustion": the new name is refused, everything else works on.
 #[test]
+#[ignore = "needs mkfs.ext4: tests/suites/tools.sh"]
 fn a_disk_without_inodes_refuses_names_and_nothing_else() {
-    let Some(disk) = SmallDisk::ext4_made_with(&["-m", "0", "-N", "64"]) else { return };
+    let disk = SmallDisk::ext4_made_with(&["-m", "0", "-N", "64"]);
     let mount = Mount::within(&disk.at, "pool_size=16m");
     let mut made = 0;
     let refused = loop {
@@ -186,8 +191,9 @@ fn a_disk_without_inodes_refuses_names_and_nothing_else() {
 /// "A root daemon ignores … reserved blocks unless it gives up CAP_SYS_RESOURCE": it does, and asks for space in the
 /// name of the file's owner.
 #[test]
+#[ignore = "needs mkfs.ext4: tests/suites/tools.sh"]
 fn the_blocks_reserved_for_root_are_roots() {
-    let Some(disk) = SmallDisk::ext4_made_with(&["-m", "30"]) else { return };
+    let disk = SmallDisk::ext4_made_with(&["-m", "30"]);
     let mount = Mount::within(&disk.at, "pool_size=16m,allow_other");
     for folder in [&mount.mnt, mount.scratch.path()] {
         fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).unwrap();
@@ -214,8 +220,9 @@ fn the_blocks_reserved_for_root_are_roots() {
 
 /// "Reflinked extents … are named at mount as not guaranteeing it".
 #[test]
+#[ignore = "needs mkfs.xfs: tests/suites/tools.sh"]
 fn a_filesystem_that_shares_blocks_is_named() {
-    let Some(disk) = SmallDisk::xfs() else { return };
+    let disk = SmallDisk::xfs();
     let mount = Mount::within(&disk.at, "pool_size=16m");
     wait_until("the line in the log", || mount.log().contains("cp --reflink"));
     let file = open(&mount.at("file"));
@@ -226,8 +233,9 @@ fn a_filesystem_that_shares_blocks_is_named() {
 
 /// "Reservations are not leaked": what was asked for ahead, and what was refused, leaves nothing behind.
 #[test]
+#[ignore = "needs mkfs.ext4: tests/suites/tools.sh"]
 fn a_full_disk_has_all_its_space_back_when_the_files_are_gone() {
-    let Some(disk) = SmallDisk::ext4() else { return };
+    let disk = SmallDisk::ext4();
     let mount = Mount::within(&disk.at, "pool_size=16m");
     let free = || {
         let space = rustix::fs::statvfs(&disk.at).unwrap();

@@ -31,5 +31,7 @@ mod space;
 mod stall;
 mod stop;
 mod support;
+#[path = "../terminal/mod.rs"]
+mod terminal;
 mod times;
 mod xattrs;

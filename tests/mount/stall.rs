@@ -15,6 +15,7 @@ use crate::place::{Mount, swapfs};
 use crate::support::{
     MIB, is_pattern, pattern, same, swap_xattr, wait_until, write_pattern, xattr, xattr_names,
 };
+use crate::terminal::Terminal;
 
 /// A disk that takes no writes until this is dropped.
 struct Frozen(PathBuf);
@@ -48,8 +49,9 @@ fn stats(mount: &Mount) -> serde_json::Value {
 /// "A transfer older than `stall_timeout`": the partition says so, others do not, nobody has to wait to be told,
 /// and all goes on when the device does.
 #[test]
+#[ignore = "needs mkfs.ext4: tests/suites/tools.sh"]
 fn a_device_that_does_not_answer_is_named_where_one_looks() {
-    let Some(disk) = SmallDisk::ext4() else { return };
+    let disk = SmallDisk::ext4();
     let mount = Mount::within(&disk.at, "pool_size=16m,stall_timeout=1");
     let (path, other) = (mount.at("waits"), mount.at("other"));
     let (file, idle) = (open(&path), open(&other));
@@ -93,8 +95,9 @@ fn a_device_that_does_not_answer_is_named_where_one_looks() {
 
 /// SIGTERM while the device does not answer: after `stall_timeout` the mount goes, and who waits gets an error.
 #[test]
+#[ignore = "needs mkfs.ext4: tests/suites/tools.sh"]
 fn a_signal_does_not_wait_for_a_dead_device() {
-    let Some(disk) = SmallDisk::ext4() else { return };
+    let disk = SmallDisk::ext4();
     let mount = Mount::within(&disk.at, "pool_size=16m,stall_timeout=1");
     let file = open(&mount.at("waits"));
     write_pattern(&file, 2 * MIB, 1 << 20);
@@ -114,11 +117,36 @@ fn a_signal_does_not_wait_for_a_dead_device() {
     same(&found[1 << 20..], &pattern(1 << 20, 1 << 20));
 }
 
+/// "`swapfs umount` … synchronizes with a progress bar": what is dirty, once, and no time left while nothing moves.
+#[test]
+#[ignore = "needs mkfs.ext4: tests/suites/tools.sh"]
+fn the_bar_of_an_unmount_counts_what_is_dirty() {
+    let disk = SmallDisk::ext4();
+    let mount = Mount::within(&disk.at, "pool_size=32m");
+    let path = mount.at("file");
+    let file = open(&path);
+    write_pattern(&file, 20 * MIB, 1 << 20);
+    file.sync_all().unwrap();
+    let frozen = Frozen::new(&disk.at);
+    // Over what has its space: taken at once, and not written before the disk thaws.
+    write_pieces(&file, &pattern(7, 20 << 20));
+    drop(file);
+    let mut umount = Command::new(env!("CARGO_BIN_EXE_swapfs"));
+    let umount = Terminal::new(umount.arg("umount").arg(&mount.mnt).args(["--timeout", "60"]));
+    wait_until("the bar", || umount.shown().contains(" 0 B/20.00 MiB, 0 B/s, ? left"));
+    drop(frozen);
+    let (status, shown) = umount.finish();
+    assert!(status.success(), "{shown}");
+    assert!(!mount.is_mounted());
+    same(&fs::read(mount.backing("file")).unwrap(), &pattern(7, 20 << 20));
+}
+
 /// "No FUSE thread waits … while it is the last one that could answer a status call": more clients than threads make
 /// names and ask for space on a disk that does not answer, each in a folder of its own.
 #[test]
+#[ignore = "needs mkfs.ext4: tests/suites/tools.sh"]
 fn status_is_told_while_every_thread_is_held_up() {
-    let Some(disk) = SmallDisk::ext4() else { return };
+    let disk = SmallDisk::ext4();
     let mount = Mount::within(&disk.at, "pool_size=16m,stall_timeout=1,fuse_threads=2");
     let path = mount.at("file");
     let file = open(&path);

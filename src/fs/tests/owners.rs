@@ -1,7 +1,6 @@
 //! Whose files are made, with which mode.
 
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
 
 use super::*;
 
@@ -62,12 +61,18 @@ fn set_group_id_folders_give_their_group() {
 fn a_default_acl_takes_the_place_of_the_umask() {
     let swap = Swap::new();
     let folder = swap.mkdir(ROOT_ID, "acl");
-    let status = Command::new("setfacl")
-        .args(["-d", "-m", "u::rwx,g::rwx,o::r-x"])
-        .arg(swap.path("acl"))
-        .status();
-    if !status.is_ok_and(|status| status.success()) {
-        eprintln!("skipped a_default_acl_takes_the_place_of_the_umask: no setfacl or no ACLs here");
+    // u::rwx,g::rwx,o::r-x, as the kernel stores it.
+    let mut acl = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions) in [(1_u16, 7_u16), (4, 7), (0x20, 5)] {
+        acl.extend([tag.to_le_bytes(), permissions.to_le_bytes()].concat());
+        acl.extend(u32::MAX.to_le_bytes());
+    }
+    let none = rustix::fs::XattrFlags::empty();
+    if let Err(error) =
+        rustix::fs::setxattr(swap.path("acl"), "system.posix_acl_default", &acl, none)
+    {
+        assert_eq!(error, rustix::io::Errno::OPNOTSUPP);
+        eprintln!("skipped a_default_acl_takes_the_place_of_the_umask: no ACLs here");
         return;
     }
     let owner = Caller { umask: 0o077, ..own() };

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# The tests that `cargo test` leaves out because they need another program: disks made by mkfs, fio, an ordinary user's fusermount3, Python.
+SUITE_SECONDS=1200
+source "$(dirname "$0")/lib.sh"
+need mkfs.ext4 mkfs.xfs mount losetup fsfreeze fusermount3 fio
+
+cd "$repo"
+# The other binaries' ignored tests are none of these.
+cargo test --release --test mount --test check --test tune --test bench -- --ignored 2>&1 | tee "$work/log"
+count=$(grep -c '^test .* ok$' "$work/log")
+((count > 0)) || fail "no test was run"
+passed "$count tests"
