@@ -5,7 +5,7 @@ if [[ -z ${INSTALL_NAMESPACE:-} ]]; then
     exec env INSTALL_NAMESPACE=1 unshare --mount --propagation private "$0" "$@"
 fi
 source "$(dirname "$0")/lib.sh"
-need mount umount findmnt mandoc getfattr setfattr cp systemd-analyze fusermount3 setpriv unshare nsenter
+need zsh fish mount umount findmnt mandoc getfattr setfattr cp systemd-analyze fusermount3 setpriv unshare nsenter
 
 # status EXPECTED COMMAND...: runs it, and compares its exit status; its standard error is in $work/err.
 status() {
@@ -44,6 +44,12 @@ cmp "$swapfs" "$installed" || fail "another program was installed"
 # The manual and the completions are found by their own means.
 (cd /usr/local/share/man && mandoc -T lint -W error man8/{swapfs,{,u}mount.fuse.swapfs,mount.swapfs}.8 man7/swapfs.7) || fail "the manual"
 bash -c 'source /usr/local/share/bash-completion/completions/swapfs && complete -p swapfs' >/dev/null || fail "bash completion"
+zsh -n /usr/local/share/zsh/site-functions/_swapfs || fail "zsh completion: the syntax"
+found=$(zsh -fc 'autoload -U compinit; compinit -u -D; autoload -U +X _swapfs && print $_comps[swapfs]')
+[[ $found == _swapfs ]] || fail "zsh completion: $found"
+fish --no-execute /usr/local/share/fish/vendor_completions.d/swapfs.fish || fail "fish completion: the syntax"
+found=$(HOME=$work fish -c 'complete -C "swapfs umo"; complete -C "swapfs mount --pool-s"')
+[[ $found == umount$'\t'*--pool-size$'\t'* ]] || fail "fish completion: $found"
 systemd-analyze verify "swapfs@name.service" 2>"$work/err" || fail "the unit: $(cat "$work/err")"
 ! grep -F "swapfs@" "$work/err" || fail "the unit"
 
