@@ -283,9 +283,10 @@ impl Ledger {
 
     /// As `later`, to a record.
     fn note(&self, record: &Arc<Record>, task: impl FnOnce(&Record) + Send + 'static) {
+        let Some(clerk) = &self.clerk else { return };
         let record = record.clone();
         record.expect();
-        self.later(move || {
+        clerk.later(move || {
             task(&record);
             record.done();
         });

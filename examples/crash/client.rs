@@ -133,7 +133,7 @@ impl Client {
             match self.step(mnt, index) {
                 Ok(()) => self.calls += 1,
                 Err(error) if is_gone(mnt, &error) => break,
-                Err(error) => return Err(format!("{}: {error}", self.files[index].name)),
+                Err(error) => return Err(format!("{}: at work: {error}", self.files[index].name)),
             }
         }
         self.files.iter_mut().for_each(|file| file.file = None);

@@ -6,8 +6,8 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 
@@ -23,6 +23,9 @@ use crate::error::{Errno, Result};
 
 /// Marks the tokens of our own syncs; the engine's are small numbers.
 const OWN: u64 = 1 << 63;
+
+/// How often a read that ends within its first page is begun.
+const TRIES: u32 = 100;
 
 /// A [`Device`] whose transfers are on record in a [`Ledger`].
 #[derive(Debug)]
@@ -43,6 +46,13 @@ struct Group {
 struct Sink {
     ledger: Arc<Ledger>,
     engine: OnceLock<Arc<dyn CompletionSink>>,
+    /// Itself, for the clerk.
+    me: Weak<Sink>,
+    /// It knows the sink.
+    inner: Weak<dyn Device>,
+    /// How often reads that ended within their first page were begun, by their tokens, and how many such there are.
+    again: Mutex<HashMap<u64, u32>>,
+    agains: AtomicUsize,
     /// Bytes: what is moved of a transfer counts in multiples of it.
     alignment: u64,
     /// By the engine's token. Locked for lookups only.
@@ -59,13 +69,17 @@ impl Checked {
     /// Puts `inner` behind `ledger`.
     #[must_use]
     pub fn new(inner: Arc<dyn Device>, ledger: Arc<Ledger>) -> Self {
-        let sink = Sink {
+        let sink = Arc::new_cyclic(|me| Sink {
+            me: me.clone(),
             ledger,
             engine: OnceLock::new(),
+            inner: Arc::downgrade(&inner),
+            again: Mutex::default(),
+            agains: AtomicUsize::new(0),
             alignment: inner.geometry().alignment as u64,
             groups: Mutex::new(HashMap::new()),
-        };
-        Self { inner, sink: Arc::new(sink) }
+        });
+        Self { inner, sink }
     }
 }
 
@@ -123,25 +137,28 @@ impl Device for Checked {
 
 impl CompletionSink for Sink {
     fn complete(&self, done: &mut Vec<Completion>) {
-        let mut written = Vec::new();
+        let (mut written, mut unsettled) = (Vec::new(), Vec::new());
         let mut at = 0;
         while at < done.len() {
-            let completion = &mut done[at];
-            match &completion.transfer.action {
-                Action::Read(_) => verify(completion),
-                Action::Write(_) => written.extend(self.written(completion)),
-                Action::Sync { .. } => {
-                    let completion = done.swap_remove(at);
-                    if let Some(whole) = self.synced(completion) {
+            match &done[at].transfer.action {
+                // How a write of these pages has ended is not on record yet: whether they may still be the
+                // old ones is known when it is.
+                Action::Read(_) if is_unsettled(&done[at]) => unsettled.push(done.swap_remove(at)),
+                Action::Read(_) => at += 1,
+                Action::Write(_) => {
+                    written.extend(self.written(&done[at]));
+                    at += 1;
+                }
+                Action::Sync { .. } => match self.synced(done.swap_remove(at)) {
+                    Some(whole) => {
                         done.push(whole);
                         let last = done.len() - 1;
                         done.swap(at, last);
                         at += 1;
                     }
-                    continue;
-                }
+                    None => {}
+                },
             }
-            at += 1;
         }
         // Before the engine knows: what it does next with these pages comes after.
         if !written.is_empty() {
@@ -152,15 +169,74 @@ impl CompletionSink for Sink {
                 }
             });
         }
-        if !done.is_empty() {
-            self.engine().complete(done);
+        if let (false, Some(sink)) = (unsettled.is_empty(), self.me.upgrade()) {
+            self.ledger.later(move || sink.pass_on(&mut unsettled));
         }
+        self.pass_on(done);
     }
+}
+
+/// Whether the clerk has to record something first of the partition that was read.
+fn is_unsettled(completion: &Completion) -> bool {
+    LedgerFile::of(&*completion.transfer.file).is_some_and(|file| file.record().is_unsettled())
 }
 
 impl Sink {
     fn engine(&self) -> &dyn CompletionSink {
         &**self.engine.get().expect("connected before anything is submitted")
+    }
+
+    /// Counts the attempts of a read that ended within its first page.
+    fn may_try_again(&self, token: u64) -> bool {
+        let more = {
+            let mut again = self.again.lock();
+            let tries = again.entry(token).or_default();
+            *tries += 1;
+            let more = *tries < TRIES;
+            self.agains.store(again.len(), Ordering::Release);
+            more
+        };
+        if !more {
+            self.forget_attempts(token);
+        }
+        more
+    }
+
+    /// The read has an answer.
+    fn forget_attempts(&self, token: u64) {
+        if self.agains.load(Ordering::Acquire) > 0 {
+            let mut again = self.again.lock();
+            again.remove(&token);
+            self.agains.store(again.len(), Ordering::Release);
+        }
+    }
+
+    /// Verifies what was read, and tells the engine.
+    fn pass_on(&self, done: &mut Vec<Completion>) {
+        let mut again = Vec::new();
+        let mut at = 0;
+        while at < done.len() {
+            let completion = &mut done[at];
+            let token = completion.transfer.token;
+            match verify(completion) {
+                Verified::Answered => self.forget_attempts(token),
+                Verified::Within if self.may_try_again(token) => {
+                    again.push(done.swap_remove(at).transfer);
+                    continue;
+                }
+                Verified::Within => completion.result = Err(Errno::EIO),
+            }
+            at += 1;
+        }
+        if !again.is_empty() {
+            match self.inner.upgrade() {
+                Some(inner) => inner.submit(&mut again),
+                None => done.extend(again.drain(..).map(|it| refused(it, Errno::ENODEV))),
+            }
+        }
+        if !done.is_empty() {
+            self.engine().complete(done);
+        }
     }
 
     /// Records what is about to be written, and hands it on. By the clerk.
@@ -257,14 +333,26 @@ impl Sink {
     }
 }
 
+/// What is to become of a read.
+enum Verified {
+    /// The completion says.
+    Answered,
+    /// It ended within its first page, and the file does not: the page has to be read whole.
+    Within,
+}
+
 /// Cuts a read before the first page that is not what it should be; fails it when that is its first.
-fn verify(completion: &mut Completion) {
+fn verify(completion: &mut Completion) -> Verified {
     let Completion { transfer, result } = completion;
-    let Transfer { action: Action::Read(lease), file, offset, .. } = transfer else { return };
-    let (Some(file), Ok(moved)) = (LedgerFile::of(&**file), *result) else { return };
+    let Transfer { action: Action::Read(lease), file, offset, .. } = transfer else {
+        return Verified::Answered;
+    };
+    let (Some(file), Ok(moved)) = (LedgerFile::of(&**file), *result) else {
+        return Verified::Answered;
+    };
     if !offset.is_multiple_of(PAGE_BYTES) {
         *result = Err(Errno::EINVAL);
-        return;
+        return Verified::Answered;
     }
     let ends = || file.status().is_ok_and(|status| status.size <= *offset + moved as u64);
     let checked = if moved >= lease.len() {
@@ -274,14 +362,17 @@ fn verify(completion: &mut Completion) {
         lease[moved..].fill(0);
         moved
     } else {
-        // Pages that came in part are asked for again.
+        // Pages that came in part are asked for again: the file may have grown since.
         moved / PAGE_BYTES as usize * PAGE_BYTES as usize
     };
+    if checked == 0 && moved > 0 {
+        return Verified::Within;
+    }
     let (right, wrong) = file.record().verify(*offset, &lease[..checked]);
     *result = match wrong {
-        None if checked == 0 && moved > 0 => Err(Errno::EIO),
         None => Ok(checked),
         Some(errno) if right == 0 => Err(errno),
         Some(_) => Ok(right as usize),
     };
+    Verified::Answered
 }

@@ -152,6 +152,13 @@ impl Record {
         !self.is_quiet() || self.unsynced.load(Ordering::Acquire)
     }
 
+    /// Whether what is on record of its pages may change before what was asked of the clerk so far is done, and
+    /// matters to a reader.
+    pub(super) fn is_unsettled(&self) -> bool {
+        let minds = || self.checksum == Checksum::Crc32c || self.state.lock().header.has(HAS_TORN);
+        !self.is_quiet() && minds()
+    }
+
     /// Whether the clerk has nothing more to do to it.
     fn is_quiet(&self) -> bool {
         self.queued.load(Ordering::Acquire) == 0

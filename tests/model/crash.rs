@@ -212,6 +212,8 @@ pub(crate) fn corrupt(kind: Kind, seed: u64) -> u64 {
         corrupt_write: rng.pick(&chances),
         misdirected_read: rng.pick(&chances),
         misdirected_write: rng.pick(&chances),
+        short_read: rng.pick(&chances),
+        short_write: rng.pick(&chances),
         ..FaultPlan::default()
     };
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a scratch folder");
@@ -222,7 +224,7 @@ pub(crate) fn corrupt(kind: Kind, seed: u64) -> u64 {
     let kept = Checksum::Crc32c;
     let ledger = Ledger::open(place.as_fd(), control.as_fd(), kept, BLOCK, true);
     let ledger = ledger.expect("it can be made").expect("it may be written");
-    let geometry = Geometry { alignment: 4096, direct: false };
+    let geometry = Geometry { alignment: rng.pick(&[512, 4096]), direct: false };
     let threads = ThreadDevice::new(&AioSettings::default(), geometry).expect("threads");
     let fault = FaultDevice::new(threads, seed, plan).expect("threads");
     let device = Arc::new(Checked::new(fault.clone(), ledger.clone()));
@@ -256,7 +258,13 @@ pub(crate) fn corrupt(kind: Kind, seed: u64) -> u64 {
             match read(&world, handle, from, length) {
                 Ok(found) => {
                     let expected = &bytes[from as usize..(from + length) as usize];
-                    assert!(found == expected, "wrong bytes at {from}, of {length}");
+                    let wrong = found.iter().zip(expected).position(|(found, byte)| found != byte);
+                    let last = found.iter().zip(expected).rposition(|(found, byte)| found != byte);
+                    assert!(
+                        wrong.is_none(),
+                        "wrong bytes at {from}, of {length}: {wrong:?} to {last:?}, size {size}, {:?}",
+                        world.fault
+                    );
                 }
                 Err(_) => refused += 1,
             }

@@ -61,7 +61,8 @@ impl Record {
             }
             Checksum::None => Vec::new(),
         };
-        let pages = pages_of(&(offset + skipped..end));
+        let first = offset.div_ceil(PAGE_BYTES);
+        let pages = first..end.div_ceil(PAGE_BYTES).max(first);
         Writing { bytes: offset..end, pages, sums, size: self.size.load(Ordering::Relaxed) }
     }
 

@@ -99,6 +99,13 @@ fn a_write_in_parts_is_whole_at_its_end() {
         place.write(4608, &bytes[4608..]);
         assert_eq!(place.torn(12288, |_| 99), []);
         assert_eq!(record.verify(0, &bytes), (12288, None));
+        // All within one page.
+        place.begin(0, &bytes[512..3072]);
+        record.end_write(&(0..2560), Outcome::Part(1024));
+        place.write(1024, &bytes[1536..3072]);
+        let wrong = record.verify(0, &bytes[..4096]);
+        let compared = checksum == Checksum::Crc32c;
+        assert_eq!(wrong, if compared { (0, Some(Errno::EBADMSG)) } else { (4096, None) });
     }
 }
 
