@@ -159,7 +159,7 @@ fn a_swap_folder_in_memory_works() {
     is_pattern(&path, 20 * MIB + 3);
     sync_all(&mount.mnt);
     is_pattern(&mount.backing("file"), 20 * MIB + 3);
-    let flags = rustix::fs::OFlags::DIRECT;
+    let flags = rustix::fs::OFlags::DIRECT | rustix::fs::OFlags::CLOEXEC;
     let direct = rustix::fs::open(mount.backing("file"), flags, rustix::fs::Mode::empty()).is_ok();
     let expected = if direct { "1" } else { "0" };
     assert_eq!(crate::support::swap_xattr(&path, "direct"), expected);

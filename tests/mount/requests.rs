@@ -293,9 +293,11 @@ fn a_request_goes_as_deep_as_there_are_folders() {
     let mut folder = File::open(mount.at("dir")).unwrap();
     for _ in 0..6000 {
         mkdirat(&folder, "d", Mode::RWXU).unwrap();
-        folder = openat(&folder, "d", OFlags::DIRECTORY, Mode::empty()).unwrap().into();
+        folder = openat(&folder, "d", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .unwrap()
+            .into();
     }
-    let flags = OFlags::CREATE | OFlags::RDWR;
+    let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC;
     let leaf = File::from(openat(&folder, "leaf", flags, Mode::RWXU).unwrap());
     write_pattern(&leaf, 5000, 5000);
     let resident = || {

@@ -77,13 +77,15 @@ fn a_very_deep_folder_is_walked() {
     let mount = Mount::new("pool_size=16m,open_swap_in=none");
     let depth = 3000;
     let make = rustix::fs::Mode::from_raw_mode(0o755);
-    let flags = rustix::fs::OFlags::DIRECTORY;
+    // Processes that other tests start meanwhile must not keep them: the mount would stay busy.
+    let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
     let mut dir: std::os::fd::OwnedFd = File::open(&mount.mnt).unwrap().into();
     for _ in 0..depth {
         rustix::fs::mkdirat(&dir, "d", make).unwrap();
         dir = rustix::fs::openat(&dir, "d", flags, make).unwrap();
     }
-    let create = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::RDWR;
+    let create =
+        rustix::fs::OFlags::CREATE | rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
     let file: File = rustix::fs::openat(&dir, "file", create, make).unwrap().into();
     file.write_all_at(&pattern(0, 100_000), 0).unwrap();
     file.sync_all().unwrap();

@@ -92,7 +92,7 @@ fn a_folder_replaced_by_a_link_does_not_lead_the_daemon_away() {
     fs::rename(mount.backing("dir"), mount.backing("moved")).unwrap();
     symlink(&outside, mount.backing("dir")).unwrap();
     for (name, at) in [("made", "moved/made"), ("file", "moved/file")] {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
         let made = openat(&dir, name, flags, Mode::from_raw_mode(0o600)).unwrap();
         File::from(made).write_all_at(b"through the folder", 0).unwrap();
         file.sync_all().unwrap();

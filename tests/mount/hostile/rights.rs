@@ -109,7 +109,11 @@ fn check(who: &str, path: &Path, plain: &Path) {
     denied(set_xattr(path, "user.theirs", b"x").err(), may_write, "setxattr");
     let file = File::options().write(true).open(path);
     denied(of(file.map(drop)), may_write, "open for writing");
-    let file = rustix::fs::open(path, rustix::fs::OFlags::WRONLY, rustix::fs::Mode::empty());
+    let file = rustix::fs::open(
+        path,
+        rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    );
     if let Ok(file) = file {
         // Whoever may write may change bytes: the same ones.
         File::from(file).write_all_at(&pattern(5, 100), 5).unwrap();
