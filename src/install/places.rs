@@ -87,7 +87,12 @@ pub fn items(wanted: &Wanted, content: Content) -> Vec<Item> {
     };
     items.push(file(format!("{base}/share/bash-completion/completions/swapfs"), bash));
     items.push(file(format!("{base}/share/zsh/{zsh_functions}/_swapfs"), zsh));
-    items.push(file(format!("{base}/share/fish/vendor_completions.d/swapfs.fish"), fish));
+    // fish looks below /usr/local/share only where XDG_DATA_DIRS names it, as no plain login does.
+    let fish_folder = match wanted.layout {
+        Layout::Local => "/etc/fish/completions",
+        Layout::Package => "/usr/share/fish/vendor_completions.d",
+    };
+    items.push(file(format!("{fish_folder}/swapfs.fish"), fish));
     if wanted.systemd {
         let path = format!("{base}/lib/systemd/system/swapfs@.service");
         items.push(file(path, unit(wanted, &program).into_bytes()));

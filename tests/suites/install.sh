@@ -47,7 +47,7 @@ bash -c 'source /usr/local/share/bash-completion/completions/swapfs && complete 
 zsh -n /usr/local/share/zsh/site-functions/_swapfs || fail "zsh completion: the syntax"
 found=$(zsh -fc 'autoload -U compinit; compinit -u -D; autoload -U +X _swapfs && print $_comps[swapfs]')
 [[ $found == _swapfs ]] || fail "zsh completion: $found"
-fish --no-execute /usr/local/share/fish/vendor_completions.d/swapfs.fish || fail "fish completion: the syntax"
+fish --no-execute /etc/fish/completions/swapfs.fish || fail "fish completion: the syntax"
 found=$(HOME=$work fish -c 'complete -C "swapfs umo"; complete -C "swapfs mount --pool-s"')
 [[ $found == umount$'\t'*--pool-size$'\t'* ]] || fail "fish completion: $found"
 systemd-analyze verify "swapfs@name.service" 2>"$work/err" || fail "the unit: $(cat "$work/err")"
