@@ -222,7 +222,8 @@ impl Filesystem for Adapter {
     fn releasedir(
         &self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty,
     ) {
-        self.opened.lock().remove(&fh.0);
+        // Bound to a name, so that the folder is closed after the lock is gone.
+        let _closed = self.opened.lock().remove(&fh.0);
         reply.ok();
     }
 
