@@ -42,6 +42,20 @@ pub(crate) fn swapfs(arguments: &[&str]) -> Output {
     }
 }
 
+/// `swapfs umount`, again as long as the mount is busy: another test that starts a command has our descriptors until
+/// its exec.
+fn umount(mnt: &Path) -> Output {
+    let mut output = swapfs(&["umount", mnt.to_str().unwrap(), "--timeout", "30"]);
+    for _ in 0..50 {
+        if !complaint(&output).contains("is busy") {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        output = swapfs(&["umount", mnt.to_str().unwrap(), "--timeout", "30"]);
+    }
+    output
+}
+
 /// What the command said on standard error.
 pub(crate) fn complaint(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).trim_end().to_owned()
@@ -155,7 +169,7 @@ impl Mount {
 
     /// `swapfs umount`, which must succeed.
     pub(crate) fn unmount(&self) {
-        is_done(&swapfs(&["umount", self.mnt.to_str().unwrap()]));
+        is_done(&umount(&self.mnt));
         self.pid.store(0, Ordering::SeqCst);
     }
 
@@ -191,7 +205,7 @@ impl Drop for Mount {
         if failed {
             eprintln!("the daemon's log:\n{}", self.log());
         } else if self.daemon().as_raw() > 0 && self.is_mounted() {
-            let output = swapfs(&["umount", self.mnt.to_str().unwrap(), "--timeout", "30"]);
+            let output = umount(&self.mnt);
             if !output.status.success() {
                 take_away(&self.mnt, &self.pid);
                 panic!("{output:?}");
