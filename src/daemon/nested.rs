@@ -32,7 +32,8 @@ pub(super) fn refuse_nested(swap_folder: &Path) -> Result<(), String> {
         let in_use = in_use_line(outer, read_state(outer).as_ref());
         return Err(format!("swap folder {shown} lies inside another: {in_use}"));
     }
-    // Looking for locks below would be a walk through everything that is stored.
+    // Looking for locks below would be a walk through everything that is stored. What was mounted under another name
+    // (`-o fsname`) is not found; asking that mount might wait for its daemon.
     let sources = swapfs_mounts().unwrap_or_default().into_iter().map(|mount| mount.source);
     let is_inside = |inner: &Path| inner != swap_folder && inner.starts_with(swap_folder);
     match sources.into_iter().find(|source| is_inside(source) && is_locked(source)) {

@@ -268,10 +268,14 @@ struct Group {
 
 impl Group {
     fn end_one(&self) {
-        if self.left.fetch_sub(1, Ordering::AcqRel) == 1
-            && let Some(reply) = self.reply.lock().take()
-        {
-            reply(std::mem::take(&mut *self.failed.lock()));
+        if self.left.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return;
+        }
+        // In statements of their own, so that neither lock is held while the answer is given.
+        let reply = self.reply.lock().take();
+        let failed = std::mem::take(&mut *self.failed.lock());
+        if let Some(reply) = reply {
+            reply(failed);
         }
     }
 }
