@@ -205,6 +205,10 @@ fn work_and_clone(
     Ok(())
 }
 
+/// What a power cut may leave behind the end of a partition that grew and was not synchronized: its true length need
+/// not have reached the disk.
+const PADDING_MAX: u64 = 4095;
+
 /// Reads a file of the mount in parts and checks each; what was found is what it is from now on. What was refused
 /// is written again, and must be readable then.
 fn check(place: &Place, file: &mut Owned, block_size: u64, sectors: bool) -> Result<Found, String> {
@@ -223,7 +227,10 @@ fn check(place: &Place, file: &mut Owned, block_size: u64, sectors: bool) -> Res
         contents.parts.push(read.is_ok().then_some(bytes));
         at += part;
     }
-    let found = file.history.check(&contents, part, 0).map_err(failed)?;
+    let found = file
+        .history
+        .check(&contents, part, if sectors { PADDING_MAX } else { 0 })
+        .map_err(failed)?;
     let mend = |at: u64, bytes: &mut [u8]| {
         bytes.fill(0x5a);
         opened.write_all_at(bytes, at)?;

@@ -100,9 +100,15 @@ impl Record {
             (state.slot, state.header, state.stored) = (Some(slot), header, Some(header));
             state.known_pages = INLINE_PAGES;
             if header.has(SIDECAR) {
-                let sums = table.sidecar(slot, false)?;
-                state.known_pages = INLINE_PAGES.max(sums.status()?.size / ENTRY_BYTES);
-                state.sums = Some(Arc::new(sums));
+                match table.sidecar(slot, false) {
+                    Ok(sums) => {
+                        state.known_pages = INLINE_PAGES.max(sums.status()?.size / ENTRY_BYTES);
+                        state.sums = Some(Arc::new(sums));
+                    }
+                    // A power cut came between the two.
+                    Err(Errno::ENOENT) => state.header.flags &= !SIDECAR,
+                    Err(errno) => return Err(errno),
+                }
             }
         }
         Ok(Self {

@@ -72,8 +72,18 @@ pub(super) fn recover(
             let known = Some((slot, header));
             let (table, counters) = (ledger.table.clone(), ledger.counters.clone());
             let stamp = Stamp::of(&file)?;
-            let record =
-                Record::new(identity, table, counters, ledger.checksum, stamp.size, known)?;
+            let record = Record::new(identity, table, counters, ledger.checksum, stamp.size, known);
+            let record = match record {
+                Ok(record) => record,
+                Err(errno) => {
+                    log::error!(
+                        "ledger: record {slot}: {}; its checksums are dropped",
+                        errno.desc()
+                    );
+                    ledger.table.give_back(&header, slot);
+                    return Ok(true);
+                }
+            };
             let done = one(&record, &header, sessions, &file, &found.path, &mut recovered);
             if let Err(errno) = done {
                 log::error!("{}: after the crash: {}", found.path.display(), errno.desc());

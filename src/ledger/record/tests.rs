@@ -3,7 +3,7 @@ use std::os::fd::AsFd;
 use super::*;
 
 struct Place {
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
     table: Arc<Table>,
     record: Record,
 }
@@ -15,7 +15,13 @@ impl Place {
         let table = Arc::new(Table::open(control.as_fd(), true).unwrap().unwrap());
         let record =
             Record::new((7, 8), table.clone(), Arc::default(), checksum, size, None).unwrap();
-        Self { _folder: folder, table, record }
+        Self { folder, table, record }
+    }
+
+    /// The table, opened anew.
+    fn control(&self) -> Arc<Table> {
+        let control = std::fs::File::open(self.folder.path()).unwrap();
+        Arc::new(Table::open(control.as_fd(), true).unwrap().unwrap())
     }
 
     fn header(&self) -> Header {
@@ -125,6 +131,28 @@ fn zeros_are_not_taken_for_bytes_that_others_had_written() {
     fresh.record.end_write(&(0..8192), Outcome::Stored);
     fresh.begin(0, &[0; 8192]);
     assert_eq!(fresh.torn(8192, zeros), [0..8192]);
+}
+
+/// A power cut may leave the header and not the file of entries that it tells of.
+#[test]
+fn a_record_without_its_file_of_entries_knows_the_first_pages() {
+    let place = Place::new(Checksum::Crc32c, 0);
+    place.record.set_size(1 << 20);
+    place.write(0, &[1; 1 << 20]);
+    place.record.settle(stamp(1 << 20));
+    let (slot, header) = (place.table.find((7, 8)).unwrap(), place.header());
+    assert!(header.has(SIDECAR));
+    std::fs::remove_dir_all(place.folder.path().join("sums")).unwrap();
+    std::fs::create_dir(place.folder.path().join("sums")).unwrap();
+    let table = place.control();
+    let known = Some((slot, header));
+    let record =
+        Record::new((7, 8), table, Arc::default(), Checksum::Crc32c, 1 << 20, known).unwrap();
+    assert_eq!(record.verify(0, &[2; 4096]), (0, Some(Errno::EBADMSG)));
+    assert_eq!(record.verify(1 << 18, &[2; 4096]), (4096, None));
+    record.begin_write(&record.prepare(1 << 18, &[3; 4096])).unwrap();
+    record.end_write(&(1 << 18..(1 << 18) + 4096), Outcome::Stored);
+    assert_eq!(record.verify(1 << 18, &[2; 4096]), (0, Some(Errno::EBADMSG)));
 }
 
 #[test]
