@@ -43,18 +43,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, Statx, StatxFlags};
 
 use crate::error::{Errno, Result};
 use crate::sys::{self, errno};
 use moves::Moves;
 use reach::Found;
-use table::{Hint, Table};
+use table::{Hint, Node, Table};
 
 pub use create::Created;
 pub use directory::{Directory, Listed};
 pub use judge::Judge;
 pub use remove::{Gone, RenameKind};
+pub use table::Forgotten;
 pub use types::{Access, Attributes, Caller, Entry, FileKey, FileKind, Space, TimeChange};
 pub use xattr::XattrMode;
 
@@ -156,9 +157,15 @@ impl Tree {
     /// Takes `count` lookups of `id` back. With the last one the id becomes unknown, and its
     /// inode's identity is returned. The root stays.
     pub fn forget(&self, id: u64, count: u64) -> Option<FileKey> {
+        self.forget_for_now(id, count).map(|forgotten| forgotten.node.key)
+    }
+
+    /// As [`Tree::forget`], but the inode's descriptor is closed with the result: the last one of a removed file
+    /// frees its blocks, which takes longer than a small request.
+    pub fn forget_for_now(&self, id: u64, count: u64) -> Option<Forgotten> {
         // Bound to a name, so that what it closes is closed after the lock is gone.
         let forgotten = self.table.lock().forget(id, count);
-        forgotten.map(|forgotten| forgotten.node.key)
+        forgotten
     }
 
     /// What stat(2) tells about `id`, from the swap folder.
@@ -238,12 +245,18 @@ impl Tree {
     /// Enters what a lookup found into the table; its lookup count grows by one.
     fn adopt(&self, found: Found, hint: Hint) -> Entry {
         let Found { node, descriptor, status } = found;
+        self.enter(node, Some(Arc::new(descriptor)), &status, hint)
+    }
+
+    /// As [`Tree::adopt`]; without a descriptor the inode is opened when it is first reached.
+    fn enter(
+        &self, node: Node, descriptor: Option<Arc<OwnedFd>>, status: &Statx, hint: Hint,
+    ) -> Entry {
         let id = node.id;
         let generation = node.key.generation;
-        let attributes = Attributes::new(&status, id);
+        let attributes = Attributes::new(status, id);
         // Bound to a name, so that what it closes is closed after the lock is gone.
-        let _displaced =
-            self.table.lock().adopt(node, Arc::new(descriptor), hint, status.stx_nlink);
+        let _displaced = self.table.lock().adopt(node, descriptor, hint, status.stx_nlink);
         Entry { id, generation, attributes }
     }
 }

@@ -185,7 +185,7 @@ impl Volume {
             if self.tree.attributes(id)?.nlink == 0 && self.engine.info(key).is_none() {
                 return Err(Errno::ESTALE);
             }
-            self.backing_file(key, descriptor)
+            self.backing_file(key, descriptor, write)
         })?;
         if is_new {
             self.count_for_directory(id, handle);
@@ -197,10 +197,12 @@ impl Volume {
         Ok(handle)
     }
 
-    fn backing_file(&self, key: FileKey, descriptor: OwnedFd) -> Result<Arc<dyn BackingFile>> {
+    fn backing_file(
+        &self, key: FileKey, descriptor: OwnedFd, writable: bool,
+    ) -> Result<Arc<dyn BackingFile>> {
         match &self.ledger {
             Some(ledger) => ledger.file(key, descriptor),
-            None => Ok(Arc::new(DiskFile::new(descriptor)?)),
+            None => Ok(Arc::new(DiskFile::opened(descriptor, writable))),
         }
     }
 
@@ -212,10 +214,15 @@ impl Volume {
     pub fn create(
         &self, parent: u64, name: &OsStr, caller: &Caller, mode: u32, exclusive: bool, read: bool,
     ) -> Result<(Entry, u64, bool)> {
+        let moment = self.engine.moment();
         let made = self.tree.create(parent, name, caller, mode, exclusive, self.options.direct)?;
         let (mut entry, descriptor) = (made.entry, made.descriptor);
         let opened = self.tree.key(entry.id).and_then(|key| {
-            self.engine.open(key, read, true, || self.backing_file(key, descriptor))
+            let file = || self.backing_file(key, descriptor, true);
+            match made.is_new {
+                true => self.engine.open_new(key, read, file()?, moment),
+                false => self.engine.open(key, read, true, file),
+            }
         });
         match opened {
             Ok(handle) => {

@@ -50,7 +50,13 @@ impl DiskFile {
         let flags = rustix::fs::fcntl_getfl(&descriptor).map_err(errno)?;
         let access = flags & OFlags::ACCMODE;
         let writable = access == OFlags::RDWR || access == OFlags::WRONLY;
-        Ok(Self { id: next_id(), writable, registrars: Mutex::new(Vec::new()), descriptor })
+        Ok(Self::opened(descriptor, writable))
+    }
+
+    /// Takes over a descriptor of which the caller knows whether writes are possible with it.
+    #[must_use]
+    pub fn opened(descriptor: OwnedFd, writable: bool) -> Self {
+        Self { id: next_id(), writable, registrars: Mutex::new(Vec::new()), descriptor }
     }
 
     /// Remembers to tell `registrar` when this file is dropped. To be called before it registers.

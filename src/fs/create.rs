@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
@@ -148,9 +149,18 @@ impl Tree {
         if direct {
             rustix::fs::fcntl_setfl(&descriptor, OFlags::DIRECT).map_err(errno)?;
         }
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let place = rustix::fs::openat(CWD, link_of(&descriptor), flags, Mode::empty());
-        let entry = self.adopt(self.examine(place.map_err(errno)?)?, hint);
+        let (node, status) = self.identify(&descriptor)?;
+        let place = match &node.handle {
+            // Opened by it when it is needed: most files are written, closed, and perhaps removed, and a descriptor
+            // makes all of that slower.
+            Some(_) if self.opens_handles => None,
+            _ => {
+                let flags = OFlags::PATH | OFlags::CLOEXEC;
+                let place = rustix::fs::openat(CWD, link_of(&descriptor), flags, Mode::empty());
+                Some(Arc::new(place.map_err(errno)?))
+            }
+        };
+        let entry = self.enter(node, place, &status, hint);
         Ok(Created { entry, descriptor, is_new: true })
     }
 
@@ -177,6 +187,15 @@ impl Tree {
     }
 }
 
+fn has_default_acl(directory: BorrowedFd<'_>) -> bool {
+    let name = c"system.posix_acl_default";
+    match sys::has_xattr(directory, name) {
+        Ok(has) => has,
+        // Before Linux 6.13, and in sandboxes that do not know the call.
+        Err(_) => rustix::fs::getxattr_query(link_of(directory), name).is_ok(),
+    }
+}
+
 /// The mode for the call that creates something in `directory`.
 fn creation_mode(
     directory: BorrowedFd<'_>, caller: &Caller, mode: u32, kind: FileKind,
@@ -184,8 +203,7 @@ fn creation_mode(
     let mut mode = mode & 0o7777;
     // With a default ACL the filesystem computes the mode from it, and the umask has no say
     // (acl(5)).
-    let link = link_of(directory);
-    if rustix::fs::getxattr_query(link, c"system.posix_acl_default").is_err() {
+    if !has_default_acl(directory) {
         mode &= !caller.umask;
     }
     // The daemon may make set-group-id files of groups its caller is not in; the caller may not.

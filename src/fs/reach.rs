@@ -97,12 +97,18 @@ impl Tree {
 
     /// Tells which inode an O_PATH descriptor is of.
     pub(super) fn examine(&self, descriptor: OwnedFd) -> Result<Found> {
-        let status = status_of(&descriptor)?;
+        let (node, status) = self.identify(&descriptor)?;
+        Ok(Found { node, descriptor, status })
+    }
+
+    /// Tells which inode a descriptor is of.
+    pub(super) fn identify(&self, descriptor: &OwnedFd) -> Result<(Node, Statx)> {
+        let status = status_of(descriptor)?;
         let dev = device_of(&status);
         if dev != self.root_dev {
             return Err(Errno::EXDEV);
         }
-        let handle = match self.has_handles.then(|| sys::name_to_handle_at(&descriptor)) {
+        let handle = match self.has_handles.then(|| sys::name_to_handle_at(descriptor)) {
             Some(Ok(handle)) => Some(handle),
             // Some filesystems have them for some inodes only.
             None | Some(Err(Errno::EOPNOTSUPP | Errno::EOVERFLOW)) => None,
@@ -115,7 +121,7 @@ impl Tree {
             kind: FileKind::of_mode(u32::from(status.stx_mode)).ok_or(Errno::EIO)?,
             handle,
         };
-        Ok(Found { node, descriptor, status })
+        Ok((node, status))
     }
 
     /// Refuses names that cannot exist.

@@ -66,10 +66,10 @@ impl Displaced {
     }
 }
 
-/// A node that nobody knows any longer.
+/// An inode that nobody knows any longer. Dropping it may close its descriptor.
 #[derive(Debug)]
 #[must_use = "to be dropped after the lock"]
-pub(super) struct Forgotten {
+pub struct Forgotten {
     pub(super) node: Arc<Node>,
     _displaced: Displaced,
 }
@@ -190,9 +190,9 @@ impl Table {
         None
     }
 
-    /// One lookup more of what a name was found to be.
+    /// One lookup more of what a name was found to be. Without a descriptor it counts as closed.
     pub(super) fn adopt(
-        &mut self, node: Node, descriptor: Arc<OwnedFd>, hint: Hint, links: u32,
+        &mut self, node: Node, descriptor: Option<Arc<OwnedFd>>, hint: Hint, links: u32,
     ) -> Displaced {
         let id = node.id;
         let mut displaced = Displaced::default();
@@ -205,7 +205,7 @@ impl Table {
             Some(known) if id == ROOT_ID || (known.node.is_same(&node) && links == 0) => {
                 // The root has no name, and an unlinked inode keeps its pinned descriptor.
                 known.lookups += 1;
-                displaced.0.push(descriptor);
+                displaced.0.extend(descriptor);
                 return displaced;
             }
             Some(known) => {
@@ -220,7 +220,11 @@ impl Table {
                 }
             }
         }
-        self.open(id, descriptor, &mut displaced);
+        match descriptor {
+            Some(descriptor) => self.open(id, descriptor, &mut displaced),
+            // One that is there may be of an inode that had the same number before.
+            None => displaced.0.extend(self.descriptors.pop(&id)),
+        }
         displaced
     }
 

@@ -139,7 +139,9 @@ fn descriptors_stay_bounded() {
     let swap = Swap::with(Options { descriptors_max: FEW, handles: true });
     let before = count_descriptors();
     for index in 0..2000 {
-        swap.make(ROOT_ID, &index.to_string());
+        // A new file is opened when it is first reached.
+        let made = swap.make(ROOT_ID, &index.to_string());
+        assert_eq!(swap.tree.attributes(made.id).unwrap().ino, made.id);
     }
     assert_eq!(swap.tree.known_count(), 2001);
     assert_eq!(swap.tree.table.lock().descriptor_count(), FEW);

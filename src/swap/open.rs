@@ -1,0 +1,144 @@
+//! Opening partitions.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::actions::Actions;
+use super::engine::{Engine, OpenSwapIn};
+use super::partition::{FileKey, Handle, Partition};
+use super::state::State;
+use crate::aio::device::{BackingFile, FileStatus};
+use crate::error::{Errno, Result};
+
+/// A moment, by the partitions that the engine had let go of.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment(u64);
+
+impl Engine {
+    /// Opens a partition: makes it known, or adds a handle to it when it is. `open` provides the
+    /// backing file and is only called when there is none yet (or `write` is asked for and the
+    /// present descriptor cannot); it is called without the engine's lock.
+    ///
+    /// # Errors
+    /// What `open` fails with; EIO when bytes of the partition were lost and `read` is asked for; ESTALE
+    /// when it has neither a name nor a handle any more.
+    pub fn open(
+        &self, key: FileKey, read: bool, write: bool,
+        open: impl FnOnce() -> Result<Arc<dyn BackingFile>>,
+    ) -> Result<u64> {
+        let known = |st: &mut State| {
+            let id = *st.keys.get(&key)?;
+            (!write || st.part(id).file.writable()).then_some(id)
+        };
+        let (opened, drops) = self.with(|st, actions| {
+            (known(st).map(|id| self.add_handle(st, id, read, actions)), st.drops)
+        });
+        if let Some(handle) = opened {
+            return handle;
+        }
+        let file = open()?;
+        let status = file.status()?;
+        self.open_with(key, read, write, file, status, drops)
+    }
+
+    /// As [`Engine::open`], for writing, of a file that was created since the `moment` and is empty: it is only
+    /// asked about its size if somebody may have written to it already.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn open_new(
+        &self, key: FileKey, read: bool, file: Arc<dyn BackingFile>, moment: Moment,
+    ) -> Result<u64> {
+        let modified = SystemTime::UNIX_EPOCH;
+        let status = FileStatus { size: 0, allocated: 0, modified, links: 1 };
+        self.open_with(key, read, true, file, status, moment.0)
+    }
+
+    /// Now, for [`Engine::open_new`].
+    #[must_use]
+    pub fn moment(&self) -> Moment {
+        Moment(self.with(|st, _| st.drops))
+    }
+
+    fn open_with(
+        &self, key: FileKey, read: bool, write: bool, file: Arc<dyn BackingFile>,
+        status: FileStatus, drops: u64,
+    ) -> Result<u64> {
+        // A file without holes needs no reservation; unwritten extents count as holes, harmlessly.
+        let dense = status.size > 0
+            && file.writable()
+            && status.allocated >= status.size
+            && file.seek(0, true).unwrap_or(0) >= status.size;
+        let unit = self.shape.unit;
+        self.with(|st, actions| {
+            if let Some(id) = st.keys.get(&key).copied() {
+                if write && !st.part(id).file.writable() {
+                    let old = std::mem::replace(&mut st.part(id).file, file);
+                    actions.files.push(old);
+                } else {
+                    actions.files.push(file);
+                }
+                return self.add_handle(st, id, read, actions);
+            }
+            // Whoever had it open in between may have left another size: then, and only then, it is
+            // asked again here, where nobody can come between.
+            let (status, dense) = match st.drops == drops {
+                true => (status, dense),
+                false => (file.status()?, false),
+            };
+            let mut part = Partition::new(key, file);
+            part.size = status.size;
+            part.disk_size = status.size;
+            part.written_end = status.size;
+            if dense {
+                part.reserved.insert(0..status.size.next_multiple_of(unit));
+            }
+            if status.allocated > status.size.next_multiple_of(unit.max(65536)) {
+                part.user_end = status.allocated;
+            }
+            let id = st.partitions.insert(part) as u32;
+            st.keys.insert(key, id);
+            st.wake_up(id, status.size, actions);
+            st.trim(self.options.idle_partitions_max, actions);
+            self.add_handle(st, id, read, actions)
+        })
+    }
+
+    fn add_handle(
+        &self, st: &mut State, id: u32, read: bool, actions: &mut Actions,
+    ) -> Result<u64> {
+        let unit = st.shape.unit;
+        let part = st.part(id);
+        if part.unlinked && part.handles == 0 {
+            // Its bytes are being dropped.
+            return Err(Errno::ESTALE);
+        }
+        if read && !part.lost.is_empty() {
+            return Err(Errno::EIO);
+        }
+        part.handles += 1;
+        let idle_since = std::mem::take(&mut part.idle_since);
+        st.idle.remove(&idle_since);
+        let part = st.part(id);
+        let errors_seen = part.error_count;
+        let handle = Handle {
+            partition: id,
+            errors_seen,
+            expected: 0,
+            in_a_row: 0,
+            ahead_to: 0,
+            status_seen: part.status(unit),
+        };
+        let handle = st.handles.insert(handle) as u64;
+        if read {
+            let length = match self.options.open_swap_in {
+                OpenSwapIn::None => 0,
+                OpenSwapIn::Ahead => self.options.read_ahead,
+                OpenSwapIn::All => u64::MAX,
+            };
+            let reached = self.fetch(st, id, 0, length, actions);
+            st.handles.get_mut(handle as usize).expect("inserted above").ahead_to = reached;
+        }
+        Ok(handle)
+    }
+}
