@@ -101,6 +101,8 @@ pub struct Config {
     pub metrics_file: Option<PathBuf>,
     /// Seconds without an answer after which a transfer counts as stalled; 0 for never.
     pub stall_timeout: u32,
+    /// Idle processors are kept awake while a client makes one small call after the other.
+    pub keep_awake: bool,
     /// env_logger filter.
     pub log: String,
     /// The standard options of mount(8).
@@ -237,6 +239,7 @@ impl Config {
                 _ => None,
             },
             stall_timeout: s.count("stall_timeout"),
+            keep_awake: s.switch("keep_awake"),
             log: s.text("log"),
             mount: s.mount.clone(),
             settings,

@@ -133,7 +133,7 @@ fn start(
         volume.set_wear(Wear::open(control));
     }
     let publishing = publish(config, mountpoint, &volume)?;
-    let serving = serve(volume.clone(), fuse, config.fuse_threads as usize)
+    let serving = serve(volume.clone(), fuse, config.fuse_threads as usize, config.keep_awake)
         .map_err(|error| format!("FUSE session: {}", reason(&error)))?;
     Ok(Arc::new(SwapService {
         volume,

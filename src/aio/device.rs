@@ -110,6 +110,16 @@ pub trait Device: Send + Sync + Debug {
     /// from any thread, also from inside [`CompletionSink::complete`].
     fn submit(&self, batch: &mut Vec<Transfer>);
 
+    /// Does a read while the caller waits, a few milliseconds at most, and delivers it before it returns; a slower
+    /// device delivers it later, on another thread. Gives the transfer back where that is not to be had: it is to
+    /// be submitted then.
+    ///
+    /// # Errors
+    /// The transfer, untouched.
+    fn read_now(&self, transfer: Transfer) -> std::result::Result<(), Transfer> {
+        Err(transfer)
+    }
+
     /// Counters since the start.
     fn stats(&self) -> DeviceStats;
 

@@ -6,6 +6,7 @@
 
 mod files;
 mod lane;
+mod prompt;
 mod ring;
 mod setup;
 mod survey;
@@ -28,6 +29,7 @@ use super::threads::{check, join};
 use crate::error::Errno;
 use crate::pool::Arena;
 use lane::Lane;
+use prompt::Prompt;
 use ring::Ring;
 
 /// Moves bytes with io_uring: `thread_count` rings with at most `queue_depth` transfers in flight
@@ -35,6 +37,7 @@ use ring::Ring;
 /// [`DiskFile`](super::file::DiskFile)s go by descriptor; those without one fail with EBADF.
 pub struct UringDevice {
     lanes: Vec<Arc<Lane>>,
+    prompt: Arc<Prompt>,
     sink: Arc<OnceLock<Arc<dyn CompletionSink>>>,
     /// Held while the threads are joined, so that a second `shutdown` waits for the first.
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -74,6 +77,7 @@ impl UringDevice {
         // Made before the threads: dropping it ends those that started when a later one cannot.
         let device = Arc::new(Self {
             lanes,
+            prompt: Arc::new(Prompt::new()),
             sink: Arc::new(OnceLock::new()),
             threads: Mutex::new(Vec::new()),
             geometry,
@@ -139,6 +143,13 @@ impl Device for UringDevice {
         }
     }
 
+    fn read_now(&self, transfer: Transfer) -> Result<(), Transfer> {
+        check(&transfer, self.geometry);
+        let sink = self.sink.get().expect("connect comes before the first submission");
+        let lane = &self.lanes[self.lane_index(&transfer)];
+        self.prompt.read(transfer, lane, sink)
+    }
+
     fn stats(&self) -> DeviceStats {
         let mut stats = DeviceStats {
             engine: "io_uring",
@@ -152,6 +163,7 @@ impl Device for UringDevice {
 
     fn shutdown(&self) {
         let mut threads = self.threads.lock();
+        self.prompt.close();
         self.lanes.iter().for_each(|lane| lane.drain());
         join(threads.drain(..));
     }

@@ -78,7 +78,7 @@ impl OptionDefinition {
 }
 
 /// Every mount option of swapfs.
-pub const OPTIONS: [OptionDefinition; 21] = [
+pub const OPTIONS: [OptionDefinition; 22] = [
     option("pool_size", size(KIB, SIZE_MAX), "1 GiB", "Bytes of the buffer pool"),
     option(
         "block_size",
@@ -160,6 +160,12 @@ pub const OPTIONS: [OptionDefinition; 21] = [
         Kind::Count { min: 0, max: 86_400 },
         "30",
         "Seconds without an answer of the device after which a transfer counts as stalled; 0: never",
+    ),
+    option(
+        "keep_awake",
+        Kind::Switch,
+        "on",
+        "Keep idle processors awake while a client makes one small call after the other",
     ),
     option(
         "log",

@@ -6,6 +6,7 @@
 
 mod abi;
 mod answers;
+mod awake;
 mod change;
 mod crew;
 mod describe;
@@ -22,13 +23,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use zerocopy::FromBytes;
 
 use self::abi::{InHeader, InitIn, MAJOR, MINOR_MIN, Opcode, ReadIn};
+use self::awake::Awake;
 use self::crew::{Crew, Turn};
 use self::device::{Device, HEADER_BYTES, Reply};
 use self::relay::Relay;
 use super::session::REQUEST_BYTES_MAX;
+use crate::fs::Forgotten;
 use crate::metrics::Ticket;
 use crate::swap::Intake;
 use crate::volume::Volume;
@@ -42,6 +46,9 @@ const WAITING_MAX: usize = 16;
 
 /// Threads with an intake; more receive into memory of their own, which is only there when it is used.
 const LENDING_MAX: usize = 16;
+
+/// Requests in a row, each soon after the answer to the last one, after which more of them are expected.
+const QUICK_MIN: u32 = 8;
 
 /// How many of the engine's [`Intake`]s the threads need; they take requests of one length.
 #[must_use]
@@ -60,6 +67,8 @@ pub(super) struct Front {
     /// The descriptor that was mounted.
     device: Arc<Device>,
     readers: spare::Readers,
+    /// Inodes whose descriptors are still to be closed.
+    forgotten: Mutex<Vec<Forgotten>>,
 }
 
 impl Front {
@@ -95,7 +104,8 @@ impl Front {
             }
         }
         relay.pass(&device, &header, &mut headers, rest, None)?;
-        Ok((Front { volume, relay, device, readers: spare::Readers::default() }, theirs))
+        let (readers, forgotten) = (spare::Readers::default(), Mutex::default());
+        Ok((Front { volume, relay, device, readers, forgotten }, theirs))
     }
 
     /// Brings the answer to the first request back to the kernel.
@@ -113,17 +123,19 @@ impl Front {
         })
     }
 
-    /// Starts `count` reading threads, and the one that carries fuser's answers back.
+    /// Starts `count` reading threads, which `keep_awake` lets keep processors awake, and the one that carries fuser's answers back.
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub(super) fn start(self, count: usize) -> io::Result<Vec<JoinHandle<io::Result<()>>>> {
+    pub(super) fn start(
+        self, count: usize, keep_awake: bool,
+    ) -> io::Result<Vec<JoinHandle<io::Result<()>>>> {
         let front = Arc::new(self);
         let carrier = front.clone();
         // Not waited for: it ends when the last answer that somebody still owes has been given.
         spawn("fuse-relay".to_owned(), move || carrier.relay.carry_back(&carrier.device))?;
         let left = Arc::new(AtomicUsize::new(count));
-        let crew = Arc::new(Crew::new(count));
+        let crew = Arc::new(Crew::new(count, Awake::new(keep_awake)));
         if count > 1 {
             let crew = crew.clone();
             // Ends with the last of the readers, as soon as it looks.
@@ -149,6 +161,8 @@ impl Front {
                     impatient,
                     device,
                     crew,
+                    leads: false,
+                    quick: 0,
                     headers: [0; HEADER_BYTES],
                     room: Some(Room::new(number, &front.volume)),
                     joined: Vec::new(),
@@ -248,6 +262,10 @@ struct Reader {
     front: Arc<Front>,
     /// With which it takes turns.
     crew: Option<crew::Member>,
+    /// It has taken the last request alone, and another can take its place.
+    leads: bool,
+    /// Requests in a row that came while it looked out for them.
+    quick: u32,
     patient: Arc<Device>,
     /// Never waits; `None` where the kernel gives no further descriptor.
     impatient: Option<Arc<Device>>,
@@ -284,6 +302,11 @@ impl Reader {
     /// The next request's length; `None` at the end of the session.
     fn receive(&mut self) -> io::Result<Option<usize>> {
         let turn = self.crew.as_ref().map_or(Turn::Read, |crew| crew.next());
+        self.leads = matches!(turn, Turn::Lead(_))
+            && self.crew.as_ref().is_some_and(|crew| crew.has_others());
+        if let Some(crew) = &self.crew {
+            crew.talks(self.leads && self.quick >= QUICK_MIN);
+        }
         let room = self.room.as_mut().expect("put back after each request");
         let (readers, headers) = (&self.front.readers, &mut self.headers);
         match (turn, &self.impatient) {
@@ -291,13 +314,20 @@ impl Reader {
             (Turn::Lead(lookout), Some(impatient)) if !lookout.is_zero() => {
                 self.device.clone_from(impatient);
                 let end = Instant::now() + lookout;
-                let received =
-                    readers.reading(|| impatient.look_out(headers, room.bytes(), end))?;
+                let received = readers.reading(|| {
+                    impatient.look_out(headers, room.bytes(), end, || self.front.tidy())
+                })?;
                 if received != Some(0) {
+                    self.quick += 1;
                     return Ok(received);
                 }
             }
             (Turn::Lead(_) | Turn::Read, _) => {}
+        }
+        self.front.tidy();
+        self.quick = 0;
+        if let Some(crew) = &self.crew {
+            crew.talks(false);
         }
         self.device.clone_from(&self.patient);
         readers.reading(|| self.patient.receive(headers, room.bytes()))
@@ -353,7 +383,13 @@ impl Reader {
             }
             // None are known; fuser would take the word of this one's length, too.
             Opcode::Ioctl => return reply().error(nix::errno::Errno::ENOTTY),
-            opcode if opcode.is_answered_here() => front.answer(opcode, header, arguments, &reply),
+            // One that comes while nothing else does is one of a client that waits for it.
+            Opcode::Read if self.leads && !self.device.has_request() => {
+                front.answer(opcode, header, arguments, true, &reply)
+            }
+            opcode if opcode.is_answered_here() => {
+                front.answer(opcode, header, arguments, false, &reply)
+            }
             _ => hot::Outcome::PassOn,
         };
         if outcome == hot::Outcome::Taken {

@@ -57,6 +57,7 @@ pub struct Serving {
     session: Session<Adapter>,
     front: Front,
     threads: usize,
+    keep_awake: bool,
 }
 
 impl std::fmt::Debug for Serving {
@@ -65,11 +66,14 @@ impl std::fmt::Debug for Serving {
     }
 }
 
-/// Answers the kernel's first request on a mounted FUSE device.
+/// Answers the kernel's first request on a mounted FUSE device. With `keep_awake` processors may be kept awake while
+/// a client makes one small call after the other.
 ///
 /// # Errors
 /// When the kernel's protocol is too old, or the mount is gone already.
-pub fn serve(volume: Arc<Volume>, device: OwnedFd, threads: usize) -> io::Result<Serving> {
+pub fn serve(
+    volume: Arc<Volume>, device: OwnedFd, threads: usize, keep_awake: bool,
+) -> io::Result<Serving> {
     let mut config = Config::default();
     config.n_threads = Some(threads);
     let (front, descriptor) = Front::begin(volume.clone(), device)?;
@@ -79,7 +83,7 @@ pub fn serve(volume: Arc<Volume>, device: OwnedFd, threads: usize) -> io::Result
     let answered = front.answer_init();
     let session = session?;
     answered?;
-    Ok(Serving { session, front, threads })
+    Ok(Serving { session, front, threads, keep_awake })
 }
 
 impl Serving {
@@ -88,7 +92,7 @@ impl Serving {
     /// # Errors
     /// When the device fails.
     pub fn run(self) -> io::Result<()> {
-        let readers = self.front.start(self.threads)?;
+        let readers = self.front.start(self.threads, self.keep_awake)?;
         self.session.run()?;
         // fuser's threads end after the readers, unless they have failed.
         let panicked = |_| Err(io::Error::other("a request thread panicked"));

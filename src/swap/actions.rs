@@ -24,6 +24,8 @@ pub(crate) enum Answer {
 #[derive(Default)]
 pub(crate) struct Actions {
     pub(crate) transfers: Vec<Transfer>,
+    /// Of `transfers` the only one, for which this thread may wait.
+    pub(crate) wait: bool,
     pub(crate) ready: Vec<Op>,
     pub(crate) jobs: Vec<Job>,
     pub(crate) answers: Vec<Answer>,
@@ -111,6 +113,8 @@ impl Actions {
     /// Does everything that was left. The lock is not held.
     pub(crate) fn run(mut self, engine: &Engine) {
         assert_outside("submitting and answering");
+        let alone = self.wait && self.transfers.len() == 1;
+        let now = alone.then(|| self.transfers.pop()).flatten();
         if !self.transfers.is_empty() {
             engine.device().submit(&mut self.transfers);
         }
@@ -131,6 +135,12 @@ impl Actions {
         }
         for job in self.jobs {
             engine.queue_job(job);
+        }
+        if let Some(transfer) = now
+            && let Err(transfer) = engine.device().read_now(transfer)
+        {
+            self.transfers.push(transfer);
+            engine.device().submit(&mut self.transfers);
         }
     }
 }

@@ -101,6 +101,49 @@ fn read(arena: &Arc<Arena>, file: &Arc<dyn BackingFile>, index: usize) -> Transf
     Transfer { token: 99, action: Action::Read(lease), file: Arc::clone(file), offset: 0 }
 }
 
+fn reading(arena: &Arc<Arena>, file: &Arc<dyn BackingFile>, index: usize) -> Transfer {
+    // SAFETY: as in `write`.
+    let lease = unsafe { arena.write_lease(index * 4096, 4096) };
+    Transfer { token: index as u64, action: Action::Read(lease), file: file.clone(), offset: 0 }
+}
+
+#[test]
+fn a_read_that_is_waited_for_is_there_when_the_call_returns() {
+    let (device, arena, sink) = device();
+    let file = file();
+    device.submit(&mut vec![write(&arena, &file, 3)]);
+    sink.wait(1);
+    for _ in 0..100 {
+        device.read_now(reading(&arena, &file, 5)).unwrap();
+        let done = std::mem::take(&mut *sink.done.lock());
+        let [Completion { transfer, result: Ok(4096) }] = &done[..] else { panic!("{done:?}") };
+        let Action::Read(lease) = &transfer.action else { panic!("{transfer:?}") };
+        assert!(lease.iter().all(|byte| *byte == 4) && transfer.token == 5);
+    }
+    assert_eq!(device.stats().reads, 100);
+    let refused = device.read_now(write(&arena, &file, 6)).unwrap_err();
+    assert_eq!(refused.token, 6, "only reads are waited for");
+    drop(refused);
+    device.shutdown();
+    assert!(device.read_now(reading(&arena, &file, 5)).is_err());
+}
+
+#[test]
+fn a_slow_device_does_not_hold_up_who_waits() {
+    let (device, arena, sink) = device();
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let pipe: Arc<dyn BackingFile> = Arc::new(DiskFile::new(OwnedFd::from(reader)).unwrap());
+    device.read_now(reading(&arena, &pipe, 1)).unwrap();
+    assert!(sink.done.lock().is_empty());
+    let refused = device.read_now(reading(&arena, &pipe, 2)).unwrap_err();
+    assert_eq!(refused.token, 2, "one is waited for at a time");
+    writer.write_all(&[7; 4096]).unwrap();
+    let done = sink.wait(1);
+    assert_eq!((done[0].result, done[0].transfer.token), (Ok(4096), 1));
+    assert!(device.read_now(refused).is_err(), "a slow device is given a rest");
+    device.shutdown();
+}
+
 #[test]
 fn broken_ring_answers_eio_and_takes_its_memory_out_of_reach() {
     let (device, arena, sink) = device();

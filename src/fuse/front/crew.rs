@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::awake::Awake;
+
 /// Bytes read or written by one request from which on it belongs to a stream.
 const STREAM_BYTES: usize = 32 * 1024;
 
@@ -45,6 +47,7 @@ pub(super) enum Turn {
 pub(super) struct Crew {
     threads: usize,
     lookout: Duration,
+    awake: Awake,
     /// All read; else one.
     stream: AtomicBool,
     /// Small requests since the last large one.
@@ -62,12 +65,13 @@ pub(super) struct Crew {
 }
 
 impl Crew {
-    pub(super) fn new(threads: usize) -> Crew {
+    pub(super) fn new(threads: usize, awake: Awake) -> Crew {
         // On one processor the client can only come once the leader sleeps.
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Crew {
             threads,
             lookout: if processors > 1 { LOOKOUT } else { Duration::ZERO },
+            awake,
             stream: AtomicBool::new(false),
             small: AtomicU32::new(0),
             reading: AtomicUsize::new(0),
@@ -77,6 +81,19 @@ impl Crew {
             parking: Mutex::new(0),
             called: Condvar::new(),
             watch_called: Condvar::new(),
+        }
+    }
+
+    /// Whether somebody is called when the leader is held up.
+    pub(super) fn has_others(&self) -> bool {
+        self.threads > 1
+    }
+
+    /// Says whether a client is making one small call after the other.
+    pub(super) fn talks(&self, talks: bool) {
+        match talks {
+            true => self.awake.hold(),
+            false => self.awake.let_go(),
         }
     }
 
@@ -158,6 +175,7 @@ impl Crew {
             let nobody_reads = self.reading.load(Ordering::Acquire) == 0;
             let still = before.replace(taken) == Some(taken);
             if still && nobody_reads {
+                self.awake.let_go();
                 self.small.store(0, Ordering::Relaxed);
                 self.stream.store(true, Ordering::Release);
                 self.called.notify_all();
@@ -217,7 +235,7 @@ mod tests {
 
     #[test]
     fn one_leads_until_there_is_a_stream() {
-        let crew = Arc::new(Crew::new(2));
+        let crew = Arc::new(Crew::new(2, Awake::new(false)));
         assert!(matches!(crew.next(), Turn::Lead(_)));
         let second = started(&crew);
         eventually("one reader is enough", || *crew.parking.lock() == 1);
@@ -234,7 +252,7 @@ mod tests {
 
     #[test]
     fn a_leader_that_is_held_up_is_noticed() {
-        let crew = Arc::new(Crew::new(2));
+        let crew = Arc::new(Crew::new(2, Awake::new(false)));
         let watch = std::thread::spawn({
             let crew = crew.clone();
             move || crew.watch()
@@ -253,7 +271,7 @@ mod tests {
 
     #[test]
     fn the_end_reaches_who_is_parked() {
-        let crew = Arc::new(Crew::new(3));
+        let crew = Arc::new(Crew::new(3, Awake::new(false)));
         assert!(matches!(crew.next(), Turn::Lead(_)));
         let (second, third) = (started(&crew), started(&crew));
         eventually("both are parked", || *crew.parking.lock() == 2);

@@ -1,12 +1,13 @@
 //! One descriptor of the session: requests come out of it, and their answers go back into the same one.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::uio::{readv, writev};
 use smallvec::SmallVec;
 use zerocopy::{FromZeros, Immutable, IntoBytes};
@@ -56,10 +57,11 @@ impl Device {
         }
     }
 
-    /// As [`Device::receive`], but looks for a request until `end` and returns 0 when none has come. For a
-    /// descriptor that [never waits](Device::impatient).
+    /// As [`Device::receive`], but looks for a request until `end` and returns 0 when none has come; calls `meanwhile`
+    /// each time there was none. For a descriptor that [never waits](Device::impatient).
     pub(super) fn look_out(
         &self, headers: &mut [u8; HEADER_BYTES], payload: &mut [u8], end: Instant,
+        meanwhile: impl Fn(),
     ) -> io::Result<Option<usize>> {
         loop {
             let mut parts = [IoSliceMut::new(headers), IoSliceMut::new(payload)];
@@ -67,12 +69,21 @@ impl Device {
                 Ok(length) => return Ok(Some(length)),
                 Err(Errno::ENOENT | Errno::EINTR) => {}
                 Err(Errno::EAGAIN) if Instant::now() >= end => return Ok(Some(0)),
-                // The lock that was looked under is the one that the client needs.
-                Err(Errno::EAGAIN) => (0..PAUSES).for_each(|_| std::hint::spin_loop()),
+                Err(Errno::EAGAIN) => {
+                    meanwhile();
+                    // The lock that was looked under is the one that the client needs.
+                    (0..PAUSES).for_each(|_| std::hint::spin_loop());
+                }
                 Err(Errno::ENODEV) => return Ok(None),
                 Err(errno) => return Err(errno.into()),
             }
         }
+    }
+
+    /// Whether a request waits to be received.
+    pub(super) fn has_request(&self) -> bool {
+        let mut polled = [PollFd::new(self.descriptor.as_fd(), PollFlags::POLLIN)];
+        poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     /// One more descriptor as [`Device::another`] makes it, which never waits.

@@ -18,6 +18,9 @@ use crate::fs::ROOT_ID;
 use crate::fuse::session;
 use crate::volume::{CONTROL_NAME, ControlNode, XattrAnswer};
 
+/// Inodes that may wait to be closed.
+const FORGOTTEN_MAX: usize = 64;
+
 /// Who answers a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
@@ -65,13 +68,18 @@ pub(super) fn is_whole_set_xattr(arguments: &[u8]) -> bool {
 }
 
 impl Front {
-    /// Answers a request other than WRITE. `reply` makes the right to answer it, for those that get one.
+    /// Answers a request other than WRITE. `reply` makes the right to answer it, for those that get one. With `waits`
+    /// this thread may wait for a small transfer.
     pub(super) fn answer(
-        &self, opcode: Opcode, header: &InHeader, arguments: &[u8], reply: &dyn Fn() -> Reply,
+        &self, opcode: Opcode, header: &InHeader, arguments: &[u8], waits: bool,
+        reply: &dyn Fn() -> Reply,
     ) -> Outcome {
         let id = header.nodeid;
         if matches!(opcode, Opcode::Forget | Opcode::BatchForget) {
             self.forget(opcode, id, arguments);
+            if self.forgotten.lock().len() > FORGOTTEN_MAX {
+                self.tidy();
+            }
             return Outcome::Taken;
         }
         if self.is_control(opcode, id, arguments) {
@@ -90,7 +98,7 @@ impl Front {
             Opcode::Create => self.create(header, arguments, reply),
             Opcode::Unlink => self.unlink(id, arguments, reply),
             Opcode::Open => self.open(id, arguments, reply),
-            Opcode::Read => self.read(arguments, reply),
+            Opcode::Read => self.read(arguments, waits, reply),
             Opcode::Release => match decode::<HandleIn>(arguments) {
                 Ok((handle, _)) => {
                     self.volume.engine.release(handle.fh);
@@ -131,10 +139,16 @@ impl Front {
                 && arguments.strip_suffix(&[0]) == Some(CONTROL_NAME.as_bytes()))
     }
 
+    /// Closes what was forgotten: while no request is there, so that none waits for it.
+    pub(super) fn tidy(&self) {
+        let forgotten = std::mem::take(&mut *self.forgotten.lock());
+        drop(forgotten);
+    }
+
     fn forget(&self, opcode: Opcode, id: u64, arguments: &[u8]) {
         let forget = |id, lookups| {
             if ControlNode::of_id(id).is_none() {
-                self.volume.tree.forget(id, lookups);
+                self.forgotten.lock().extend(self.volume.tree.forget_for_now(id, lookups));
             }
         };
         if opcode == Opcode::Forget {
@@ -192,7 +206,7 @@ impl Front {
         }
     }
 
-    fn read(&self, arguments: &[u8], reply: Reply) {
+    fn read(&self, arguments: &[u8], waits: bool, reply: Reply) {
         let read = match decode::<ReadIn>(arguments) {
             // More than was negotiated would need more buffers than there may be.
             Ok((read, _)) if read.size <= session::REQUEST_BYTES_MAX => read,
@@ -203,7 +217,11 @@ impl Front {
             Ok(runs) => reply.bytes(runs),
             Err(errno) => reply.error(errno),
         });
-        self.volume.engine.read(read.fh, read.offset, u64::from(read.size), answer);
+        let (engine, length) = (&self.volume.engine, u64::from(read.size));
+        match waits {
+            true => engine.read_waiting(read.fh, read.offset, length, answer),
+            false => engine.read(read.fh, read.offset, length, answer),
+        }
     }
 
     /// Answers a WRITE of the first `length` bytes of `room`. Returns the room for the next request.

@@ -83,6 +83,8 @@ fn start_spare(front: &Arc<Front>, left: &Arc<AtomicUsize>, count: usize) -> io:
         impatient: None,
         device,
         crew: None,
+        leads: false,
+        quick: 0,
         headers: [0; HEADER_BYTES],
         room: Some(Room::Own(Payload::new())),
         joined: Vec::new(),
