@@ -323,7 +323,9 @@ impl Engine {
         st.resized(id, old);
         let block = &st.blocks[buffer as usize];
         let whole = block.pages == st.shape.pages();
-        let full = whole && block.partials.is_empty() && block.dirty.all(0..block.pages);
+        // What ends in the last page may go on there: a stream of odd pieces would wait for its own transfers.
+        let ended = size >= start + st.shape.block_size;
+        let full = whole && ended && block.partials.is_empty() && block.dirty.all(0..block.pages);
         if full || block.flush {
             self.flush_block(st, buffer, actions);
         }
