@@ -282,6 +282,7 @@ impl Engine {
         let cut = size <= part.disk_size;
         part.disk_size = size;
         part.written_end = part.written_end.min(size);
+        part.written.remove(size.next_multiple_of(block_size)..u64::MAX);
         if size < old || cut {
             // Cutting a file gives back what lies beyond its new end, also when its size stays. One that
             // was shorter still has grown, and gave nothing back.

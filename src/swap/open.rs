@@ -90,6 +90,7 @@ impl Engine {
             part.size = status.size;
             part.disk_size = status.size;
             part.written_end = status.size;
+            part.written.insert(0..status.size.next_multiple_of(self.shape.block_size));
             if dense {
                 part.reserved.insert(0..status.size.next_multiple_of(unit));
             }

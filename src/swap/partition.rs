@@ -71,6 +71,8 @@ pub(crate) struct Partition {
     pub(crate) disk_size: u64,
     /// Nothing from here on was ever written to the backing file: it reads as zeros, and need not be read.
     pub(crate) written_end: u64,
+    /// Byte ranges, in whole blocks, that may have been written to the backing file; all others are holes.
+    pub(crate) written: RangeSet,
     /// Byte ranges whose space is known to be allocated.
     pub(crate) reserved: RangeSet,
     /// We allocated beyond the end and have to give it back.
@@ -145,6 +147,7 @@ impl Partition {
             size: 0,
             disk_size: 0,
             written_end: 0,
+            written: RangeSet::default(),
             reserved: RangeSet::default(),
             over_reserved: false,
             user_end: 0,

@@ -43,7 +43,11 @@ impl Engine {
         let (id, index) = (st.blocks[buffer as usize].partition, st.blocks[buffer as usize].index);
         let start = index * block_size;
         let part = st.part(id);
-        let (size, written_end) = (part.size, part.disk_size.min(part.written_end));
+        let size = part.size;
+        let written_end = match part.written.overlaps(&(start..start + block_size)) {
+            true => part.disk_size.min(part.written_end),
+            false => start,
+        };
         // What it has no room for is not asked for: who needs it has it moved first.
         let room = st.blocks[buffer as usize].pages;
         let end = st.shape.pages_of(index, start, size).end;
@@ -197,8 +201,10 @@ impl Engine {
         let block = &st.blocks[buffer as usize];
         let (id, start) = (block.partition, block.index * st.shape.block_size);
         let from = pages.start as u64 * st.shape.unit;
+        let block = start..start + st.shape.block_size;
         let part = st.part(id);
         part.written_end = part.written_end.max(start + from + bytes);
+        part.written.insert(block);
         let lease = self.memory.for_write(st, buffer, from + done..from + bytes);
         let purpose = Purpose::Write { buffer, pages, bytes, done };
         self.start_transfer(st, id, purpose, start + from + done, Action::Write(lease), actions);

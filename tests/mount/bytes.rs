@@ -77,6 +77,28 @@ fn blocks_that_a_stream_has_not_filled_wait_for_the_rest() {
     is_pattern(&mount.backing("odd"), 16 * MIB);
 }
 
+/// What was never written of a file is zero without asking the device, wherever it lies before what was.
+#[test]
+fn holes_are_not_read() {
+    let mount = Mount::new("pool_size=16m");
+    let file = open(&mount.at("sparse"));
+    for at in [64 * MIB - 1, 20 * MIB + 5] {
+        file.write_all_at(b"x", at).unwrap();
+    }
+    file.sync_all().unwrap();
+    let before = transfers(&mount, "reads");
+    let mut bytes = vec![1; 64 * MIB as usize];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    let found: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] != 0).collect();
+    assert_eq!(found, [20 * MIB as usize + 5, 64 * MIB as usize - 1]);
+    // Two blocks hold data, and may have left the pool.
+    assert!(transfers(&mount, "reads") - before <= 4);
+    file.set_len(10 * MIB).unwrap();
+    file.set_len(64 * MIB).unwrap();
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == 0));
+}
+
 /// "`block_size` … a power of two from 64 KiB".
 #[test]
 fn a_stream_through_the_smallest_blocks_arrives() {
