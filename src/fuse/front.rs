@@ -50,6 +50,9 @@ const LENDING_MAX: usize = 16;
 /// Requests in a row, each soon after the answer to the last one, after which more of them are expected.
 const QUICK_MIN: u32 = 8;
 
+/// Requests after which what was forgotten is closed, although the next one is already there.
+const TIDY_EACH: u32 = 64;
+
 /// How many of the engine's [`Intake`]s the threads need; they take requests of one length.
 #[must_use]
 pub fn intakes(block_size: u64, threads: usize) -> usize {
@@ -318,7 +321,10 @@ impl Reader {
                     impatient.look_out(headers, room.bytes(), end, || self.front.tidy())
                 })?;
                 if received != Some(0) {
-                    self.quick += 1;
+                    self.quick = self.quick.wrapping_add(1);
+                    if self.quick.is_multiple_of(TIDY_EACH) {
+                        self.front.tidy();
+                    }
                     return Ok(received);
                 }
             }

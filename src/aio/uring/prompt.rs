@@ -144,10 +144,13 @@ impl Prompt {
 
     /// The device takes its time: somebody else waits for it.
     fn wait_elsewhere(
-        self: &Arc<Self>, mut underway: Underway, lane: &Arc<Lane>, sink: &Arc<dyn CompletionSink>,
+        self: &Arc<Self>, underway: Underway, lane: &Arc<Lane>, sink: &Arc<dyn CompletionSink>,
     ) {
         let (prompt, lane, sink) = (self.clone(), lane.clone(), sink.clone());
+        // A thread that cannot be started takes what it was given with it.
+        let given = Arc::new(Mutex::new(Some(underway)));
         let wait = move || {
+            let Some(mut underway) = given.lock().take() else { return };
             let result = underway.wait();
             let rest = Some(Instant::now() + TIRED);
             if let Err(transfer) = prompt.finish(underway, result, rest, &lane, &sink) {
@@ -156,8 +159,10 @@ impl Prompt {
             }
         };
         let name = "swapfs-aio-late".to_owned();
+        let here = wait.clone();
         if let Err(error) = std::thread::Builder::new().name(name).spawn(wait) {
-            log::error!("a slow read will not be answered, no thread can be started: {error}");
+            log::warn!("no thread for a slow read can be started: {error}");
+            here();
         }
     }
 
