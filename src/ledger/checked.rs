@@ -125,6 +125,10 @@ impl Device for Checked {
         }
     }
 
+    fn read_now(&self, transfer: Transfer) -> std::result::Result<(), Transfer> {
+        self.inner.read_now(transfer)
+    }
+
     fn stats(&self) -> DeviceStats {
         self.inner.stats()
     }
