@@ -163,9 +163,7 @@ impl Tree {
     /// As [`Tree::forget`], but the inode's descriptor is closed with the result: the last one of a removed file
     /// frees its blocks, which takes longer than a small request.
     pub fn forget_for_now(&self, id: u64, count: u64) -> Option<Forgotten> {
-        // Bound to a name, so that what it closes is closed after the lock is gone.
-        let forgotten = self.table.lock().forget(id, count);
-        forgotten
+        self.table.lock().forget(id, count)
     }
 
     /// What stat(2) tells about `id`, from the swap folder.
