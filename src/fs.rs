@@ -11,7 +11,8 @@
 //! At most `descriptors_max` inodes keep theirs, the ones used last. The others are opened again on
 //! use: by file handle where the kernel allows it, else by the name they were last seen under. An
 //! inode that could not be opened again (the root, one without a name) is pinned: its descriptor
-//! stays.
+//! stays. Some descriptors of the process are spared for calls that need one for a moment: files and directories
+//! are not opened with them, and no inode keeps one.
 //!
 //! # Locks
 //!
@@ -38,7 +39,7 @@ mod types;
 mod xattr;
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -67,6 +68,10 @@ pub const PRIVATE_NAME: &str = ".swapfs";
 
 /// The longest name, in bytes (NAME_MAX).
 const NAME_BYTES_MAX: usize = 255;
+
+/// Descriptors of the process that what stays open may not take: every call needs one or two for a moment, and without
+/// any nobody could remove or rename a file.
+const SPARE_DESCRIPTORS: u64 = 64;
 
 /// What [`Tree::new`] lets one choose.
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +107,9 @@ pub struct Tree {
     /// The user and group this process creates files for by itself, when it may create them for
     /// others too.
     switches_owner_from: Option<(u32, u32)>,
+    /// Where the spare descriptors begin. The kernel gives the lowest free number: whoever gets this one or a higher
+    /// one has taken a spare one.
+    spare_from: RawFd,
     /// Locks 2 and 3 of the module's order.
     moves: Moves,
     /// Lock 4 of the module's order.
@@ -126,6 +134,7 @@ impl Tree {
                 .as_ref()
                 .is_some_and(|handle| sys::open_by_handle_at(&mount, handle, OFlags::PATH).is_ok());
         let root_dev = reach::device_of(&status);
+        let spare_from = spare_from();
         let tree = Self {
             mount,
             root_dev,
@@ -133,8 +142,9 @@ impl Tree {
             has_handles: handle.is_some(),
             opens_handles,
             switches_owner_from: own_owner(),
+            spare_from,
             moves: Moves::new(!opens_handles),
-            table: Mutex::new(Table::new(options.descriptors_max)),
+            table: Mutex::new(Table::new(options.descriptors_max, spare_from)),
         };
         let found = tree.examine(path)?;
         tree.table.lock().install_root(Arc::new(found.node), Arc::new(found.descriptor));
@@ -236,6 +246,22 @@ impl Tree {
         rustix::fs::syncfs(&self.mount).map_err(errno)
     }
 
+    /// A descriptor that is to stay open.
+    ///
+    /// EMFILE for a spare one.
+    fn keep(&self, descriptor: OwnedFd) -> Result<OwnedFd> {
+        match descriptor.as_raw_fd() < self.spare_from {
+            true => Ok(descriptor),
+            false => Err(Errno::EMFILE),
+        }
+    }
+
+    /// Fails as [`keep`](Self::keep) would with the next descriptor.
+    fn check_room(&self) -> Result<()> {
+        let next = rustix::io::fcntl_dupfd_cloexec(&self.mount, 0).map_err(errno)?;
+        self.keep(next).map(drop)
+    }
+
     fn id_of(&self, ino: u64) -> u64 {
         id_of(self.root_ino, ino)
     }
@@ -259,6 +285,15 @@ impl Tree {
     }
 }
 
+/// See [`Tree`]'s field of this name.
+fn spare_from() -> RawFd {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    // With very few there is nothing to spare.
+    let limit = limit.filter(|limit| *limit >= 4 * SPARE_DESCRIPTORS);
+    let from = limit.and_then(|limit| RawFd::try_from(limit - SPARE_DESCRIPTORS).ok());
+    from.unwrap_or(RawFd::MAX)
+}
+
 /// The node id that goes with an inode number: the same, but the root's is always 1.
 fn id_of(root_ino: u64, ino: u64) -> u64 {
     match ino {
@@ -277,7 +312,6 @@ fn own_owner() -> Option<(u32, u32)> {
 /// The magic link that stands for an open descriptor: calls that want a path, or a descriptor that
 /// is not an O_PATH one, reach the very same inode through it.
 fn link_of(descriptor: impl AsFd) -> String {
-    use std::os::fd::AsRawFd;
     format!("/proc/self/fd/{}", descriptor.as_fd().as_raw_fd())
 }
 

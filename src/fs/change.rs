@@ -93,7 +93,9 @@ impl Tree {
         if direct {
             flags |= OFlags::DIRECT;
         }
-        rustix::fs::openat(CWD, link_of(&descriptor), flags, Mode::empty()).map_err(errno)
+        self.keep(
+            rustix::fs::openat(CWD, link_of(&descriptor), flags, Mode::empty()).map_err(errno)?,
+        )
     }
 
     /// The absolute path of the inode in the swap folder, for messages and `user.swap.path`; empty

@@ -44,6 +44,8 @@ impl Tree {
         &self, parent: u64, name: &OsStr, caller: &Caller, mode: u32, exclusive: bool, direct: bool,
     ) -> Result<Created> {
         self.check_new(parent, name)?;
+        // Asked before: a file that was made and cannot be opened would stay.
+        self.check_room()?;
         let directory = self.descriptor(parent)?;
         for _ in 0..CREATE_ATTEMPTS_MAX {
             {

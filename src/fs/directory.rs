@@ -65,7 +65,7 @@ impl Tree {
     /// Opens a directory for reading its names.
     ///
     /// # Errors
-    /// ENOTDIR; EACCES where the daemon itself has no right; ESTALE.
+    /// ENOTDIR; EACCES where the daemon itself has no right; EMFILE; ESTALE.
     pub fn open_dir(&self, id: u64) -> Result<Directory> {
         let (node, place) = self.reach(id)?;
         if node.kind != FileKind::Directory {
@@ -74,6 +74,7 @@ impl Tree {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let descriptor =
             rustix::fs::openat(CWD, link_of(&place), flags, Mode::empty()).map_err(errno)?;
+        let descriptor = self.keep(descriptor)?;
         Ok(Directory { id, root_ino: self.root_ino, descriptor, batch: Mutex::default() })
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use lru::LruCache;
@@ -90,13 +90,16 @@ pub(super) struct Table {
     /// Of known nodes that are not pinned; at most `descriptors_max`.
     descriptors: LruCache<u64, Arc<OwnedFd>>,
     descriptors_max: usize,
+    /// See [`Tree`](super::Tree).
+    spare_from: RawFd,
 }
 
 impl Table {
-    pub(super) fn new(descriptors_max: usize) -> Self {
+    pub(super) fn new(descriptors_max: usize, spare_from: RawFd) -> Self {
         // Unbounded, because a bounded cache drops what it evicts itself: the limit is kept in
         // `open`.
-        Self { nodes: HashMap::new(), descriptors: LruCache::unbounded(), descriptors_max }
+        let descriptors = LruCache::unbounded();
+        Self { nodes: HashMap::new(), descriptors, descriptors_max, spare_from }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -240,8 +243,13 @@ impl Table {
         displaced
     }
 
-    /// Puts a descriptor first among those used last, and closes what exceeds the limit.
+    /// Puts a descriptor first among those used last, and closes what exceeds the limit. A spare one is not kept.
     fn open(&mut self, id: u64, descriptor: Arc<OwnedFd>, displaced: &mut Displaced) {
+        if descriptor.as_raw_fd() >= self.spare_from {
+            displaced.0.push(descriptor);
+            displaced.0.extend(self.descriptors.pop(&id));
+            return;
+        }
         displaced.0.extend(self.descriptors.put(id, descriptor));
         while self.descriptors.len() > self.descriptors_max {
             displaced.0.extend(self.descriptors.pop_lru().map(|(_, descriptor)| descriptor));

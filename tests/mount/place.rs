@@ -23,7 +23,13 @@ const MOUNT_LIMIT: Duration = Duration::from_secs(100);
 
 /// Runs `swapfs` with these arguments; one that takes too long is killed.
 pub(crate) fn swapfs(arguments: &[&str]) -> Output {
-    let child = Command::new(env!("CARGO_BIN_EXE_swapfs"))
+    by(&[env!("CARGO_BIN_EXE_swapfs")], arguments)
+}
+
+/// As [`swapfs`], with a program in front that starts it in its own way.
+fn by(program: &[&str], arguments: &[&str]) -> Output {
+    let child = Command::new(program[0])
+        .args(&program[1..])
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -120,6 +126,11 @@ impl Mount {
 
     /// `swapfs mount` with these `-o` options; more arguments after a blank.
     pub(crate) fn mount(&self, options: &str) -> Output {
+        self.mount_by(&[], options)
+    }
+
+    /// As [`Mount::mount`], with a program in front that starts it in its own way.
+    pub(crate) fn mount_by(&self, program: &[&str], options: &str) -> Output {
         let (options, more) = options.split_once(' ').unwrap_or((options, ""));
         let (swap, mnt) = (self.swap.to_str().unwrap(), self.mnt.to_str().unwrap());
         let mut arguments = vec!["mount", swap, mnt];
@@ -127,7 +138,7 @@ impl Mount {
             arguments.extend(["-o", options]);
         }
         arguments.extend(more.split_whitespace());
-        let output = swapfs(&arguments);
+        let output = by(&[program, &[env!("CARGO_BIN_EXE_swapfs")]].concat(), &arguments);
         if output.status.success() {
             self.pid.store(self.stats_pid(), Ordering::SeqCst);
         }

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::bytes::open;
-use crate::place::Mount;
+use crate::place::{Mount, is_done};
 use crate::support::{pattern, same, swap_xattr, wait_until};
 
 /// "10,000 open files".
@@ -134,11 +134,55 @@ fn a_request_meets_every_name_of_a_wide_and_deep_tree() {
         fs::remove_dir_all(&top).unwrap();
         files.retain(|file| !file.starts_with(&top));
     }
-    crate::place::is_done(&mount.mount("pool_size=64m,open_swap_in=none"));
+    is_done(&mount.mount("pool_size=64m,open_swap_in=none"));
     crate::requests::ask(&mount.at("top"), "swap_in");
     wait_until("the swap-in", || swap_xattr(&mount.mnt, "wait") == "idle");
     for file in &files {
         let name = file.strip_prefix(&mount.swap).unwrap();
         assert_eq!(swap_xattr(&mount.mnt.join(name), "status"), "available", "{name:?}");
     }
+}
+
+/// "descriptors used up by one user": who opens files until there is no descriptor left keeps others from opening, but
+/// neither from removing and renaming nor from what they have open, and nothing is half made.
+#[test]
+fn whoever_takes_all_descriptors_leaves_some_to_others() {
+    let mount = Mount::prepared(std::path::Path::new(env!("CARGO_TARGET_TMPDIR")));
+    let limited = ["prlimit", "--nofile=600:600"];
+    is_done(&mount.mount_by(&limited, "pool_size=16m,checksum=none"));
+    let mine = open(&mount.at("mine"));
+    (0..200).for_each(|number| fs::write(mount.at(&format!("{number}")), "x").unwrap());
+    let mut taken = Vec::new();
+    let refusal = loop {
+        let name = mount.at(&format!("taken-{}", taken.len()));
+        match File::options().create_new(true).write(true).open(name) {
+            Ok(file) => taken.push(file),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refusal.raw_os_error(), Some(libc::EMFILE), "{refusal}");
+    assert!(!mount.at(&format!("taken-{}", taken.len())).exists(), "nothing is half made");
+    // Names that were never looked up since, in folders too; each may stay known.
+    for number in 0..200 {
+        let name = mount.at(&format!("{number}"));
+        assert_eq!(fs::metadata(&name).unwrap().len(), 1);
+        assert_eq!(swap_xattr(&name, "size"), "1");
+        if number % 3 == 0 {
+            fs::rename(&name, mount.at(&format!("renamed-{number}"))).unwrap();
+        }
+    }
+    fs::create_dir(mount.at("dir")).unwrap();
+    mine.write_all_at(&pattern(5, 100_000), 0).unwrap();
+    mine.sync_all().unwrap();
+    let mut found = vec![0; 100_000];
+    mine.read_exact_at(&mut found, 0).unwrap();
+    same(&found, &pattern(5, 100_000));
+    let error = fs::read(mount.at("1")).err().and_then(|error| error.raw_os_error());
+    assert!([None, Some(libc::EMFILE)].contains(&error), "{error:?}");
+    for number in 0..10 {
+        fs::remove_file(mount.at(&format!("taken-{number}"))).unwrap();
+    }
+    taken.clear();
+    wait_until("room for others", || fs::write(mount.at("new"), "y").is_ok());
+    assert_eq!(fs::read(mount.at("1")).unwrap(), b"x");
 }
