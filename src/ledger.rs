@@ -18,9 +18,9 @@
 //! transfer, takes a completion, or opens and closes a file, only tells it; who cuts a file or synchronizes it
 //! waits, as for the file itself.
 //!
-//! 1. one of `loading`, while a record is read; 2. `live`, the table of records in use; 3. one record's `room`,
-//! while space is got for its entries; 4. its state; 5. the table's growth; 6. its slots. In this order. Nobody
-//! waits for anything with the second, fourth or last.
+//! In this order: one of `loading`, while a record is read; `live`, the table of records in use; one record's `room`,
+//! while space is got for its entries; its state; the table's growth; its slots. Nobody waits for anything with
+//! `live`, a state or the slots.
 
 mod checked;
 mod clerk;

@@ -153,15 +153,14 @@ impl CompletionSink for Sink {
                     written.extend(self.written(&done[at]));
                     at += 1;
                 }
-                Action::Sync { .. } => match self.synced(done.swap_remove(at)) {
-                    Some(whole) => {
+                Action::Sync { .. } => {
+                    if let Some(whole) = self.synced(done.swap_remove(at)) {
                         done.push(whole);
                         let last = done.len() - 1;
                         done.swap(at, last);
                         at += 1;
                     }
-                    None => {}
-                },
+                }
             }
         }
         // Before the engine knows: what it does next with these pages comes after.

@@ -273,19 +273,23 @@ pub(crate) fn corrupt(kind: Kind, seed: u64) -> u64 {
         let _ = sync(&world, handle, true);
         world.engine.request_all(Request::Release);
     }
-    world.fault.as_ref().expect("with faults").set_enabled(false);
-    // What was damaged can be used again once it is written.
-    for (at, part) in bytes.chunks(BLOCK as usize).enumerate() {
-        write(&world, handle, at as u64 * BLOCK, part, false).expect("a sound device");
-    }
-    let _ = sync(&world, handle, false);
-    assert_eq!(sync(&world, handle, false), Ok(()));
-    world.engine.request_all(Request::Release);
-    for (at, part) in bytes.chunks(BLOCK as usize).enumerate() {
-        let found = read(&world, handle, at as u64 * BLOCK, part.len() as u64);
-        assert!(found.expect("all of it is whole") == part, "wrong bytes in block {at}");
-    }
+    mend(&world, handle, &bytes);
     world.engine.release(handle);
     world.end();
     refused
+}
+
+/// What was damaged can be used again once it is written.
+fn mend(world: &World, handle: u64, bytes: &[u8]) {
+    world.fault.as_ref().expect("with faults").set_enabled(false);
+    for (at, part) in bytes.chunks(BLOCK as usize).enumerate() {
+        write(world, handle, at as u64 * BLOCK, part, false).expect("a sound device");
+    }
+    let _ = sync(world, handle, false);
+    assert_eq!(sync(world, handle, false), Ok(()));
+    world.engine.request_all(Request::Release);
+    for (at, part) in bytes.chunks(BLOCK as usize).enumerate() {
+        let found = read(world, handle, at as u64 * BLOCK, part.len() as u64);
+        assert!(found.expect("all of it is whole") == part, "wrong bytes in block {at}");
+    }
 }

@@ -95,7 +95,7 @@ impl Kernel {
         }
         arguments.resize(64, 0);
         kernel.send(INIT, 0, 0, &arguments);
-        let serving = swapfs::fuse::serve(world.volume.clone(), theirs, 1).unwrap();
+        let serving = swapfs::fuse::serve(world.volume.clone(), theirs, 1, false).unwrap();
         assert_eq!(kernel.answer().0, 0);
         std::thread::spawn(move || {
             // Ends with the process; before, it was broken by an input.
