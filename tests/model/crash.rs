@@ -259,10 +259,9 @@ pub(crate) fn corrupt(kind: Kind, seed: u64) -> u64 {
                 Ok(found) => {
                     let expected = &bytes[from as usize..(from + length) as usize];
                     let wrong = found.iter().zip(expected).position(|(found, byte)| found != byte);
-                    let last = found.iter().zip(expected).rposition(|(found, byte)| found != byte);
                     assert!(
                         wrong.is_none(),
-                        "wrong bytes at {from}, of {length}: {wrong:?} to {last:?}, size {size}, {:?}",
+                        "wrong bytes at {from}, of {length}: from {wrong:?} on, size {size}, {:?}",
                         world.fault
                     );
                 }
