@@ -197,6 +197,7 @@ impl Ledger {
             let (table, counters) = (self.table.clone(), self.counters.clone());
             Record::new(identity, table, counters, self.checksum, stamp.size, known)
         };
+        self.give_back_predecessor(identity);
         let Some(slot) = self.table.find(identity) else { return new(None) };
         let Ok(mut header) = self.table.header(slot) else { return new(None) };
         let writable = self.table.writable();
@@ -258,6 +259,16 @@ impl Ledger {
                 table.give_back(&header, slot);
             }
         });
+    }
+
+    /// An inode that had this number before and was removed by others leaves a slot, and room for sums, to nobody.
+    fn give_back_predecessor(&self, identity: Identity) {
+        if let Some((gone, slot)) = self.table.predecessor(identity)
+            && !self.live.lock().contains_key(&gone)
+            && let Ok(header) = self.table.header(slot)
+        {
+            self.give_back(header, slot);
+        }
     }
 
     /// Gives back a slot that speaks of bytes that are not there any more.

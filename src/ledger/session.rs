@@ -7,8 +7,11 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
-use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, statat};
+use rustix::fs::{
+    AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, openat, renameat, statat, unlinkat,
+};
 use serde::{Deserialize, Serialize};
 
 use super::stamp::Stamp;
@@ -16,6 +19,9 @@ use super::table::Header;
 
 const NAME: &str = "session";
 const NEW_NAME: &str = "session.new";
+
+/// The file's length is a multiple of this.
+const FILE_STEP: usize = 4096;
 
 /// Sessions whose times are remembered.
 const SESSIONS_MAX: usize = 64;
@@ -141,6 +147,30 @@ impl Sessions {
 
     /// The swap folder's time.
     fn now(&self) -> io::Result<i64> {
+        match self.time_of_a_new_file() {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => self.time_of_the_old_file(),
+            time => time,
+        }
+    }
+
+    fn time_of_the_old_file(&self) -> io::Result<i64> {
+        let file = self.old_file()?;
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let times = Timestamps { last_access: now, last_modification: now };
+        rustix::fs::futimens(&file, &times)?;
+        Ok(Stamp::of(&file)?.changed_ns)
+    }
+
+    /// That of a session before, on a full disk.
+    fn old_file(&self) -> io::Result<File> {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        match openat(&self.control, NAME, flags, Mode::empty()) {
+            Err(rustix::io::Errno::NOENT) => Err(io::ErrorKind::StorageFull.into()),
+            opened => Ok(opened?.into()),
+        }
+    }
+
+    fn time_of_a_new_file(&self) -> io::Result<i64> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = openat(&self.control, NEW_NAME, flags, Mode::RUSR | Mode::WUSR)?;
         let mut file = File::from(file);
@@ -150,17 +180,35 @@ impl Sessions {
     }
 
     fn write(&self) -> io::Result<()> {
+        let mut text = serde_json::to_vec(&self.stored)?;
+        // Room that is there when the disk is full.
+        text.resize(text.len().next_multiple_of(FILE_STEP), b' ');
+        match self.replace(&text) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => self.overwrite(&text),
+            done => done,
+        }
+    }
+
+    fn replace(&self, text: &[u8]) -> io::Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
         let file =
             openat(&self.control, NEW_NAME, flags | OFlags::NOFOLLOW, Mode::RUSR | Mode::WUSR)?;
         let mut file = File::from(file);
-        let mut text = serde_json::to_vec(&self.stored)?;
-        text.push(b'\n');
-        file.write_all(&text)?;
+        file.write_all(text)?;
         file.sync_all()?;
         renameat(&self.control, NEW_NAME, &self.control, NAME)?;
         let folder = openat(&self.control, c".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         Ok(rustix::fs::fsync(folder)?)
+    }
+
+    /// A power cut in the middle of it leaves what makes no sense: then records of files that were changed count for
+    /// nothing.
+    fn overwrite(&self, text: &[u8]) -> io::Result<()> {
+        let file = self.old_file()?;
+        let _ = unlinkat(&self.control, NEW_NAME, AtFlags::empty());
+        file.write_all_at(text, 0)?;
+        file.set_len(text.len() as u64)?;
+        file.sync_all()
     }
 
     /// Whether a change at this time was made through swapfs, in a session that is on record as whole.

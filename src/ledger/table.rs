@@ -112,6 +112,8 @@ pub(super) type Identity = (u64, u64);
 #[derive(Debug, Default)]
 struct Slots {
     index: HashMap<Identity, u32>,
+    /// The generation that an inode number was met with last: there is one inode of a number at a time.
+    generations: HashMap<u64, u64>,
     free: Vec<u32>,
     /// Slots that the table has room for.
     count: u32,
@@ -120,13 +122,21 @@ struct Slots {
 impl Slots {
     fn take(&mut self, identity: Identity) -> Option<u32> {
         let slot = self.free.pop()?;
-        self.index.insert(identity, slot);
+        self.insert(identity, slot);
         Some(slot)
+    }
+
+    fn insert(&mut self, identity: Identity, slot: u32) {
+        self.index.insert(identity, slot);
+        self.generations.insert(identity.0, identity.1);
     }
 
     fn disown(&mut self, identity: Identity, slot: u32) {
         if self.index.get(&identity) == Some(&slot) {
             self.index.remove(&identity);
+            if self.generations.get(&identity.0) == Some(&identity.1) {
+                self.generations.remove(&identity.0);
+            }
         }
     }
 }
@@ -180,6 +190,15 @@ impl Table {
     /// The slot of a partition, when it has one.
     pub(super) fn find(&self, identity: Identity) -> Option<u32> {
         self.slots.lock().index.get(&identity).copied()
+    }
+
+    /// The record of another inode that had this number before, and so is gone: with what to give back.
+    pub(super) fn predecessor(&self, identity: Identity) -> Option<(Identity, u32)> {
+        let slots = self.slots.lock();
+        let generation =
+            slots.generations.get(&identity.0).filter(|known| **known != identity.1)?;
+        let gone = (identity.0, *generation);
+        Some((gone, *slots.index.get(&gone)?))
     }
 
     /// All records' inodes, with their slots.
@@ -437,7 +456,7 @@ fn read_slots(file: &File) -> io::Result<Slots> {
             let slot = (offset / SLOT_BYTES) as u32 + i as u32;
             match Header::decode(bytes) {
                 Some(header) => {
-                    slots.index.insert((header.ino, header.generation), slot);
+                    slots.insert((header.ino, header.generation), slot);
                 }
                 None => {
                     damaged +=

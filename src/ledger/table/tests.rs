@@ -20,7 +20,10 @@ fn records_are_found_again_and_slots_are_used_again() {
     let entries: Vec<Entry> = (0..100).map(|i| Entry { new: i, previous: i + 1 }).collect();
     let sidecar = table.sidecar(slots[9], true).unwrap();
     table.write_entries(slots[9], Some(&sidecar), 3, &entries).unwrap();
+    assert_eq!(table.predecessor((4, 6)), Some(((4, 5), slots[3])), "a number that was used again");
+    assert_eq!(table.predecessor((4, 5)), None);
     table.give_back(&header(4), slots[3]);
+    assert_eq!(table.predecessor((4, 6)), None);
     drop(table);
 
     let table = open(&control, true);
