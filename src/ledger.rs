@@ -328,13 +328,13 @@ impl Ledger {
             return Ok(());
         }
         self.catch_up();
-        if record.unsynced.swap(false, Ordering::AcqRel) {
-            if let Some(sidecar) = record.sidecar() {
-                sidecar.sync(true)?;
-            }
-            self.table_file.sync(true)?;
+        if !record.begin_sync() {
+            return Ok(());
         }
-        Ok(())
+        let sidecar = record.sidecar().map_or(Ok(()), |sidecar| sidecar.sync(true));
+        let stored = sidecar.and_then(|()| self.table_file.sync(true));
+        record.end_sync(stored.is_ok());
+        stored
     }
 
     /// Hands the records in use to the kernel once more. After a device has failed a write that was the

@@ -270,7 +270,7 @@ impl Sink {
     /// The syncs that have to end with this one.
     fn add_syncs(&self, transfer: &Transfer, file: &LedgerFile, batch: &mut Vec<Transfer>) {
         let record = file.record();
-        if !record.unsynced.swap(false, Ordering::AcqRel) {
+        if !record.begin_sync() {
             return;
         }
         let table: Arc<dyn BackingFile> = self.ledger.table_file();
@@ -327,9 +327,9 @@ impl Sink {
         drop(groups);
         let transfer = transfer?;
         if let Some(file) = LedgerFile::of(&*transfer.file) {
-            match result {
-                Ok(_) => file.settle(),
-                Err(_) => file.record().unsynced.store(true, Ordering::Release),
+            file.record().end_sync(result.is_ok());
+            if result.is_ok() {
+                file.settle();
             }
         }
         Some(Completion { transfer, result })

@@ -36,8 +36,10 @@ pub(super) struct Record {
     checksum: Checksum,
     /// Logical size, as the engine last said.
     size: AtomicU64,
-    /// Something was recorded since the last sync.
-    pub(super) unsynced: AtomicBool,
+    /// Something was recorded since the last sync began.
+    unsynced: AtomicBool,
+    /// Syncs of its records that are under way: who comes meanwhile may rely on none of them.
+    syncing: AtomicU32,
     /// What the clerk is still to do to it.
     queued: AtomicU32,
     /// Entries that the file of entries has room for. Before `state`.
@@ -118,6 +120,7 @@ impl Record {
             checksum,
             size: AtomicU64::new(size),
             unsynced: AtomicBool::new(false),
+            syncing: AtomicU32::new(0),
             queued: AtomicU32::new(0),
             room: Mutex::new(0..0),
             state: Mutex::new(state),
@@ -155,7 +158,28 @@ impl Record {
 
     /// Whether there is, or will be, anything to put on stable storage with the partition's bytes.
     pub(super) fn has_news(&self) -> bool {
-        !self.is_quiet() || self.unsynced.load(Ordering::Acquire)
+        !self.is_quiet()
+            || self.syncing.load(Ordering::Acquire) > 0
+            || self.unsynced.load(Ordering::Acquire)
+    }
+
+    /// Begins a sync of its records, when there is anything to be put on stable storage;
+    /// [`Record::end_sync`] is to follow.
+    pub(super) fn begin_sync(&self) -> bool {
+        let others = self.syncing.fetch_add(1, Ordering::AcqRel) > 0;
+        let wanted = self.unsynced.swap(false, Ordering::AcqRel) || others;
+        if !wanted {
+            self.syncing.fetch_sub(1, Ordering::AcqRel);
+        }
+        wanted
+    }
+
+    /// A sync of its records has ended.
+    pub(super) fn end_sync(&self, stored: bool) {
+        if !stored {
+            self.unsynced.store(true, Ordering::Release);
+        }
+        self.syncing.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Whether what is on record of its pages may change before what was asked of the clerk so far is done, and

@@ -173,3 +173,20 @@ fn what_was_never_recorded_leaves_no_slot() {
     place.record.join();
     assert_eq!(place.record.leave(Some(stamp(4096))), Leaving::Done);
 }
+
+/// Whoever synchronizes while another does must not be answered before the records are stored.
+#[test]
+fn a_sync_relies_on_none_that_is_under_way() {
+    let place = Place::new(Checksum::None, 0);
+    let record = &place.record;
+    record.set_size(4096);
+    place.write(0, &[1; 4096]);
+    assert!(record.has_news() && record.begin_sync());
+    assert!(record.has_news() && record.begin_sync(), "the first may still fail");
+    record.end_sync(true);
+    record.end_sync(false);
+    assert!(record.has_news() && record.begin_sync(), "it has failed");
+    record.end_sync(true);
+    assert!(!record.has_news() && !record.begin_sync());
+    assert!(!record.has_news());
+}
