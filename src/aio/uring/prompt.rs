@@ -95,12 +95,17 @@ impl Prompt {
             self.put_back(Place::Closed);
             return Err(transfer);
         }
-        lane.counters.submitted(1, 1);
         let mut underway =
             Underway { ring: ManuallyDrop::new(ring), transfer: ManuallyDrop::new(transfer) };
         match underway.result() {
-            Some(result) => self.finish(underway, result, None, lane, sink),
+            // Not counted: it is given back, and goes another way.
+            Some(result) if is_put_off(result) => self.finish(underway, result, None, lane, sink),
+            Some(result) => {
+                lane.counters.submitted(1, 1);
+                self.finish(underway, result, None, lane, sink)
+            }
             None => {
+                lane.counters.submitted(1, 1);
                 self.wait_elsewhere(underway, lane, sink);
                 Ok(())
             }
@@ -132,10 +137,10 @@ impl Prompt {
         let transfer = ManuallyDrop::into_inner(transfer);
         // Before the completion is taken, which may take a while.
         self.put_back(Place::Here(ManuallyDrop::into_inner(ring), rest));
-        let result = usize::try_from(result).map_err(|_| Errno::from_raw(-result));
-        if matches!(result, Err(Errno::EINTR | Errno::EAGAIN)) {
+        if is_put_off(result) {
             return Err(transfer);
         }
+        let result = usize::try_from(result).map_err(|_| Errno::from_raw(-result));
         let completion = Completion { transfer, result };
         lane.counters.completed(&completion);
         sink.complete(&mut vec![completion]);
@@ -155,6 +160,7 @@ impl Prompt {
             let rest = Some(Instant::now() + TIRED);
             if let Err(transfer) = prompt.finish(underway, result, rest, &lane, &sink) {
                 let completion = Completion { transfer, result: Err(Errno::EIO) };
+                lane.counters.completed(&completion);
                 sink.complete(&mut vec![completion]);
             }
         };
@@ -174,6 +180,11 @@ impl Prompt {
         }
         *place = Place::Closed;
     }
+}
+
+/// Whether the kernel wants to be asked again.
+fn is_put_off(result: i32) -> bool {
+    result == -libc::EINTR || result == -libc::EAGAIN
 }
 
 /// What the kernel needs to know of a read; `None` of everything else.
