@@ -13,7 +13,7 @@ use crate::client::{Action, Task};
 use crate::group::timed;
 use crate::place::{Place, State, Way};
 use crate::sample::Sample;
-use crate::work::{Fio, client};
+use crate::work::{Fio, Pace, client};
 
 /// How far it goes.
 #[derive(Debug, Clone)]
@@ -100,9 +100,10 @@ fn throughput(
             block: MIB,
             depth: u32::try_from((8 / clients).max(1))?,
             bytes: each,
-            limit: None,
+            pace: Pace::Once,
             huge: false,
             jobs: usize::try_from(clients)?,
+            plain: false,
         };
         let beside = if rw == "read" { Way::Behind } else { Way::Beside };
         for way in [Way::Mount, beside] {

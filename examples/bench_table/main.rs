@@ -5,11 +5,12 @@
 //! Ours and the references take turns, five times each; medians count. Files are in the same state before each run:
 //! reads are cold (pool released, page cache dropped), a write counts until its fsync has returned. Measured is in
 //! FOLDER (A) and, as root, on ext4 on a loop device over memory (B). `--growth` shows how cost grows with files,
-//! clients, partitions and the pool. Whatever it makes is taken away again, on signals too.
+//! clients, partitions and the pool, `--held` what holds the streams. Whatever it makes is taken away again, on signals too.
 
 mod client;
 mod group;
 mod growth;
+mod held;
 mod peers;
 mod place;
 mod plot;
@@ -74,6 +75,9 @@ struct Arguments {
     /// How cost grows, instead of the rows
     #[arg(long)]
     growth: bool,
+    /// What holds the streams, instead of the rows: processors and device, with the mount, without, and without a device
+    #[arg(long, conflicts_with = "growth")]
+    held: bool,
     /// Smaller files, two runs: a first look in three minutes
     #[arg(long)]
     quick: bool,
@@ -138,6 +142,8 @@ struct Findings {
     rows: Vec<Measured>,
     layers: Vec<Value>,
     devices: Vec<Value>,
+    growth: Vec<Value>,
+    held: Vec<Value>,
     /// What was left out, and why.
     notes: Vec<String>,
     failed: bool,
@@ -266,6 +272,32 @@ fn layers(arguments: &Arguments, cleanup: &Cleanup, place: &Place) -> Outcome<Va
     Ok(report)
 }
 
+/// What was asked for, in one place.
+fn measure(
+    arguments: &Arguments, cleanup: &Cleanup, name: char, found: &mut Findings,
+) -> Outcome<()> {
+    let Some(mut place) = open(arguments, cleanup, name)? else {
+        found.note("B: left out, mounting a filesystem over memory needs root".to_owned());
+        return Ok(());
+    };
+    println!("{} = {}", place.name, place.device);
+    found.devices.push(json!({"place": place.name.to_string(), "device": place.device}));
+    if arguments.growth {
+        let scale = growth::Scale::new(arguments.quick, arguments.mib * MIB, arguments.runs);
+        found.growth.extend(growth::measure(cleanup, &mut place, scale)?);
+    } else if arguments.held {
+        let options = arguments.mount_options();
+        let unbacked = held::Unbacked::new(cleanup, &place, &options)?;
+        let streams = held::streams(arguments.mib * MIB, arguments.pool_mib * MIB);
+        let wanted = streams.into_iter().filter(|stream| arguments.wants(stream.id));
+        let found = &mut found.held;
+        held::measure(cleanup, &place, &unbacked, arguments.runs, wanted, found)?;
+    } else {
+        table(arguments, cleanup, &place, found)?;
+    }
+    Ok(())
+}
+
 fn run(arguments: &Arguments) -> Outcome<()> {
     let cleanup = Cleanup::new();
     cleanup.watch_signals()?;
@@ -284,23 +316,11 @@ fn run(arguments: &Arguments) -> Outcome<()> {
         arguments.mib, arguments.pool_mib, arguments.runs
     );
     let mut found = Findings::default();
-    let mut growth = Vec::new();
-    if !arguments.growth {
+    if !arguments.growth && !arguments.held {
         println!("{}", report::header());
     }
     for name in &arguments.places {
-        let Some(mut place) = open(arguments, &cleanup, *name)? else {
-            found.note("B: left out, mounting a filesystem over memory needs root".to_owned());
-            continue;
-        };
-        println!("{} = {}", place.name, place.device);
-        found.devices.push(json!({"place": place.name.to_string(), "device": place.device}));
-        if arguments.growth {
-            let scale = growth::Scale::new(arguments.quick, arguments.mib * MIB, arguments.runs);
-            growth.extend(growth::measure(&cleanup, &mut place, scale)?);
-        } else {
-            table(arguments, &cleanup, &place, &mut found)?;
-        }
+        measure(arguments, &cleanup, *name, &mut found)?;
     }
     let limits = report::limits(&found.rows, arguments.pool_mib * MIB);
     limits.iter().for_each(|limit| println!("{}", limit.line()));
@@ -323,7 +343,8 @@ fn run(arguments: &Arguments) -> Outcome<()> {
             "rows": found.rows.iter().map(Measured::to_json).collect::<Vec<_>>(),
             "limits": limits,
             "layers": found.layers,
-            "growth": growth,
+            "growth": found.growth,
+            "held": found.held,
         });
         write(path, &format!("{report:#}\n"))?;
     }

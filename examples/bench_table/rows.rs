@@ -8,7 +8,7 @@ use crate::client::{Action, Task};
 use crate::group::{Goal, Group, timed};
 use crate::place::{Place, State, Way};
 use crate::sample::{Sample, Unit};
-use crate::work::{Fio, client, python, zero3};
+use crate::work::{Fio, Pace, client, python, zero3};
 
 /// Bytes of the large calls.
 const LARGE: usize = 16 << 20;
@@ -104,7 +104,7 @@ impl<'a> Plan<'a> {
     }
 
     fn fio(self, rw: &'static str, depth: u32, bytes: u64) -> Fio {
-        Fio { rw, block: MIB, depth, bytes, limit: None, huge: false, jobs: 1 }
+        Fio { rw, block: MIB, depth, bytes, pace: Pace::Once, huge: false, jobs: 1, plain: false }
     }
 
     fn run_fio(
@@ -262,8 +262,11 @@ impl<'a> Plan<'a> {
 
     fn random(self) -> Vec<Group<'a>> {
         let files = one("read", self.bytes);
-        let fio =
-            |depth| Fio { block: 4096, limit: Some(2), ..self.fio("randread", depth, self.bytes) };
+        let fio = |depth| Fio {
+            block: 4096,
+            pace: Pace::AtMost(2),
+            ..self.fio("randread", depth, self.bytes)
+        };
         let run = |depth, way| self.run_fio(fio(depth), way, files.clone(), State::Cold);
         let more = [Some(Goal::Plus(12.0)), Some(Goal::Plus(10.0))];
         vec![

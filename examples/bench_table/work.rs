@@ -20,7 +20,7 @@ const PYTHON: &str = include_str!("client.py");
 const HUGE_PAGES: &str = "/proc/sys/vm/nr_hugepages";
 const FREE_HUGE_PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
 
-/// A run of fio: direct, asynchronous, a job for each file, all beginning together.
+/// A run of fio: direct and asynchronous as a rule, a job for each file, all beginning together.
 #[derive(Debug, Clone)]
 pub(crate) struct Fio {
     /// `read`, `write`, or `randread`.
@@ -30,24 +30,36 @@ pub(crate) struct Fio {
     pub(crate) depth: u32,
     /// Bytes of each file.
     pub(crate) bytes: u64,
-    /// Seconds after which it stops, done or not.
-    pub(crate) limit: Option<u32>,
+    pub(crate) pace: Pace,
     /// Its memory is in huge pages.
     pub(crate) huge: bool,
     /// How many jobs share the files, each in a process of its own.
     pub(crate) jobs: usize,
+    /// One buffered call after the other instead.
+    pub(crate) plain: bool,
+}
+
+/// When it ends.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Pace {
+    /// When every file is through.
+    Once,
+    /// The same, or after so many seconds.
+    AtMost(u32),
+    /// After so many seconds, the files being moved again and again.
+    For(u32),
 }
 
 impl Fio {
     /// Runs it on files that are in the right state.
     pub(crate) fn run(&self, cleanup: &Cleanup, files: &[PathBuf]) -> Outcome<Sample> {
         let mut command = Command::new("fio");
-        command.args([
-            "--output-format=json",
-            "--ioengine=libaio",
-            "--direct=1",
-            "--fallocate=none",
-        ]);
+        command.args(["--output-format=json", "--fallocate=none"]);
+        command.args(match self.plain {
+            // Of one piece, as the memory of other clients is.
+            true => ["--ioengine=psync", "--direct=0", "--iomem=mmap"].as_slice(),
+            false => &["--ioengine=libaio", "--direct=1"],
+        });
         // The state of caches is made before, and the same for all.
         command.args(["--invalidate=0", "--file_service_type=sequential", "--randrepeat=1"]);
         // From the call on, not from its return.
@@ -55,9 +67,11 @@ impl Fio {
         command.arg(format!("--rw={}", self.rw)).arg(format!("--bs={}", self.block));
         command.arg(format!("--iodepth={}", self.depth));
         command.arg(format!("--end_fsync={}", u8::from(self.rw == "write")));
-        if let Some(seconds) = self.limit {
-            command.arg(format!("--runtime={seconds}"));
-        }
+        match self.pace {
+            Pace::Once => &mut command,
+            Pace::AtMost(seconds) => command.arg(format!("--runtime={seconds}")),
+            Pace::For(seconds) => command.arg(format!("--runtime={seconds}")).arg("--time_based"),
+        };
         // For no longer than that: other programs' memory would come from them.
         let pages = if self.huge {
             command.arg("--iomem=mmaphuge");

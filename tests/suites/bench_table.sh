@@ -34,6 +34,23 @@ for row in report["rows"]:
 xml.dom.minidom.parse(sys.argv[2])
 END
 
+# What holds a stream: three contestants, none of which is faster than all processors together.
+"$table" --folder "$place" --quick --runs 1 --places B --held --rows direct-8-write --json "$work/held.json"
+[[ -z $(left) ]] || fail "left behind: $(left)"
+python3 - "$work/held.json" <<'END' || fail "the report: $(cat "$work/held.json")"
+import json, os, sys
+
+(held,) = json.load(open(sys.argv[1]))["held"]
+assert (held["place"], held["row"]) == ("B", "direct-8-write"), held
+for name in ("mount", "folder", "fuse_over_nothing"):
+    one = held[name]
+    assert one["mb_per_s"] > 0 and one["cpu_s_per_gib"] > 0, held
+    assert 0 < one["busy_processors"] <= os.cpu_count() * 1.05, held
+    assert 0 <= one["device_busy"] <= 1.05, held
+assert held["mount"]["busy_processors_daemon"] > 0 == held["folder"]["busy_processors_daemon"], held
+assert held["mount"]["device_busy"] > 0.1 > held["fuse_over_nothing"]["device_busy"], held
+END
+
 # interrupt PLACE ROW SIGN: SIGINT once SIGN shows in the table of mounts, or is said.
 interrupt() {
     # A background process would ignore SIGINT.
@@ -52,4 +69,4 @@ interrupt() {
 interrupt B direct-8-write overwrite
 interrupt A zero3 "$place/[^ ]*/swapfs-round-[^ /]*/mnt"
 
-passed "three rows on two devices, and SIGINT"
+passed "three rows on two devices, what holds one of them, and SIGINT"
