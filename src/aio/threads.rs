@@ -47,6 +47,12 @@ struct State {
     refused: Vec<Transfer>,
 }
 
+impl State {
+    fn next(&mut self) -> Option<Transfer> {
+        self.waiting.pop_sync().or_else(|| self.waiting.pop())
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Open,
@@ -202,7 +208,7 @@ impl Shared {
         loop {
             if let Some(transfer) = state.refused.pop() {
                 done.push(refused(transfer, Errno::ENODEV));
-            } else if let Some(mut transfer) = state.waiting.pop() {
+            } else if let Some(mut transfer) = state.next() {
                 state.inflight += 1;
                 self.counters.submitted(1, state.inflight);
                 drop(state);

@@ -33,7 +33,7 @@ use prompt::Prompt;
 use ring::Ring;
 
 /// Moves bytes with io_uring: `thread_count` rings with at most `queue_depth` transfers in flight
-/// each. A file's stripes go to the rings in turn. Files that are not
+/// each, and a few syncs beside them. A file's stripes go to the rings in turn. Files that are not
 /// [`DiskFile`](super::file::DiskFile)s go by descriptor; those without one fail with EBADF.
 pub struct UringDevice {
     lanes: Vec<Arc<Lane>>,

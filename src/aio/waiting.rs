@@ -1,4 +1,4 @@
-//! The order in which waiting transfers are taken: reads before writes, without starving writes.
+//! The order in which waiting transfers are taken: syncs, then reads before writes, without starving writes.
 
 use std::collections::VecDeque;
 
@@ -8,9 +8,11 @@ use super::device::{Action, Transfer};
 /// a writer who waits for a buffer must get on.
 const READS_IN_A_ROW_MAX: u32 = 8;
 
-/// Transfers that no thread has taken yet. Syncs wait with the writes.
+/// Transfers that no thread has taken yet. A sync is submitted when what it is to store has been written, so it needs to
+/// wait behind nothing.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
+    syncs: VecDeque<Transfer>,
     reads: VecDeque<Transfer>,
     writes: VecDeque<Transfer>,
     reads_in_a_row: u32,
@@ -20,6 +22,7 @@ impl Waiting {
     /// Room for `capacity` waiting transfers of each kind before it grows.
     pub(super) fn with_capacity(capacity: usize) -> Self {
         Self {
+            syncs: VecDeque::with_capacity(capacity),
             reads: VecDeque::with_capacity(capacity),
             writes: VecDeque::with_capacity(capacity),
             reads_in_a_row: 0,
@@ -29,10 +32,20 @@ impl Waiting {
     pub(super) fn push(&mut self, transfer: Transfer) {
         match transfer.action {
             Action::Read(_) => self.reads.push_back(transfer),
-            Action::Write(_) | Action::Sync { .. } => self.writes.push_back(transfer),
+            Action::Write(_) => self.writes.push_back(transfer),
+            Action::Sync { .. } => self.syncs.push_back(transfer),
         }
     }
 
+    pub(super) fn has_syncs(&self) -> bool {
+        !self.syncs.is_empty()
+    }
+
+    pub(super) fn pop_sync(&mut self) -> Option<Transfer> {
+        self.syncs.pop_front()
+    }
+
+    /// The next read or write.
     pub(super) fn pop(&mut self) -> Option<Transfer> {
         let write_waits = !self.writes.is_empty();
         if !(write_waits && self.reads_in_a_row >= READS_IN_A_ROW_MAX)
@@ -46,7 +59,7 @@ impl Waiting {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.reads.is_empty() && self.writes.is_empty()
+        self.syncs.is_empty() && self.reads.is_empty() && self.writes.is_empty()
     }
 }
 
@@ -65,13 +78,19 @@ mod tests {
         let file = Arc::new(MemoryFile::new(&MemoryFolder::unbounded()));
         let transfer = |token, action| Transfer { token, action, file: file.clone(), offset: 0 };
         let mut waiting = Waiting::with_capacity(4);
-        waiting.push(transfer(100, Action::Sync { data_only: true }));
-        waiting.push(transfer(101, Action::Sync { data_only: true }));
+        // SAFETY: an empty range overlaps nothing.
+        let write = || Action::Write(unsafe { arena.read_lease(0, 0) });
+        waiting.push(transfer(100, write()));
+        waiting.push(transfer(101, write()));
         for token in 0..20 {
-            // SAFETY: an empty range overlaps nothing.
+            // SAFETY: as above.
             let lease = unsafe { arena.write_lease(0, 0) };
             waiting.push(transfer(token, Action::Read(lease)));
         }
+        assert!(waiting.pop_sync().is_none() && !waiting.has_syncs());
+        waiting.push(transfer(200, Action::Sync { data_only: true }));
+        assert!(waiting.has_syncs());
+        assert_eq!(waiting.pop_sync().unwrap().token, 200);
         let order: Vec<u64> =
             std::iter::from_fn(|| waiting.pop()).map(|transfer| transfer.token).collect();
         assert_eq!(order[..8], [0, 1, 2, 3, 4, 5, 6, 7]);

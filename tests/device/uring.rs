@@ -101,6 +101,32 @@ fn no_more_than_the_queue_depth_is_in_flight() {
 }
 
 #[test]
+fn a_sync_does_not_wait_for_a_full_queue() {
+    let harness = Harness::uring(&AioSettings { queue_depth: 1, ..settings() });
+    let file = harness.file();
+    let (pipe, mut writer) = stuck();
+    let read = Action::Read(harness.buffer(63, 4096));
+    harness.device.submit(&mut vec![transfer(99, &pipe, 0, read)]);
+    eventually("the read is in flight", || harness.device.stats().submitted == 1);
+    // A transfer does wait, and wakes nobody.
+    harness.device.submit(&mut harness.writes(&file, 1));
+    for token in 200..210 {
+        let sync = transfer(token, &file, 0, Action::Sync { data_only: true });
+        harness.device.submit(&mut vec![sync]);
+    }
+    let mut synced: Vec<u64> = Vec::new();
+    while synced.len() < 10 {
+        synced.extend(harness.sink.wait(1).iter().map(|done| done.transfer.token));
+    }
+    synced.sort_unstable();
+    assert_eq!(synced, (200..210).collect::<Vec<u64>>());
+    assert_eq!(harness.sink.count(), 0, "the queue is still full");
+    writer.write_all(&[1; 100]).unwrap();
+    drop(harness.sink.wait(2));
+    assert_eq!(harness.device.stats().inflight_max, 1);
+}
+
+#[test]
 fn reads_overtake_waiting_writes() {
     let harness = Harness::uring(&AioSettings { queue_depth: 1, ..settings() });
     let file = harness.file();

@@ -13,6 +13,7 @@ use super::super::counters::Counters;
 use super::super::device::Transfer;
 use super::super::file::Registrar;
 use super::super::waiting::Waiting;
+use super::table::Room;
 use super::wake::Wake;
 
 /// Waiting transfers of a kind before the queue has to grow.
@@ -39,7 +40,17 @@ struct Queue {
     /// Submitted after shutdown began; the thread answers them.
     refused: Vec<Transfer>,
     phase: Phase,
-    asleep: bool,
+    rest: Rest,
+}
+
+/// What the thread, which is about to wait for completions, is to be woken for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rest {
+    /// It looks by itself, or can take nothing before something completes.
+    Awake,
+    /// The queue is full of transfers.
+    ForSyncs,
+    ForAll,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +91,7 @@ impl Lane {
             forgotten: Vec::with_capacity(WAITING_CAPACITY),
             refused: Vec::new(),
             phase: Phase::Open,
-            asleep: false,
+            rest: Rest::Awake,
         };
         Ok(Self {
             queue: Mutex::new(queue),
@@ -105,10 +116,17 @@ impl Lane {
         Ok(())
     }
 
-    /// Wakes the thread if it sleeps.
+    /// Wakes the thread if it sleeps and there is something for it.
     pub(super) fn rouse(&self) {
-        let asleep = std::mem::replace(&mut self.queue.lock().asleep, false);
-        if asleep {
+        let mut queue = self.queue.lock();
+        let wanted = match queue.rest {
+            Rest::Awake => false,
+            Rest::ForSyncs => queue.waiting.has_syncs(),
+            Rest::ForAll => true,
+        };
+        if wanted {
+            queue.rest = Rest::Awake;
+            drop(queue);
             self.wake.ring();
         }
     }
@@ -124,22 +142,29 @@ impl Lane {
         self.rouse();
     }
 
-    /// For the thread: moves what it should do now into `inbox`, at most `room` transfers of it.
-    /// `sleeps` tells, from the number of transfers taken, whether the thread will next wait and
-    /// wants to be woken by whatever comes in. Returns whether shutdown began and nothing waits.
+    /// For the thread: moves what it should do now into `inbox`, as much as there is room for.
+    /// `rest` tells, from the room that is left and whether anything was taken, what the thread is to
+    /// be woken for. Returns whether shutdown began and nothing waits.
     pub(super) fn take(
-        &self, room: usize, sleeps: impl FnOnce(usize) -> bool, inbox: &mut Inbox,
+        &self, mut room: Room, rest: impl FnOnce(Room, bool) -> Rest, inbox: &mut Inbox,
     ) -> bool {
         assert!(inbox.is_empty(), "the inbox was emptied");
         let mut queue = self.queue.lock();
         std::mem::swap(&mut queue.forgotten, &mut inbox.forgotten);
         std::mem::swap(&mut queue.refused, &mut inbox.refused);
-        while inbox.transfers.len() < room
+        while room.slots > 0
+            && let Some(sync) = queue.waiting.pop_sync()
+        {
+            room.slots -= 1;
+            inbox.transfers.push(sync);
+        }
+        while room.transfers.min(room.slots) > 0
             && let Some(transfer) = queue.waiting.pop()
         {
+            room = Room { transfers: room.transfers - 1, slots: room.slots - 1 };
             inbox.transfers.push(transfer);
         }
-        queue.asleep = sleeps(inbox.transfers.len());
+        queue.rest = rest(room, !inbox.transfers.is_empty());
         queue.phase == Phase::Draining && queue.waiting.is_empty()
     }
 

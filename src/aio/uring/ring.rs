@@ -24,9 +24,9 @@ use super::super::device::{Action, Completion, CompletionSink, Transfer, refused
 use super::super::file::disk_file;
 use super::super::settings::AioSettings;
 use super::files::FileTable;
-use super::lane::{Inbox, Lane};
+use super::lane::{Inbox, Lane, Rest};
 use super::setup::{NewRing, slice_index};
-use super::table::Table;
+use super::table::{Room, SYNCS_MAX, Table};
 use crate::error::{Errno, Result, errno_of};
 use crate::pool::Arena;
 
@@ -77,7 +77,7 @@ impl Ring {
         new: NewRing, settings: &AioSettings, lane: Arc<Lane>,
         sink: Arc<OnceLock<Arc<dyn CompletionSink>>>, whole_pages: bool,
     ) -> Self {
-        let depth = settings.queue_depth as usize;
+        let depth = (settings.queue_depth + SYNCS_MAX) as usize;
         Self {
             ring: new.ring,
             arena: new.arena,
@@ -141,9 +141,9 @@ impl Ring {
         }
     }
 
-    /// Transfers that may be taken now.
-    fn room(&self) -> usize {
-        if self.overlap_events || self.table.len() == 0 { self.table.room() } else { 0 }
+    /// What may be taken now.
+    fn room(&self) -> Room {
+        if self.overlap_events || self.table.len() == 0 { self.table.room() } else { Room::NONE }
     }
 
     /// Takes from the lane and publishes entries; one system call each with `single_submit`.
@@ -152,11 +152,15 @@ impl Ring {
         // Awake while there are completions to deliver, and while only a completion can make room:
         // a full queue, or a batch under way.
         let (room, deliver_next) = (self.room(), !self.done.is_empty());
-        let sleeps = |taken| match self.overlap_events {
-            true => !deliver_next && taken < room,
-            false => !deliver_next && taken == 0 && room > 0,
+        let batch_under_way = room == Room::NONE;
+        let rest = |left: Room, taken: bool| match self.overlap_events {
+            _ if deliver_next => Rest::Awake,
+            true if left.transfers.min(left.slots) > 0 => Rest::ForAll,
+            true if left.slots > 0 => Rest::ForSyncs,
+            false if !taken && !batch_under_way => Rest::ForAll,
+            _ => Rest::Awake,
         };
-        let drained = self.lane.take(room, sleeps, &mut self.inbox);
+        let drained = self.lane.take(room, rest, &mut self.inbox);
         self.answer_inbox(Errno::ENODEV);
         // Each transfer moves into the table or to `done` before anything can fail; what is still in
         // the inbox then is answered by `bury`.
@@ -305,7 +309,7 @@ impl Ring {
     fn count_staged(&mut self) {
         let new = self.staged.iter().skip(self.counted);
         let transfers = new.filter(|index| **index != WAKE_STAGED).count();
-        self.lane.counters.submitted(transfers as u64, self.table.len() as u64);
+        self.lane.counters.submitted(transfers as u64, self.table.transfers() as u64);
         self.counted = self.staged.len();
     }
 
@@ -396,7 +400,7 @@ impl Ring {
                 self.deliver();
             }
             let patient = self.table.len() > 0 && !abandoned;
-            let drained = self.lane.take(usize::MAX, |_| true, &mut self.inbox);
+            let drained = self.lane.take(Room::ENDLESS, |_, _| Rest::ForAll, &mut self.inbox);
             if drained && self.inbox.is_empty() && !patient && self.lane.close() {
                 return;
             }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use io_uring::{Builder, IoUring, Probe, Submitter};
 
 use super::survey::first_missing;
+use super::table::SYNCS_MAX;
 use crate::pool::Arena;
 
 /// Bytes of one registered buffer at most (a limit of the kernel).
@@ -26,14 +27,14 @@ pub(super) struct NewRing {
     pub(super) files: u32,
 }
 
-/// Makes `count` rings for `depth` transfers each and registers the arena with them, the memory
+/// Makes `count` rings for `depth` transfers each, and a few syncs, and registers the arena with them, the memory
 /// counted once where the kernel lets rings share it.
 pub(super) fn make_rings(
     count: u32, depth: u32, arena: Option<&Arc<Arena>>,
 ) -> io::Result<Vec<NewRing>> {
     let mut rings: Vec<NewRing> = Vec::new();
     for _ in 0..count {
-        let (ring, disabled) = make_ring(depth)?;
+        let (ring, disabled) = make_ring(depth + SYNCS_MAX)?;
         check_operations(&ring)?;
         let files = register_files(&ring.submitter());
         rings.push(NewRing { ring, disabled, arena: None, files });

@@ -1,6 +1,6 @@
 //! The table of transfers that the kernel works on. A slot's index is the `user_data` of its entry.
 
-use super::super::device::Transfer;
+use super::super::device::{Action, Transfer};
 use crate::error::Errno;
 
 /// Times a transfer is submitted again because the kernel said EINTR or EAGAIN.
@@ -16,21 +16,53 @@ pub(super) struct Slot {
     retries: u16,
 }
 
-/// As many slots as the queue is deep. Owns every transfer from before its entry is published until
+/// Slots beyond the queue's depth, so that a sync need not wait until a transfer ends.
+pub(super) const SYNCS_MAX: u32 = 4;
+
+/// What may be taken from the lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Room {
+    /// Reads and writes.
+    pub(super) transfers: usize,
+    /// Those and syncs together.
+    pub(super) slots: usize,
+}
+
+impl Room {
+    pub(super) const NONE: Self = Self { transfers: 0, slots: 0 };
+    pub(super) const ENDLESS: Self = Self { transfers: usize::MAX, slots: usize::MAX };
+}
+
+/// As many slots as the queue is deep, and a few for syncs. Owns every transfer from before its entry is published until
 /// its completion is reaped.
 #[derive(Debug)]
 pub(super) struct Table {
     slots: Vec<Option<Slot>>,
     free: Vec<u32>,
+    /// Reads and writes that may be in it.
+    depth: usize,
+    /// Syncs that are.
+    syncs: usize,
 }
 
 impl Table {
     pub(super) fn new(depth: u32) -> Self {
-        Self { slots: (0..depth).map(|_| None).collect(), free: (0..depth).rev().collect() }
+        let slots = depth + SYNCS_MAX;
+        Self {
+            slots: (0..slots).map(|_| None).collect(),
+            free: (0..slots).rev().collect(),
+            depth: depth as usize,
+            syncs: 0,
+        }
     }
 
-    pub(super) fn room(&self) -> usize {
-        self.free.len()
+    pub(super) fn room(&self) -> Room {
+        Room { transfers: self.depth - self.transfers(), slots: self.free.len() }
+    }
+
+    /// Reads and writes in it.
+    pub(super) fn transfers(&self) -> usize {
+        self.len() - self.syncs
     }
 
     pub(super) fn len(&self) -> usize {
@@ -41,6 +73,7 @@ impl Table {
         let index = self.free.pop().expect("the inbox holds no more than there is room for");
         let slot = &mut self.slots[index as usize];
         assert!(slot.is_none(), "slot {index} is free");
+        self.syncs += usize::from(is_sync(&transfer));
         *slot = Some(Slot { transfer, registered, fixed: false, retries: 0 });
         index
     }
@@ -62,6 +95,7 @@ impl Table {
     pub(super) fn remove(&mut self, index: u32) -> Slot {
         let slot = self.slots[index as usize].take().expect("a completion for a slot in use");
         self.free.push(index);
+        self.syncs -= usize::from(is_sync(&slot.transfer));
         slot
     }
 
@@ -75,6 +109,10 @@ impl Table {
         slot.retries += 1;
         slot.retries <= RETRIES_MAX
     }
+}
+
+fn is_sync(transfer: &Transfer) -> bool {
+    matches!(transfer.action, Action::Sync { .. })
 }
 
 impl Drop for Table {
