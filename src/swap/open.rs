@@ -31,7 +31,7 @@ impl Engine {
             (!write || st.part(id).file.writable()).then_some(id)
         };
         let (opened, drops) = self.with(|st, actions| {
-            (known(st).map(|id| self.add_handle(st, id, read, actions)), st.drops)
+            (known(st).map(|id| self.add_handle(st, id, read, write, actions)), st.drops)
         });
         if let Some(handle) = opened {
             return handle;
@@ -78,7 +78,7 @@ impl Engine {
                 } else {
                     actions.files.push(file);
                 }
-                return self.add_handle(st, id, read, actions);
+                return self.add_handle(st, id, read, write, actions);
             }
             // Whoever had it open in between may have left another size: then, and only then, it is
             // asked again here, where nobody can come between.
@@ -101,12 +101,12 @@ impl Engine {
             st.keys.insert(key, id);
             st.wake_up(id, status.size, actions);
             st.trim(self.options.idle_partitions_max, actions);
-            self.add_handle(st, id, read, actions)
+            self.add_handle(st, id, read, write, actions)
         })
     }
 
     fn add_handle(
-        &self, st: &mut State, id: u32, read: bool, actions: &mut Actions,
+        &self, st: &mut State, id: u32, read: bool, write: bool, actions: &mut Actions,
     ) -> Result<u64> {
         let unit = st.shape.unit;
         let part = st.part(id);
@@ -128,18 +128,43 @@ impl Engine {
             expected: 0,
             in_a_row: 0,
             ahead_to: 0,
+            swap_in_due: read && write,
             status_seen: part.status(unit),
         };
         let handle = st.handles.insert(handle) as u64;
-        if read {
-            let length = match self.options.open_swap_in {
-                OpenSwapIn::None => 0,
-                OpenSwapIn::Ahead => self.options.read_ahead,
-                OpenSwapIn::All => u64::MAX,
-            };
-            let reached = self.fetch(st, id, 0, length, actions);
-            st.handles.get_mut(handle as usize).expect("inserted above").ahead_to = reached;
+        if read && write {
+            // Who begins by writing over it all has no use for its bytes, and would wait for their transfer.
+            st.later.push((handle, self.now_ms().max(1)));
+        } else if read {
+            self.begin_swap_in(st, handle, actions);
         }
         Ok(handle)
+    }
+
+    /// Starts what opening for reading starts.
+    pub(crate) fn begin_swap_in(&self, st: &mut State, number: u64, actions: &mut Actions) {
+        let length = match self.options.open_swap_in {
+            OpenSwapIn::None => 0,
+            OpenSwapIn::Ahead => self.options.read_ahead,
+            OpenSwapIn::All => u64::MAX,
+        };
+        let Some(handle) = st.handles.get_mut(number as usize) else { return };
+        handle.swap_in_due = false;
+        let id = handle.partition;
+        let reached = self.fetch(st, id, 0, length, actions);
+        if let Some(handle) = st.handles.get_mut(number as usize) {
+            handle.ahead_to = handle.ahead_to.max(reached);
+        }
+    }
+
+    /// The same for those opened for both a while ago, unless their partitions were written to since.
+    pub(crate) fn begin_late_swap_ins(&self, st: &mut State, actions: &mut Actions) {
+        for (number, opened_ms) in std::mem::take(&mut st.later) {
+            let Some(handle) = st.handles.get_mut(number as usize) else { continue };
+            let (due, id) = (std::mem::take(&mut handle.swap_in_due), handle.partition);
+            if due && st.part(id).written_ms < opened_ms {
+                self.begin_swap_in(st, number, actions);
+            }
+        }
     }
 }

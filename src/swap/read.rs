@@ -353,11 +353,14 @@ impl Engine {
 
     /// Keeps `read_ahead` bytes in flight ahead of a sequential reader.
     fn read_on(&self, st: &mut State, op: &ReadOp, actions: &mut Actions) {
-        let Some(handle) = op.handle else { return };
+        let Some(number) = op.handle else { return };
+        if st.handles.get(number as usize).is_some_and(|handle| handle.swap_in_due) {
+            self.begin_swap_in(st, number, actions);
+        }
         if !op.sequential {
             return;
         }
-        let Some(handle) = st.handles.get_mut(handle as usize) else {
+        let Some(handle) = st.handles.get_mut(number as usize) else {
             return;
         };
         let from = handle.ahead_to.max(op.offset + op.length);
@@ -371,7 +374,7 @@ impl Engine {
             return;
         }
         let reached = self.fetch(st, op.partition, from, to - from, actions);
-        if let Some(handle) = op.handle.and_then(|h| st.handles.get_mut(h as usize)) {
+        if let Some(handle) = st.handles.get_mut(number as usize) {
             handle.ahead_to = reached;
         }
     }

@@ -218,6 +218,8 @@ pub(crate) struct State {
     /// Partitions with pollers whose counters have changed.
     pub(crate) polled: Vec<u32>,
     pub(crate) stats: CacheStats,
+    /// Handles whose swap-in starts later, and when they were opened.
+    pub(crate) later: Vec<(u64, u64)>,
     /// By the number that [`Engine::set_group`](super::Engine::set_group) was given.
     pub(crate) groups: Vec<Traffic>,
     pub(crate) stopping: bool,
@@ -262,6 +264,7 @@ impl State {
             queued: 0,
             released: Vec::new(),
             polled: Vec::new(),
+            later: Vec::new(),
             stats: CacheStats::default(),
             groups: vec![Traffic::default()],
             stopping: false,

@@ -125,6 +125,39 @@ fn opening_for_reading_starts_the_swap_in() {
     drop(_file);
 }
 
+/// Whoever opens for both may be about to write over everything: the swap-in starts with the first read, or soon.
+#[test]
+fn opening_for_both_starts_the_swap_in_unless_it_is_written_to() {
+    let options = "pool_size=32m,open_swap_in=all";
+    let mount = Mount::new(options);
+    let path = mount.at("file");
+    write_pattern(&open(&path), 9 * MIB + 1, 1 << 20);
+    let both = || File::options().read(true).write(true).open(&path).unwrap();
+    let available = || swap_xattr(&path, "status") == "available";
+
+    mount.remount(options);
+    let file = both();
+    wait_until("the swap-in by itself", available);
+    drop(file);
+
+    mount.remount(options);
+    let file = both();
+    file.read_exact_at(&mut [0; 10], 5 * MIB).unwrap();
+    wait_until("the swap-in after a read", available);
+    drop(file);
+
+    // On a machine that is busy the write may come too late, but not each time.
+    let spared = (0..20).any(|_| {
+        mount.remount(options);
+        let file = both();
+        file.write_all_at(&pattern(0, 1 << 20), 0).unwrap();
+        file.sync_all().unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        swap_xattr(&path, "resident") == MIB.to_string()
+    });
+    assert!(spared, "it was swapped in each time");
+}
+
 /// Writes a large file until told to stop.
 fn keep_writing(mount: &Mount, stop: &AtomicBool) {
     let file = open(&mount.at("big"));
