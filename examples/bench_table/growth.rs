@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use swapfs::bench::{Cleanup, Spread};
@@ -12,7 +12,7 @@ use crate::Outcome;
 use crate::client::{Action, Task};
 use crate::group::timed;
 use crate::place::{Place, State, Way};
-use crate::sample::Sample;
+use crate::sample::{Daemon, Sample};
 use crate::work::{Fio, Pace, client};
 
 /// How far it goes.
@@ -157,6 +157,7 @@ fn partitions(cleanup: &Cleanup, place: &mut Place, scale: &Scale, count: usize)
         File::open(folder.join(name))?;
     }
     let opened = daemon.resident()?;
+    wait_until_idle(daemon)?;
     let per = |bytes: u64| bytes.saturating_sub(idle) as f64 / count as f64;
     let mut latencies = Vec::new();
     let status = "user.swap.status";
@@ -188,6 +189,21 @@ fn partitions(cleanup: &Cleanup, place: &mut Place, scale: &Scale, count: usize)
         "bytes_per_partition_looked_up": per(looked_up), "bytes_per_partition_opened": per(opened),
         "calls": calls,
     }))
+}
+
+/// What so many opens have left to be done is not part of the next call's time. Blocks for ten seconds at most.
+fn wait_until_idle(daemon: Daemon) -> Outcome<()> {
+    let end = Instant::now() + Duration::from_secs(10);
+    let mut before = daemon.cpu()?;
+    while Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(200));
+        let now = daemon.cpu()?;
+        if now - before < Duration::from_millis(2) {
+            break;
+        }
+        before = now;
+    }
+    Ok(())
 }
 
 /// A mount with a pool of that size: as it is made, and filled as far as the rows' file goes.
