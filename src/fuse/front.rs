@@ -41,8 +41,8 @@ use crate::volume::Volume;
 const PAGE_BYTES: usize = 4096;
 
 /// Writes that may wait for buffers, or for transfers, where they were received; the bytes of more are
-/// copied.
-const WAITING_MAX: usize = 16;
+/// copied. Enough for eight clients with four each.
+const WAITING_MAX: usize = 32;
 
 /// Threads with an intake; more receive into memory of their own, which is only there when it is used.
 const LENDING_MAX: usize = 16;
