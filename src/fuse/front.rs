@@ -5,6 +5,7 @@
 //! READ straight from the pool's memory; everything else goes through the [`relay`] to fuser.
 
 mod abi;
+mod aim;
 mod answers;
 mod awake;
 mod change;
@@ -70,6 +71,7 @@ pub(super) struct Front {
     /// The descriptor that was mounted.
     device: Arc<Device>,
     readers: spare::Readers,
+    aim: aim::Aim,
     /// Inodes whose descriptors are still to be closed.
     forgotten: Mutex<Vec<Forgotten>>,
 }
@@ -85,8 +87,9 @@ impl Front {
         let device = Device::new(device, volume.watch.clone());
         let (mut headers, mut payload) = ([0; HEADER_BYTES], Payload::new());
         let gone = || io::Error::new(io::ErrorKind::NotConnected, "unmounted while starting");
-        let length = device.receive(&mut headers, payload.bytes())?.ok_or_else(gone)?;
-        let (header, rest) = split(&headers, payload.bytes(), length)?;
+        let received = device.receive(&mut headers, [payload.bytes(), &mut []])?;
+        let (header, rest) = header(&headers, received.ok_or_else(gone)?)?;
+        let rest = &payload.bytes()[..rest];
         let version = InitIn::read_from_prefix(&headers[size_of::<InHeader>()..]);
         match version {
             Ok((version, _)) if Opcode::from(header.opcode) == Opcode::Init => {
@@ -108,7 +111,8 @@ impl Front {
         }
         relay.pass(&device, &header, &mut headers, rest, None)?;
         let (readers, forgotten) = (spare::Readers::default(), Mutex::default());
-        Ok((Front { volume, relay, device, readers, forgotten }, theirs))
+        let aim = aim::Aim::default();
+        Ok((Front { volume, relay, device, readers, aim, forgotten }, theirs))
     }
 
     /// Brings the answer to the first request back to the kernel.
@@ -216,10 +220,26 @@ impl Room {
         }
     }
 
-    fn bytes(&mut self) -> &mut [u8] {
+    /// Makes what is received begin there, so far into a block, if it is to become one's memory.
+    fn begin_at(&mut self, start: usize) {
+        if let Room::Intake(intake) = self {
+            intake.begin_at(start);
+        }
+    }
+
+    /// All of it, in the order in which it is filled.
+    fn parts(&mut self) -> [&mut [u8]; 2] {
         match self {
-            Room::Intake(intake) => intake,
-            Room::Own(payload) => payload.bytes(),
+            Room::Intake(intake) => intake.parts(),
+            Room::Own(payload) => [payload.bytes(), &mut []],
+        }
+    }
+
+    /// The first `length` bytes that were received.
+    fn bytes(&mut self, length: usize) -> &[u8] {
+        match self {
+            Room::Intake(intake) => intake.straighten(length),
+            Room::Own(payload) => &payload.bytes()[..length],
         }
     }
 }
@@ -242,14 +262,14 @@ impl Payload {
     }
 }
 
-/// The header of a request of `length` bytes, and what of the request lies in the payload.
-fn split<'a>(
-    headers: &[u8; HEADER_BYTES], payload: &'a [u8], length: usize,
-) -> io::Result<(InHeader, &'a [u8])> {
-    let rest = payload.get(..length.saturating_sub(HEADER_BYTES));
-    match (InHeader::read_from_prefix(headers), rest) {
-        (Ok((header, _)), Some(rest))
-            if header.len as usize == length && length >= size_of::<InHeader>() =>
+/// The header of a request of `length` bytes, and how many of these lie in the payload.
+fn header(headers: &[u8; HEADER_BYTES], length: usize) -> io::Result<(InHeader, usize)> {
+    let rest = length.saturating_sub(HEADER_BYTES);
+    match InHeader::read_from_prefix(headers) {
+        Ok((header, _))
+            if header.len as usize == length
+                && length >= size_of::<InHeader>()
+                && rest <= REQUEST_BYTES_MAX as usize =>
         {
             Ok((header, rest))
         }
@@ -311,6 +331,7 @@ impl Reader {
             crew.talks(self.leads && self.quick >= QUICK_MIN);
         }
         let room = self.room.as_mut().expect("put back after each request");
+        room.begin_at(if turn == Turn::Read { self.front.aim.start() } else { 0 });
         let (readers, headers) = (&self.front.readers, &mut self.headers);
         match (turn, &self.impatient) {
             (Turn::End, _) => return Ok(None),
@@ -318,7 +339,7 @@ impl Reader {
                 self.device.clone_from(impatient);
                 let end = Instant::now() + lookout;
                 let received = readers.reading(|| {
-                    impatient.look_out(headers, room.bytes(), end, || self.front.tidy())
+                    impatient.look_out(headers, room.parts(), end, || self.front.tidy())
                 })?;
                 if received != Some(0) {
                     self.quick = self.quick.wrapping_add(1);
@@ -336,7 +357,7 @@ impl Reader {
             crew.talks(false);
         }
         self.device.clone_from(&self.patient);
-        readers.reading(|| self.patient.receive(headers, room.bytes()))
+        readers.reading(|| self.patient.receive(headers, room.parts()))
     }
 
     /// Bytes that a request moves, to the client or from it.
@@ -353,16 +374,19 @@ impl Reader {
 
     fn handle(&mut self, length: usize) -> io::Result<()> {
         let mut room = self.room.take().expect("put back after each request");
-        let (header, rest) = split(&self.headers, room.bytes(), length)?;
+        let (header, rest) = header(&self.headers, length)?;
+        let is_write = Opcode::from(header.opcode) == Opcode::Write;
+        // A write's stay where they are.
+        let bytes = if is_write { &[] } else { room.bytes(rest) };
         let ticket = self.device.watch.begin(describe::operation(&header), || {
-            describe::note(&self.front.volume, &header, &self.headers, rest)
+            describe::note(&self.front.volume, &header, &self.headers, bytes)
         });
-        if Opcode::from(header.opcode) == Opcode::Write {
+        if is_write {
             let reply = Reply::new(&self.device, header.unique, Some(ticket));
-            let (arguments, length) = (&self.headers[size_of::<InHeader>()..], rest.len());
-            room = self.front.write(&header, arguments, room, length, reply);
+            let arguments = &self.headers[size_of::<InHeader>()..];
+            room = self.front.write(&header, arguments, room, rest, reply);
         } else {
-            self.handle_other(&header, rest, length, ticket);
+            self.handle_other(&header, bytes, length, ticket);
         }
         self.room = Some(room);
         Ok(())
@@ -421,15 +445,19 @@ mod tests {
     #[test]
     fn requests_that_lie_about_their_length_are_refused() {
         let mut headers = [0; HEADER_BYTES];
-        let payload = [0; 100];
-        for (says, length, accepted) in
-            [(40, 40, true), (39, 39, false), (40, 41, false), (180, 180, true), (181, 181, false)]
-        {
+        let most = HEADER_BYTES as u32 + REQUEST_BYTES_MAX;
+        for (says, length, accepted) in [
+            (40, 40, true),
+            (39, 39, false),
+            (40, 41, false),
+            (most, most as usize, true),
+            (most + 1, most as usize + 1, false),
+        ] {
             headers[..4].copy_from_slice(&u32::to_ne_bytes(says));
-            let outcome = split(&headers, &payload, length);
+            let outcome = header(&headers, length);
             assert_eq!(outcome.is_ok(), accepted, "{says} {length}");
             if let Ok((header, rest)) = outcome {
-                assert_eq!((header.len, rest.len()), (says, length.saturating_sub(HEADER_BYTES)));
+                assert_eq!((header.len, rest), (says, length.saturating_sub(HEADER_BYTES)));
             }
         }
     }

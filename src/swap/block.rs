@@ -15,6 +15,8 @@
 //! others still are in the swap folder and are filled in before the page is read or written out, unless
 //! a sequential writer completes it first.
 
+use std::ops::Range;
+
 use smallvec::SmallVec;
 
 use super::op::Op;
@@ -240,6 +242,39 @@ impl Block {
 
     pub(crate) fn partial(&self, page: usize) -> Option<usize> {
         self.partials.iter().position(|p| p.page == page)
+    }
+
+    /// The bytes of these pages are all here.
+    pub(crate) fn make_valid(&mut self, pages: Range<usize>) {
+        if !self.partials.is_empty() {
+            self.partials.retain(|p| !pages.contains(&p.page));
+        }
+        self.valid.insert(pages);
+    }
+
+    /// Notes that bytes `covered` of `page` are new. `end` is where the partition ends within the page;
+    /// `zeroed` says that the bytes around were made zero.
+    pub(crate) fn note_edge(
+        &mut self, page: usize, covered: Range<usize>, end: usize, zeroed: bool, unit: usize,
+    ) {
+        if self.valid.contains(page) {
+            return;
+        }
+        if zeroed || covered == (0..unit) {
+            self.make_valid(page..page + 1);
+            return;
+        }
+        let mut run = covered;
+        if let Some(at) = self.partial(page) {
+            let old = self.partials.remove(at);
+            run = run.start.min(old.start)..run.end.max(old.end);
+        }
+        // Complete only when the last page's tail needs no zeroes: those come with a fill.
+        if run.start == 0 && run.end == unit && end <= unit {
+            self.valid.insert(page..page + 1);
+        } else {
+            self.partials.push(Partial { page, start: run.start, end: run.end });
+        }
     }
 
     /// Back to an unused block; the caller has checked that it is idle.

@@ -1,17 +1,22 @@
 //! Buffers beyond the pool's, in which a transport receives what clients write.
 //!
 //! A write of a whole block is taken in by exchanging memory: the block's buffer gets the intake's, which holds
-//! its new content, and the intake goes on with the buffer's. The number of buffers, and all that is counted
+//! its new content, and the intake goes on with the buffer's. So is one that brings most of a block of which nothing
+//! else is here: it is received where it will be in its block ([`Intake::begin_at`]), which for a write across a border
+//! means that its first bytes lie at the intake's end; those are copied. The number of buffers, and all that is counted
 //! about them, does not change, so intakes have no part in who waits for which buffer
 //! ([`super::buffers`]); and nobody waits for an intake: without one, bytes are copied. They are copied into
 //! slots too, whose stretch holds others' bytes. A lent buffer ([`super::lend`]) is the opposite: out of
 //! the pool's number, with the stretch that it has, until it is given back.
 
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 
+use super::block::BufferIndex;
 use super::engine::Engine;
 use super::op::{WriteOp, WriteReply};
+use super::pages::PageSet;
 use super::state::State;
+use super::trays::Place;
 use crate::pool::WriteLease;
 
 /// Index of a buffer's worth of the arena's memory.
@@ -23,6 +28,50 @@ pub(crate) type Stretch = u32;
 pub struct Intake {
     pub(super) stretch: Stretch,
     pub(super) lease: WriteLease,
+    /// Where what is received begins.
+    pub(super) start: usize,
+}
+
+impl Intake {
+    /// What is received begins `start` bytes into the memory from now on, and goes on at its beginning when it comes to
+    /// the end. Bytes that are there stay where they are.
+    ///
+    /// # Panics
+    /// When `start` lies beyond the memory.
+    pub fn begin_at(&mut self, start: usize) {
+        assert!(start < self.lease.len(), "{start} of {}", self.lease.len());
+        self.start = start;
+    }
+
+    /// All of the memory, in the order in which it is to be filled.
+    pub fn parts(&mut self) -> [&mut [u8]; 2] {
+        let (second, first) = self.lease.split_at_mut(self.start);
+        [first, second]
+    }
+
+    /// Those bytes of what was received.
+    fn pieces(&self, bytes: Range<usize>) -> [&[u8]; 2] {
+        let (second, first) = self.lease.split_at(self.start);
+        let at = |bound: usize| (bound.min(first.len()), bound.saturating_sub(first.len()));
+        let (start, end) = (at(bytes.start), at(bytes.end));
+        [&first[start.0..end.0], &second[start.1..end.1]]
+    }
+
+    /// The first `length` bytes of what was received, brought together.
+    pub fn straighten(&mut self, length: usize) -> &mut [u8] {
+        if self.start + length > self.lease.len() {
+            self.lease.rotate_left(self.start);
+            self.start = 0;
+        }
+        &mut self.lease[self.start..self.start + length]
+    }
+}
+
+/// What becomes of bytes beside those that a write brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Around {
+    Zero,
+    Stays,
 }
 
 impl Deref for Intake {
@@ -58,12 +107,12 @@ impl Payload {
         matches!(self, Payload::Kept(_) | Payload::Copied(..))
     }
 
-    /// The bytes from `from` on, of a caller's `borrowed`.
-    pub(crate) fn bytes<'a>(&'a self, borrowed: &'a [u8], from: usize) -> &'a [u8] {
+    /// Those bytes of it, of a caller's `borrowed`; they may lie in two places.
+    pub(crate) fn pieces<'a>(&'a self, borrowed: &'a [u8], bytes: Range<usize>) -> [&'a [u8]; 2] {
         match self {
-            Payload::Caller => &borrowed[from..],
-            Payload::Lent(intake) | Payload::Kept(intake) => &intake[from..],
-            Payload::Copied(bytes, first) => &bytes[from - first..],
+            Payload::Caller => [&borrowed[bytes], &[]],
+            Payload::Lent(intake) | Payload::Kept(intake) => intake.pieces(bytes),
+            Payload::Copied(copy, first) => [&copy[bytes.start - first..bytes.end - first], &[]],
         }
     }
 
@@ -76,6 +125,27 @@ impl Payload {
 }
 
 impl State {
+    /// The intake of a write whose next run is `bytes`, in these pages of a block, when that is to be taken in by
+    /// exchange: it is the last of the write and most of the block, lies in the intake where it will lie in
+    /// the block, and nothing else of the block is here, nor on its way.
+    pub(crate) fn to_exchange<'a>(
+        &self, op: &'a mut WriteOp, buffer: BufferIndex, bytes: &Range<u64>, pages: &Range<usize>,
+    ) -> Option<&'a mut Intake> {
+        let size = self.shape.block_size;
+        let block = &self.blocks[buffer as usize];
+        let last = bytes.end == op.offset + op.length as u64;
+        if !last || bytes.end - bytes.start < size / 2 || !matches!(block.place, Place::Buffer(_)) {
+            return None;
+        }
+        let still = [&block.reading, &block.writing, &block.copying, &block.shared];
+        let free = still.into_iter().all(PageSet::is_empty)
+            && [&block.valid, &block.dirty]
+                .into_iter()
+                .all(|set| !set.any(0..pages.start) && !set.any(pages.end..block.pages));
+        let begins_at = (op.offset % size) as usize;
+        op.payload.intake().filter(|intake| free && intake.start == begins_at)
+    }
+
     /// Puts away what an ended write had; returns an intake that its caller is to be given back.
     pub(crate) fn put_away(&mut self, payload: Payload) -> Option<Intake> {
         match payload {
@@ -102,7 +172,7 @@ impl Engine {
         self.with(|st, _| st.intakes.push(intake));
     }
 
-    /// As [`Engine::write`], of the first `length` bytes of `intake`. Returns the intake for the next
+    /// As [`Engine::write`], of the first `length` bytes that `intake` received. Returns the intake for the next
     /// write: the same one, or another when its memory has become a block's, or its bytes have to wait.
     ///
     /// # Panics
@@ -120,7 +190,7 @@ impl Engine {
     /// Makes the payload of a write that has to wait last beyond the call. Returns the intake that its
     /// caller gets for one that is kept, or gets back for one that was copied.
     pub(super) fn make_stay(
-        &self, payload: &mut Payload, borrowed: &[u8], bytes: std::ops::Range<usize>,
+        &self, payload: &mut Payload, borrowed: &[u8], bytes: Range<usize>,
     ) -> Option<Intake> {
         match std::mem::replace(payload, Payload::Caller) {
             Payload::Lent(intake) => {
@@ -129,7 +199,8 @@ impl Engine {
                     *payload = Payload::Kept(intake);
                     return other;
                 }
-                *payload = Payload::Copied(intake[bytes.clone()].to_vec(), bytes.start);
+                let copy = intake.pieces(bytes.clone()).concat();
+                *payload = Payload::Copied(copy, bytes.start);
                 Some(intake)
             }
             Payload::Caller => {

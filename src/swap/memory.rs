@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::block::{Block, BufferIndex};
-use super::intake::{Intake, Stretch};
+use super::intake::{Around, Intake, Stretch};
 use super::state::{Shape, State};
 use super::trays::{Buffer, Place};
 use crate::pool::{Arena, ReadLease, WriteLease};
@@ -36,7 +36,7 @@ impl Memory {
             // SAFETY: write_lease needs that nobody else touches these bytes while it lives. A stretch is a
             // buffer's or an intake's: this one is no buffer's, and `exchange` alone changes that.
             let lease = unsafe { memory.arena.write_lease(start, length) };
-            Intake { stretch: stretch as Stretch, lease }
+            Intake { stretch: stretch as Stretch, lease, start: 0 }
         };
         let intakes = (buffers..buffers + intakes).map(intake).collect();
         (memory, intakes)
@@ -65,8 +65,11 @@ impl Memory {
     }
 
     /// Gives a buffer the memory of an intake, and the intake the buffer's. One block has the whole buffer,
-    /// and nobody is busy with it.
-    pub(crate) fn exchange(&self, st: &mut State, block: BufferIndex, intake: &mut Intake) {
+    /// and nobody is busy with it. The bytes `around` what the intake brings are made zero, or come from the buffer.
+    pub(crate) fn exchange(
+        &self, st: &mut State, block: BufferIndex, intake: &mut Intake,
+        around: [(Range<u64>, Around); 2],
+    ) {
         let Block { place, reading, writing, copying, shared, .. } = &st.blocks[block as usize];
         let Place::Buffer(number) = *place else {
             unreachable!("a block that shares its buffer is not exchanged");
@@ -74,6 +77,18 @@ impl Memory {
         assert!(reading.is_empty() && writing.is_empty());
         assert!(copying.is_empty() && shared.is_empty());
         assert!(intake.lease.is_of(&self.arena), "intakes stay with their engine");
+        for (bytes, what) in around {
+            let (from, length) = (self.at(st, block, &bytes), (bytes.end - bytes.start) as usize);
+            let target = &mut intake.lease[bytes.start as usize..bytes.end as usize];
+            match what {
+                Around::Zero => target.fill(0),
+                Around::Stays => {
+                    // SAFETY: nobody may write these bytes while the lease lives. The buffer is its one block's,
+                    // which has no claims, and none can be made while the caller holds the lock.
+                    target.copy_from_slice(&unsafe { self.arena.read_lease(from, length) });
+                }
+            }
+        }
         let stretch = std::mem::replace(&mut st.stretches[number as usize], intake.stretch);
         intake.stretch = stretch;
         let (start, length) = (self.stretch_at(stretch), self.shape.block_size as usize);

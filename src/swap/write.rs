@@ -3,13 +3,12 @@
 use std::ops::Range;
 
 use super::actions::{Actions, Answer};
-use super::block::{BufferIndex, PARTIALS_MAX, Partial};
+use super::block::{BufferIndex, PARTIALS_MAX};
 use super::engine::Engine;
-use super::intake::{Intake, Payload};
+use super::intake::{Around, Intake, Payload};
 use super::op::{Op, SyncOp, WriteOp, WriteReply};
 use super::small::{Need, Room};
 use super::state::{OFFSET_MAX, State, file_time_now};
-use super::trays;
 use crate::error::{Errno, Result};
 use crate::pool::WriteLease;
 
@@ -84,7 +83,8 @@ impl Engine {
                 }
                 Step::Copy(mut op, mut plan) => {
                     let length = (plan.place.bytes.end - plan.place.bytes.start) as usize;
-                    plan.copy(&op.payload.bytes(borrowed, op.done)[..length], self.shape.unit);
+                    let pieces = op.payload.pieces(borrowed, op.done..op.done + length);
+                    plan.copy(pieces, self.shape.unit);
                     op.done += length;
                     let Plan { place, lease } = plan;
                     self.with(|st, actions| {
@@ -226,14 +226,11 @@ impl Engine {
             let bytes = bytes.start - start..bytes.end - start;
             Place { buffer, bytes, pages, zero_head, zero_tail }
         };
-        if bytes == (start..start + st.shape.block_size)
-            && matches!(st.blocks[buffer as usize].place, trays::Place::Buffer(_))
-            && let Some(intake) = op.payload.intake()
-        {
-            // All of the block, and so all of the intake: nothing is copied.
-            self.memory.exchange(st, buffer, intake);
+        if let Some(intake) = st.to_exchange(&mut op, buffer, &bytes, &pages) {
+            let place = place(bytes, pages);
+            self.memory.exchange(st, buffer, intake, place.around(unit));
             op.done = op.length;
-            self.copied(st, &op, place(bytes, pages), actions);
+            self.copied(st, &op, place, actions);
             return self.write_step(st, op, actions);
         }
         st.edit(buffer, |block| block.copying.insert(pages.clone()));
@@ -440,60 +437,27 @@ enum Edge {
     Lost,
 }
 
-impl Plan {
-    fn copy(&mut self, data: &[u8], unit: u64) {
-        let Place { pages, bytes, .. } = &self.place;
-        let base = pages.start as u64 * unit;
-        let at = (bytes.start - base) as usize;
-        let end = at + data.len();
-        if self.place.zero_head {
-            self.lease[..at].fill(0);
-            if pages.len() == 1 {
-                self.lease[end..].fill(0);
-            }
-        }
-        self.lease[at..end].copy_from_slice(data);
-        if self.place.zero_tail {
-            let last = (pages.len() as u64 - 1) * unit;
-            if pages.len() == 1 {
-                self.lease[..at].fill(0);
-            }
-            debug_assert!(end as u64 >= last);
-            self.lease[end..].fill(0);
-        }
+impl Place {
+    /// The bytes of its first and last page that are not the client's, and what becomes of them.
+    fn around(&self, unit: u64) -> [(Range<u64>, Around); 2] {
+        let what = |zero| if zero { Around::Zero } else { Around::Stays };
+        let head = self.pages.start as u64 * unit..self.bytes.start;
+        let tail = self.bytes.end..self.pages.end as u64 * unit;
+        [(head, what(self.zero_head)), (tail, what(self.zero_tail))]
     }
 }
 
-impl super::block::Block {
-    fn make_valid(&mut self, pages: Range<usize>) {
-        if !self.partials.is_empty() {
-            self.partials.retain(|p| !pages.contains(&p.page));
+impl Plan {
+    fn copy(&mut self, [first, second]: [&[u8]; 2], unit: u64) {
+        let base = self.place.pages.start as u64 * unit;
+        for (bytes, what) in self.place.around(unit) {
+            if what == Around::Zero {
+                self.lease[(bytes.start - base) as usize..(bytes.end - base) as usize].fill(0);
+            }
         }
-        self.valid.insert(pages);
-    }
-
-    /// Notes that bytes `covered` of `page` are new. `end` is where the partition ends within the page;
-    /// `zeroed` says that the bytes around were made zero.
-    fn note_edge(
-        &mut self, page: usize, covered: Range<usize>, end: usize, zeroed: bool, unit: usize,
-    ) {
-        if self.valid.contains(page) {
-            return;
-        }
-        if zeroed || covered == (0..unit) {
-            self.make_valid(page..page + 1);
-            return;
-        }
-        let mut run = covered;
-        if let Some(at) = self.partial(page) {
-            let old = self.partials.remove(at);
-            run = run.start.min(old.start)..run.end.max(old.end);
-        }
-        // Complete only when the last page's tail needs no zeroes: those come with a fill.
-        if run.start == 0 && run.end == unit && end <= unit {
-            self.valid.insert(page..page + 1);
-        } else {
-            self.partials.push(Partial { page, start: run.start, end: run.end });
-        }
+        let at = (self.place.bytes.start - base) as usize;
+        let border = at + first.len();
+        self.lease[at..border].copy_from_slice(first);
+        self.lease[border..border + second.len()].copy_from_slice(second);
     }
 }

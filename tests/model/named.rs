@@ -9,7 +9,7 @@ use swapfs::aio::memory::{MemoryFolder, MemoryOptions};
 use swapfs::error::{Errno, Result};
 use swapfs::swap::{EngineOptions, OpenSwapIn};
 
-use super::rig::{BLOCK, Kind, Pending, Rng, TestFile, World};
+use super::rig::{BLOCK, Kind, Pending, Rng, TestFile, World, receive};
 
 /// A pool of four blocks in which nothing happens unasked.
 fn world(kind: Kind, alignment: usize, folder: MemoryFolder, read_ahead: u64) -> Arc<World> {
@@ -210,20 +210,29 @@ fn a_truncate_to_the_same_size_gives_back_reserved_space() {
 }
 
 #[test]
-fn whole_blocks_are_taken_in_by_exchange_and_nothing_else_is() {
+fn what_lies_as_in_its_block_is_taken_in_by_exchange() {
     let world = world(Kind::Sound, 4096, MemoryFolder::unbounded(), 0);
     let (a, handle, mut bytes) = file(&world, 3);
     let mut intake = world.engine.intake().expect("two there are");
     let whole = BLOCK as usize;
-    // Into an absent block, over what has just been written, over part of a block, across two.
-    for (fill, offset, length, exchanged) in [
-        (1, whole, whole, true),
-        (2, whole, whole, true),
-        (3, 0, whole - 1, false),
-        (4, whole + 4096, whole, false),
-        (5, 2 * whole, whole, true),
+    for (fill, offset, length, start, exchanged) in [
+        // Into an absent block, over what has just been written, over all but the last byte of an absent block and
+        // of one that is here.
+        (1, whole, whole, 0, true),
+        (2, whole, whole, 0, true),
+        (3, 0, whole - 1, 0, true),
+        (4, whole, whole - 1, 0, true),
+        // Across two, received elsewhere and where it will lie; then with most of it in the first.
+        (5, 2 * whole - 4095, whole, 0, false),
+        (6, 2 * whole - 4095, whole, whole - 4095, true),
+        (7, whole + 48, whole, 48, false),
+        // The first bytes of a block whose others are here, and less than half of one.
+        (8, 0, whole - 8192, 0, false),
+        (9, 2 * whole, whole / 2 - 1, 0, false),
+        (10, 2 * whole, whole, 4096, false),
+        (11, 2 * whole, whole, 0, true),
     ] {
-        intake.fill(fill);
+        receive(&mut intake, start, &vec![fill; length]);
         bytes[offset..][..length].fill(fill);
         let before = intake.as_ptr();
         let (pending, reply) = Pending::new();

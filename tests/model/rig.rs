@@ -12,7 +12,7 @@ use swapfs::aio::device::{
 use swapfs::aio::fault::{FaultDevice, FaultPlan};
 use swapfs::aio::memory::{MemoryDevice, MemoryFile, MemoryFolder, MemoryOptions};
 use swapfs::pool::{Arena, ArenaOptions};
-use swapfs::swap::{Engine, EngineOptions, FileKey, OpenSwapIn, Request, WriteReply};
+use swapfs::swap::{Engine, EngineOptions, FileKey, Intake, OpenSwapIn, Request, WriteReply};
 
 pub(crate) const BLOCK: u64 = 64 * 1024;
 
@@ -233,6 +233,15 @@ impl TestFile {
     }
 }
 
+/// Puts bytes into an intake as a transport does, from a place on.
+pub(crate) fn receive(intake: &mut Intake, start: usize, data: &[u8]) {
+    intake.begin_at(start);
+    let [first, second] = intake.parts();
+    let border = data.len().min(first.len());
+    first[..border].copy_from_slice(&data[..border]);
+    second[..data.len() - border].copy_from_slice(&data[border..]);
+}
+
 /// The engine and what is around it.
 pub(crate) struct World {
     pub(crate) kind: Kind,
@@ -245,15 +254,17 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Writes; with `lent`, from an intake if one can be had and it is long enough.
+    /// Writes; with `lent`, from an intake if one can be had and it is long enough, received from that place on.
     pub(crate) fn write(
-        &self, lent: bool, handle: u64, offset: u64, data: &[u8], stable: bool, reply: WriteReply,
+        &self, lent: Option<u64>, handle: u64, offset: u64, data: &[u8], stable: bool,
+        reply: WriteReply,
     ) {
-        let long_enough = lent && data.len() <= BLOCK as usize;
-        let Some(mut intake) = long_enough.then(|| self.engine.intake()).flatten() else {
+        let lent = lent.filter(|_| data.len() <= BLOCK as usize);
+        let Some((mut intake, start)) = lent.and_then(|start| Some((self.engine.intake()?, start)))
+        else {
             return self.engine.write(handle, offset, data, stable, reply);
         };
-        intake[..data.len()].copy_from_slice(data);
+        receive(&mut intake, start as usize, data);
         let mut next = self.engine.write_from(handle, offset, intake, data.len(), stable, reply);
         // Nothing of what was written may be in there any more.
         next.fill(0xEE);

@@ -10,7 +10,8 @@ use rustix::io::Errno;
 
 use crate::place::{Mount, is_done};
 use crate::support::{
-    KIB, MIB, Random, errno, is_pattern, occupied, pattern, same, wait_until, write_pattern,
+    KIB, MIB, Random, errno, is_pattern, occupied, pattern, same, set_xattr, wait_until,
+    write_pattern,
 };
 
 /// A file for reading and writing, made when missing.
@@ -51,6 +52,78 @@ fn stream(options: &str, length: u64) {
 #[test]
 fn a_stream_in_odd_pieces_arrives() {
     stream("pool_size=16m", 300 * MIB + 123);
+}
+
+/// Memory for `length` bytes, `skew` bytes behind the beginning of a page.
+fn skewed(length: usize, skew: usize) -> (Vec<u8>, usize) {
+    let memory = vec![0; length + 8192];
+    let start = memory.as_ptr().align_offset(4096) + skew;
+    (memory, start)
+}
+
+/// Large calls from memory that begins anywhere arrive, beside others that begin elsewhere and requests with long names;
+/// over what is in the pool, over what is not, and behind the end.
+#[test]
+fn calls_from_memory_that_begins_anywhere_arrive() {
+    const CALL: u64 = 12 * MIB;
+    let mount = Mount::new("pool_size=48m");
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    let write = |name: &str, flags: i32, first: u64, skew: usize| {
+        let file = open_with(&mount.at(name), flags);
+        let (mut memory, start) = skewed(CALL as usize, skew);
+        for call in 0..6 {
+            let at = first + call * CALL;
+            memory[start..][..CALL as usize].copy_from_slice(&pattern(at, CALL as usize));
+            file.write_all_at(&memory[start..][..CALL as usize], at).unwrap();
+        }
+        drop(file);
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let long = "n".repeat(200);
+            while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                assert_eq!(
+                    File::open(mount.at(&long)).unwrap_err().raw_os_error(),
+                    Some(libc::ENOENT)
+                );
+                std::fs::write(mount.at(&format!("{long}-there")), &long).unwrap();
+                assert_eq!(
+                    std::fs::read(mount.at(&format!("{long}-there"))).unwrap(),
+                    long.as_bytes()
+                );
+            }
+        });
+        for round in 0..3 {
+            for (name, flags, first, skew) in [
+                ("bytes", 0, 0, 48),
+                ("odd", 0, 10_007, 2000),
+                ("direct", libc::O_DIRECT, 0, 0),
+                ("half", 0, MIB / 2, 4095),
+            ] {
+                write(name, flags, first, skew);
+                if round == 1 {
+                    set_xattr(&mount.at(name), "user.swap.request", b"release").unwrap();
+                }
+            }
+            std::thread::scope(|writers| {
+                writers.spawn(|| write("bytes", 0, 0, 48));
+                writers.spawn(|| write("direct", libc::O_DIRECT, 0, 0));
+                writers.spawn(|| write("odd", 0, 10_007, 48));
+            });
+        }
+        ended.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    for (name, first) in [("bytes", 0), ("odd", 10_007), ("direct", 0), ("half", MIB / 2)] {
+        for path in [mount.at(name), mount.backing(name)] {
+            let file = open(&path);
+            file.sync_all().unwrap();
+            let mut bytes = vec![0; (first + 6 * CALL) as usize];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            assert_eq!(file.metadata().unwrap().len(), bytes.len() as u64);
+            assert!(bytes[..first as usize].iter().all(|byte| *byte == 0), "{name}: a hole");
+            same(&bytes[first as usize..], &pattern(first, (6 * CALL) as usize));
+        }
+    }
 }
 
 fn transfers(mount: &Mount, kind: &str) -> u64 {

@@ -39,14 +39,15 @@ impl Device {
         Ok(Device::new(crate::sys::clone_fuse_device(&self.descriptor)?, self.watch.clone()))
     }
 
-    /// Waits for a request. Its first [`HEADER_BYTES`] go into `headers` and the rest into `payload`, which
-    /// together must hold at least the largest request. Returns its length, or `None` at the end of
+    /// Waits for a request. Its first [`HEADER_BYTES`] go into `headers` and the rest into `payload`, one part
+    /// after the other, which together must hold at least the largest request. Returns its length, or `None` at the end of
     /// the session.
     pub(super) fn receive(
-        &self, headers: &mut [u8; HEADER_BYTES], payload: &mut [u8],
+        &self, headers: &mut [u8; HEADER_BYTES], [first, second]: [&mut [u8]; 2],
     ) -> io::Result<Option<usize>> {
         loop {
-            let mut parts = [IoSliceMut::new(headers), IoSliceMut::new(payload)];
+            let mut parts =
+                [IoSliceMut::new(headers), IoSliceMut::new(first), IoSliceMut::new(second)];
             match readv(&self.descriptor, &mut parts) {
                 Ok(length) => return Ok(Some(length)),
                 // ENOENT: the request was taken back while it was being handed over.
@@ -60,11 +61,12 @@ impl Device {
     /// As [`Device::receive`], but looks for a request until `end` and returns 0 when none has come; calls `meanwhile`
     /// each time there was none. For a descriptor that [never waits](Device::impatient).
     pub(super) fn look_out(
-        &self, headers: &mut [u8; HEADER_BYTES], payload: &mut [u8], end: Instant,
+        &self, headers: &mut [u8; HEADER_BYTES], [first, second]: [&mut [u8]; 2], end: Instant,
         meanwhile: impl Fn(),
     ) -> io::Result<Option<usize>> {
         loop {
-            let mut parts = [IoSliceMut::new(headers), IoSliceMut::new(payload)];
+            let mut parts =
+                [IoSliceMut::new(headers), IoSliceMut::new(first), IoSliceMut::new(second)];
             match readv(&self.descriptor, &mut parts) {
                 Ok(length) => return Ok(Some(length)),
                 Err(Errno::ENOENT | Errno::EINTR) => {}

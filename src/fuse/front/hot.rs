@@ -251,10 +251,11 @@ impl Front {
             Err(errno) => reply.error(errno),
         });
         let (engine, fh, offset) = (&self.volume.engine, write.fh, write.offset);
+        self.aim.saw(offset, length);
         if let Room::Intake(intake) = room {
             return Room::Intake(engine.write_from(fh, offset, intake, length, stable, answer));
         }
-        engine.write(fh, offset, &room.bytes()[..length], stable, answer);
+        engine.write(fh, offset, room.bytes(length), stable, answer);
         room
     }
 

@@ -73,7 +73,14 @@ impl Driver {
         let data = self.rng.bytes(length);
         let (pending, reply) = Pending::new();
         let at = self.slots[slot].base + offset;
-        self.world.write(self.rng.percent(60), handle, at, &data, stable, Box::new(reply));
+        // Most often as they will lie in their blocks.
+        let start = match self.rng.below(4) {
+            0 => 0,
+            1 => self.rng.below(BLOCK),
+            _ => at % BLOCK,
+        };
+        let lent = self.rng.percent(60).then_some(start);
+        self.world.write(lent, handle, at, &data, stable, Box::new(reply));
         self.flights.push(Flight {
             slot,
             handle: Some(handle),
