@@ -6,7 +6,7 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::error::{Errno, Result};
 use crate::pool::{ReadLease, WriteLease};
@@ -98,6 +98,28 @@ pub struct DeviceStats {
     pub registered_files: bool,
 }
 
+/// How long [`PromptReads::go_on`] waits for one of the reads under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Not at all.
+    No,
+    /// No longer than this.
+    For(Duration),
+    /// However long it takes.
+    Ever,
+}
+
+/// Small reads that one thread begins and waits for itself: who receives them, so that nobody has to be woken. Nobody
+/// else takes their completions, so the thread does little else while there are some. Dropped, it waits for them.
+pub trait PromptReads: Debug {
+    /// Reads that have begun and are not delivered.
+    fn under_way(&self) -> usize;
+
+    /// Begins the reads in `batch`, waits for one that is under way, and delivers what has completed. What cannot be
+    /// begun this way stays in `batch`: it is to be submitted to the device.
+    fn go_on(&mut self, batch: &mut Vec<Transfer>, wait: Wait);
+}
+
 /// Moves bytes. See the module documentation for its duties.
 pub trait Device: Send + Sync + Debug {
     /// Alignment and kind.
@@ -110,14 +132,9 @@ pub trait Device: Send + Sync + Debug {
     /// from any thread, also from inside [`CompletionSink::complete`].
     fn submit(&self, batch: &mut Vec<Transfer>);
 
-    /// Does a read while the caller waits, a few milliseconds at most, and delivers it before it returns; a slower
-    /// device delivers it later, on another thread. Gives the transfer back where that is not to be had: it is to
-    /// be submitted then.
-    ///
-    /// # Errors
-    /// The transfer, untouched.
-    fn read_now(&self, transfer: Transfer) -> std::result::Result<(), Transfer> {
-        Err(transfer)
+    /// A way for the calling thread to begin reads that it waits for itself; `None` where there is none.
+    fn prompt(&self) -> Option<Box<dyn PromptReads>> {
+        None
     }
 
     /// Counters since the start.

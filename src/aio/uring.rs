@@ -23,13 +23,15 @@ use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 
-use super::device::{Completion, CompletionSink, Device, DeviceStats, Geometry, Transfer, refused};
+use super::device::{
+    Completion, CompletionSink, Device, DeviceStats, Geometry, PromptReads, Transfer, refused,
+};
 use super::settings::AioSettings;
 use super::threads::{check, join};
 use crate::error::Errno;
 use crate::pool::Arena;
 use lane::Lane;
-use prompt::Prompt;
+use prompt::{Prompt, Prompts};
 use ring::Ring;
 
 /// Moves bytes with io_uring: `thread_count` rings with at most `queue_depth` transfers in flight
@@ -37,7 +39,7 @@ use ring::Ring;
 /// [`DiskFile`](super::file::DiskFile)s go by descriptor; those without one fail with EBADF.
 pub struct UringDevice {
     lanes: Vec<Arc<Lane>>,
-    prompt: Arc<Prompt>,
+    prompts: Arc<Prompts>,
     sink: Arc<OnceLock<Arc<dyn CompletionSink>>>,
     /// Held while the threads are joined, so that a second `shutdown` waits for the first.
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -77,7 +79,7 @@ impl UringDevice {
         // Made before the threads: dropping it ends those that started when a later one cannot.
         let device = Arc::new(Self {
             lanes,
-            prompt: Arc::new(Prompt::new()),
+            prompts: Arc::new(Prompts::new(rings.first())),
             sink: Arc::new(OnceLock::new()),
             threads: Mutex::new(Vec::new()),
             geometry,
@@ -143,11 +145,10 @@ impl Device for UringDevice {
         }
     }
 
-    fn read_now(&self, transfer: Transfer) -> Result<(), Transfer> {
-        check(&transfer, self.geometry);
+    fn prompt(&self) -> Option<Box<dyn PromptReads>> {
         let sink = self.sink.get().expect("connect comes before the first submission");
-        let lane = &self.lanes[self.lane_index(&transfer)];
-        self.prompt.read(transfer, lane, sink)
+        let prompt = Prompt::new(self.prompts.clone(), sink.clone(), self.geometry)?;
+        Some(Box::new(prompt))
     }
 
     fn stats(&self) -> DeviceStats {
@@ -158,12 +159,13 @@ impl Device for UringDevice {
             ..DeviceStats::default()
         };
         self.lanes.iter().for_each(|lane| lane.counters.add_to(&mut stats));
+        self.prompts.counters.add_to(&mut stats);
         stats
     }
 
     fn shutdown(&self) {
         let mut threads = self.threads.lock();
-        self.prompt.close();
+        self.prompts.close();
         self.lanes.iter().for_each(|lane| lane.drain());
         join(threads.drain(..));
     }

@@ -13,7 +13,9 @@ mod crew;
 mod describe;
 mod device;
 mod hot;
+mod reads;
 mod relay;
+mod room;
 mod spare;
 
 use std::cell::Cell;
@@ -31,15 +33,13 @@ use self::abi::{InHeader, InitIn, MAJOR, MINOR_MIN, Opcode, ReadIn};
 use self::awake::Awake;
 use self::crew::{Crew, Turn};
 use self::device::{Device, HEADER_BYTES, Reply};
+use self::reads::Reads;
 use self::relay::Relay;
+use self::room::{Payload, Room};
 use super::session::REQUEST_BYTES_MAX;
 use crate::fs::Forgotten;
 use crate::metrics::Ticket;
-use crate::swap::Intake;
 use crate::volume::Volume;
-
-/// Bytes of a page of memory.
-const PAGE_BYTES: usize = 4096;
 
 /// Writes that may wait for buffers, or for transfers, where they were received; the bytes of more are
 /// copied. Enough for eight clients with four each.
@@ -173,6 +173,7 @@ impl Front {
                     headers: [0; HEADER_BYTES],
                     room: Some(Room::new(number, &front.volume)),
                     joined: Vec::new(),
+                    reads: Reads::default(),
                     front,
                 }
                 .run()
@@ -200,65 +201,6 @@ impl Drop for Ending {
         if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.front.relay.end(self.threads);
         }
-    }
-}
-
-/// Where a thread receives what comes after the headers.
-enum Room {
-    /// Memory that the pool takes in exchange for other.
-    Intake(Intake),
-    /// Where blocks have another size than requests.
-    Own(Payload),
-}
-
-impl Room {
-    /// Of the thread with this number.
-    fn new(number: usize, volume: &Volume) -> Room {
-        match (number < LENDING_MAX).then(|| volume.engine.intake()).flatten() {
-            Some(intake) if intake.len() == REQUEST_BYTES_MAX as usize => Room::Intake(intake),
-            _ => Room::Own(Payload::new()),
-        }
-    }
-
-    /// Makes what is received begin there, so far into a block, if it is to become one's memory.
-    fn begin_at(&mut self, start: usize) {
-        if let Room::Intake(intake) = self {
-            intake.begin_at(start);
-        }
-    }
-
-    /// All of it, in the order in which it is filled.
-    fn parts(&mut self) -> [&mut [u8]; 2] {
-        match self {
-            Room::Intake(intake) => intake.parts(),
-            Room::Own(payload) => [payload.bytes(), &mut []],
-        }
-    }
-
-    /// The first `length` bytes that were received.
-    fn bytes(&mut self, length: usize) -> &[u8] {
-        match self {
-            Room::Intake(intake) => intake.straighten(length),
-            Room::Own(payload) => &payload.bytes()[..length],
-        }
-    }
-}
-
-/// Memory for the largest payload, beginning with a page.
-struct Payload {
-    memory: Vec<u8>,
-    start: usize,
-}
-
-impl Payload {
-    fn new() -> Payload {
-        let memory = vec![0; REQUEST_BYTES_MAX as usize + PAGE_BYTES];
-        let address = memory.as_ptr().addr();
-        Payload { start: address.next_multiple_of(PAGE_BYTES) - address, memory }
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start..][..REQUEST_BYTES_MAX as usize]
     }
 }
 
@@ -299,15 +241,24 @@ struct Reader {
     room: Option<Room>,
     /// Room for the rare small request that does not fit into `headers`.
     joined: Vec<u8>,
+    /// Small reads that it waits for.
+    reads: Reads,
 }
 
 impl Reader {
     fn run(mut self) -> io::Result<()> {
-        while self.take_one()? {}
+        let ended = loop {
+            match self.take_one() {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        self.reads.finish(&self.front.volume.engine);
         if let Some(Room::Intake(intake)) = self.room {
             self.front.volume.engine.return_intake(intake);
         }
-        Ok(())
+        ended
     }
 
     /// Answers one request; false when the session is over.
@@ -324,7 +275,7 @@ impl Reader {
 
     /// The next request's length; `None` at the end of the session.
     fn receive(&mut self) -> io::Result<Option<usize>> {
-        let turn = self.crew.as_ref().map_or(Turn::Read, |crew| crew.next());
+        let turn = self.turn();
         self.leads = matches!(turn, Turn::Lead(_))
             && self.crew.as_ref().is_some_and(|crew| crew.has_others());
         if let Some(crew) = &self.crew {
@@ -336,11 +287,22 @@ impl Reader {
         match (turn, &self.impatient) {
             (Turn::End, _) => return Ok(None),
             (Turn::Lead(lookout), Some(impatient)) if !lookout.is_zero() => {
-                self.device.clone_from(impatient);
-                let end = Instant::now() + lookout;
-                let received = readers.reading(|| {
-                    impatient.look_out(headers, room.parts(), end, || self.front.tidy())
-                })?;
+                if !Arc::ptr_eq(&self.device, impatient) {
+                    self.device.clone_from(impatient);
+                }
+                let mut received = Some(0);
+                while received == Some(0) && !self.reads.is_empty() {
+                    received = impatient.look(headers, room.parts())?;
+                    if let (Some(0), Some(crew)) = (received, &self.crew) {
+                        self.reads.wait(&self.front.volume.engine, crew);
+                    }
+                }
+                if received == Some(0) {
+                    let end = Instant::now() + lookout;
+                    received = readers.reading(|| {
+                        impatient.look_out(headers, room.parts(), end, || self.front.tidy())
+                    })?;
+                }
                 if received != Some(0) {
                     self.quick = self.quick.wrapping_add(1);
                     if self.quick.is_multiple_of(TIDY_EACH) {
@@ -360,6 +322,19 @@ impl Reader {
         readers.reading(|| self.patient.receive(headers, room.parts()))
     }
 
+    /// What the thread does next. It takes no rest while it has reads under way: others go on meanwhile.
+    fn turn(&mut self) -> Turn {
+        let Some(crew) = &self.crew else { return Turn::Read };
+        let (engine, mut turn) = (&self.front.volume.engine, None);
+        if !self.reads.is_empty() {
+            turn = crew.next_at_once();
+            if !matches!(turn, Some(Turn::Lead(_))) {
+                self.reads.finish(engine);
+            }
+        }
+        turn.unwrap_or_else(|| crew.next())
+    }
+
     /// Bytes that a request moves, to the client or from it.
     fn moves(&self, length: usize) -> usize {
         let header = InHeader::read_from_prefix(&self.headers);
@@ -373,6 +348,9 @@ impl Reader {
     }
 
     fn handle(&mut self, length: usize) -> io::Result<()> {
+        let opcode = InHeader::read_from_prefix(&self.headers)
+            .map_or(Opcode::Other, |(header, _)| Opcode::from(header.opcode));
+        self.reads.make_way(&self.front.volume.engine, opcode);
         let mut room = self.room.take().expect("put back after each request");
         let (header, rest) = header(&self.headers, length)?;
         let is_write = Opcode::from(header.opcode) == Opcode::Write;
@@ -413,12 +391,12 @@ impl Reader {
             }
             // None are known; fuser would take the word of this one's length, too.
             Opcode::Ioctl => return reply().error(nix::errno::Errno::ENOTTY),
-            // One that comes while nothing else does is one of a client that waits for it.
-            Opcode::Read if self.leads && !self.device.has_request() => {
-                front.answer(opcode, header, arguments, true, &reply)
+            Opcode::Read if self.leads && self.impatient.is_some() => {
+                let batch = self.reads.batch(&front.volume.engine);
+                front.answer(opcode, header, arguments, batch, &reply)
             }
             opcode if opcode.is_answered_here() => {
-                front.answer(opcode, header, arguments, false, &reply)
+                front.answer(opcode, header, arguments, None, &reply)
             }
             _ => hot::Outcome::PassOn,
         };
@@ -465,7 +443,7 @@ mod tests {
     #[test]
     fn payloads_begin_with_a_page() {
         let mut payload = Payload::new();
-        assert_eq!(payload.bytes().as_ptr().addr() % PAGE_BYTES, 0);
+        assert_eq!(payload.bytes().as_ptr().addr() % 4096, 0);
         assert_eq!(payload.bytes().len(), REQUEST_BYTES_MAX as usize);
     }
 }

@@ -16,8 +16,8 @@ use super::entry::PAGE_BYTES;
 use super::file::LedgerFile;
 use super::record::{Outcome, Record, Writing};
 use crate::aio::device::{
-    Action, BackingFile, Completion, CompletionSink, Device, DeviceStats, Geometry, Transfer,
-    refused,
+    Action, BackingFile, Completion, CompletionSink, Device, DeviceStats, Geometry, PromptReads,
+    Transfer, refused,
 };
 use crate::error::{Errno, Result};
 
@@ -125,8 +125,9 @@ impl Device for Checked {
         }
     }
 
-    fn read_now(&self, transfer: Transfer) -> std::result::Result<(), Transfer> {
-        self.inner.read_now(transfer)
+    fn prompt(&self) -> Option<Box<dyn PromptReads>> {
+        // Reads alone, which are compared when they complete.
+        self.inner.prompt()
     }
 
     fn stats(&self) -> DeviceStats {

@@ -6,7 +6,7 @@ use super::engine::Engine;
 use super::inside::assert_outside;
 use super::op::{Op, ReadReply, Reply, WriteReply};
 use super::stall::Stall;
-use crate::aio::device::{BackingFile, Transfer};
+use crate::aio::device::{Action, BackingFile, Transfer};
 use crate::error::Result;
 use crate::paths::plain;
 
@@ -24,8 +24,8 @@ pub(crate) enum Answer {
 #[derive(Default)]
 pub(crate) struct Actions {
     pub(crate) transfers: Vec<Transfer>,
-    /// Of `transfers` the only one, for which this thread may wait.
-    pub(crate) wait: bool,
+    /// Whether `transfers` are a small read's, which may be left to who asked for it.
+    pub(crate) prompt: bool,
     pub(crate) ready: Vec<Op>,
     pub(crate) jobs: Vec<Job>,
     pub(crate) answers: Vec<Answer>,
@@ -110,11 +110,18 @@ impl Actions {
         }
     }
 
+    /// Moves the transfers of a small read to `batch`, whose owner sees to them.
+    pub(crate) fn leave_to(&mut self, batch: &mut Vec<Transfer>) {
+        let is_read = |transfer: &Transfer| matches!(transfer.action, Action::Read(_));
+        // Making room may have started others.
+        if self.prompt && self.transfers.iter().all(is_read) {
+            batch.append(&mut self.transfers);
+        }
+    }
+
     /// Does everything that was left. The lock is not held.
     pub(crate) fn run(mut self, engine: &Engine) {
         assert_outside("submitting and answering");
-        let alone = self.wait && self.transfers.len() == 1;
-        let now = alone.then(|| self.transfers.pop()).flatten();
         if !self.transfers.is_empty() {
             engine.device().submit(&mut self.transfers);
         }
@@ -135,12 +142,6 @@ impl Actions {
         }
         for job in self.jobs {
             engine.queue_job(job);
-        }
-        if let Some(transfer) = now
-            && let Err(transfer) = engine.device().read_now(transfer)
-        {
-            self.transfers.push(transfer);
-            engine.device().submit(&mut self.transfers);
         }
     }
 }

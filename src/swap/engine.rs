@@ -15,7 +15,7 @@ use super::partition::FileKey;
 use super::stall::Calls;
 use super::state::{Shape, State};
 use super::traffic::Meter;
-use crate::aio::device::{Completion, CompletionSink, Device};
+use crate::aio::device::{Completion, CompletionSink, Device, PromptReads, Transfer};
 use crate::concurrent::{self, Clock, Condvar, Mutex, Receiver, Sender, thread};
 use crate::error::{Errno, Result};
 use crate::pool::Arena;
@@ -194,8 +194,28 @@ impl Engine {
         self.device.get().expect("set before anything runs")
     }
 
+    /// A way for the calling thread to wait for small reads itself, see [`Engine::read_prompt`].
+    #[must_use]
+    pub fn prompt(&self) -> Option<Box<dyn PromptReads>> {
+        self.device().prompt()
+    }
+
+    /// Hands over to the device what is in `batch`.
+    pub fn submit(&self, batch: &mut Vec<Transfer>) {
+        if !batch.is_empty() {
+            self.device().submit(batch);
+        }
+    }
+
     /// Runs `step` under the lock and does what it left afterwards.
     pub(crate) fn with<R>(&self, step: impl FnOnce(&mut State, &mut Actions) -> R) -> R {
+        self.with_batch(None, step)
+    }
+
+    /// As [`Engine::with`], but leaves the transfers of a small read in `batch`.
+    pub(crate) fn with_batch<R>(
+        &self, batch: Option<&mut Vec<Transfer>>, step: impl FnOnce(&mut State, &mut Actions) -> R,
+    ) -> R {
         let mut actions = Actions::default();
         let result = {
             let _inside = Inside::enter();
@@ -205,6 +225,9 @@ impl Engine {
             self.after(st, &mut actions);
             result
         };
+        if let Some(batch) = batch {
+            actions.leave_to(batch);
+        }
         actions.run(self);
         result
     }
@@ -264,7 +287,7 @@ impl Engine {
     /// Goes on with an operation that was parked.
     fn resume(&self, op: Op) {
         match op {
-            Op::Read(op) => self.run_read(op),
+            Op::Read(op) => self.run_read(op, None),
             Op::Write(op) => {
                 self.run_write(op, &[]);
             }
@@ -369,7 +392,7 @@ impl CompletionSink for Engine {
         for op in ready {
             match op {
                 // Small ones go on here: handing them over would cost more than they do.
-                Op::Read(op) if op.length <= INLINE_BYTES_MAX => self.run_read(op),
+                Op::Read(op) if op.length <= INLINE_BYTES_MAX => self.run_read(op, None),
                 op => self.dispatch(op),
             }
         }

@@ -33,8 +33,6 @@ pub(crate) struct ReadOp {
     /// Its missing pages were asked for; what is missing now has failed.
     pub(crate) requested: bool,
     pub(crate) sequential: bool,
-    /// Whoever asks may wait for the device, if this read is all that it is asked for.
-    pub(crate) waits: bool,
     pub(crate) pinned: SmallVec<[BufferIndex; 2]>,
     pub(crate) granted: Granted,
     pub(crate) reply: ReadReply,

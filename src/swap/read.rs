@@ -10,6 +10,7 @@ use super::op::{Granted, Op, ReadOp, ReadReply};
 use super::pages::next_run;
 use super::small::{Need, Room};
 use super::state::State;
+use crate::aio::device::Transfer;
 use crate::error::{Errno, Result};
 use crate::pool::ReadLease;
 
@@ -42,16 +43,25 @@ impl Engine {
     /// offset that no file has. Never
     /// waits for the device itself.
     pub fn read(&self, handle: u64, offset: u64, length: u64, reply: ReadReply) {
-        self.begin_read(handle, offset, length, false, reply);
+        self.begin_read(handle, offset, length, None, reply);
     }
 
-    /// As [`Engine::read`], but when it is small and the device has nothing else to do, the caller waits for it: for
-    /// some milliseconds at most. That spares two wake-ups, which take longer than a small transfer.
-    pub fn read_waiting(&self, handle: u64, offset: u64, length: u64, reply: ReadReply) {
-        self.begin_read(handle, offset, length, length <= INLINE_BYTES_MAX, reply);
+    /// As [`Engine::read`], but the transfers of a small read by itself are left in `batch`. The caller begins them at once
+    /// or with those of a few more, and waits for them itself ([`Engine::prompt`]): that spares two wake-ups, which
+    /// take longer than a small transfer.
+    pub fn read_prompt(
+        &self, handle: u64, offset: u64, length: u64, batch: &mut Vec<Transfer>, reply: ReadReply,
+    ) {
+        match length <= INLINE_BYTES_MAX {
+            true => self.begin_read(handle, offset, length, Some(batch), reply),
+            false => self.read(handle, offset, length, reply),
+        }
     }
 
-    fn begin_read(&self, handle: u64, offset: u64, length: u64, waits: bool, reply: ReadReply) {
+    fn begin_read(
+        &self, handle: u64, offset: u64, length: u64, batch: Option<&mut Vec<Transfer>>,
+        reply: ReadReply,
+    ) {
         if offset > i64::MAX as u64 {
             return reply(Err(Errno::EINVAL));
         }
@@ -63,17 +73,16 @@ impl Engine {
             entered: false,
             requested: false,
             sequential: false,
-            waits,
             pinned: SmallVec::new(),
             granted: Granted::new(),
             reply,
         });
-        self.run_read(op);
+        self.run_read(op, batch);
     }
 
-    pub(crate) fn run_read(&self, op: Box<ReadOp>) {
-        let Step::Copy(op, pieces) = self.with(|st, actions| self.read_step(st, op, actions))
-        else {
+    pub(crate) fn run_read(&self, op: Box<ReadOp>, batch: Option<&mut Vec<Transfer>>) {
+        let step = self.with_batch(batch, |st, actions| self.read_step(st, op, actions));
+        let Step::Copy(op, pieces) = step else {
             return;
         };
         let ReadOp { partition, reply, .. } = *op;
@@ -84,7 +93,7 @@ impl Engine {
             pieces.into_iter().map(|piece| piece.buffer).collect();
         self.with(|st, actions| {
             for buffer in buffers {
-                st.edit(buffer, |block| {
+                st.engage(buffer, |block| {
                     block.readers -= 1;
                     if block.readers == 0 {
                         block.shared.clear();
@@ -119,7 +128,7 @@ impl Engine {
             // Unpinned while it waits: what it asked for may be evicted again without having failed.
             op.requested = false;
             st.return_granted(&mut op.granted);
-            st.edit(buffer, |block| block.waiters.push(Op::Read(op)));
+            st.engage(buffer, |block| block.waiters.push(Op::Read(op)));
             return Step::Done;
         }
         // Room for one part must not be made by evicting another.
@@ -130,7 +139,7 @@ impl Engine {
         match room {
             Ok(()) => self.request_or_copy(st, op, indices, actions),
             Err(Room::Busy(buffer)) => {
-                st.edit(buffer, |block| block.waiters.push(Op::Read(op)));
+                st.engage(buffer, |block| block.waiters.push(Op::Read(op)));
                 Step::Done
             }
             Err(_) => {
@@ -273,13 +282,12 @@ impl Engine {
             if !op.requested {
                 st.stats.read_misses += 1;
             }
-            // Alone in the engine, and of a size that it would be handled with where it ends.
-            let small = std::mem::take(&mut op.waits) && !op.sequential;
-            actions.wait = small && st.transfers.len() == 1 && actions.transfers.len() == 1;
+            // Who reads on has others wait, for more than was asked for.
+            actions.prompt = !op.sequential;
             op.requested = true;
             op.pinned = self.pin_fitting(st, id, &bytes);
             self.read_on(st, &op, actions);
-            st.edit(buffer, |block| block.waiters.push(Op::Read(op)));
+            st.engage(buffer, |block| block.waiters.push(Op::Read(op)));
             return Step::Done;
         }
         if !op.requested {
@@ -301,14 +309,14 @@ impl Engine {
         let present = shape.blocks_of(bytes).filter_map(|i| st.fitting(id, i, pages(i)));
         let present: SmallVec<[BufferIndex; 2]> = present.collect();
         for buffer in &present {
-            st.edit(*buffer, |block| block.pins += 1);
+            st.engage(*buffer, |block| block.pins += 1);
         }
         present
     }
 
     pub(crate) fn unpin(&self, st: &mut State, pinned: SmallVec<[BufferIndex; 2]>) {
         for buffer in pinned {
-            st.edit(buffer, |block| block.pins -= 1);
+            st.engage(buffer, |block| block.pins -= 1);
         }
     }
 
@@ -340,7 +348,7 @@ impl Engine {
     ) -> Piece {
         let buffer = st.find(id, index).expect("attached above");
         let pages = st.shape.pages_of(index, bytes.start, bytes.end);
-        st.edit(buffer, |block| {
+        st.engage(buffer, |block| {
             block.shared.insert(pages);
             block.readers += 1;
             block.release = false;

@@ -296,6 +296,19 @@ impl State {
         result
     }
 
+    /// As [`State::edit`], for changes of who is busy with a block, which no counter depends on: these are the most
+    /// frequent.
+    pub(crate) fn engage<R>(
+        &mut self, buffer: BufferIndex, change: impl FnOnce(&mut Block) -> R,
+    ) -> R {
+        let block = &mut self.blocks[buffer as usize];
+        let before = cfg!(debug_assertions).then(|| block.counts());
+        let result = change(block);
+        debug_assert!(before.is_none_or(|before| before == block.counts()));
+        self.relist(buffer);
+        result
+    }
+
     /// To be called where a partition's size or its swap-ins change; changes of blocks tell themselves.
     pub(crate) fn status_may_change(&mut self, partition: u32) {
         if !self.part(partition).pollers.is_empty() {

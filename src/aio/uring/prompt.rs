@@ -1,211 +1,335 @@
-//! A ring for one read at a time, which the submitter waits for itself.
+//! A ring of one thread, which begins small reads and waits for them itself.
 //!
-//! A small read that nothing else is under way beside is over sooner than another thread would have been woken
-//! twice. Whoever asks for it waits for [`PATIENCE`] at most; a device that takes longer is waited for by a
-//! thread of its own, which then delivers the completion.
+//! Handing a small read to another thread costs two wake-ups, which take longer than the transfer. Who receives many
+//! requests hands all that wait to the kernel with one call, and takes with it what has completed. The ring is the
+//! thread's own, so that the kernel may leave its work to that call and wakes the thread only for what it waits for.
 
-use std::mem::ManuallyDrop;
+use std::collections::VecDeque;
+use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use io_uring::{IoUring, opcode, types};
 use parking_lot::{Condvar, Mutex};
 
-use super::super::device::{Action, Completion, CompletionSink, Transfer};
-use super::lane::Lane;
-use crate::error::Errno;
+use super::super::counters::Counters;
+use super::super::device::{
+    Action, Completion, CompletionSink, Geometry, PromptReads, Transfer, Wait,
+};
+use super::super::threads::check;
+use super::setup::{NewRing, make_ring, slice_index};
+use super::table::Table;
+use crate::error::{Errno, errno_of};
+use crate::pool::{Arena, WriteLease};
 
-/// How long a submitter waits.
-const PATIENCE: Duration = Duration::from_millis(2);
+/// Reads under way at once.
+const DEPTH: u32 = 32;
 
-/// How long nobody waits after that was not enough.
-const TIRED: Duration = Duration::from_secs(1);
+/// Times that io_uring_enter is tried again when the kernel is short of memory.
+const SHORTAGES_MAX: u32 = 1000;
 
-/// How often is looked after a read for which the kernel does not let us wait.
-const LOOK: Duration = Duration::from_millis(1);
+/// How long it is given before it is asked again.
+const SHORTAGE: Duration = Duration::from_millis(1);
 
-/// The ring, and whether it is to be had.
+/// `IORING_ENTER_GETEVENTS`, which the crate keeps to itself.
+const ENTER_GETEVENTS: u32 = 1;
+
+/// What a device knows of the rings of its submitters.
 #[derive(Debug)]
-pub(super) struct Prompt {
+pub(super) struct Prompts {
     /// A lock of the lowest level.
-    place: Mutex<Place>,
-    /// The ring has come back.
-    back: Condvar,
+    state: Mutex<State>,
+    idle: Condvar,
+    pub(super) counters: Counters,
 }
 
-enum Place {
-    /// Nobody has it; not to be used before the time.
-    Here(Box<IoUring>, Option<Instant>),
-    /// Somebody has it.
-    Out,
-    /// There is none, or no more.
-    Closed,
+#[derive(Debug)]
+struct State {
+    /// A ring has reads under way. One at a time, so that no more than one thread is held up by a device that hangs.
+    busy: bool,
+    closed: bool,
+    registered: Option<Registered>,
 }
 
-impl std::fmt::Debug for Place {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str(match self {
-            Place::Here(..) => "Here",
-            Place::Out => "Out",
-            Place::Closed => "Closed",
-        })
+/// A ring, by a descriptor of its own, and the arena that is registered with it.
+type Registered = (OwnedFd, Arc<Arena>);
+
+impl Prompts {
+    /// Whose rings share what is registered with `ring`.
+    pub(super) fn new(ring: Option<&NewRing>) -> Self {
+        let registered =
+            ring.and_then(|new| Some((new.another()?, Arc::clone(new.arena.as_ref()?))));
+        let state = State { busy: false, closed: false, registered };
+        Self { state: Mutex::new(state), idle: Condvar::new(), counters: Counters::default() }
+    }
+
+    /// Registers the arena with one more ring; `None` where that is not to be had.
+    fn register(&self, ring: &IoUring) -> Option<Arc<Arena>> {
+        let state = self.state.lock();
+        let (first, arena) = state.registered.as_ref()?;
+        // Linux 6.12. The pages are counted once.
+        ring.submitter().register_buffers_clone(first.as_raw_fd()).ok()?;
+        Some(Arc::clone(arena))
+    }
+
+    /// Waits for the reads under way, and lets no more begin.
+    pub(super) fn close(&self) {
+        let mut state = self.state.lock();
+        state.closed = true;
+        state.registered = None;
+        while state.busy {
+            self.idle.wait(&mut state);
+        }
+    }
+
+    /// A ring is about to get its first read; false when it must not.
+    fn begin(&self) -> bool {
+        let mut state = self.state.lock();
+        let may = !state.closed && !state.busy;
+        state.busy |= may;
+        may
+    }
+
+    /// A ring has no read under way any more.
+    fn end(&self) {
+        let mut state = self.state.lock();
+        state.busy = false;
+        self.idle.notify_all();
     }
 }
 
-/// A read that the kernel has, and the ring through which it was given it. Dropped, both are leaked: the kernel may
-/// still fill the memory.
-struct Underway {
-    ring: ManuallyDrop<Box<IoUring>>,
-    transfer: ManuallyDrop<Transfer>,
+/// See the module documentation.
+pub(super) struct Prompt {
+    /// First: closed before the table lets go of anything, and before the arena whose memory it knows.
+    ring: IoUring,
+    /// Registered with it.
+    arena: Option<Arc<Arena>>,
+    /// Owns every read from before its entry is published until its completion is reaped.
+    table: Table,
+    /// Entries published and not yet consumed by the kernel, in order.
+    staged: VecDeque<u32>,
+    /// Whether it is the one that is busy.
+    busy: bool,
+    /// The kernel takes no more.
+    broken: bool,
+    shared: Arc<Prompts>,
+    sink: Arc<dyn CompletionSink>,
+    geometry: Geometry,
+    reaped: Vec<(u64, i32)>,
+    done: Vec<Completion>,
+    /// The kernel lets no other thread enter the ring.
+    of_one_thread: PhantomData<*const ()>,
+}
+
+impl std::fmt::Debug for Prompt {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Prompt")
+            .field("under_way", &self.table.len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Prompt {
-    /// Where there is no ring to be had it refuses everything.
-    pub(super) fn new() -> Self {
-        // None of the other rings' flags: completions arrive whether somebody waits for them or not.
-        let place = match IoUring::builder().dontfork().build(1) {
-            Ok(ring) if ring.params().is_feature_ext_arg() => Place::Here(Box::new(ring), None),
-            _ => Place::Closed,
+    /// Of the calling thread; `None` where there is no ring to be had.
+    pub(super) fn new(
+        shared: Arc<Prompts>, sink: Arc<dyn CompletionSink>, geometry: Geometry,
+    ) -> Option<Self> {
+        let (ring, disabled) = make_ring(DEPTH).ok()?;
+        if !ring.params().is_feature_ext_arg()
+            || (disabled && ring.submitter().register_enable_rings().is_err())
+        {
+            return None;
+        }
+        Some(Self {
+            arena: shared.register(&ring),
+            ring,
+            table: Table::new(DEPTH),
+            staged: VecDeque::with_capacity(DEPTH as usize),
+            busy: false,
+            broken: false,
+            shared,
+            sink,
+            geometry,
+            reaped: Vec::with_capacity(DEPTH as usize),
+            done: Vec::with_capacity(DEPTH as usize),
+            of_one_thread: PhantomData,
+        })
+    }
+
+    /// Publishes the entries of as many reads as there is room for; the others stay in `batch`.
+    fn publish(&mut self, batch: &mut Vec<Transfer>) {
+        if batch.is_empty() || self.broken {
+            return;
+        }
+        if !self.busy {
+            self.busy = self.shared.begin();
+            if !self.busy {
+                return;
+            }
+        }
+        let (mut taken, mut at) = (0, 0);
+        while at < batch.len() {
+            check(&batch[at], self.geometry);
+            if self.table.room().transfers == 0 || parts(&batch[at]).is_none() {
+                at += 1;
+                continue;
+            }
+            let index = self.table.insert(batch.remove(at), None);
+            self.stage(index);
+            taken += 1;
+        }
+        self.shared.counters.submitted(taken, self.table.len() as u64);
+    }
+
+    /// Publishes the entry of a slot.
+    fn stage(&mut self, index: u32) {
+        let transfer = &self.table.get(index).transfer;
+        let (descriptor, lease) = parts(transfer).expect("looked at by publish");
+        let (file, address) = (types::Fd(descriptor), lease.address());
+        let length = u32::try_from(lease.len()).expect("looked at by publish");
+        // Another ring may have given up pages that this one has registered.
+        let arena = self.arena.as_ref().filter(|arena| !arena.is_replaced() && lease.is_of(arena));
+        let entry = match arena.and_then(|_| slice_index(lease.offset(), lease.len())) {
+            Some(buffer) => opcode::ReadFixed::new(file, address, length, buffer)
+                .offset(transfer.offset)
+                .build(),
+            None => opcode::Read::new(file, address, length).offset(transfer.offset).build(),
         };
-        Self { place: Mutex::new(place), back: Condvar::new() }
+        let entry = entry.user_data(index.into());
+        // SAFETY: push needs the entry's memory and descriptor to stay valid until its completion. Both are owned
+        // by the table's slot (lease and file), which is emptied only when the completion is reaped, or when the
+        // kernel has not consumed the entry and never will (`give_up`), and which leaks what it holds otherwise.
+        // Registered memory is kept by `arena`.
+        unsafe { self.ring.submission().push(&entry) }
+            .expect("the ring has an entry for each slot");
+        self.staged.push_back(index);
     }
 
-    /// Does a read and delivers it: here, or later on another thread. Gives the transfer back when it is no
-    /// read, when the ring is in use, and when the kernel does not take it.
-    pub(super) fn read(
-        self: &Arc<Self>, transfer: Transfer, lane: &Arc<Lane>, sink: &Arc<dyn CompletionSink>,
-    ) -> Result<(), Transfer> {
-        let Some((descriptor, address, length)) = arguments(&transfer) else {
-            return Err(transfer);
-        };
-        let Some(mut ring) = self.take() else { return Err(transfer) };
-        let entry = opcode::Read::new(types::Fd(descriptor), address, length)
-            .offset(transfer.offset)
-            .build();
-        // SAFETY: push needs the entry's memory and descriptor to stay valid until its completion. Both belong to
-        // `transfer`. Either `Underway` keeps it until the completion is reaped, and leaks it otherwise, or the
-        // kernel has not taken the entry and never will, because the ring is closed before the transfer is given back.
-        unsafe { ring.submission().push(&entry) }.expect("nothing else is in the ring");
-        let time = types::Timespec::from(PATIENCE);
-        let arguments = types::SubmitArgs::new().timespec(&time);
-        // Whatever it says about waiting: what counts is whether the entry was taken, and whether it is done.
-        let _ = ring.submitter().submit_with_args(1, &arguments);
-        if !ring.submission().is_empty() {
-            drop(ring);
-            self.put_back(Place::Closed);
-            return Err(transfer);
-        }
-        let mut underway =
-            Underway { ring: ManuallyDrop::new(ring), transfer: ManuallyDrop::new(transfer) };
-        match underway.result() {
-            // Not counted: it is given back, and goes another way.
-            Some(result) if is_put_off(result) => self.finish(underway, result, None, lane, sink),
-            Some(result) => {
-                lane.counters.submitted(1, 1);
-                self.finish(underway, result, None, lane, sink)
-            }
-            None => {
-                lane.counters.submitted(1, 1);
-                self.wait_elsewhere(underway, lane, sink);
-                Ok(())
+    /// Submits what is published, and waits for `wanted` completions, no longer than `time`.
+    fn enter(&mut self, wanted: usize, time: Option<Duration>) {
+        let mut shortages = 0;
+        while !self.broken {
+            let result = match time.map(types::Timespec::from) {
+                Some(time) if wanted > 0 => {
+                    let arguments = types::SubmitArgs::new().timespec(&time);
+                    self.ring.submitter().submit_with_args(wanted, &arguments)
+                }
+                _ => self.ring.submit_and_wait(wanted),
+            };
+            let left = self.ring.submission().len();
+            let consumed = self.staged.len().checked_sub(left).expect("staged has every entry");
+            self.staged.drain(..consumed);
+            match result.map_err(|error| errno_of(&error)) {
+                // Taken or not, time is up.
+                Ok(_) | Err(Errno::ETIME | Errno::EINTR) if self.staged.is_empty() => return,
+                Ok(_) | Err(Errno::ETIME | Errno::EINTR) => {}
+                Err(Errno::EAGAIN | Errno::EBUSY | Errno::ENOMEM) if shortages < SHORTAGES_MAX => {
+                    shortages += 1;
+                    if !self.ring.completion().is_empty() {
+                        return;
+                    }
+                    std::thread::sleep(SHORTAGE);
+                }
+                Err(errno) => {
+                    log::warn!("io_uring takes no small reads any more: {errno}");
+                    self.broken = true;
+                }
             }
         }
+        // What is under way can still be waited for; nothing is submitted, which is what failed.
+        if wanted > 0 && self.ring.completion().is_empty() {
+            std::thread::sleep(SHORTAGE);
+        }
+        // SAFETY: enter needs that no entry is published whose memory or descriptor is not valid, and an argument
+        // that fits the flags: it is told to take no entry, and without further flags there is no argument.
+        let _ =
+            unsafe { self.ring.submitter().enter::<libc::sigset_t>(0, 0, ENTER_GETEVENTS, None) };
     }
 
-    fn take(&self) -> Option<Box<IoUring>> {
-        let mut place = self.place.try_lock()?;
-        match std::mem::replace(&mut *place, Place::Out) {
-            Place::Here(ring, rest) if rest.is_none_or(|end| Instant::now() >= end) => Some(ring),
-            other => {
-                *place = other;
-                None
+    /// What the kernel has not seen of a broken ring, and never will.
+    fn give_up(&mut self, batch: &mut Vec<Transfer>) {
+        while self.broken
+            && let Some(index) = self.staged.pop_front()
+        {
+            batch.push(self.table.remove(index).transfer);
+        }
+    }
+
+    /// Moves finished reads from the table to `done`.
+    fn reap(&mut self) {
+        let mut reaped = std::mem::take(&mut self.reaped);
+        reaped.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
+        for (user_data, result) in reaped.drain(..) {
+            let index = u32::try_from(user_data).expect("user_data is a slot");
+            if !self.broken && self.table.retry(index, result) {
+                self.stage(index);
+                continue;
             }
+            let transfer = self.table.remove(index).transfer;
+            let result = usize::try_from(result).map_err(|_| Errno::from_raw(-result));
+            let completion = Completion { transfer, result };
+            self.shared.counters.completed(&completion);
+            self.done.push(completion);
         }
+        self.reaped = reaped;
     }
 
-    fn put_back(&self, new: Place) {
-        *self.place.lock() = new;
-        self.back.notify_all();
-    }
-
-    /// Takes a read back from the kernel, which is done with it, and delivers it.
-    fn finish(
-        &self, underway: Underway, result: i32, rest: Option<Instant>, lane: &Lane,
-        sink: &Arc<dyn CompletionSink>,
-    ) -> Result<(), Transfer> {
-        let Underway { ring, transfer } = underway;
-        let transfer = ManuallyDrop::into_inner(transfer);
-        // Before the completion is taken, which may take a while.
-        self.put_back(Place::Here(ManuallyDrop::into_inner(ring), rest));
-        if is_put_off(result) {
-            return Err(transfer);
+    fn deliver(&mut self) {
+        if !self.done.is_empty() {
+            self.sink.complete(&mut self.done);
+            self.done.clear();
         }
-        let result = usize::try_from(result).map_err(|_| Errno::from_raw(-result));
-        let completion = Completion { transfer, result };
-        lane.counters.completed(&completion);
-        sink.complete(&mut vec![completion]);
-        Ok(())
-    }
-
-    /// The device takes its time: somebody else waits for it.
-    fn wait_elsewhere(
-        self: &Arc<Self>, underway: Underway, lane: &Arc<Lane>, sink: &Arc<dyn CompletionSink>,
-    ) {
-        let (prompt, lane, sink) = (self.clone(), lane.clone(), sink.clone());
-        // A thread that cannot be started takes what it was given with it.
-        let given = Arc::new(Mutex::new(Some(underway)));
-        let wait = move || {
-            let Some(mut underway) = given.lock().take() else { return };
-            let result = underway.wait();
-            let rest = Some(Instant::now() + TIRED);
-            if let Err(transfer) = prompt.finish(underway, result, rest, &lane, &sink) {
-                let completion = Completion { transfer, result: Err(Errno::EIO) };
-                lane.counters.completed(&completion);
-                sink.complete(&mut vec![completion]);
-            }
-        };
-        let name = "swapfs-aio-late".to_owned();
-        let here = wait.clone();
-        if let Err(error) = std::thread::Builder::new().name(name).spawn(wait) {
-            log::warn!("no thread for a slow read can be started: {error}");
-            here();
+        if self.busy && self.table.len() == 0 {
+            self.busy = false;
+            self.shared.end();
         }
-    }
-
-    /// Waits for the read under way, and takes no more.
-    pub(super) fn close(&self) {
-        let mut place = self.place.lock();
-        while matches!(*place, Place::Out) {
-            self.back.wait(&mut place);
-        }
-        *place = Place::Closed;
     }
 }
 
-/// Whether the kernel wants to be asked again.
-fn is_put_off(result: i32) -> bool {
-    result == -libc::EINTR || result == -libc::EAGAIN
+impl PromptReads for Prompt {
+    fn under_way(&self) -> usize {
+        self.table.len()
+    }
+
+    fn go_on(&mut self, batch: &mut Vec<Transfer>, wait: Wait) {
+        self.publish(batch);
+        let wanted = usize::from(self.table.len() > 0);
+        match wait {
+            Wait::No if self.staged.is_empty() => {}
+            Wait::No => self.enter(0, None),
+            Wait::For(time) => self.enter(wanted, Some(time)),
+            Wait::Ever => self.enter(wanted, None),
+        }
+        self.give_up(batch);
+        self.reap();
+        self.deliver();
+    }
 }
 
-/// What the kernel needs to know of a read; `None` of everything else.
-fn arguments(transfer: &Transfer) -> Option<(i32, *mut u8, u32)> {
+impl Drop for Prompt {
+    fn drop(&mut self) {
+        let mut batch = Vec::new();
+        while self.table.len() > 0 {
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                self.go_on(&mut batch, Wait::For(Duration::from_secs(1)));
+            }));
+            let given_up = batch.drain(..);
+            self.done.extend(given_up.map(|it| super::refused(it, Errno::EIO)));
+            // The panic was shown; here is nobody to take it.
+            if outcome.is_err() {
+                self.done.clear();
+            }
+        }
+        let _ = catch_unwind(AssertUnwindSafe(|| self.deliver()));
+    }
+}
+
+/// Where a read comes from and goes to; `None` of everything else.
+fn parts(transfer: &Transfer) -> Option<(i32, &WriteLease)> {
     let Action::Read(lease) = &transfer.action else { return None };
-    Some((transfer.file.descriptor()?, lease.address(), u32::try_from(lease.len()).ok()?))
-}
-
-impl Underway {
-    fn result(&mut self) -> Option<i32> {
-        self.ring.completion().next().map(|entry| entry.result())
-    }
-
-    fn wait(&mut self) -> i32 {
-        loop {
-            if let Some(result) = self.result() {
-                return result;
-            }
-            if self.ring.submit_and_wait(1).is_err() {
-                std::thread::sleep(LOOK);
-            }
-        }
-    }
+    u32::try_from(lease.len()).ok()?;
+    Some((transfer.file.descriptor()?, lease))
 }

@@ -1,7 +1,7 @@
 //! Making a ring, with what the kernel has to offer, and registering memory and files with it.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use io_uring::{Builder, IoUring, Probe, Submitter};
@@ -25,6 +25,15 @@ pub(super) struct NewRing {
     pub(super) arena: Option<Arc<Arena>>,
     /// Size of the registered file table; 0 when refused.
     pub(super) files: u32,
+}
+
+impl NewRing {
+    /// One more descriptor of the ring, which keeps what is registered with it.
+    pub(super) fn another(&self) -> Option<OwnedFd> {
+        // SAFETY: borrow_raw needs a descriptor that stays open while it is borrowed: the ring's, which `self` has.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) };
+        rustix::io::fcntl_dupfd_cloexec(descriptor, 0).ok()
+    }
 }
 
 /// Makes `count` rings for `depth` transfers each, and a few syncs, and registers the arena with them, the memory

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Condvar;
 
 use super::*;
-use crate::aio::device::{Action, BackingFile};
+use crate::aio::device::{Action, BackingFile, Wait};
 use crate::aio::file::DiskFile;
 use crate::pool::ArenaOptions;
 
@@ -108,40 +108,102 @@ fn reading(arena: &Arc<Arena>, file: &Arc<dyn BackingFile>, index: usize) -> Tra
 }
 
 #[test]
-fn a_read_that_is_waited_for_is_there_when_the_call_returns() {
+fn who_reads_promptly_takes_the_completions() {
     let (device, arena, sink) = device();
     let file = file();
     device.submit(&mut vec![write(&arena, &file, 3)]);
     sink.wait(1);
-    for _ in 0..100 {
-        device.read_now(reading(&arena, &file, 5)).unwrap();
-        let done = std::mem::take(&mut *sink.done.lock());
-        let [Completion { transfer, result: Ok(4096) }] = &done[..] else { panic!("{done:?}") };
-        let Action::Read(lease) = &transfer.action else { panic!("{transfer:?}") };
-        assert!(lease.iter().all(|byte| *byte == 4) && transfer.token == 5);
+    let mut prompt = device.prompt().unwrap();
+    let wait = Wait::For(Duration::from_secs(60));
+    for count in [1, 2, 12] {
+        let mut batch: Vec<_> = (0..count).map(|at| reading(&arena, &file, at)).collect();
+        prompt.go_on(&mut batch, Wait::No);
+        assert!(batch.is_empty());
+        while prompt.under_way() > 0 {
+            prompt.go_on(&mut batch, wait);
+        }
+        let mut done = std::mem::take(&mut *sink.done.lock());
+        done.sort_by_key(|done| done.transfer.token);
+        assert_eq!(done.len(), count);
+        for (at, Completion { transfer, result }) in done.iter().enumerate() {
+            let Action::Read(lease) = &transfer.action else { panic!("{transfer:?}") };
+            assert_eq!((transfer.token, *result), (at as u64, Ok(4096)));
+            assert!(lease.iter().all(|byte| *byte == 4));
+        }
     }
-    assert_eq!(device.stats().reads, 100);
-    let refused = device.read_now(write(&arena, &file, 6)).unwrap_err();
-    assert_eq!(refused.token, 6, "only reads are waited for");
-    drop(refused);
+    let stats = device.stats();
+    assert_eq!((stats.reads, stats.batch_max), (15, 12));
+    let mut batch = vec![write(&arena, &file, 6), reading(&arena, &file, 7)];
+    prompt.go_on(&mut batch, wait);
+    assert!(matches!(batch[..], [Transfer { token: 6, .. }]), "only reads are waited for");
     device.shutdown();
-    assert!(device.read_now(reading(&arena, &file, 5)).is_err());
+    let mut batch = vec![reading(&arena, &file, 5)];
+    prompt.go_on(&mut batch, wait);
+    assert_eq!(batch.len(), 1, "nothing begins after the end");
+}
+
+#[test]
+fn more_than_a_ring_holds_is_left_to_others() {
+    let options = ArenaOptions { size: 256 << 10, pin_memory: false, huge_pages: false };
+    let arena = Arena::new(options).unwrap();
+    let (device, _, sink) = device();
+    let ((pipe, mut writer), mut prompt) = (pipe(), device.prompt().unwrap());
+    let mut batch: Vec<_> = (0..40).map(|at| reading(&arena, &pipe, at)).collect();
+    prompt.go_on(&mut batch, Wait::No);
+    assert_eq!((prompt.under_way(), batch.len(), batch[0].token), (32, 8, 32));
+    device.submit(&mut batch);
+    std::thread::scope(|scope| {
+        // The pipe holds less than all.
+        scope.spawn(|| (1..=40).for_each(|round| writer.write_all(&[round; 4096]).unwrap()));
+        while prompt.under_way() > 0 {
+            prompt.go_on(&mut batch, Wait::Ever);
+        }
+    });
+    assert!(sink.wait(40).iter().all(|done| done.result == Ok(4096)));
 }
 
 #[test]
 fn a_slow_device_does_not_hold_up_who_waits() {
     let (device, arena, sink) = device();
-    let (reader, mut writer) = std::io::pipe().unwrap();
-    let pipe: Arc<dyn BackingFile> = Arc::new(DiskFile::new(OwnedFd::from(reader)).unwrap());
-    device.read_now(reading(&arena, &pipe, 1)).unwrap();
-    assert!(sink.done.lock().is_empty());
-    let refused = device.read_now(reading(&arena, &pipe, 2)).unwrap_err();
-    assert_eq!(refused.token, 2, "one is waited for at a time");
+    let ((slow, mut writer), file) = (pipe(), file());
+    device.submit(&mut vec![write(&arena, &file, 3)]);
+    sink.wait(1);
+    let mut prompt = device.prompt().unwrap();
+    let mut batch = vec![reading(&arena, &slow, 1)];
+    prompt.go_on(&mut batch, Wait::For(Duration::from_millis(2)));
+    assert!(sink.done.lock().is_empty() && prompt.under_way() == 1);
+    let mut other = vec![reading(&arena, &file, 3)];
+    device.prompt().unwrap().go_on(&mut other, Wait::Ever);
+    assert_eq!(other.len(), 1, "one thread waits at a time");
+    let mut batch = vec![reading(&arena, &file, 2)];
+    while prompt.under_way() + batch.len() > 1 {
+        prompt.go_on(&mut batch, Wait::For(Duration::from_secs(60)));
+    }
+    assert_eq!(sink.wait(1)[0].transfer.token, 2, "the slow one holds nobody up");
     writer.write_all(&[7; 4096]).unwrap();
-    let done = sink.wait(1);
-    assert_eq!((done[0].result, done[0].transfer.token), (Ok(4096), 1));
-    assert!(device.read_now(refused).is_err(), "a slow device is given a rest");
+    drop(prompt);
+    let done = std::mem::take(&mut *sink.done.lock());
+    assert_eq!((done[0].result, done[0].transfer.token), (Ok(4096), 1), "dropped, it waits");
     device.shutdown();
+}
+
+#[test]
+fn the_end_waits_for_prompt_reads() {
+    let (device, arena, sink) = device();
+    let (slow, mut writer) = pipe();
+    let mut prompt = device.prompt().unwrap();
+    prompt.go_on(&mut vec![reading(&arena, &slow, 1)], Wait::No);
+    std::thread::scope(|scope| {
+        let end = scope.spawn(|| device.shutdown());
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!end.is_finished());
+        writer.write_all(&[7; 4096]).unwrap();
+        while prompt.under_way() > 0 {
+            prompt.go_on(&mut Vec::new(), Wait::For(Duration::from_secs(60)));
+        }
+        end.join().unwrap();
+    });
+    assert_eq!(sink.wait(1)[0].result, Ok(4096));
 }
 
 #[test]
@@ -178,8 +240,8 @@ fn broken_ring_answers_eio_and_takes_its_memory_out_of_reach() {
     device.shutdown();
     device.submit(&mut vec![write(&arena, &file, 0)]);
     assert_eq!(sink.wait(1)[0].result, Err(Errno::ENODEV));
-    // The ring gave up its own reference, and the answered read its lease.
-    assert_eq!(Arc::strong_count(&arena), holders.0 - 2);
+    // The ring gave up its own reference, as did what rings of other threads share, and the answered read its lease.
+    assert_eq!(Arc::strong_count(&arena), holders.0 - 3);
     // The other lease is lost: it keeps the memory mapped.
     assert_eq!(Arc::strong_count(&foreign), holders.1);
     writer.write_all(&[1; 100]).unwrap();

@@ -101,15 +101,8 @@ impl Crew {
     /// [`Turn::Lead`] comes [`took`](Crew::took).
     pub(super) fn next(&self) -> Turn {
         loop {
-            if self.ended.load(Ordering::Acquire) {
-                return Turn::End;
-            }
-            if self.stream.load(Ordering::Acquire) {
-                self.reading.fetch_add(1, Ordering::AcqRel);
-                return Turn::Read;
-            }
-            if self.reading.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-                return Turn::Lead(self.lookout);
+            if let Some(turn) = self.next_at_once() {
+                return turn;
             }
             let mut parked = self.parking.lock();
             let idle = !self.stream.load(Ordering::Acquire) && !self.ended.load(Ordering::Acquire);
@@ -119,6 +112,28 @@ impl Crew {
                 *parked -= 1;
             }
         }
+    }
+
+    /// As [`next`](Crew::next), but `None` when the thread is not needed.
+    pub(super) fn next_at_once(&self) -> Option<Turn> {
+        if self.ended.load(Ordering::Acquire) {
+            return Some(Turn::End);
+        }
+        if self.stream.load(Ordering::Acquire) {
+            self.reading.fetch_add(1, Ordering::AcqRel);
+            return Some(Turn::Read);
+        }
+        let leads = self.reading.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire);
+        leads.is_ok().then_some(Turn::Lead(self.lookout))
+    }
+
+    /// Does something that may hold up a thread that is to read: it counts as one that does not meanwhile, so that the
+    /// watch sees it. Others may have begun to read when it comes back.
+    pub(super) fn absent<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.reading.fetch_sub(1, Ordering::AcqRel);
+        let result = work();
+        self.reading.fetch_add(1, Ordering::AcqRel);
+        result
     }
 
     /// The thread has a request that moves so many bytes.

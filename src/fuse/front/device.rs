@@ -1,13 +1,12 @@
 //! One descriptor of the session: requests come out of it, and their answers go back into the same one.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::uio::{readv, writev};
 use smallvec::SmallVec;
 use zerocopy::{FromZeros, Immutable, IntoBytes};
@@ -58,34 +57,38 @@ impl Device {
         }
     }
 
-    /// As [`Device::receive`], but looks for a request until `end` and returns 0 when none has come; calls `meanwhile`
-    /// each time there was none. For a descriptor that [never waits](Device::impatient).
-    pub(super) fn look_out(
-        &self, headers: &mut [u8; HEADER_BYTES], [first, second]: [&mut [u8]; 2], end: Instant,
-        meanwhile: impl Fn(),
+    /// As [`Device::receive`], but returns 0 when there is no request. For a descriptor that
+    /// [never waits](Device::impatient).
+    pub(super) fn look(
+        &self, headers: &mut [u8; HEADER_BYTES], [first, second]: [&mut [u8]; 2],
     ) -> io::Result<Option<usize>> {
         loop {
             let mut parts =
                 [IoSliceMut::new(headers), IoSliceMut::new(first), IoSliceMut::new(second)];
             match readv(&self.descriptor, &mut parts) {
                 Ok(length) => return Ok(Some(length)),
+                Err(Errno::EAGAIN) => return Ok(Some(0)),
                 Err(Errno::ENOENT | Errno::EINTR) => {}
-                Err(Errno::EAGAIN) if Instant::now() >= end => return Ok(Some(0)),
-                Err(Errno::EAGAIN) => {
-                    meanwhile();
-                    // The lock that was looked under is the one that the client needs.
-                    (0..PAUSES).for_each(|_| std::hint::spin_loop());
-                }
                 Err(Errno::ENODEV) => return Ok(None),
                 Err(errno) => return Err(errno.into()),
             }
         }
     }
 
-    /// Whether a request waits to be received.
-    pub(super) fn has_request(&self) -> bool {
-        let mut polled = [PollFd::new(self.descriptor.as_fd(), PollFlags::POLLIN)];
-        poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    /// As [`Device::look`], again and again until `end`; calls `meanwhile` each time there was none.
+    pub(super) fn look_out(
+        &self, headers: &mut [u8; HEADER_BYTES], [first, second]: [&mut [u8]; 2], end: Instant,
+        meanwhile: impl Fn(),
+    ) -> io::Result<Option<usize>> {
+        loop {
+            let received = self.look(headers, [&mut *first, &mut *second])?;
+            if received != Some(0) || Instant::now() >= end {
+                return Ok(received);
+            }
+            meanwhile();
+            // The lock that was looked under is the one that the client needs.
+            (0..PAUSES).for_each(|_| std::hint::spin_loop());
+        }
     }
 
     /// One more descriptor as [`Device::another`] makes it, which never waits.

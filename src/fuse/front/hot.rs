@@ -13,6 +13,7 @@ use super::abi::{
 use super::answers;
 use super::device::Reply;
 use super::{Front, Room};
+use crate::aio::device::Transfer;
 use crate::error::{Errno, Result};
 use crate::fs::ROOT_ID;
 use crate::fuse::session;
@@ -46,6 +47,22 @@ impl Opcode {
     }
 }
 
+impl Opcode {
+    /// Whether answering it asks the swap folder's filesystem for nothing that may take long.
+    pub(super) fn is_quick(self) -> bool {
+        matches!(
+            self,
+            Opcode::Read
+                | Opcode::Write
+                | Opcode::GetAttr
+                | Opcode::GetXattr
+                | Opcode::Forget
+                | Opcode::BatchForget
+                | Opcode::Interrupt
+        )
+    }
+}
+
 /// The structure a request begins with.
 pub(super) fn decode<T: FromBytes>(arguments: &[u8]) -> Result<(T, &[u8])> {
     T::read_from_prefix(arguments).map_err(|_| Errno::EINVAL)
@@ -68,11 +85,11 @@ pub(super) fn is_whole_set_xattr(arguments: &[u8]) -> bool {
 }
 
 impl Front {
-    /// Answers a request other than WRITE. `reply` makes the right to answer it, for those that get one. With `waits`
-    /// this thread may wait for a small transfer.
+    /// Answers a request other than WRITE. `reply` makes the right to answer it, for those that get one. What a small
+    /// read has to have transferred is left in `batch`, where there is one.
     pub(super) fn answer(
-        &self, opcode: Opcode, header: &InHeader, arguments: &[u8], waits: bool,
-        reply: &dyn Fn() -> Reply,
+        &self, opcode: Opcode, header: &InHeader, arguments: &[u8],
+        batch: Option<&mut Vec<Transfer>>, reply: &dyn Fn() -> Reply,
     ) -> Outcome {
         let id = header.nodeid;
         if matches!(opcode, Opcode::Forget | Opcode::BatchForget) {
@@ -98,7 +115,7 @@ impl Front {
             Opcode::Create => self.create(header, arguments, reply),
             Opcode::Unlink => self.unlink(id, arguments, reply),
             Opcode::Open => self.open(id, arguments, reply),
-            Opcode::Read => self.read(arguments, waits, reply),
+            Opcode::Read => self.read(arguments, batch, reply),
             Opcode::Release => match decode::<HandleIn>(arguments) {
                 Ok((handle, _)) => {
                     self.volume.engine.release(handle.fh);
@@ -206,7 +223,7 @@ impl Front {
         }
     }
 
-    fn read(&self, arguments: &[u8], waits: bool, reply: Reply) {
+    fn read(&self, arguments: &[u8], batch: Option<&mut Vec<Transfer>>, reply: Reply) {
         let read = match decode::<ReadIn>(arguments) {
             // More than was negotiated would need more buffers than there may be.
             Ok((read, _)) if read.size <= session::REQUEST_BYTES_MAX => read,
@@ -218,9 +235,9 @@ impl Front {
             Err(errno) => reply.error(errno),
         });
         let (engine, length) = (&self.volume.engine, u64::from(read.size));
-        match waits {
-            true => engine.read_waiting(read.fh, read.offset, length, answer),
-            false => engine.read(read.fh, read.offset, length, answer),
+        match batch {
+            Some(batch) => engine.read_prompt(read.fh, read.offset, length, batch, answer),
+            None => engine.read(read.fh, read.offset, length, answer),
         }
     }
 

@@ -10,6 +10,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::device::HEADER_BYTES;
+use super::reads::Reads;
 use super::{Ending, Front, Payload, Reader, Room, spawn};
 
 /// How often is looked whether somebody reads.
@@ -78,7 +79,7 @@ fn start_spare(front: &Arc<Front>, left: &Arc<AtomicUsize>, count: usize) -> io:
     front.readers.spare.fetch_add(1, Ordering::Relaxed);
     left.fetch_add(1, Ordering::AcqRel);
     let ending = Ending { front: front.clone(), left: left.clone(), threads: count };
-    let mut reader = Reader {
+    let reader = move |front: Arc<Front>| Reader {
         patient: device.clone(),
         impatient: None,
         device,
@@ -88,12 +89,14 @@ fn start_spare(front: &Arc<Front>, left: &Arc<AtomicUsize>, count: usize) -> io:
         headers: [0; HEADER_BYTES],
         room: Some(Room::Own(Payload::new())),
         joined: Vec::new(),
-        front: front.clone(),
+        reads: Reads::default(),
+        front,
     };
     let readers = front.clone();
     // A thread that cannot be started drops `ending`, and with it what was counted.
     let work = move || {
         let _ending = ending;
+        let mut reader = reader(readers.clone());
         while reader.take_one().is_ok_and(|more| more) && !readers.readers.enough() {}
         readers.readers.spare.fetch_sub(1, Ordering::Relaxed);
     };
