@@ -8,16 +8,21 @@ use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, P
 /// A bar on a terminal, and nothing elsewhere: `word`, the bytes done and all of them, bytes per second and
 /// the time left, on a line as wide as the terminal. The caller sets the length.
 pub(super) fn byte_bar(word: &'static str) -> ProgressBar {
+    let template = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes}, {binary_bytes_per_sec}, \
+                    {left} left";
+    bar(template).with_message(word)
+}
+
+/// The same in a form of indicatif's, where `{left}` is the time left.
+pub(super) fn bar(template: &str) -> ProgressBar {
     let target = match io::stderr().is_terminal() {
         true => ProgressDrawTarget::stderr(),
         false => ProgressDrawTarget::hidden(),
     };
-    let template = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes}, {binary_bytes_per_sec}, \
-                    {left} left";
     let style = ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .with_key("left", write_left);
-    ProgressBar::with_draw_target(Some(0), target).with_style(style).with_message(word)
+    ProgressBar::with_draw_target(Some(0), target).with_style(style)
 }
 
 /// The time left; unknown while nothing moves, as on a device that does not answer.

@@ -1,12 +1,12 @@
 //! `swapfs fsck`.
 
-use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 
+use super::bar::bar;
 use super::interrupt::Interrupts;
 use super::{Failure, print, table};
 use crate::daemon::SwapFolder;
@@ -112,14 +112,8 @@ impl Progress {
 
 impl Listener for Progress {
     fn begin(&mut self, bytes: u64) {
-        let target = match io::stderr().is_terminal() {
-            true => ProgressDrawTarget::stderr(),
-            false => ProgressDrawTarget::hidden(),
-        };
-        let form = "{bar:30} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left: {wide_msg}";
-        let style =
-            ProgressStyle::with_template(form).unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = ProgressBar::with_draw_target(Some(bytes), target).with_style(style);
+        let bar = bar("{bar:30} {bytes}/{total_bytes}, {bytes_per_sec}, {left} left: {wide_msg}");
+        bar.set_length(bytes);
         bar.enable_steady_tick(Duration::from_millis(200));
         self.bar = Some(bar);
     }

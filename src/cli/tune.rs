@@ -1,11 +1,11 @@
 //! `swapfs tune`.
 
-use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 
+use super::bar::bar;
 use super::interrupt::Interrupts;
 use super::output::{Content, Output};
 use super::{Failure, print, table};
@@ -166,14 +166,8 @@ impl Progress {
 
 impl Listener for Progress {
     fn begin(&mut self, measurements: u64) {
-        let target = match io::stderr().is_terminal() {
-            true => ProgressDrawTarget::stderr(),
-            false => ProgressDrawTarget::hidden(),
-        };
-        let form = "{bar:30} {pos}/{len}, {per_sec}, {eta} left: {msg}";
-        let style =
-            ProgressStyle::with_template(form).unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = ProgressBar::with_draw_target(Some(measurements), target).with_style(style);
+        let bar = bar("{bar:30} {pos}/{len}, {per_sec}, {left} left: {msg}");
+        bar.set_length(measurements);
         self.bar = Some(bar);
     }
 
