@@ -13,8 +13,10 @@ use crate::volume::Volume;
 /// Largest request in bytes. Larger ones cost more in the kernel than they save.
 pub(super) const REQUEST_BYTES_MAX: u32 = 1 << 20;
 
-/// Asynchronous requests the kernel keeps under way; its default of 12 caps clients' queue depths.
-const BACKGROUND_MAX: u16 = 64;
+/// Asynchronous requests the kernel keeps under way; its default of 12 caps clients' queue depths. All of them may be
+/// writes that wait, when a mapping is written back, and those without an intake are copied: 64 were more than the
+/// daemon may use beside the pool.
+const BACKGROUND_MAX: u16 = 48;
 
 /// What is asked of the kernel, and what is lost where it refuses.
 pub(super) const WANTED: [(InitFlags, &str); 9] = [
