@@ -328,8 +328,11 @@ impl Reader {
         let (engine, mut turn) = (&self.front.volume.engine, None);
         if !self.reads.is_empty() {
             turn = crew.next_at_once();
-            if !matches!(turn, Some(Turn::Lead(_))) {
-                self.reads.finish(engine);
+            match turn {
+                Some(Turn::Lead(_)) => {}
+                // It does not read yet: were it counted, the others might all stop.
+                Some(Turn::Read) => crew.absent(|| self.reads.finish(engine)),
+                Some(Turn::End) | None => self.reads.finish(engine),
             }
         }
         turn.unwrap_or_else(|| crew.next())

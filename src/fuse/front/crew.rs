@@ -284,6 +284,19 @@ mod tests {
         watch.join().unwrap();
     }
 
+    /// A reader that waited for its own reads and was counted let all others park.
+    #[test]
+    fn who_is_absent_keeps_nobody_from_reading() {
+        let crew = Crew::new(2, Awake::new(false));
+        assert!(matches!(crew.next(), Turn::Lead(_)));
+        assert_eq!(crew.next_at_once(), None, "one reads");
+        crew.absent(|| assert!(matches!(crew.next_at_once(), Some(Turn::Lead(_)))));
+        crew.took(0);
+        assert_eq!(crew.next_at_once(), None, "it is back");
+        crew.took(0);
+        assert!(matches!(crew.next_at_once(), Some(Turn::Lead(_))));
+    }
+
     #[test]
     fn the_end_reaches_who_is_parked() {
         let crew = Arc::new(Crew::new(3, Awake::new(false)));
