@@ -40,6 +40,7 @@ use ring::Ring;
 pub struct UringDevice {
     lanes: Vec<Arc<Lane>>,
     prompts: Arc<Prompts>,
+    single_submit: bool,
     sink: Arc<OnceLock<Arc<dyn CompletionSink>>>,
     /// Held while the threads are joined, so that a second `shutdown` waits for the first.
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -79,6 +80,7 @@ impl UringDevice {
         // Made before the threads: dropping it ends those that started when a later one cannot.
         let device = Arc::new(Self {
             lanes,
+            single_submit: settings.single_submit,
             prompts: Arc::new(Prompts::new(rings.first())),
             sink: Arc::new(OnceLock::new()),
             threads: Mutex::new(Vec::new()),
@@ -147,7 +149,8 @@ impl Device for UringDevice {
 
     fn prompt(&self) -> Option<Box<dyn PromptReads>> {
         let sink = self.sink.get().expect("connect comes before the first submission");
-        let prompt = Prompt::new(self.prompts.clone(), sink.clone(), self.geometry)?;
+        let prompt =
+            Prompt::new(self.prompts.clone(), sink.clone(), self.geometry, self.single_submit)?;
         Some(Box::new(prompt))
     }
 

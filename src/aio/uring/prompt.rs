@@ -114,6 +114,8 @@ pub(super) struct Prompt {
     busy: bool,
     /// The kernel takes no more.
     broken: bool,
+    /// One read for each call.
+    single_submit: bool,
     shared: Arc<Prompts>,
     sink: Arc<dyn CompletionSink>,
     geometry: Geometry,
@@ -136,6 +138,7 @@ impl Prompt {
     /// Of the calling thread; `None` where there is no ring to be had.
     pub(super) fn new(
         shared: Arc<Prompts>, sink: Arc<dyn CompletionSink>, geometry: Geometry,
+        single_submit: bool,
     ) -> Option<Self> {
         let (ring, disabled) = make_ring(DEPTH).ok()?;
         if !ring.params().is_feature_ext_arg()
@@ -150,6 +153,7 @@ impl Prompt {
             staged: VecDeque::with_capacity(DEPTH as usize),
             busy: false,
             broken: false,
+            single_submit,
             shared,
             sink,
             geometry,
@@ -179,7 +183,12 @@ impl Prompt {
             }
             let index = self.table.insert(batch.remove(at), None);
             self.stage(index);
-            taken += 1;
+            if self.single_submit {
+                self.shared.counters.submitted(1, self.table.len() as u64);
+                self.enter(0, None);
+            } else {
+                taken += 1;
+            }
         }
         self.shared.counters.submitted(taken, self.table.len() as u64);
     }

@@ -143,6 +143,24 @@ fn who_reads_promptly_takes_the_completions() {
 }
 
 #[test]
+fn one_submission_per_call_holds_for_prompt_reads() {
+    let (_, arena, _) = device();
+    let geometry = Geometry { alignment: 512, direct: false };
+    let settings = AioSettings { single_submit: true, ..AioSettings::default() };
+    let device = UringDevice::new(&settings, None, geometry).unwrap();
+    let sink = Arc::new(Collector::default());
+    device.connect(sink.clone());
+    let (file, mut prompt) = (file(), device.prompt().unwrap());
+    let mut batch: Vec<_> = (0..5).map(|at| reading(&arena, &file, at)).collect();
+    while prompt.under_way() + batch.len() > 0 {
+        prompt.go_on(&mut batch, Wait::Ever);
+    }
+    assert_eq!(sink.wait(5).len(), 5);
+    let stats = device.stats();
+    assert_eq!((stats.submit_calls, stats.submitted, stats.batch_max), (5, 5, 1));
+}
+
+#[test]
 fn more_than_a_ring_holds_is_left_to_others() {
     let options = ArenaOptions { size: 256 << 10, pin_memory: false, huge_pages: false };
     let arena = Arena::new(options).unwrap();
