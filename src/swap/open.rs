@@ -121,14 +121,14 @@ impl Engine {
         let idle_since = std::mem::take(&mut part.idle_since);
         st.idle.remove(&idle_since);
         let part = st.part(id);
-        let errors_seen = part.error_count;
+        let (errors_seen, releases) = (part.error_count, part.releases);
         let handle = Handle {
             partition: id,
             errors_seen,
             expected: 0,
             in_a_row: 0,
             ahead_to: 0,
-            swap_in_due: read && write,
+            swap_in_due: (read && write).then_some(releases),
             status_seen: part.status(unit),
         };
         let handle = st.handles.insert(handle) as u64;
@@ -149,7 +149,6 @@ impl Engine {
             OpenSwapIn::All => u64::MAX,
         };
         let Some(handle) = st.handles.get_mut(number as usize) else { return };
-        handle.swap_in_due = false;
         let id = handle.partition;
         let reached = self.fetch(st, id, 0, length, actions);
         if let Some(handle) = st.handles.get_mut(number as usize) {
@@ -157,14 +156,24 @@ impl Engine {
         }
     }
 
+    /// The same for one that was opened for both, unless its partition was released since.
+    pub(crate) fn begin_due_swap_in(&self, st: &mut State, number: u64, actions: &mut Actions) {
+        let Some(handle) = st.handles.get_mut(number as usize) else { return };
+        let (due, id) = (handle.swap_in_due.take(), handle.partition);
+        if due == Some(st.part(id).releases) && !st.stopping {
+            self.begin_swap_in(st, number, actions);
+        }
+    }
+
     /// The same for those opened for both a while ago, unless their partitions were written to since.
     pub(crate) fn begin_late_swap_ins(&self, st: &mut State, actions: &mut Actions) {
         for (number, opened_ms) in std::mem::take(&mut st.later) {
             let Some(handle) = st.handles.get_mut(number as usize) else { continue };
-            let (due, id) = (std::mem::take(&mut handle.swap_in_due), handle.partition);
-            if due && st.part(id).written_ms < opened_ms {
-                self.begin_swap_in(st, number, actions);
+            let id = handle.partition;
+            if st.part(id).written_ms >= opened_ms {
+                st.handles.get_mut(number as usize).expect("just looked at").swap_in_due = None;
             }
+            self.begin_due_swap_in(st, number, actions);
         }
     }
 }

@@ -309,8 +309,8 @@ pub(crate) struct Handle {
     pub(crate) in_a_row: u64,
     /// Read-ahead has been asked for up to here.
     pub(crate) ahead_to: u64,
-    /// Opened for reading and writing, and has not started its swap-in yet.
-    pub(crate) swap_in_due: bool,
+    /// Opened for reading and writing, and has not started its swap-in yet: how often the partition had been released.
+    pub(crate) swap_in_due: Option<u64>,
     /// The status last reported to a poll.
     pub(crate) status_seen: PartitionStatus,
 }

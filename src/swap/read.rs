@@ -362,8 +362,8 @@ impl Engine {
     /// Keeps `read_ahead` bytes in flight ahead of a sequential reader.
     fn read_on(&self, st: &mut State, op: &ReadOp, actions: &mut Actions) {
         let Some(number) = op.handle else { return };
-        if st.handles.get(number as usize).is_some_and(|handle| handle.swap_in_due) {
-            self.begin_swap_in(st, number, actions);
+        if st.handles.get(number as usize).is_some_and(|handle| handle.swap_in_due.is_some()) {
+            self.begin_due_swap_in(st, number, actions);
         }
         if !op.sequential {
             return;

@@ -146,6 +146,15 @@ fn opening_for_both_starts_the_swap_in_unless_it_is_written_to() {
     wait_until("the swap-in after a read", available);
     drop(file);
 
+    // What is released right after stays released.
+    mount.remount(options);
+    let file = both();
+    set_xattr(&path, "user.swap.request", b"release").unwrap();
+    wait_until("the release", || swap_xattr(&path, "wait") == "not_available");
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(swap_xattr(&path, "resident"), "0");
+    drop(file);
+
     // On a machine that is busy the write may come too late, but not each time.
     let spared = (0..20).any(|_| {
         mount.remount(options);
