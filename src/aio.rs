@@ -19,6 +19,7 @@ mod open;
 pub mod probe;
 mod random;
 mod settings;
+mod tail;
 pub mod threads;
 pub mod uring;
 mod waiting;

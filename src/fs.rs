@@ -316,7 +316,7 @@ fn link_of(descriptor: impl AsFd) -> String {
 }
 
 /// What statx(2) is asked for: everything that stat(2) tells.
-const STATUS_MASK: StatxFlags = StatxFlags::BASIC_STATS;
+const STATUS_MASK: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME);
 
 /// With an empty path: the descriptor itself.
 const ITSELF: AtFlags = AtFlags::EMPTY_PATH;

@@ -1,44 +1,41 @@
 //! What swapfs knows of the bytes in a swap folder, so that it never passes on others: a checksum for each
-//! 4 KiB, which writes were under way, and the true size of each partition. Kept in `.swapfs/`.
+//! 4 KiB, which writes were under way, and what each backing file was like. Kept in `.swapfs/`.
 //!
 //! [`Checked`] is a device around the one that moves the bytes, [`Ledger::file`] makes backing files that
 //! tell the ledger of every change of shape; the engine knows neither. [`fsck`] reads a folder that is not
 //! mounted.
 //!
-//! # What survives
-//!
-//! A record is written (to the page cache) before the write that it speaks of begins, and once more when that
-//! has ended. So a daemon that is killed leaves a complete record: what it was writing is decided page by page
-//! by comparing with the new sums and those before. After a power cut the records may be as old as the last
-//! fsync; what does not match them is then torn, not damaged.
-//!
 //! # Threads and locks
 //!
-//! All of it is written by one thread, the clerk's, in the order in which the transfers went. Who submits a
-//! transfer, takes a completion, or opens and closes a file, only tells it; who cuts a file or synchronizes it
-//! waits, as for the file itself.
+//! Entries are written by one thread, the clerk's, in the order in which the transfers went. Who submits a
+//! transfer, takes a completion, or opens and closes a file, only tells it; who changes a file's shape is alone with
+//! it, waits for the clerk, and then writes itself.
 //!
 //! In this order: one of `loading`, while a record is read; `live`, the table of records in use; one record's `room`,
-//! while space is got for its entries; its state; the table's growth; its slots. Nobody waits for anything with
-//! `live`, a state or the slots.
+//! while space is got for its entries; its `writing`, while its header is written; its state; the table's growth; its
+//! slots. Nobody waits for anything with `live`, a state or the slots.
+#![doc = include_str!("ledger/MODEL.md")]
 
 mod checked;
 mod clerk;
 mod entry;
 mod file;
 pub mod fsck;
+mod pulse;
 mod record;
 mod recover;
 mod session;
 mod stamp;
 mod table;
+mod verdict;
 mod walk;
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
 
@@ -49,10 +46,11 @@ use crate::swap::FileKey;
 pub use checked::Checked;
 use clerk::Clerk;
 use file::LedgerFile;
-use record::{Leaving, Record};
-use session::{LastEnd, Sessions, Since};
+use record::{Leaving, Record, Shared};
+use session::Sessions;
 use stamp::Stamp;
-use table::{ACTIVE, Identity, SUSPECT, Table};
+use table::{ACTIVE, HAS_TORN, Header, Identity, Table};
+use verdict::Meaning;
 
 /// What is kept for each page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +58,8 @@ pub enum Checksum {
     /// CRC32C; verified whenever the page is read.
     Crc32c,
     /// Only whether the page is being written.
+    Writes,
+    /// The same, of those partitions alone that have a record from other mounts: so that it stays true.
     None,
 }
 
@@ -82,7 +82,7 @@ impl Counters {
 /// A copy of the counters.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 pub struct LedgerStats {
-    /// `crc32c` or `none`.
+    /// `crc32c`, `writes` or `none`.
     pub kind: &'static str,
     /// Pages that were read and looked up, whether a sum was known or not.
     pub verified_pages: u64,
@@ -106,10 +106,8 @@ struct Live {
 /// The records of a mounted swap folder.
 #[derive(Debug)]
 pub struct Ledger {
-    table: Arc<Table>,
+    shared: Arc<Shared>,
     table_file: Arc<DiskFile>,
-    checksum: Checksum,
-    counters: Arc<Counters>,
     live: Arc<Mutex<HashMap<Identity, Live>>>,
     /// Held while the record of an inode is read, by the inode's number.
     loading: [Mutex<()>; 16],
@@ -120,8 +118,8 @@ pub struct Ledger {
 
 impl Ledger {
     /// Opens the ledger of the swap folder `folder`, whose control folder `.swapfs` is `control`, for a mount
-    /// with this block size in bytes; deals with what a crash has left, which takes a walk through the folder's
-    /// names. Blocks. `None` for a read-only mount of a folder that has no ledger.
+    /// with this block size in bytes; deals with what a crash has left, which may take a walk through the folder's
+    /// names. Blocks. `None` where there are no records and none are to be made.
     ///
     /// # Errors
     /// What reading or writing the ledger's own files fails with.
@@ -129,28 +127,68 @@ impl Ledger {
         folder: BorrowedFd<'_>, control: BorrowedFd<'_>, checksum: Checksum, block_size: u64,
         writable: bool,
     ) -> io::Result<Option<Arc<Self>>> {
-        let Some(table) = Table::open(control, writable)? else { return Ok(None) };
-        let sessions = Sessions::open(control, writable.then_some(block_size))?;
+        let makes = writable && (checksum != Checksum::None || Table::is_there(control)?);
+        let Some(table) = Table::open(control, makes)? else { return Ok(None) };
+        let sessions = Sessions::open(control, &table, writable.then_some(block_size))?;
         let table_file = Arc::new(DiskFile::new(table.descriptor()?)?);
-        let ledger = Arc::new(Self {
-            table: Arc::new(table),
-            table_file,
+        let table = Arc::new(table);
+        let shared = Shared {
+            pulse: pulse::Pulse::start(table.clone())?,
+            table,
+            counters: Counters::default(),
             checksum,
-            counters: Arc::default(),
+            session: sessions.number(),
+            is_short: AtomicBool::new(false),
+        };
+        let ledger = Arc::new(Self {
+            shared: Arc::new(shared),
+            table_file,
             live: Arc::default(),
             loading: Default::default(),
             sessions: Mutex::new(sessions),
             clerk: writable.then(Clerk::start).transpose()?,
         });
         if writable {
-            let sessions = ledger.sessions.lock();
-            if sessions.last_end != LastEnd::Clean {
-                let found = recover::recover(&ledger, &sessions, folder)?;
-                log::warn!("the last mount of this folder did not end well: {found}");
-            }
-            sessions.begun()?;
+            ledger.begin(folder)?;
         }
         Ok(Some(ledger))
+    }
+
+    /// Deals with what a crash has left, and puts the new session on record.
+    fn begin(&self, folder: BorrowedFd<'_>) -> io::Result<()> {
+        let sessions = self.sessions.lock();
+        if sessions.fell() {
+            let found = recover::recover(&self.shared, &sessions, folder)?;
+            log::warn!("the last mount of this folder did not end well: {found}");
+        }
+        match sessions.begun() {
+            // Its number in the records says that there was one.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                log::warn!(".swapfs/session: {error}; the next mount will look at everything");
+                Ok(())
+            }
+            begun => begun,
+        }
+    }
+
+    /// Whether a partition has a record.
+    pub(crate) fn knows(&self, key: FileKey) -> bool {
+        self.shared.table.find((key.ino, key.generation)).is_some()
+    }
+
+    /// Has `set` give a partition times of somebody's choice, its modification time to be `modified`, or now. Blocks.
+    ///
+    /// # Errors
+    /// Those of [`Ledger::file`], and of `set`.
+    pub(crate) fn timed(
+        self: &Arc<Self>, key: FileKey, descriptor: OwnedFd, modified: Option<SystemTime>,
+        set: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let file = self.file(key, descriptor)?;
+        match LedgerFile::of(&*file) {
+            Some(file) => file.timed(modified, set),
+            None => set(),
+        }
     }
 
     /// A backing file for a descriptor of the partition `key`.
@@ -193,36 +231,51 @@ impl Ledger {
     /// The record of a file that has none in use, as far as it still speaks of the file's bytes.
     fn load(&self, identity: Identity, file: &DiskFile) -> Result<Record> {
         let stamp = Stamp::of(file)?;
-        let new = |known| {
-            let (table, counters) = (self.table.clone(), self.counters.clone());
-            Record::new(identity, table, counters, self.checksum, stamp.size, known)
-        };
+        let table = &self.shared.table;
+        let new = |known| Record::new(identity, self.shared.clone(), stamp, known);
         self.give_back_predecessor(identity);
-        let Some(slot) = self.table.find(identity) else { return new(None) };
-        let Ok(mut header) = self.table.header(slot) else { return new(None) };
-        let writable = self.table.writable();
-        let since = match self.sessions.lock().since(&header, stamp, writable) {
-            // What a crash has left, of a mount that may not mend it, or what could not be settled.
-            since if header.has(ACTIVE) && (since == Since::Same || !writable) => Since::Suspect,
-            since => since,
-        };
-        if since == Since::Changed {
-            Counters::add(&self.counters.dropped, 1);
-            log::warn!(
-                "{} was changed by others while not mounted: read as it is, its checksums are dropped",
-                crate::swap::label(file)
-            );
-            self.give_back(header, slot);
-            return new(None);
-        }
-        if since == Since::Suspect {
-            header.flags |= SUSPECT;
-        }
-        new(Some((slot, header))).or_else(|errno| {
+        let Some(slot) = table.find(identity) else { return new(None) };
+        let Ok(header) = table.header(slot) else { return new(None) };
+        let loaded = new(Some((slot, header))).and_then(|record| {
+            let meaning = verdict::judge(&header, stamp, &*self.sessions.lock());
+            let is_settled = meaning == Meaning::Ours && !header.has(ACTIVE | HAS_TORN);
+            if !is_settled {
+                self.reconcile(&record, &header, meaning, stamp, file)?;
+            }
+            Ok(record)
+        });
+        loaded.or_else(|errno| {
             log::error!("ledger: record {slot}: {}; its checksums are dropped", errno.desc());
             self.give_back(header, slot);
             new(None)
         })
+    }
+
+    fn reconcile(
+        &self, record: &Record, header: &Header, meaning: Meaning, stamp: Stamp, file: &DiskFile,
+    ) -> Result<()> {
+        let block_size = recover::block_size(&self.sessions.lock(), header);
+        let write = self.shared.table.writable();
+        let mut read = |page| recover::page_sum(file, page).ok();
+        let torn = record.reconcile(record::Look {
+            meaning,
+            stamp,
+            block_size,
+            read: &mut read,
+            write,
+        })?;
+        if meaning == Meaning::Others {
+            Counters::add(&self.shared.counters.dropped, 1);
+            let name = crate::swap::label(file);
+            log::warn!(
+                "{name} was changed by others while not mounted: it is read as it is, unverified"
+            );
+        }
+        if !torn.is_empty() {
+            let name = crate::swap::label(file);
+            log::error!("{name}: torn, not whole since the crash: {}", recover::listed(&torn));
+        }
+        Ok(())
     }
 
     /// A file that refers to the record is closed, and was so before.
@@ -246,10 +299,10 @@ impl Ledger {
         let used = |live: &HashMap<Identity, Live>| {
             live.get(&identity).is_some_and(|live| live.record.strong_count() > 0)
         };
-        if self.table.find(identity).is_none() || used(&self.live.lock()) {
+        if self.shared.table.find(identity).is_none() || used(&self.live.lock()) {
             return;
         }
-        let (live, table) = (self.live.clone(), self.table.clone());
+        let (live, table) = (self.live.clone(), self.shared.table.clone());
         self.later(move || {
             let used =
                 live.lock().get(&identity).is_some_and(|live| live.record.strong_count() > 0);
@@ -263,9 +316,9 @@ impl Ledger {
 
     /// An inode that had this number before and was removed by others leaves a slot, and room for sums, to nobody.
     fn give_back_predecessor(&self, identity: Identity) {
-        if let Some((gone, slot)) = self.table.predecessor(identity)
+        if let Some((gone, slot)) = self.shared.table.predecessor(identity)
             && !self.live.lock().contains_key(&gone)
-            && let Ok(header) = self.table.header(slot)
+            && let Ok(header) = self.shared.table.header(slot)
         {
             self.give_back(header, slot);
         }
@@ -273,8 +326,8 @@ impl Ledger {
 
     /// Gives back a slot that speaks of bytes that are not there any more.
     fn give_back(&self, header: table::Header, slot: u32) {
-        self.table.disown((header.ino, header.generation), slot);
-        let table = self.table.clone();
+        self.shared.table.disown((header.ino, header.generation), slot);
+        let table = self.shared.table.clone();
         self.later(move || table.give_back(&header, slot));
     }
 
@@ -303,11 +356,15 @@ impl Ledger {
         });
     }
 
-    /// The same, and waits for it.
-    fn wait(
+    /// Does something to the record of a partition that nothing is being written to, after what the clerk has still
+    /// to do to it. Blocks.
+    fn ordered(
         &self, record: &Arc<Record>, task: impl FnOnce(&Record) -> Result<()> + Send + 'static,
     ) -> Result<()> {
         let Some(clerk) = &self.clerk else { return Ok(()) };
+        if record.is_quiet() {
+            return task(record);
+        }
         let record = record.clone();
         clerk.wait(move || task(&record))
     }
@@ -344,7 +401,7 @@ impl Ledger {
     /// What reading and writing fails with.
     pub fn rewrite(&self) -> Result<()> {
         let Some(clerk) = &self.clerk else { return Ok(()) };
-        let (live, table) = (self.live.clone(), self.table.clone());
+        let (live, table) = (self.live.clone(), self.shared.table.clone());
         clerk.wait(move || {
             let records: Vec<Arc<Record>> =
                 live.lock().values().filter_map(|live| live.record.upgrade()).collect();
@@ -361,7 +418,7 @@ impl Ledger {
     /// # Errors
     /// What writing the ledger's files fails with.
     pub fn finish(&self) -> io::Result<()> {
-        if !self.table.writable() {
+        if !self.shared.table.writable() {
             return Ok(());
         }
         // Closing one takes the lock.
@@ -371,7 +428,7 @@ impl Ledger {
             file.settle();
         }
         self.catch_up();
-        self.table.sync_all()?;
+        self.shared.table.sync_all()?;
         self.sessions.lock().end()
     }
 
@@ -379,10 +436,11 @@ impl Ledger {
     #[must_use]
     pub fn stats(&self) -> LedgerStats {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let counters = &self.counters;
+        let counters = &self.shared.counters;
         LedgerStats {
-            kind: match self.checksum {
+            kind: match self.shared.checksum {
                 Checksum::Crc32c => "crc32c",
+                Checksum::Writes => "writes",
                 Checksum::None => "none",
             },
             verified_pages: load(&counters.verified),
@@ -408,7 +466,10 @@ fn closed(live: &Mutex<HashMap<Identity, Live>>, record: &Record, stamp: Option<
 }
 
 /// A partition's identity in the ledger; the same as the namespace gives it.
-fn identity_of(file: impl AsFd, ino: u64) -> Identity {
-    let handle = crate::sys::name_to_handle_at(file).ok();
-    (ino, handle.as_ref().map_or(0, crate::sys::FileHandle::hash))
+fn identity_of(file: impl AsFd, ino: u64) -> Result<Identity> {
+    let handle = crate::sys::name_to_handle_at(&file).ok();
+    let mask = rustix::fs::StatxFlags::BASIC_STATS | rustix::fs::StatxFlags::BTIME;
+    let status = rustix::fs::statx(&file, c"", rustix::fs::AtFlags::EMPTY_PATH, mask)
+        .map_err(crate::sys::errno)?;
+    Ok((ino, crate::sys::generation(handle.as_ref(), &status)))
 }

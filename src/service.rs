@@ -193,8 +193,8 @@ fn open_ledger(
 ) -> Result<Option<Arc<Ledger>>, String> {
     let checksum = match config.checksum {
         config::Checksum::Crc32c => Checksum::Crc32c,
-        config::Checksum::Writes => Checksum::None,
-        config::Checksum::None => return Ok(None),
+        config::Checksum::Writes => Checksum::Writes,
+        config::Checksum::None => Checksum::None,
     };
     match Ledger::open(swap.folder(), swap.control(), checksum, config.block_size, !config.ro) {
         // What is written now looks like others' doing to the next mount, and is read as it is.

@@ -17,6 +17,17 @@ pub(crate) fn errno(error: rustix::io::Errno) -> Errno {
     Errno::from_raw(error.raw_os_error())
 }
 
+/// Writes a range of a file from the page cache to the device and waits, as `flags` say.
+///
+/// # Errors
+/// EIO and ENOSPC when writing fails, here or since the file was opened.
+pub(crate) fn sync_file_range(file: impl AsFd, offset: u64, length: u64, flags: u32) -> Result<()> {
+    let (offset, length) = (offset.cast_signed(), length.cast_signed());
+    // SAFETY: sync_file_range needs an open descriptor, which `file` borrows for the call; it takes no memory.
+    let outcome = unsafe { libc::sync_file_range(file.as_fd().as_raw_fd(), offset, length, flags) };
+    Errno::result(outcome).map(drop)
+}
+
 /// A filesystem's own name for an inode: it outlives every descriptor and never means another
 /// inode.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -33,6 +44,23 @@ impl FileHandle {
         kind.iter().chain(&self.bytes).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
             (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
         })
+    }
+}
+
+/// Tells apart the inodes that had one number after the other: the file handle's hash, or where the filesystem has no
+/// handles (overlayfs) the time of the inode's birth; 0 where it has neither.
+#[must_use]
+pub fn generation(handle: Option<&FileHandle>, status: &rustix::fs::Statx) -> u64 {
+    if let Some(handle) = handle {
+        return handle.hash();
+    }
+    let has_birth = status.stx_mask & rustix::fs::StatxFlags::BTIME.bits() != 0;
+    let birth = status.stx_btime;
+    let seconds = birth.tv_sec.cast_unsigned();
+    if has_birth {
+        seconds.wrapping_mul(1_000_000_000).wrapping_add(birth.tv_nsec.into())
+    } else {
+        0
     }
 }
 

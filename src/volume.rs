@@ -316,7 +316,7 @@ impl Volume {
         }
         let atime = changes.atime.unwrap_or(TimeChange::Keep);
         let mtime = changes.mtime.unwrap_or(TimeChange::Keep);
-        self.tree.set_times(id, atime, mtime)?;
+        self.set_times(id, atime, mtime)?;
         match mtime {
             TimeChange::Keep => {}
             TimeChange::Now => {
@@ -326,6 +326,25 @@ impl Volume {
             TimeChange::At(time) => self.engine.set_modified(self.tree.key(id)?, time),
         }
         Ok(())
+    }
+
+    /// Sets times in the swap folder, so that a record of the partition stays true.
+    fn set_times(&self, id: u64, atime: TimeChange, mtime: TimeChange) -> Result<()> {
+        let key = self.tree.key(id)?;
+        let set = || self.tree.set_times(id, atime, mtime);
+        let ledger = self.ledger.as_ref().filter(|ledger| ledger.knows(key));
+        let modified = match mtime {
+            TimeChange::Keep => return set(),
+            TimeChange::Now => None,
+            TimeChange::At(time) => Some(time),
+        };
+        match ledger
+            .map(|ledger| (ledger, self.tree.open_file(id, Access::ReadOnly, self.options.direct)))
+        {
+            Some((ledger, Ok(descriptor))) => ledger.timed(key, descriptor, modified, set),
+            // A file that the daemon may not read has no record, or one that was not read either.
+            _ => set(),
+        }
     }
 
     /// Clears the set-user-id and set-group-id bits, as a write or truncate by an ordinary user does.

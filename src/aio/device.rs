@@ -26,7 +26,8 @@ pub enum Action {
 }
 
 /// One operation on one backing file. Offset, length and memory of reads and writes are multiples of
-/// the device's [`Geometry::alignment`].
+/// the device's [`Geometry::alignment`], except for the length of a write of less than a page at the end of a file:
+/// the device stores exactly these bytes.
 #[derive(Debug)]
 pub struct Transfer {
     /// Chosen by the submitter, handed back untouched.
@@ -174,9 +175,6 @@ pub trait BackingFile: Send + Sync + Debug {
     fn wrapper(&self) -> Option<&dyn std::any::Any> {
         None
     }
-
-    /// Says the partition's logical size, before each write: what a transfer stores beyond it is padding.
-    fn tell_size(&self, _size: u64) {}
 
     /// Whether writes are possible with this descriptor.
     fn writable(&self) -> bool;

@@ -14,6 +14,7 @@ use super::device::{
 };
 use super::file::uninterrupted;
 use super::settings::AioSettings;
+use super::tail;
 use super::waiting::Waiting;
 use crate::error::{Errno, Result};
 
@@ -28,7 +29,6 @@ pub struct ThreadDevice {
     shared: Arc<Shared>,
     /// Held while the threads are joined, so that a second `shutdown` waits for the first.
     threads: Mutex<Vec<JoinHandle<()>>>,
-    geometry: Geometry,
 }
 
 struct Shared {
@@ -36,6 +36,7 @@ struct Shared {
     work: Condvar,
     sink: OnceLock<Arc<dyn CompletionSink>>,
     counters: Counters,
+    geometry: Geometry,
 }
 
 #[derive(Debug)]
@@ -88,9 +89,10 @@ impl ThreadDevice {
             work: Condvar::new(),
             sink: OnceLock::new(),
             counters: Counters::default(),
+            geometry,
         });
         // Made first: dropping it ends the threads that started when a later one cannot.
-        let device = Arc::new(Self { shared, threads: Mutex::new(Vec::new()), geometry });
+        let device = Arc::new(Self { shared, threads: Mutex::new(Vec::new()) });
         let count = settings.queue_depth.saturating_mul(settings.thread_count).min(THREADS_MAX);
         for index in 0..count {
             let shared = Arc::clone(&device.shared);
@@ -105,7 +107,7 @@ impl ThreadDevice {
 
 impl Device for ThreadDevice {
     fn geometry(&self) -> Geometry {
-        self.geometry
+        self.shared.geometry
     }
 
     fn connect(&self, sink: Arc<dyn CompletionSink>) {
@@ -117,7 +119,7 @@ impl Device for ThreadDevice {
             return;
         }
         for transfer in batch.iter() {
-            check(transfer, self.geometry);
+            check(transfer, self.shared.geometry);
         }
         let count = batch.len();
         let mut state = self.shared.state.lock();
@@ -185,16 +187,17 @@ pub(super) fn join(threads: impl Iterator<Item = JoinHandle<()>>) {
 
 /// Asserts what [`Transfer`] promises.
 pub(super) fn check(transfer: &Transfer, geometry: Geometry) {
-    let (address, length) = match &transfer.action {
-        Action::Read(lease) => (lease.address().addr(), lease.len()),
-        Action::Write(lease) => (lease.address().addr(), lease.len()),
+    let (address, length, tail) = match &transfer.action {
+        Action::Read(lease) => (lease.address().addr(), lease.len(), false),
+        // Only its end may lie anywhere.
+        Action::Write(lease) => (lease.address().addr(), lease.len(), true),
         Action::Sync { .. } => return,
     };
     assert!(length > 0, "a transfer of no bytes");
     assert!(length <= TRANSFER_BYTES_MAX, "a transfer of {length} bytes");
     let mask = geometry.alignment - 1;
     debug_assert_eq!(address & mask, 0, "memory of transfer {}", transfer.token);
-    debug_assert_eq!(length & mask, 0, "length of transfer {}", transfer.token);
+    debug_assert!(tail || length & mask == 0, "length of transfer {}", transfer.token);
     debug_assert_eq!(transfer.offset & mask as u64, 0, "offset of transfer {}", transfer.token);
 }
 
@@ -212,7 +215,7 @@ impl Shared {
                 state.inflight += 1;
                 self.counters.submitted(1, state.inflight);
                 drop(state);
-                let result = perform(&mut transfer);
+                let result = perform(&mut transfer, self.geometry);
                 done.push(Completion { transfer, result });
                 state = self.state.lock();
                 state.inflight -= 1;
@@ -239,7 +242,10 @@ impl Shared {
     }
 }
 
-fn perform(transfer: &mut Transfer) -> Result<usize> {
+fn perform(transfer: &mut Transfer, geometry: Geometry) -> Result<usize> {
+    if tail::is_tail(transfer, geometry) {
+        return tail::store(transfer);
+    }
     let raw = transfer.file.descriptor().ok_or(Errno::EBADF)?;
     let offset = transfer.offset;
     // SAFETY: borrow_raw needs a descriptor that stays open during the borrow: it belongs to

@@ -91,9 +91,7 @@ impl UringDevice {
         });
         for (index, new) in rings.into_iter().enumerate() {
             let lane = Arc::clone(&device.lanes[index]);
-            // With an alignment of 1 the submitter's own bytes may lie beside others in a page.
-            let whole_pages = geometry.alignment > 1;
-            let ring = Ring::new(new, settings, lane, Arc::clone(&device.sink), whole_pages);
+            let ring = Ring::new(new, settings, lane, Arc::clone(&device.sink), geometry);
             let thread = std::thread::Builder::new()
                 .name(format!("swapfs-aio-{index}"))
                 .spawn(move || ring.run())?;

@@ -19,8 +19,8 @@ pub struct FsckArgs {
     /// A swap folder that is not mounted.
     #[arg(value_name = "SWAP_FOLDER")]
     pub folder: PathBuf,
-    /// Cut padding, accept damaged and torn bytes as they are, and remove the records of files that are gone
-    /// or were changed by others. No byte of a partition is changed.
+    /// Accept damaged and torn bytes as they are, and remove the records of files that are gone or were changed
+    /// by others. No byte of a partition, and no size, is changed.
     #[arg(long)]
     pub repair: bool,
     /// Print JSON.

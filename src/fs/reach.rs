@@ -108,13 +108,16 @@ impl Tree {
         if dev != self.root_dev {
             return Err(Errno::EXDEV);
         }
-        let handle = match self.has_handles.then(|| sys::name_to_handle_at(descriptor)) {
-            Some(Ok(handle)) => Some(handle),
+        let handle = match sys::name_to_handle_at(descriptor) {
+            Ok(handle) => Some(handle),
             // Some filesystems have them for some inodes only.
-            None | Some(Err(Errno::EOPNOTSUPP | Errno::EOVERFLOW)) => None,
-            Some(Err(error)) => return Err(error),
+            Err(Errno::EOPNOTSUPP | Errno::EOVERFLOW) => None,
+            Err(_) if !self.has_handles => None,
+            Err(error) => return Err(error),
         };
-        let generation = handle.as_ref().map_or(0, sys::FileHandle::hash);
+        // The same for every user of a swap folder, whether or not this daemon may open files by their handles.
+        let generation = sys::generation(handle.as_ref(), &status);
+        let handle = handle.filter(|_| self.has_handles);
         let node = Node {
             id: self.id_of(status.stx_ino),
             key: FileKey { dev, ino: status.stx_ino, generation },

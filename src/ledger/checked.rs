@@ -43,6 +43,14 @@ struct Group {
     transfer: Option<Transfer>,
 }
 
+/// A write that has ended.
+struct Written {
+    file: Arc<dyn BackingFile>,
+    record: Arc<Record>,
+    bytes: Range<u64>,
+    outcome: Outcome,
+}
+
 struct Sink {
     ledger: Arc<Ledger>,
     engine: OnceLock<Arc<dyn CompletionSink>>,
@@ -92,6 +100,7 @@ fn ordered(transfer: &Transfer) -> Option<Option<Writing>> {
     let file = LedgerFile::of(&*transfer.file)?;
     match &transfer.action {
         Action::Read(_) => None,
+        Action::Write(_) if !file.record().is_kept() => None,
         Action::Write(lease) => Some(Some(file.record().prepare(transfer.offset, lease))),
         Action::Sync { .. } => file.record().has_news().then_some(None),
     }
@@ -167,8 +176,8 @@ impl CompletionSink for Sink {
         // Before the engine knows: what it does next with these pages comes after.
         if !written.is_empty() {
             self.ledger.later(move || {
-                for (record, bytes, outcome) in written {
-                    record.end_write(&bytes, outcome);
+                for Written { file, record, bytes, outcome } in written {
+                    record.end_write(&bytes, outcome, || LedgerFile::of(&*file)?.look());
                     record.done();
                 }
             });
@@ -287,12 +296,15 @@ impl Sink {
     }
 
     /// A write has ended: what is to be recorded of that.
-    fn written(&self, completion: &Completion) -> Option<(Arc<Record>, Range<u64>, Outcome)> {
+    fn written(&self, completion: &Completion) -> Option<Written> {
         let Transfer { action: Action::Write(lease), file, offset, .. } = &completion.transfer
         else {
             return None;
         };
         let record = LedgerFile::of(&**file)?.record().clone();
+        if !record.is_kept() {
+            return None;
+        }
         let moved = completion.result.map(|moved| moved as u64 / self.alignment * self.alignment);
         let outcome = match (completion.result, moved) {
             (Ok(moved), _) if moved >= lease.len() => Outcome::Stored,
@@ -301,7 +313,8 @@ impl Sink {
             _ => Outcome::Failed,
         };
         record.expect();
-        Some((record, *offset..*offset + lease.len() as u64, outcome))
+        let bytes = *offset..*offset + lease.len() as u64;
+        Some(Written { file: file.clone(), record, bytes, outcome })
     }
 
     /// One of a group's syncs has ended; with the last, the engine's completion.

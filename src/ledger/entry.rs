@@ -14,14 +14,56 @@ pub(super) const BATCH: usize = 256;
 /// Nothing is known of the page.
 pub(super) const UNKNOWN: u32 = 0;
 
-/// The page is a mixture: unreadable until it is written again.
-pub(super) const TORN: u32 = 1;
+/// The page may be a mixture: unreadable until other bytes replace it. The entry's other half is the sum of the
+/// bytes that were found, or [`UNKNOWN`].
+pub(super) const TORN: u32 = 0x0f0f_0f0f;
 
 /// The page is being written, without a checksum.
-pub(super) const WRITING: u32 = 2;
+pub(super) const WRITING: u32 = 0x3333_3333;
 
 /// The page was written, without a checksum, or by others.
-pub(super) const WRITTEN: u32 = 3;
+pub(super) const WRITTEN: u32 = 0x5555_5555;
+
+/// Values with a meaning of their own. A flipped bit makes none of them another, nor a sum one of them.
+const MARKS: [u32; 4] = [UNKNOWN, TORN, WRITING, WRITTEN];
+
+/// How entries are encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Format {
+    /// Marks were 0 to 3, and torn pages had no sum.
+    First,
+    /// As described here.
+    #[default]
+    Second,
+}
+
+impl Format {
+    fn decode(self, word: u32) -> u32 {
+        match self {
+            Format::First => match word {
+                0..4 => MARKS[word as usize],
+                sum => unmarked(sum),
+            },
+            Format::Second => {
+                let near = MARKS.iter().find(|mark| (word ^ **mark).count_ones() <= 1);
+                near.copied().unwrap_or(word)
+            }
+        }
+    }
+
+    fn encode(self, word: u32) -> u32 {
+        match (self, MARKS.iter().position(|mark| *mark == word)) {
+            (Format::First, Some(mark)) => mark as u32,
+            _ => word,
+        }
+    }
+}
+
+/// A sum that cannot be mistaken for a mark, whichever bit of it flips.
+fn unmarked(sum: u32) -> u32 {
+    let is_near = MARKS.iter().any(|mark| (sum ^ mark).count_ones() <= 2);
+    if is_near { !sum } else { sum }
+}
 
 const ZEROS: [u8; PAGE_BYTES as usize] = [0; PAGE_BYTES as usize];
 
@@ -37,7 +79,7 @@ pub(super) fn sum(bytes: &[u8]) -> u32 {
             crc(&page)
         }
     };
-    if sum <= WRITTEN { sum | 1 << 31 } else { sum }
+    unmarked(sum)
 }
 
 /// CRC32C of anything else: headers.
@@ -58,18 +100,48 @@ impl Entry {
         Self { new: sum, previous: sum }
     }
 
-    pub(super) fn decode(bytes: [u8; ENTRY_BYTES as usize]) -> Self {
-        let both = u64::from_le_bytes(bytes);
-        Self { new: (both & u64::from(u32::MAX)) as u32, previous: (both >> 32) as u32 }
+    /// A page whose bytes are a mixture, with their sum.
+    pub(super) fn torn(found: u32) -> Self {
+        Self { new: TORN, previous: found }
     }
 
-    pub(super) fn encode(self) -> [u8; ENTRY_BYTES as usize] {
-        (u64::from(self.new) | u64::from(self.previous) << 32).to_le_bytes()
+    pub(super) fn decode(bytes: [u8; ENTRY_BYTES as usize], format: Format) -> Self {
+        let both = u64::from_le_bytes(bytes);
+        let (new, previous) = ((both & u64::from(u32::MAX)) as u32, (both >> 32) as u32);
+        Self { new: format.decode(new), previous: format.decode(previous) }
+    }
+
+    pub(super) fn encode(self, format: Format) -> [u8; ENTRY_BYTES as usize] {
+        let (new, previous) = (format.encode(self.new), format.encode(self.previous));
+        (u64::from(new) | u64::from(previous) << 32).to_le_bytes()
+    }
+
+    pub(super) fn is_torn(self) -> bool {
+        self.new == TORN
     }
 
     /// A write of the page was begun and did not end.
     pub(super) fn in_flight(self) -> bool {
-        self.new != self.previous
+        self.new != self.previous && !self.is_torn()
+    }
+
+    /// Returns whether the page's bytes tell what became of it. Without sums nobody can say.
+    pub(super) fn is_decidable(self) -> bool {
+        let known = |sum: u32| !MARKS.contains(&sum);
+        match self.is_torn() {
+            true => known(self.previous),
+            false => known(self.new) && (known(self.previous) || self.previous == UNKNOWN),
+        }
+    }
+
+    /// Returns whether a page with this sum is certainly not one that the marked write has left: neither the new
+    /// bytes nor those from before.
+    pub(super) fn is_replaced_by(self, found: u32) -> bool {
+        let is_left = match self.is_torn() {
+            true => self.previous == found,
+            false => self.new == found || self.matches_previous(found),
+        };
+        self.is_decidable() && !is_left
     }
 
     /// Whether a page with this sum can be what was there before the write. Of a page that nothing was known
@@ -77,7 +149,7 @@ impl Entry {
     pub(super) fn matches_previous(self, found: u32) -> bool {
         match self.previous {
             UNKNOWN => found == sum(&ZEROS),
-            TORN | WRITING | WRITTEN => false,
+            mark if MARKS.contains(&mark) => false,
             previous => found == previous,
         }
     }
@@ -119,7 +191,7 @@ pub(super) fn first_bad<'a>(
     let (mut flying, mut found) = (Vec::new(), Vec::new());
     let mut first_flying = 0;
     for (i, (entry, page)) in entries.iter().zip(pages).enumerate() {
-        if entry.new == TORN {
+        if entry.is_torn() {
             return Some((i, true));
         }
         if entry.in_flight() {
@@ -163,34 +235,73 @@ mod tests {
         padded.resize(4096, 0);
         assert_eq!(sum(&page[..1000]), sum(&padded));
         assert_ne!(sum(&page), sum(&padded));
-        assert!(sum(&ZEROS) > WRITTEN);
+        for near in MARKS.into_iter().flat_map(|mark| (0..32).map(move |bit| mark ^ 1 << bit)) {
+            assert!(MARKS.iter().all(|mark| (unmarked(near) ^ mark).count_ones() > 2), "{near:x}");
+        }
     }
 
     #[test]
     fn entries_survive_their_encoding() {
-        for (new, previous) in [(0, 0), (1, u32::MAX), (u32::MAX, 7)] {
-            let entry = Entry { new, previous };
-            assert_eq!(Entry::decode(entry.encode()), entry);
+        for format in [Format::First, Format::Second] {
+            for (new, previous) in [(0, 0), (TORN, unmarked(u32::MAX)), (WRITTEN, WRITING)] {
+                let entry = Entry { new, previous };
+                assert_eq!(Entry::decode(entry.encode(format), format), entry);
+            }
+        }
+        let first = [1, 0, 0, 0, 3, 0, 0, 0];
+        assert_eq!(Entry::decode(first, Format::First), Entry { new: TORN, previous: WRITTEN });
+    }
+
+    #[test]
+    fn a_flipped_bit_makes_no_mark_another() {
+        let sums = [sum(&[1; 4096]), sum(&[2; 4096])];
+        for entry in [
+            Entry::torn(sums[0]),
+            Entry::default(),
+            Entry::both(WRITTEN),
+            Entry { new: WRITING, previous: WRITTEN },
+            Entry { new: WRITING, previous: UNKNOWN },
+        ] {
+            for bit in 0..64 {
+                let bytes =
+                    (u64::from_le_bytes(entry.encode(Format::Second)) ^ 1 << bit).to_le_bytes();
+                let found = Entry::decode(bytes, Format::Second);
+                assert_eq!(found.new, entry.new, "{entry:?}, bit {bit}");
+                assert_eq!(found.in_flight(), entry.in_flight(), "{entry:?}, bit {bit}");
+            }
+        }
+        // A page with a sum still has the other half to be compared with.
+        for bit in 0..64 {
+            let bytes = u64::from_le_bytes(Entry::both(sums[1]).encode(Format::Second)) ^ 1 << bit;
+            let entry = Entry::decode(bytes.to_le_bytes(), Format::Second);
+            assert!(entry.in_flight() && judge(&[entry], &[sums[1]]) != Verdict::Torn, "{bit}");
+            assert!(judge(&[entry], &[sums[0]]) == Verdict::Torn, "{bit}");
         }
     }
 
     #[test]
     fn interrupted_writes_are_new_or_old_or_torn() {
-        let entries = [Entry { new: 10, previous: 20 }, Entry { new: 11, previous: 21 }];
-        assert_eq!(judge(&entries, &[10, 11]), Verdict::New);
-        assert_eq!(judge(&entries, &[20, 21]), Verdict::Old);
-        assert_eq!(judge(&entries, &[10, 21]), Verdict::Torn);
-        assert_eq!(judge(&entries, &[10, 99]), Verdict::Torn);
-        let fresh = [Entry { new: 10, previous: UNKNOWN }, Entry { new: 11, previous: UNKNOWN }];
-        assert_eq!(judge(&fresh, &[sum(&ZEROS), sum(&ZEROS)]), Verdict::Old);
-        assert_eq!(judge(&fresh, &[10, sum(&ZEROS)]), Verdict::Torn);
+        let sums: Vec<u32> = (0..5).map(|byte| sum(&[byte; 4096])).collect();
+        let entry = |new, previous| Entry { new, previous };
+        let entries = [entry(sums[1], sums[2]), entry(sums[3], sums[4])];
+        assert_eq!(judge(&entries, &[sums[1], sums[3]]), Verdict::New);
+        assert_eq!(judge(&entries, &[sums[2], sums[4]]), Verdict::Old);
+        assert_eq!(judge(&entries, &[sums[1], sums[4]]), Verdict::Torn);
+        assert_eq!(judge(&entries, &[sums[1], sums[0]]), Verdict::Torn);
+        let fresh = [entry(sums[1], UNKNOWN), entry(sums[3], UNKNOWN)];
+        assert_eq!(judge(&fresh, &[sums[0], sums[0]]), Verdict::Old);
+        assert_eq!(judge(&fresh, &[sums[1], sums[0]]), Verdict::Torn);
         // Without checksums nobody can tell.
-        let marked = [Entry { new: WRITING, previous: UNKNOWN }];
-        assert_eq!(judge(&marked, &[77]), Verdict::Torn);
+        assert_eq!(judge(&[entry(WRITING, UNKNOWN)], &[77]), Verdict::Torn);
         // Zeros were there before only where nothing was.
-        let mut bytes = [Entry { new: 10, previous: WRITTEN }];
-        assert_eq!(judge(&bytes, &[sum(&ZEROS)]), Verdict::Torn);
-        bytes[0].previous = UNKNOWN;
-        assert_eq!(judge(&bytes, &[sum(&ZEROS)]), Verdict::Old);
+        assert_eq!(judge(&[entry(sums[1], WRITTEN)], &[sums[0]]), Verdict::Torn);
+        assert_eq!(judge(&[entry(sums[1], UNKNOWN)], &[sums[0]]), Verdict::Old);
+        // What is neither was written by others.
+        assert!(entries[0].is_replaced_by(sums[0]) && !entries[0].is_replaced_by(sums[2]));
+        assert!(Entry::torn(sums[1]).is_replaced_by(sums[2]));
+        assert!(!Entry::torn(sums[1]).is_replaced_by(sums[1]));
+        assert!(!Entry::torn(UNKNOWN).is_replaced_by(sums[1]));
+        assert!(!entry(WRITING, WRITTEN).is_replaced_by(sums[1]));
+        assert!(!entry(sums[1], WRITTEN).is_replaced_by(sums[2]), "it may be from before");
     }
 }

@@ -1,6 +1,7 @@
 //! A backing file whose changes the ledger is told.
 
 use std::any::Any;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -37,9 +38,62 @@ impl LedgerFile {
 
     /// Records size and times, unless something is being written.
     pub(super) fn settle(&self) {
-        if let Ok(stamp) = Stamp::of(&self.inner) {
+        if let Some(stamp) = self.look() {
             self.ledger.settle(&self.record, stamp);
         }
+    }
+
+    /// What the file is like now.
+    pub(super) fn look(&self) -> Option<Stamp> {
+        Stamp::of(&self.inner).ok()
+    }
+}
+
+impl LedgerFile {
+    /// Makes a change of the backing file that no transfer makes, of these bytes or of none: on record before, and
+    /// as it is afterwards.
+    fn change(
+        &self, bytes: Option<Range<u64>>, change: impl FnOnce(&DiskFile) -> Result<()>,
+    ) -> Result<()> {
+        let bytes = bytes.filter(|bytes| self.record.knows_of(bytes));
+        let noted = bytes.clone();
+        self.ledger.ordered(&self.record, move |record| record.begin_change(noted.as_ref()))?;
+        self.finish(bytes, change(&self.inner))
+    }
+
+    /// Has `set` change the file's modification time, to `time` or to now.
+    pub(super) fn timed(
+        &self, time: Option<SystemTime>, set: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let modified_ns = time.map(nanoseconds);
+        self.ledger.ordered(&self.record, move |record| match modified_ns {
+            Some(modified_ns) => record.begin_timing(modified_ns),
+            None => record.begin_change(None),
+        })?;
+        self.finish(None, set())
+    }
+
+    fn finish(&self, bytes: Option<Range<u64>>, outcome: Result<()>) -> Result<()> {
+        let stamp = Stamp::of(&self.inner).ok();
+        let size = stamp.map_or(u64::MAX, |stamp| stamp.size);
+        let changed = bytes.filter(|_| outcome.is_ok());
+        let noted = self.ledger.ordered(&self.record, move |record| {
+            let forgotten = changed.map_or(Ok(()), |bytes| record.changed(&bytes, size));
+            // What could not be forgotten is still noted as being changed.
+            record.end_change(stamp.filter(|_| forgotten.is_ok()));
+            forgotten
+        });
+        outcome.and(noted)
+    }
+}
+
+/// Since 1970.
+fn nanoseconds(time: SystemTime) -> i64 {
+    let clamped =
+        |duration: std::time::Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(since) => clamped(since),
+        Err(before) => -clamped(before.duration()),
     }
 }
 
@@ -72,10 +126,6 @@ impl BackingFile for LedgerFile {
         Some(self)
     }
 
-    fn tell_size(&self, size: u64) {
-        self.record.set_size(size);
-    }
-
     fn writable(&self) -> bool {
         self.inner.writable()
     }
@@ -87,33 +137,23 @@ impl BackingFile for LedgerFile {
     fn reserve(&self, offset: u64, length: u64) -> Result<()> {
         // First the little that the record needs: a large step may take all the room that is left.
         self.record.reserve(&(offset..offset + length))?;
-        self.inner.reserve(offset, length)
+        self.change(None, |file| file.reserve(offset, length))
     }
 
     fn set_len(&self, size: u64) -> Result<()> {
-        if self.record.knows_beyond(size) {
-            self.ledger.wait(&self.record, move |record| record.cut(size))?;
-        }
-        self.inner.set_len(size)?;
-        self.record.set_size(size);
-        if self.record.minds_cut(size) {
-            self.ledger.note(&self.record, move |record| record.was_cut(size));
-        }
-        Ok(())
+        let is_cut = size < self.inner.status()?.size;
+        let bytes = is_cut.then_some(size..u64::MAX);
+        self.change(bytes, |file| file.set_len(size))
     }
 
     fn set_modified(&self, time: SystemTime) -> Result<()> {
-        self.inner.set_modified(time)
+        self.timed(Some(time), || self.inner.set_modified(time))
     }
 
     fn allocate(&self, mode: i32, offset: u64, length: u64) -> Result<()> {
-        if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0 {
-            let bytes = offset..offset + length;
-            if self.record.knows_of(&bytes) {
-                self.ledger.wait(&self.record, move |record| record.void(&bytes))?;
-            }
-        }
-        self.inner.allocate(mode, offset, length)
+        let clears = mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0;
+        let bytes = clears.then_some(offset..offset + length);
+        self.change(bytes, |file| file.allocate(mode, offset, length))
     }
 
     fn seek(&self, offset: u64, hole: bool) -> Result<u64> {

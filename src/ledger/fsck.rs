@@ -12,11 +12,13 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::entry::PAGE_BYTES;
-use super::record::Record;
-use super::recover::{page_sum, true_size};
-use super::session::{LastEnd, Sessions, Since};
+use super::pulse::Pulse;
+use super::record::{Look, Record, Shared};
+use super::recover::{block_size, padding, page_sum};
+use super::session::Sessions;
 use super::stamp::Stamp;
-use super::table::{ACTIVE, Header, Table};
+use super::table::Table;
+use super::verdict::{Meaning, judge};
 use super::walk::{Found, walk};
 use super::{Checksum, Counters, identity_of};
 use crate::error::{Errno, errno_of};
@@ -55,7 +57,7 @@ pub struct Finding {
     pub path: PathBuf,
     /// What is not whole of it.
     pub bad: Vec<Bad>,
-    /// Padding at its end, in bytes; cut with repair.
+    /// Padding at its end, in bytes, that a crash of an early version left; the next mount cuts it.
     pub padding: u64,
 }
 
@@ -68,7 +70,7 @@ pub struct Report {
     pub bytes: u64,
     /// Partitions without a record: written by others, or before there were any.
     pub unknown: u64,
-    /// Partitions that others have changed since: nothing can be said of them.
+    /// Partitions that others have changed since: read as they are, and unverified.
     pub changed: u64,
     /// Records of files that are gone.
     pub gone: u64,
@@ -97,9 +99,8 @@ pub trait Listener {
 }
 
 struct Check<'a> {
-    table: Arc<Table>,
+    shared: Arc<Shared>,
     sessions: Sessions,
-    counters: Arc<Counters>,
     repair: bool,
     report: Report,
     seen: HashSet<u32>,
@@ -107,9 +108,9 @@ struct Check<'a> {
 }
 
 /// Reads every partition of the swap folder `folder`, whose control folder is `control`, and compares it with
-/// its record. The caller holds the folder's lock. With `repair`, padding is cut, the bytes of what is damaged
-/// or torn are accepted as they are, and the records of files that are gone or were changed are removed;
-/// no byte of a partition is ever changed. `None` when stopped.
+/// its record. The caller holds the folder's lock. With `repair`, the bytes of what is damaged or torn are accepted
+/// as they are, and the records of files that are gone or were changed are removed; no byte of a partition, and no
+/// length, is ever changed. `None` when stopped.
 ///
 /// # Errors
 /// What reading the ledger fails with.
@@ -117,7 +118,16 @@ pub fn check(
     folder: BorrowedFd<'_>, control: BorrowedFd<'_>, repair: bool, listener: &mut dyn Listener,
 ) -> io::Result<Option<Report>> {
     let Some(table) = Table::open(control, repair)? else { return Ok(Some(Report::default())) };
-    let sessions = Sessions::open(control, None)?;
+    let sessions = Sessions::open(control, &table, None)?;
+    let table = Arc::new(table);
+    let shared = Shared {
+        pulse: Pulse::start(table.clone())?,
+        table,
+        counters: Counters::default(),
+        checksum: Checksum::Crc32c,
+        session: sessions.number(),
+        is_short: false.into(),
+    };
     let mut total = 0;
     walk(folder, &mut |found| {
         if let Ok(file) = found.open(false) {
@@ -127,9 +137,8 @@ pub fn check(
     })?;
     listener.begin(total);
     let mut check = Check {
-        table: Arc::new(table),
+        shared: Arc::new(shared),
         sessions,
-        counters: Arc::default(),
         repair,
         report: Report::default(),
         seen: HashSet::new(),
@@ -143,16 +152,16 @@ pub fn check(
     if stopped {
         return Ok(None);
     }
-    for (_, slot) in check.table.all() {
+    for (_, slot) in check.shared.table.all() {
         if !check.seen.contains(&slot) {
             check.report.gone += 1;
-            if let (true, Ok(header)) = (repair, check.table.header(slot)) {
-                check.table.give_back(&header, slot);
+            if let (true, Ok(header)) = (repair, check.shared.table.header(slot)) {
+                check.shared.table.give_back(&header, slot);
             }
         }
     }
     if repair {
-        check.table.sync()?;
+        check.shared.table.sync()?;
         check.sessions.mended()?;
         check.report.repaired = true;
     }
@@ -162,55 +171,69 @@ pub fn check(
 impl Check<'_> {
     /// One partition; false when stopped.
     fn partition(&mut self, found: &Found<'_>) -> io::Result<bool> {
-        let file = match found.open(self.repair) {
+        let file = match found.open(false) {
             Ok(file) => File::from(file),
             Err(error) => {
                 log::warn!("{}: {error}", found.path.display());
                 return Ok(true);
             }
         };
-        let identity = identity_of(&file, found.ino);
+        let identity = identity_of(&file, found.ino)?;
         let stamp = Stamp::of(&file)?;
-        let Some(slot) = self.table.find(identity) else {
+        let table = &self.shared.table;
+        let Some(slot) = table.find(identity) else {
             self.report.unknown += 1;
             self.listener.read(&found.path, stamp.size);
             return Ok(true);
         };
         self.seen.insert(slot);
-        let header = self.table.header(slot)?;
-        let since = self.sessions.since(&header, stamp, false);
-        if since == Since::Changed && !header.has(ACTIVE) {
-            self.report.changed += 1;
-            if self.repair {
-                self.table.give_back(&header, slot);
-            }
-            self.listener.read(&found.path, stamp.size);
-            return Ok(true);
-        }
-        let (table, counters) = (self.table.clone(), self.counters.clone());
-        let known = Some((slot, header));
-        let record = Record::new(identity, table, counters, Checksum::Crc32c, stamp.size, known)?;
-        self.report.checked += 1;
-        self.verify(&record, &header, since, &file, &found.path)
-    }
-
-    fn verify(
-        &mut self, record: &Record, header: &Header, since: Since, file: &File, path: &Path,
-    ) -> io::Result<bool> {
-        let stamp = Stamp::of(file)?;
-        let power_cut = self.sessions.last_end == LastEnd::PowerCut;
-        let due = header.has(ACTIVE) || since == Since::Suspect;
-        let cut = if due { true_size(header, stamp, file, power_cut)? } else { None };
-        let size = cut.unwrap_or(stamp.size).min(stamp.size);
+        let header = table.header(slot)?;
+        let meaning = judge(&header, stamp, &self.sessions);
+        let padding = padding(&header, stamp, &file, &self.sessions)?;
+        let record = Record::new(identity, self.shared.clone(), stamp, Some((slot, header)))?;
+        let mut read = |page| page_sum(&file, page).ok();
+        let block_size = block_size(&self.sessions, &header);
+        let write = self.repair;
+        let looked = Look { meaning, stamp, block_size, read: &mut read, write };
+        let torn = record.reconcile(looked)?;
         let mut bad: Vec<(u64, Damage)> = Vec::new();
-        if self.repair && size < stamp.size {
-            file.set_len(size)?;
-        }
-        let block_size = self.sessions.crashed_block_size();
-        let torn = record.resolve(size, block_size, self.repair, |page| page_sum(file, page))?;
         for range in torn {
             bad.extend(pages_in(&range).map(|page| (page, Damage::Torn)));
         }
+        match meaning {
+            // Of all else nothing is known.
+            Meaning::Others => {
+                self.report.changed += 1;
+                self.listener.read(&found.path, stamp.size);
+            }
+            Meaning::Ours | Meaning::Uncertain => {
+                self.report.checked += 1;
+                if !self.verify(&record, &file, &found.path, &mut bad)? {
+                    return Ok(false);
+                }
+            }
+        }
+        if self.repair {
+            for (page, _) in &bad {
+                record.accept(*page)?;
+            }
+            record.absolve(Stamp::of(&file)?)?;
+            if meaning == Meaning::Others {
+                self.shared.table.give_back(&self.shared.table.header(slot)?, slot);
+            }
+        }
+        if !bad.is_empty() || padding > 0 {
+            let path = found.path.clone();
+            self.report.findings.push(Finding { path, bad: ranges(&bad), padding });
+        }
+        Ok(true)
+    }
+
+    /// Compares all bytes of a partition; false when stopped.
+    fn verify(
+        &mut self, record: &Record, file: &File, path: &Path, bad: &mut Vec<(u64, Damage)>,
+    ) -> io::Result<bool> {
+        let size = Stamp::of(file)?.size;
         let mut buffer = vec![0; CHUNK_BYTES as usize];
         let mut at = 0;
         while at < size {
@@ -219,7 +242,7 @@ impl Check<'_> {
                 return Ok(false);
             }
             match file.read_exact_at(chunk, at) {
-                Ok(()) => bad_pages(record, at, chunk, &mut bad),
+                Ok(()) => bad_pages(record, at, chunk, bad),
                 Err(error) if errno_of(&error) == Errno::EIO => {
                     let pages = pages_in(&(at..at + chunk.len() as u64));
                     bad.extend(pages.map(|page| (page, Damage::Unreadable)));
@@ -232,17 +255,6 @@ impl Check<'_> {
         }
         bad.sort_by_key(|(page, damage)| (*page, *damage != Damage::Torn));
         bad.dedup_by_key(|(page, _)| *page);
-        if self.repair {
-            for (page, _) in &bad {
-                record.accept(&(page * PAGE_BYTES..(page + 1) * PAGE_BYTES))?;
-            }
-            record.absolve(Stamp::of(file)?)?;
-        }
-        let padding = stamp.size - size;
-        if !bad.is_empty() || padding > 0 {
-            let path = path.to_path_buf();
-            self.report.findings.push(Finding { path, bad: ranges(&bad), padding });
-        }
         Ok(true)
     }
 }

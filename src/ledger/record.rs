@@ -1,49 +1,64 @@
-//! One partition's record: its sums, what of it is being written, and its true size.
+//! One partition's record: its sums, what of it is being written, and what its backing file is like.
 //!
 //! Nothing of a record is kept in memory but its header: the entries of pages are read from and written to the
 //! page cache of the ledger's files, a few KiB for each transfer, so that memory stays bounded however
 //! large the partitions are.
 //!
-//! What writes to the ledger's files is done by one thread at a time, the clerk's, in the order in which the
-//! transfers went. The locks here are held for looking and noting down only; [`Record::reserve`] alone, which
-//! may wait for the filesystem as whoever calls it does anyway, holds one of its own meanwhile.
+//! Entries are written by one thread at a time: the clerk's, in the order in which the transfers went, or whoever is
+//! alone with the partition. The locks here are held for looking and noting down only, but for two that whoever calls
+//! the filesystem anyway may hold meanwhile: [`Record::reserve`]'s and the one around the writing of a header.
 
 mod pages;
+mod reconcile;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
-use super::entry::{ENTRY_BYTES, PAGE_BYTES, pages_of};
+use super::entry::{ENTRY_BYTES, pages_of};
+use super::pulse::Pulse;
 use super::stamp::Stamp;
 use super::table::{
-    ACTIVE, HAS_TORN, Header, INLINE_PAGES, Identity, PADDED, SIDECAR, SUSPECT, Table, allocate,
+    ACTIVE, HAS_TORN, Header, INLINE_PAGES, Identity, PADDED, Place, SHAPING, SIDECAR, SUSPECT,
+    TIMED, Table, allocate,
 };
 use super::{Checksum, Counters};
 use crate::aio::device::BackingFile;
 use crate::aio::file::DiskFile;
 use crate::error::{Errno, Result};
 pub(super) use pages::{Outcome, Writing};
+pub(super) use reconcile::Look;
+
+/// What all records of a ledger have in common.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) table: Arc<Table>,
+    pub(super) counters: Counters,
+    pub(super) checksum: Checksum,
+    pub(super) pulse: Pulse,
+    /// The number of the session that is now.
+    pub(super) session: u32,
+    /// Somebody was told that there is no room for records.
+    pub(super) is_short: AtomicBool,
+}
 
 /// The record of a partition that the engine has a file of.
 #[derive(Debug)]
 pub(super) struct Record {
     identity: Identity,
-    table: Arc<Table>,
-    counters: Arc<Counters>,
-    checksum: Checksum,
-    /// Logical size, as the engine last said.
-    size: AtomicU64,
+    shared: Arc<Shared>,
     /// Something was recorded since the last sync began.
     unsynced: AtomicBool,
     /// Syncs of its records that are under way: who comes meanwhile may rely on none of them.
     syncing: AtomicU32,
     /// What the clerk is still to do to it.
     queued: AtomicU32,
-    /// Entries that the file of entries has room for. Before `state`.
+    /// Entries that the file of entries has room for. Before `writing`.
     room: Mutex<Range<u64>>,
+    /// Held while the header is written. Before `state`.
+    writing: Mutex<()>,
     state: Mutex<State>,
 }
 
@@ -60,14 +75,12 @@ struct State {
     known_pages: u64,
     /// Writes under way.
     writes: u32,
+    /// Changes of the backing file itself under way.
+    changes: u32,
     /// Files that refer to the record.
     files: u32,
-}
-
-/// Where a record's entries are.
-struct Place {
-    slot: u32,
-    sums: Option<Arc<DiskFile>>,
+    /// Torn bytes that are not on record, because nothing may be written.
+    torn: Vec<Range<u64>>,
 }
 
 /// What is left to do when the last file of a record is closed.
@@ -82,13 +95,13 @@ pub(super) enum Leaving {
 }
 
 impl Record {
-    /// A record of a file of `size` bytes that nothing is known of; or of what is in `slot`.
+    /// A record of a file that is now as `stamp` says: one that nothing is known of, or what is in a slot.
     pub(super) fn new(
-        identity: Identity, table: Arc<Table>, counters: Arc<Counters>, checksum: Checksum,
-        size: u64, known: Option<(u32, Header)>,
+        identity: Identity, shared: Arc<Shared>, stamp: Stamp, known: Option<(u32, Header)>,
     ) -> Result<Self> {
         let (ino, generation) = identity;
-        let header = Header { ino, generation, size, ..Header::default() };
+        let mut header = Header { ino, generation, session: shared.session, ..Header::default() };
+        stamp.store(&mut header);
         let mut state = State {
             header,
             stored: None,
@@ -96,13 +109,15 @@ impl Record {
             sums: None,
             known_pages: 0,
             writes: 0,
+            changes: 0,
             files: 0,
+            torn: Vec::new(),
         };
         if let Some((slot, header)) = known {
             (state.slot, state.header, state.stored) = (Some(slot), header, Some(header));
             state.known_pages = INLINE_PAGES;
             if header.has(SIDECAR) {
-                match table.sidecar(slot, false) {
+                match shared.table.sidecar(slot, false) {
                     Ok(sums) => {
                         state.known_pages = INLINE_PAGES.max(sums.status()?.size / ENTRY_BYTES);
                         state.sums = Some(Arc::new(sums));
@@ -115,25 +130,18 @@ impl Record {
         }
         Ok(Self {
             identity,
-            table,
-            counters,
-            checksum,
-            size: AtomicU64::new(size),
+            shared,
             unsynced: AtomicBool::new(false),
             syncing: AtomicU32::new(0),
             queued: AtomicU32::new(0),
             room: Mutex::new(0..0),
+            writing: Mutex::new(()),
             state: Mutex::new(state),
         })
     }
 
     pub(super) fn identity(&self) -> Identity {
         self.identity
-    }
-
-    /// The engine's idea of the size.
-    pub(super) fn set_size(&self, size: u64) {
-        self.size.store(size, Ordering::Relaxed);
     }
 
     /// Counts one file more that refers to it.
@@ -144,6 +152,11 @@ impl Record {
     /// Whether no file refers to it.
     pub(super) fn is_unused(&self) -> bool {
         self.state.lock().files == 0
+    }
+
+    /// Whether writes are recorded: with `checksum=none`, only those of partitions that have a record already.
+    pub(super) fn is_kept(&self) -> bool {
+        self.shared.checksum != Checksum::None || self.state.lock().slot.is_some()
     }
 
     /// The clerk is to do something to it, and will call [`Record::done`].
@@ -185,12 +198,16 @@ impl Record {
     /// Whether what is on record of its pages may change before what was asked of the clerk so far is done, and
     /// matters to a reader.
     pub(super) fn is_unsettled(&self) -> bool {
-        let minds = || self.checksum == Checksum::Crc32c || self.state.lock().header.has(HAS_TORN);
+        let minds = || self.compares() || self.state.lock().header.has(HAS_TORN);
         !self.is_quiet() && minds()
     }
 
+    fn compares(&self) -> bool {
+        self.shared.checksum == Checksum::Crc32c
+    }
+
     /// Whether the clerk has nothing more to do to it.
-    fn is_quiet(&self) -> bool {
+    pub(super) fn is_quiet(&self) -> bool {
         self.queued.load(Ordering::Acquire) == 0
     }
 
@@ -206,7 +223,7 @@ impl Record {
         if blank && self.is_quiet() {
             state.slot = None;
             drop(state);
-            self.table.release(self.identity, slot);
+            self.shared.table.release(self.identity, slot);
             return Leaving::Done;
         }
         match stamp {
@@ -226,42 +243,43 @@ impl Record {
             let mut state = self.state.lock();
             (state.slot.take(), state.header)
         };
-        if let (Some(slot), true) = (slot, self.table.writable()) {
-            self.table.give_back(&header, slot);
+        if let (Some(slot), true) = (slot, self.shared.table.writable()) {
+            self.shared.table.give_back(&header, slot);
         }
     }
 
-    /// Records size and times of the backing file, unless something is being written: who finds others
-    /// knows that the file was changed without swapfs.
+    /// Records what the backing file is like, unless it is being written or changed: who finds another knows that the
+    /// file was changed without swapfs.
     pub(super) fn settle(&self, stamp: Stamp) {
         self.note(|state| {
             if let Some(settled) = state.settled(stamp) {
-                state.header = settled;
+                state.header = Header { session: self.shared.session, ..settled };
             }
         });
     }
 
-    /// Changes the header, and writes it when that makes a difference.
-    fn change(&self, change: impl FnOnce(&mut State)) -> Result<()> {
+    /// Changes the header, and writes it when that makes a difference. Returns whether it was written.
+    fn change(&self, change: impl FnOnce(&mut State)) -> Result<bool> {
+        let _writing = self.writing.lock();
         let (slot, header, stored) = {
             let mut state = self.state.lock();
             change(&mut state);
             (state.slot, state.header, state.stored)
         };
-        let Some(slot) = slot else { return Ok(()) };
+        let Some(slot) = slot else { return Ok(false) };
         match stored {
-            Some(stored) if stored == header => return Ok(()),
-            Some(_) => self.table.set_header(slot, &header)?,
-            None => self.table.fill(slot, &header)?,
+            Some(stored) if stored == header => return Ok(false),
+            Some(_) => self.shared.table.set_header(slot, &header)?,
+            None => self.shared.table.fill(slot, &header)?,
         }
         self.unsynced.store(true, Ordering::Release);
         self.state.lock().stored = Some(header);
-        Ok(())
+        Ok(true)
     }
 
     /// As [`Record::change`], where nobody can be told of a failure. The next change writes it again.
     fn note(&self, change: impl FnOnce(&mut State)) {
-        if !self.table.writable() {
+        if !self.shared.table.writable() {
             return;
         }
         if let Err(errno) = self.change(change) {
@@ -275,33 +293,39 @@ impl Record {
         self.state.lock().sums.clone()
     }
 
-    /// Makes room for the entries of a range of bytes, which is to be written.
+    /// Makes room for the entries of a range of bytes, which is to be written, as far as there is any.
     pub(super) fn reserve(&self, bytes: &Range<u64>) -> Result<()> {
+        if !self.is_kept() {
+            return Ok(());
+        }
         self.make_room(&pages_of(bytes)).map(drop)
     }
 
-    fn make_room(&self, pages: &Range<u64>) -> Result<Place> {
-        let beyond = pages.end > INLINE_PAGES;
+    /// Gets room for the entries of pages that are to be written. A full disk is no reason to refuse a write that needs
+    /// no space itself: then there is no place, or one without room for these pages.
+    fn make_room(&self, pages: &Range<u64>) -> Result<Option<Place>> {
         let mut room = self.room.lock();
-        let covered = !beyond || (room.start <= pages.start && pages.end <= room.end);
-        let (slot, sums) = {
+        let (slot, sums, format) = {
             let state = self.state.lock();
-            (state.slot, state.sums.clone())
+            (state.slot, state.sums.clone(), state.header.format)
         };
         let slot = match slot {
             Some(slot) => slot,
-            None => {
-                let slot = self.table.take(self.identity)?;
-                self.state.lock().slot = Some(slot);
-                slot
-            }
+            None => match self.shared.table.take(self.identity) {
+                Ok(slot) => {
+                    self.state.lock().slot = Some(slot);
+                    slot
+                }
+                Err(errno) => return self.is_short(errno).map(|()| None),
+            },
         };
-        if covered {
-            return Ok(Place { slot, sums });
+        let covered = room.start <= pages.start && pages.end <= room.end;
+        if pages.end <= INLINE_PAGES || covered {
+            return Ok(Some(Place { slot, sums, format }));
         }
         let sums = match sums {
             Some(sums) => sums,
-            None => match self.table.sidecar(slot, true) {
+            None => match self.shared.table.sidecar(slot, true) {
                 Ok(sums) => {
                     let sums = Arc::new(sums);
                     let mut state = self.state.lock();
@@ -310,101 +334,129 @@ impl Record {
                     sums
                 }
                 // There may be room for bytes where there is none for another file.
-                Err(Errno::ENOSPC | Errno::EDQUOT) => return Ok(Place { slot, sums: None }),
-                Err(errno) => return Err(errno),
+                Err(errno) => {
+                    return self.is_short(errno).map(|()| Some(Place { slot, sums: None, format }));
+                }
             },
         };
         let from = pages.start * ENTRY_BYTES;
-        allocate(&*sums, from, pages.end * ENTRY_BYTES - from)?;
-        let touches = pages.start <= room.end && room.start <= pages.end;
-        *room = match touches {
-            true => room.start.min(pages.start)..room.end.max(pages.end),
-            false => pages.clone(),
-        };
-        Ok(Place { slot, sums: Some(sums) })
+        match allocate(&*sums, from, pages.end * ENTRY_BYTES - from) {
+            Ok(()) => {
+                let touches = pages.start <= room.end && room.start <= pages.end;
+                *room = match touches {
+                    true => room.start.min(pages.start)..room.end.max(pages.end),
+                    false => pages.clone(),
+                };
+            }
+            Err(errno) => self.is_short(errno)?,
+        }
+        Ok(Some(Place { slot, sums: Some(sums), format }))
     }
 
-    /// Whether [`Record::cut`] to this length would forget anything.
-    pub(super) fn knows_beyond(&self, size: u64) -> bool {
-        !self.is_quiet() || self.first_cut(size) < self.state.lock().known_pages
-    }
-
-    /// The first page that nothing is known of once the file has this length. Beyond the logical size there are
-    /// only zeros, which the sum of the last page counts.
-    fn first_cut(&self, size: u64) -> u64 {
-        match size >= self.size.load(Ordering::Relaxed) {
-            true => size.div_ceil(PAGE_BYTES),
-            false => size / PAGE_BYTES,
+    /// Goes on without a record where there is no room for one, and says so once.
+    fn is_short(&self, errno: Errno) -> Result<()> {
+        match errno {
+            Errno::ENOSPC | Errno::EDQUOT => {
+                if !self.shared.is_short.swap(true, Ordering::Relaxed) {
+                    log::warn!(
+                        "the swap folder is full: writes go on without a record, and what a crash interrupts of \
+                         them is not known to be torn"
+                    );
+                }
+                Ok(())
+            }
+            errno => Err(errno),
         }
     }
 
-    /// The file is about to get this length: forgets what lies beyond it, and the page that is cut within.
-    pub(super) fn cut(&self, size: u64) -> Result<()> {
-        let first = self.first_cut(size);
-        {
-            let mut room = self.room.lock();
-            room.end = room.end.min(first).max(room.start);
-        }
-        let place = {
+    /// The backing file is about to be changed: its bytes in `bytes`, or else only its times, its space or its end.
+    /// [`Record::end_change`] is to follow.
+    pub(super) fn begin_change(&self, bytes: Option<&Range<u64>>) -> Result<()> {
+        let slot = {
             let mut state = self.state.lock();
-            state.known_pages = state.known_pages.min(first);
-            state.place()
+            state.changes += 1;
+            state.slot.filter(|_| state.stored.is_some())
         };
-        let Some(place) = place else { return Ok(()) };
-        self.unsynced.store(true, Ordering::Release);
-        self.table.cut_entries(place.slot, place.sums.as_deref(), first)
+        let begun = slot.map_or(Ok(()), |slot| self.note_change(slot, bytes, ACTIVE, None));
+        if begun.is_err() {
+            self.state.lock().changes -= 1;
+        }
+        begun
     }
 
-    /// The file has this length now, exactly.
-    pub(super) fn was_cut(&self, size: u64) {
+    /// As [`Record::begin_change`], for a modification time that the file is about to get.
+    pub(super) fn begin_timing(&self, modified_ns: i64) -> Result<()> {
+        let slot = {
+            let mut state = self.state.lock();
+            state.changes += 1;
+            state.slot.filter(|_| state.stored.is_some())
+        };
+        let next = Some(modified_ns.cast_unsigned());
+        let begun = slot.map_or(Ok(()), |slot| self.note_change(slot, None, ACTIVE | TIMED, next));
+        if begun.is_err() {
+            self.state.lock().changes -= 1;
+        }
+        begun
+    }
+
+    fn note_change(
+        &self, slot: u32, bytes: Option<&Range<u64>>, flags: u32, next: Option<u64>,
+    ) -> Result<()> {
+        if let Some(bytes) = bytes {
+            self.shared.table.set_change(slot, bytes)?;
+        }
+        let written = self.change(|state| {
+            let header = &mut state.header;
+            header.session = self.shared.session;
+            header.flags |= flags | if bytes.is_some() { SHAPING } else { 0 };
+            header.next = next.unwrap_or(header.next);
+        })?;
+        // Whatever the file's time becomes, it is not much later than this.
+        if !written {
+            self.shared.table.pulse();
+        }
+        Ok(())
+    }
+
+    /// The change that was begun has been made, or has failed; `stamp` is what the file is like now.
+    pub(super) fn end_change(&self, stamp: Option<Stamp>) {
         self.note(|state| {
-            state.header.flags &= !PADDED;
-            if size == 0 {
-                state.header.flags &= !(SUSPECT | HAS_TORN);
+            state.changes -= 1;
+            if state.changes == 0 {
+                state.header.flags &= !SHAPING;
+            }
+            if let Some(settled) = stamp.and_then(|stamp| state.settled(stamp)) {
+                state.header = Header { session: self.shared.session, ..settled };
             }
         });
     }
 
-    /// Whether [`Record::was_cut`] would change anything.
-    pub(super) fn minds_cut(&self, size: u64) -> bool {
-        let state = self.state.lock();
-        let minded = if size == 0 { PADDED | SUSPECT | HAS_TORN } else { PADDED };
-        !self.is_quiet() || state.header.has(minded)
-    }
-
-    /// After a crash: the record speaks of the file as it is now, and mismatches in it are torn writes.
-    pub(super) fn recovered(&self, stamp: Stamp, suspect: bool, torn: bool) -> Result<()> {
-        self.change(|state| {
-            let header = &mut state.header;
-            header.flags &= !(ACTIVE | PADDED);
-            header.flags |= if suspect { SUSPECT } else { 0 } | if torn { HAS_TORN } else { 0 };
-            stamp.store(header);
-        })
-    }
-
-    /// No page of it is torn, and nothing is suspect any more.
+    /// No page of it is torn, and nothing is suspect any more: the file is accepted as it is.
     pub(super) fn absolve(&self, stamp: Stamp) -> Result<()> {
+        let flags = ACTIVE | PADDED | SUSPECT | HAS_TORN | TIMED | SHAPING;
         self.change(|state| {
-            state.header.flags &= !(ACTIVE | PADDED | SUSPECT | HAS_TORN);
+            state.header.flags &= !flags;
+            state.header.session = self.shared.session;
             stamp.store(&mut state.header);
         })
+        .map(drop)
     }
 }
 
 impl State {
     fn place(&self) -> Option<Place> {
-        Some(Place { slot: self.slot?, sums: self.sums.clone() })
+        Some(Place { slot: self.slot?, sums: self.sums.clone(), format: self.header.format })
     }
 
-    /// The header of a partition that is not being written, with the backing file's size and times.
+    /// The header of a partition that is not being written or changed, with what the backing file is like. `None` for
+    /// one that is, and for an old look at the file.
     fn settled(&self, stamp: Stamp) -> Option<Header> {
         let mut header = self.header;
-        // What was written behind the padding since has covered it.
-        let padded = header.has(PADDED) && stamp.size > header.true_size;
-        if self.slot.is_none() || self.writes > 0 || padded {
+        let is_old = stamp.changed_ns < header.changed_ns;
+        if self.slot.is_none() || self.writes + self.changes > 0 || is_old {
             return None;
         }
-        header.flags &= !(ACTIVE | PADDED);
+        header.flags &= !(ACTIVE | PADDED | TIMED | SHAPING);
         stamp.store(&mut header);
         Some(header)
     }

@@ -1,24 +1,26 @@
 //! After a daemon or a machine that stopped in the middle: which bytes are whole.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::sync::Arc;
 
-use super::entry::{PAGE_BYTES, UNKNOWN, sum};
-use super::record::Record;
-use super::session::{LastEnd, Sessions, Since};
+use super::entry::{PAGE_BYTES, sum};
+use super::identity_of;
+use super::record::{Look, Record, Shared};
+use super::session::{Crash, Sessions};
 use super::stamp::Stamp;
-use super::table::{ACTIVE, Header, PADDED};
-use super::walk::walk;
-use super::{Ledger, identity_of};
+use super::table::{ACTIVE, Header, Identity, PADDED};
+use super::verdict::{KILL_DOUBT_NS, Meaning, Past, judge};
+use super::walk::{Found, walk};
 use crate::error::{Result, errno_of};
+use crate::sys::errno;
 
-/// The backing file is cut to multiples of no more than this.
+/// The first format padded files to multiples of no more than this.
 const ALIGNMENT_MAX: u64 = 4096;
 
 /// What was found and done.
@@ -27,143 +29,144 @@ pub(super) struct Recovered {
     checked: u64,
     cut: u64,
     torn: u64,
+    others: u64,
+    left: u64,
 }
 
 impl fmt::Display for Recovered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { checked, cut, torn } = self;
+        let Self { checked, cut, torn, others, left } = self;
         write!(
             f,
-            "{checked} partitions were being written or changed, {cut} had padding cut from their end, \
-             {torn} have torn blocks, which read EIO until they are written again"
-        )
+            "{checked} partitions were being written or changed, {torn} have torn blocks, which read EIO until they are \
+             written again"
+        )?;
+        for (count, what) in [
+            (others, "were changed by others since, and are read as they are, unverified"),
+            (cut, "had padding cut from their end"),
+            (left, "could not be read, and will be looked at when they are opened"),
+        ] {
+            if *count > 0 {
+                write!(f, ", {count} {what}")?;
+            }
+        }
+        Ok(())
     }
 }
 
-/// Brings all records in line with the files that the last session left.
-pub(super) fn recover(
-    ledger: &Ledger, sessions: &Sessions, folder: BorrowedFd<'_>,
-) -> io::Result<Recovered> {
-    let mut wanted: HashMap<u64, Vec<u32>> = HashMap::new();
-    let all = ledger.table.all();
-    let left = all.len();
-    for ((ino, _), slot) in all {
-        wanted.entry(ino).or_default().push(slot);
+impl Past for Sessions {
+    fn crash(&self, number: u32) -> Option<Crash> {
+        Sessions::crash(self, number)
     }
+
+    fn number(&self) -> u32 {
+        Sessions::number(self)
+    }
+
+    fn had_it(&self, modified_ns: i64, changed_ns: i64) -> bool {
+        Sessions::had_it(self, modified_ns, changed_ns)
+    }
+
+    fn alive_ns(&self) -> i64 {
+        Sessions::alive_ns(self)
+    }
+}
+
+/// Bytes of a block of the session that wrote a record last.
+pub(super) fn block_size(sessions: &Sessions, header: &Header) -> u64 {
+    let crash = sessions.crash(header.session);
+    crash.unwrap_or_else(|| Crash::unknown(header.session, 0)).block_size
+}
+
+/// Brings all records of what was being written in line with the files that the last session left. What cannot be
+/// opened now is dealt with when somebody opens it.
+pub(super) fn recover(
+    shared: &Arc<Shared>, sessions: &Sessions, folder: BorrowedFd<'_>,
+) -> io::Result<Recovered> {
     let mut recovered = Recovered::default();
-    if left == 0 {
+    let (_, any) = shared.table.last_known();
+    if !any {
         return Ok(recovered);
     }
+    let is_active = |slot| shared.table.header(slot).is_ok_and(|header| header.has(ACTIVE));
+    let active = shared.table.all().into_iter().filter(|(_, slot)| is_active(*slot));
+    let mut wanted: HashSet<u64> = active.map(|((ino, _), _)| ino).collect();
     walk(folder, &mut |found| {
-        if !wanted.contains_key(&found.ino) {
-            return Ok(true);
-        }
-        let file = match found.open(true) {
-            Ok(file) => File::from(file),
-            Err(error) => {
-                log::warn!("{}: {error}", found.path.display());
-                return Ok(true);
-            }
-        };
-        let identity = identity_of(&file, found.ino);
-        if let Some(slot) = ledger.table.find(identity)
-            && let Ok(header) = ledger.table.header(slot)
-        {
-            let known = Some((slot, header));
-            let (table, counters) = (ledger.table.clone(), ledger.counters.clone());
-            let stamp = Stamp::of(&file)?;
-            let record = Record::new(identity, table, counters, ledger.checksum, stamp.size, known);
-            let record = match record {
-                Ok(record) => record,
-                Err(errno) => {
-                    log::error!(
-                        "ledger: record {slot}: {}; its checksums are dropped",
-                        errno.desc()
-                    );
-                    ledger.table.give_back(&header, slot);
-                    return Ok(true);
+        if wanted.remove(&found.ino) {
+            match partition(shared, sessions, found, &mut recovered) {
+                Ok(()) => {}
+                Err(error) => {
+                    recovered.left += 1;
+                    log::warn!("{}: {error}", found.path.display());
                 }
-            };
-            let done = one(&record, &header, sessions, &file, &found.path, &mut recovered);
-            if let Err(errno) = done {
-                log::error!("{}: after the crash: {}", found.path.display(), errno.desc());
             }
         }
-        Ok(true)
+        Ok(!wanted.is_empty())
     })?;
-    ledger.table.sync()?;
+    shared.table.sync()?;
     Ok(recovered)
 }
 
-fn one(
-    record: &Record, header: &Header, sessions: &Sessions, file: &File, path: &Path,
-    recovered: &mut Recovered,
-) -> Result<()> {
-    let stamp = Stamp::of(file)?;
-    let since = sessions.since(header, stamp, false);
-    let power_cut = sessions.last_end == LastEnd::PowerCut;
-    let suspect = header.has(ACTIVE) || since == Since::Suspect;
-    if !suspect {
-        let renamed = since == Since::Same && stamp.changed_ns != header.changed_ns;
-        return if renamed { record.recovered(stamp, false, false) } else { Ok(()) };
-    }
+fn partition(
+    shared: &Arc<Shared>, sessions: &Sessions, found: &Found<'_>, recovered: &mut Recovered,
+) -> io::Result<()> {
+    let file = File::from(found.open(false)?);
+    let identity: Identity = identity_of(&file, found.ino)?;
+    let Some(slot) = shared.table.find(identity) else { return Ok(()) };
+    let header = shared.table.header(slot)?;
     recovered.checked += 1;
-    let size = match true_size(header, stamp, file, power_cut)? {
-        Some(size) if size < stamp.size => {
-            file.set_len(size).map_err(|error| errno_of(&error))?;
-            recovered.cut += 1;
-            log::warn!("{}: padding cut, {size} bytes", path.display());
-            size
-        }
-        _ => stamp.size,
-    };
-    let block_size = sessions.crashed_block_size();
-    let torn =
-        record.resolve(stamp.size.max(size), block_size, true, |page| readable_sum(file, page))?;
+    let mut stamp = Stamp::of(&file)?;
+    if padding(&header, stamp, &file, sessions)? > 0 {
+        let writable = File::from(found.open(true)?);
+        writable.set_len(header.next)?;
+        recovered.cut += 1;
+        log::warn!("{}: padding cut, {} bytes", found.path.display(), header.next);
+        stamp = Stamp::of(&file)?;
+    }
+    let was_cut = stamp.size == header.next && header.has(PADDED);
+    let meaning = if was_cut { Meaning::Ours } else { judge(&header, stamp, sessions) };
+    let record = Record::new(identity, shared.clone(), stamp, Some((slot, header)))?;
+    let mut read = |page| page_sum(&file, page).ok();
+    let block_size = block_size(sessions, &header);
+    let looked = Look { meaning, stamp, block_size, read: &mut read, write: true };
+    let torn = record.reconcile(looked)?;
+    recovered.others += u64::from(meaning == Meaning::Others);
     if !torn.is_empty() {
         recovered.torn += 1;
-        log::error!("{}: torn, not whole since the crash: {}", path.display(), listed(&torn));
+        log::error!("{}: torn, not whole since the crash: {}", found.path.display(), listed(&torn));
     }
-    // A daemon that was killed has recorded every write: what matches nothing else is damaged.
-    record.recovered(Stamp::of(file)?, power_cut, !torn.is_empty())
+    Ok(())
 }
 
-/// As [`page_sum`]; a page that cannot be read matches nothing.
-fn readable_sum(file: &File, page: u64) -> Result<u32> {
-    Ok(page_sum(file, page).unwrap_or(UNKNOWN))
+/// The padding at the end of a file that is exactly as a daemon of the first format left it when it was killed; 0 for
+/// any other.
+pub(super) fn padding(
+    header: &Header, stamp: Stamp, file: &File, sessions: &Sessions,
+) -> Result<u64> {
+    let Some(crash) = sessions.crash(header.session) else { return Ok(0) };
+    let end = crash.alive_ns.saturating_add(KILL_DOUBT_NS);
+    let is_ours = (header.changed_ns..=end).contains(&stamp.modified_ns)
+        && (header.changed_ns..=end).contains(&stamp.changed_ns);
+    let padded = header.next.next_multiple_of(ALIGNMENT_MAX);
+    if !header.has(PADDED) || header.generation == 0 || !is_ours || stamp.size != padded {
+        return Ok(0);
+    }
+    let mut tail = vec![0; (padded - header.next) as usize];
+    file.read_exact_at(&mut tail, header.next).map_err(|error| errno_of(&error))?;
+    Ok(if tail.iter().all(|byte| *byte == 0) { tail.len() as u64 } else { 0 })
 }
 
-/// The length that a file is to have, when its end may be padding.
-pub(super) fn true_size(
-    header: &Header, stamp: Stamp, file: &File, power_cut: bool,
-) -> Result<Option<u64>> {
-    if header.has(PADDED) {
-        return Ok((stamp.size > header.true_size).then_some(header.true_size));
-    }
-    // After a power cut the record may be from before the padded write: the length that was on stable storage,
-    // rounded up, with nothing but zeros at its end, is that length.
-    let padded = header.size.next_multiple_of(ALIGNMENT_MAX);
-    if !power_cut || stamp.size <= header.size || stamp.size > padded {
-        return Ok(None);
-    }
-    let mut tail = vec![0; (stamp.size - header.size) as usize];
-    file.read_exact_at(&mut tail, header.size).map_err(|error| errno_of(&error))?;
-    Ok(tail.iter().all(|byte| *byte == 0).then_some(header.size))
-}
+/// Memory as transfers past the page cache need it.
+#[repr(align(4096))]
+struct Page([u8; PAGE_BYTES as usize]);
 
-/// The sum of a page as it is in the file; what lies beyond the end is zero.
-pub(super) fn page_sum(file: &File, page: u64) -> Result<u32> {
-    let mut bytes = [0; PAGE_BYTES as usize];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        match file.read_at(&mut bytes[filled..], page * PAGE_BYTES + filled as u64) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(errno_of(&error)),
-        }
-    }
-    Ok(sum(&bytes))
+/// The sum of a page as it is in the file, which may be open with O_DIRECT; what lies beyond the end is zero.
+pub(super) fn page_sum(file: impl AsFd, page: u64) -> Result<u32> {
+    let mut bytes = Page([0; PAGE_BYTES as usize]);
+    let offset = page * PAGE_BYTES;
+    let read = || rustix::io::pread(&file, &mut bytes.0[..], offset);
+    let count = rustix::io::retry_on_intr(read).map_err(errno)?;
+    Ok(sum(&bytes.0[..count]))
 }
 
 /// Byte ranges for people.

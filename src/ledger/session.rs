@@ -1,11 +1,9 @@
-//! When swapfs had the swap folder: `.swapfs/session`.
+//! When swapfs had the swap folder, and how each time ended: `.swapfs/session`.
 //!
-//! A change of a file's inode at a time when swapfs had the folder is swapfs's own, any other is somebody
-//! else's. Times are those of the swap folder's own clock: change times of the session file itself.
+//! Times are those of the swap folder's own clock: change times of the session file itself.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
@@ -14,8 +12,9 @@ use rustix::fs::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::entry::crc;
 use super::stamp::Stamp;
-use super::table::Header;
+use super::table::Table;
 
 const NAME: &str = "session";
 const NEW_NAME: &str = "session.new";
@@ -23,12 +22,19 @@ const NEW_NAME: &str = "session.new";
 /// The file's length is a multiple of this.
 const FILE_STEP: usize = 4096;
 
-/// Sessions whose times are remembered.
+/// Sessions that ended well, and that did not, whose times are remembered.
 const SESSIONS_MAX: usize = 64;
+
+/// Bytes of the largest block; no write is longer.
+const BLOCK_BYTES_MAX: u64 = 16 << 20;
 
 /// What the file holds, as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Stored {
+    /// Sessions are numbered from 1 on; 0 in the first format.
+    #[serde(default)]
+    number: u32,
     /// The running kernel's boot.
     boot_id: String,
     /// When the session began, in nanoseconds since 1970.
@@ -39,28 +45,44 @@ struct Stored {
     block_size: u64,
     /// Earlier sessions that ended so: start and end.
     earlier: Vec<(i64, i64)>,
+    /// Earlier sessions that did not.
+    #[serde(default)]
+    crashed: Vec<Crash>,
+    /// The crc of this text with a sum of 0. The first format had none.
+    #[serde(default)]
+    sum: Option<u32>,
 }
 
-/// How the last session ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LastEnd {
-    /// There was none, or everything was recorded.
-    Clean,
+/// How a session ended that did not end well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Fall {
     /// The daemon died; the machine went on, so what was handed to the kernel is not lost.
     Killed,
-    /// The machine stopped.
+    /// The machine stopped, or nobody knows.
     PowerCut,
 }
 
-/// What has happened to a partition since its record was settled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Since {
-    /// Nothing that concerns its bytes.
-    Same,
-    /// Others have changed it.
-    Changed,
-    /// It was changed in the session that ended by a power cut, and that is not on record.
-    Suspect,
+/// A session that did not end well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Crash {
+    pub(super) number: u32,
+    pub(super) fall: Fall,
+    pub(super) start_ns: i64,
+    /// The daemon was alive then, and not for long after.
+    pub(super) alive_ns: i64,
+    /// When the machine was started again, where that is known.
+    pub(super) boot_ns: Option<i64>,
+    pub(super) block_size: u64,
+}
+
+impl Crash {
+    /// One of which nothing is known.
+    pub(super) fn unknown(number: u32, alive_ns: i64) -> Self {
+        let (fall, boot_ns) = (Fall::PowerCut, None);
+        Self { number, fall, start_ns: 0, alive_ns, boot_ns, block_size: BLOCK_BYTES_MAX }
+    }
 }
 
 /// The sessions of a swap folder, as far as they matter.
@@ -68,51 +90,96 @@ pub(super) enum Since {
 pub(super) struct Sessions {
     control: OwnedFd,
     stored: Stored,
-    pub(super) last_end: LastEnd,
-    /// The last session, when it did not end well: its start and its block size.
-    crashed: Option<(i64, u64)>,
-    /// When the machine booted, when the last session ended by a power cut.
-    boot_ns: i64,
     /// There is a session now, since then.
     now_from_ns: Option<i64>,
+    /// The last session did not end well, or nobody knows.
+    fell: bool,
+    /// When the table was written last.
+    alive_ns: i64,
+}
+
+/// What the file says of the last session.
+enum Last {
+    None,
+    Damaged,
+    Known(Stored),
 }
 
 impl Sessions {
-    /// What is known of the last one. With `block_size` a new session begins, which is on record at once.
-    pub(super) fn open(control: BorrowedFd<'_>, block_size: Option<u64>) -> io::Result<Self> {
+    /// What is known of the last one. With `block_size` a new session begins, which is on record with
+    /// [`Sessions::begun`].
+    pub(super) fn open(
+        control: BorrowedFd<'_>, table: &Table, block_size: Option<u64>,
+    ) -> io::Result<Self> {
         let control = control.try_clone_to_owned()?;
-        let last = read(control.as_fd());
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
-        let mut earlier = last.as_ref().map_or_else(Vec::new, |last| last.earlier.clone());
-        let mut last_end = LastEnd::Clean;
-        let mut crashed = None;
-        if let Some(last) = &last {
-            match last.end_ns {
-                Some(end) => earlier.push((last.start_ns, end)),
-                None => {
-                    crashed = Some((last.start_ns, last.block_size));
-                    last_end = match last.boot_id == boot_id {
-                        true => LastEnd::Killed,
-                        false => LastEnd::PowerCut,
-                    };
+        let alive_ns = table.alive_ns()?;
+        let (newest, _) = table.last_known();
+        let (mut earlier, mut crashed, mut number, mut fell) =
+            (Vec::new(), Vec::new(), newest, false);
+        match read(control.as_fd()) {
+            Last::Known(last) if last.number >= newest => {
+                (earlier, crashed, number) = (last.earlier, last.crashed, last.number);
+                match last.end_ns {
+                    Some(end) => earlier.push((last.start_ns, end)),
+                    None => {
+                        fell = true;
+                        let same_boot = last.boot_id == boot_id;
+                        let fall = if same_boot { Fall::Killed } else { Fall::PowerCut };
+                        // A machine that was started before the session, or a clock that was set, tells nothing.
+                        let boot_ns =
+                            Some(boot_time_ns()).filter(|boot| !same_boot && *boot > last.start_ns);
+                        let (start_ns, block_size) = (last.start_ns, last.block_size);
+                        let crash = Crash { number, fall, start_ns, alive_ns, boot_ns, block_size };
+                        crashed.push(crash);
+                    }
                 }
             }
+            Last::None if table.len() == 0 => {}
+            // Lost, damaged, or older than the records.
+            _ => {
+                fell = true;
+                crashed.push(Crash::unknown(newest, alive_ns));
+            }
         }
-        let excess = earlier.len().saturating_sub(SESSIONS_MAX);
-        earlier.drain(..excess);
+        keep_last(&mut earlier);
+        keep_last(&mut crashed);
         let stored = Stored {
+            number: number.saturating_add(1),
             boot_id,
             start_ns: 0,
             end_ns: None,
-            block_size: block_size.unwrap_or(1 << 20),
+            block_size: block_size.unwrap_or(BLOCK_BYTES_MAX),
             earlier,
+            crashed,
+            sum: None,
         };
-        let boot_ns = boot_time_ns();
-        let mut sessions = Self { control, stored, last_end, crashed, boot_ns, now_from_ns: None };
+        let mut sessions = Self { control, stored, now_from_ns: None, fell, alive_ns };
         if block_size.is_some() {
             sessions.begin()?;
         }
         Ok(sessions)
+    }
+
+    /// The number of the session that is now, or would be next.
+    pub(super) fn number(&self) -> u32 {
+        self.stored.number
+    }
+
+    /// Whether the last session did not end well.
+    pub(super) fn fell(&self) -> bool {
+        self.fell
+    }
+
+    /// When the daemon that had the folder last was alive.
+    pub(super) fn alive_ns(&self) -> i64 {
+        self.alive_ns
+    }
+
+    /// The session of this number, when it did not end well. Numbers were unknown in the first format: there it is the
+    /// last one.
+    pub(super) fn crash(&self, number: u32) -> Option<Crash> {
+        self.stored.crashed.iter().rev().find(|crash| crash.number == number).copied()
     }
 
     /// Notes the time, but leaves the last session's end on record until [`Sessions::begun`].
@@ -134,15 +201,22 @@ impl Sessions {
         self.write()
     }
 
-    /// Everything that a crash has left was dealt with, without a mount.
+    /// Everything that crashes have left was dealt with, without a mount.
     pub(super) fn mended(&mut self) -> io::Result<()> {
+        self.stored.crashed.clear();
         self.begin()?;
         self.end()
     }
 
-    /// Bytes of a block of the session that crashed.
-    pub(super) fn crashed_block_size(&self) -> u64 {
-        self.crashed.map_or(1 << 20, |(_, block_size)| block_size)
+    /// Whether both times are of one session that ended well, or of the one that is now: then whatever was done to the
+    /// file was done while swapfs had it.
+    pub(super) fn had_it(&self, modified_ns: i64, changed_ns: i64) -> bool {
+        let both = |from: i64, to: i64| {
+            let within = from..=to;
+            within.contains(&modified_ns) && within.contains(&changed_ns)
+        };
+        self.now_from_ns.is_some_and(|from| both(from, i64::MAX))
+            || self.stored.earlier.iter().any(|(start, end)| both(*start, *end))
     }
 
     /// The swap folder's time.
@@ -180,7 +254,8 @@ impl Sessions {
     }
 
     fn write(&self) -> io::Result<()> {
-        let mut text = serde_json::to_vec(&self.stored)?;
+        let sum = Some(self.stored.computed_sum()?);
+        let mut text = serde_json::to_vec(&Stored { sum, ..self.stored.clone() })?;
         // Room that is there when the disk is full.
         text.resize(text.len().next_multiple_of(FILE_STEP), b' ');
         match self.replace(&text) {
@@ -201,8 +276,7 @@ impl Sessions {
         Ok(rustix::fs::fsync(folder)?)
     }
 
-    /// A power cut in the middle of it leaves what makes no sense: then records of files that were changed count for
-    /// nothing.
+    /// A power cut in the middle of it leaves what makes no sense, which counts as a crash.
     fn overwrite(&self, text: &[u8]) -> io::Result<()> {
         let file = self.old_file()?;
         let _ = unlinkat(&self.control, NEW_NAME, AtFlags::empty());
@@ -210,55 +284,46 @@ impl Sessions {
         file.set_len(text.len() as u64)?;
         file.sync_all()
     }
+}
 
-    /// Whether a change at this time was made through swapfs, in a session that is on record as whole.
-    fn ours(&self, time_ns: i64) -> bool {
-        let within =
-            |(start, end): &(i64, i64)| RangeInclusive::new(*start, *end).contains(&time_ns);
-        self.now_from_ns.is_some_and(|from| time_ns >= from)
-            || self.stored.earlier.iter().any(within)
+/// Drops the oldest beyond [`SESSIONS_MAX`].
+fn keep_last<T>(sessions: &mut Vec<T>) {
+    let excess = sessions.len().saturating_sub(SESSIONS_MAX);
+    sessions.drain(..excess);
+}
+
+fn read(control: BorrowedFd<'_>) -> Last {
+    if let Err(rustix::io::Errno::NOENT) = statat(control, NAME, AtFlags::SYMLINK_NOFOLLOW) {
+        return Last::None;
     }
-
-    /// What the file's stamp says against its record. `recovered`: crashes of the last session have been
-    /// dealt with.
-    pub(super) fn since(&self, header: &Header, stamp: Stamp, recovered: bool) -> Since {
-        let same_bytes = (header.size, header.modified_ns) == (stamp.size, stamp.modified_ns);
-        if same_bytes && header.changed_ns == stamp.changed_ns {
-            return Since::Same;
-        }
-        if let (Some((start, _)), false) = (self.crashed, recovered)
-            && stamp.changed_ns >= start
-        {
-            match self.last_end {
-                LastEnd::PowerCut if stamp.changed_ns <= self.boot_ns => return Since::Suspect,
-                // A daemon that was killed has recorded every write; names and modes may have changed.
-                LastEnd::Killed if same_bytes => return Since::Same,
-                _ => {}
-            }
-        }
-        // Names, modes and times change it too. A modification time from between two sessions is not ours.
-        let modified_by_us = stamp.modified_ns == header.modified_ns
-            || stamp.modified_ns <= header.changed_ns
-            || self.ours(stamp.modified_ns);
-        match self.ours(stamp.changed_ns) && modified_by_us {
-            true => Since::Same,
-            false => Since::Changed,
+    match try_read(control) {
+        Ok(last) => Last::Known(last),
+        Err(error) => {
+            log::error!(".swapfs/session: {error}: as if the last mount had ended by a power cut");
+            Last::Damaged
         }
     }
 }
 
-/// `None` when there was no session before, or its file makes no sense: then nobody wrote anything either.
-fn read(control: BorrowedFd<'_>) -> Option<Stored> {
-    statat(control, NAME, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = openat(control, NAME, flags, Mode::empty()).ok()?;
+fn try_read(control: BorrowedFd<'_>) -> io::Result<Stored> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = openat(control, NAME, flags, Mode::empty())?;
     let mut text = String::new();
-    File::from(file).read_to_string(&mut text).ok()?;
-    let parsed = serde_json::from_str(&text);
-    if let Err(error) = &parsed {
-        log::warn!(".swapfs/session: {error}");
+    File::from(file).read_to_string(&mut text)?;
+    let stored: Stored = serde_json::from_str(&text)?;
+    match stored.sum {
+        Some(sum) if sum != stored.computed_sum()? => Err(io::Error::other("damaged")),
+        // The first format.
+        None if stored.number > 0 => Err(io::Error::other("damaged")),
+        _ => Ok(stored),
     }
-    parsed.ok()
+}
+
+impl Stored {
+    fn computed_sum(&self) -> io::Result<u32> {
+        let plain = Self { sum: Some(0), ..self.clone() };
+        Ok(crc(&serde_json::to_vec(&plain)?))
+    }
 }
 
 /// When the machine was booted, in nanoseconds since 1970.
@@ -274,72 +339,67 @@ fn boot_time_ns() -> i64 {
 mod tests {
     use super::*;
 
-    fn stamp(size: u64, modified_ns: i64, changed_ns: i64) -> Stamp {
-        Stamp { size, modified_ns, changed_ns, links: 1 }
+    fn control() -> (tempfile::TempDir, File) {
+        let folder = tempfile::tempdir().unwrap();
+        let control = File::open(folder.path()).unwrap();
+        (folder, control)
     }
 
-    fn header(stamp: Stamp) -> Header {
-        let mut header = Header::default();
-        stamp.store(&mut header);
-        header
-    }
-
-    /// Sessions from 100 to 200 and 300 to 400, and one now since 500.
-    fn sessions(control: OwnedFd, crashed: Option<(i64, u64)>, last_end: LastEnd) -> Sessions {
-        let stored = Stored {
-            boot_id: String::new(),
-            start_ns: 500,
-            end_ns: None,
-            block_size: 1 << 20,
-            earlier: vec![(100, 200), (300, 400)],
-        };
-        Sessions { control, stored, last_end, crashed, boot_ns: 480, now_from_ns: Some(500) }
-    }
-
-    #[test]
-    fn changes_between_sessions_are_somebody_elses() {
-        let control: OwnedFd = tempfile::tempfile().unwrap().into();
-        let sessions = sessions(control, None, LastEnd::Clean);
-        let since = |now| sessions.since(&header(stamp(10, 150, 160)), now, true);
-        assert_eq!(since(stamp(10, 150, 160)), Since::Same);
-        // A rename or a mode, in this session or one before.
-        assert_eq!(since(stamp(10, 150, 190)), Since::Same);
-        assert_eq!(since(stamp(10, 150, 350)), Since::Same);
-        assert_eq!(since(stamp(10, 150, 600)), Since::Same);
-        // Times of the user's choice, set through the mount.
-        assert_eq!(since(stamp(10, 7, 600)), Since::Same);
-        // A bit flipped beneath the mount: to be found by its sum.
-        assert_eq!(since(stamp(10, 600, 600)), Since::Same);
-        // Written between two sessions, and the same with a mode set later.
-        assert_eq!(since(stamp(10, 250, 250)), Since::Changed);
-        assert_eq!(since(stamp(10, 450, 600)), Since::Changed);
-        assert_eq!(since(stamp(10, 150, 450)), Since::Changed);
-    }
-
-    #[test]
-    fn after_a_crash_what_is_not_on_record_is_suspect() {
-        let file = || OwnedFd::from(tempfile::tempfile().unwrap());
-        let crashed = Some((420, 1 << 20));
-        let cut = sessions(file(), crashed, LastEnd::PowerCut);
-        let known = header(stamp(10, 150, 160));
-        assert_eq!(cut.since(&known, stamp(10, 430, 430), false), Since::Suspect);
-        assert_eq!(cut.since(&known, stamp(10, 490, 490), false), Since::Changed);
-        let killed = sessions(file(), crashed, LastEnd::Killed);
-        assert_eq!(killed.since(&known, stamp(10, 150, 430), false), Since::Same);
-        assert_eq!(killed.since(&known, stamp(10, 430, 430), false), Since::Changed);
+    fn open(control: &File, block_size: Option<u64>) -> Sessions {
+        let table = Table::open(control.as_fd(), true).unwrap().unwrap();
+        Sessions::open(control.as_fd(), &table, block_size).unwrap()
     }
 
     #[test]
     fn a_session_without_an_end_is_a_crash() {
-        let folder = tempfile::tempdir().unwrap();
-        let control = File::open(folder.path()).unwrap();
-        let mut first = Sessions::open(control.as_fd(), Some(65536)).unwrap();
-        assert_eq!(first.last_end, LastEnd::Clean);
+        let (_folder, control) = control();
+        let mut first = open(&control, Some(65536));
+        assert_eq!((first.fell(), first.number()), (false, 1));
         first.begun().unwrap();
-        let second = Sessions::open(control.as_fd(), None).unwrap();
-        assert_eq!((second.last_end, second.crashed_block_size()), (LastEnd::Killed, 65536));
+        let second = open(&control, None);
+        let crash = second.crash(1).unwrap();
+        assert_eq!((second.fell(), second.number(), crash.fall), (true, 2, Fall::Killed));
+        assert_eq!((crash.block_size, crash.boot_ns), (65536, None));
         first.end().unwrap();
-        let third = Sessions::open(control.as_fd(), None).unwrap();
-        assert_eq!((third.last_end, third.stored.earlier.len()), (LastEnd::Clean, 1));
+        let third = open(&control, None);
+        assert_eq!((third.fell(), third.stored.earlier.len(), third.crash(1)), (false, 1, None));
+    }
+
+    /// "One flipped bit in the session's file never hides a crash."
+    #[test]
+    fn a_flipped_bit_makes_no_crash_a_good_end() {
+        let (folder, control) = control();
+        open(&control, Some(65536)).begun().unwrap();
+        let path = folder.path().join(NAME);
+        let good = std::fs::read(&path).unwrap();
+        let table = Table::open(control.as_fd(), true).unwrap().unwrap();
+        let slot = table.take((3, 4)).unwrap();
+        let header =
+            super::super::table::Header { ino: 3, generation: 4, session: 1, ..Default::default() };
+        table.fill(slot, &header).unwrap();
+        let length = good.iter().rposition(|byte| *byte == b'}').unwrap() + 1;
+        for bit in 0..length * 8 {
+            let mut bytes = good.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(&path, &bytes).unwrap();
+            let next = open(&control, None);
+            assert!(next.fell() && next.crash(1).is_some(), "bit {bit}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(open(&control, None).crash(1).is_some());
+    }
+
+    #[test]
+    fn the_first_format_is_understood() {
+        let (folder, control) = control();
+        let text =
+            r#"{"boot_id":"x","start_ns":5,"end_ns":null,"block_size":4096,"earlier":[[1,2]]}"#;
+        std::fs::write(folder.path().join(NAME), text).unwrap();
+        let next = open(&control, None);
+        assert_eq!(
+            next.crash(0).map(|crash| (crash.fall, crash.block_size)),
+            Some((Fall::PowerCut, 4096))
+        );
+        assert!(next.had_it(1, 2) && !next.had_it(1, 3));
     }
 }

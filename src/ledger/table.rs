@@ -1,18 +1,24 @@
 //! The table of records: `.swapfs/ledger`, one slot of 256 bytes for each partition that was written.
 //!
-//! A slot holds what is known of the partition as a whole and the entries of its first pages; the entries of
-//! later pages are in a file of the slot's own. Slots are written in place: none crosses a sector, so that
-//! each is the old or the new one whatever happens, and what reached the page cache survives the process.
+//! A slot holds what is known of the partition as a whole (64 bytes), the entries of its first pages (128), and the
+//! change of shape that is under way (32); the entries of later pages are in a file of the slot's own. Slots are
+//! written in place: none crosses a sector, so that each is the old or the new one whatever happens, and what reached
+//! the page cache survives the process.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, mkdirat, openat, unlinkat};
+use rustix::fs::{
+    AtFlags, FallocateFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps, UTIME_NOW, mkdirat,
+    openat, unlinkat,
+};
 
-use super::entry::{BATCH, ENTRY_BYTES, Entry, crc};
+use super::entry::{BATCH, ENTRY_BYTES, Entry, Format, crc};
+use super::stamp::Stamp;
 use crate::aio::device::BackingFile;
 use crate::aio::file::DiskFile;
 use crate::error::{Errno, Result};
@@ -29,37 +35,51 @@ const SLOT_BYTES: u64 = 256;
 const ENTRIES_AT: u64 = 64;
 pub(super) const INLINE_PAGES: u64 = 16;
 
+/// Where the change of shape that is under way is noted: its first byte, the one after its last, and their crc.
+const CHANGE_AT: u64 = 192;
+const CHANGE_BYTES: usize = 20;
+
 /// The table grows by this many slots.
 const GROWTH_SLOTS: u32 = 256;
 
-/// Says that a slot is in use, and in which version of the format: "SWL1".
-const MAGIC: u32 = 0x314c_5753;
+/// Says that a slot is in use, and in which version of the format: "SWL1" and "SWL2".
+const MAGIC_FIRST: u32 = 0x314c_5753;
+const MAGIC: u32 = 0x324c_5753;
 
 /// What a record says of a partition as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Header {
+    /// How its entries are encoded.
+    pub(super) format: Format,
     /// See the constants.
     pub(super) flags: u32,
     pub(super) ino: u64,
     pub(super) generation: u64,
-    /// Size and times (nanoseconds since 1970) of the backing file when it was settled.
+    /// Size and times (nanoseconds since 1970) of the backing file when it was looked at last.
     pub(super) size: u64,
     pub(super) modified_ns: i64,
     pub(super) changed_ns: i64,
-    /// With [`PADDED`]: the end of the bytes that were written; what the file holds beyond is padding.
-    pub(super) true_size: u64,
+    /// With [`TIMED`]: the modification time that it is about to get. With [`PADDED`], in the first format: the end of
+    /// the bytes that were written.
+    pub(super) next: u64,
+    /// The session that wrote this last; 0 in the first format.
+    pub(super) session: u32,
 }
 
-/// Written to since it was settled.
+/// The backing file is being written or changed: its size and times may be newer than those on record.
 pub(super) const ACTIVE: u32 = 1;
-/// The backing file may be longer than `true_size`.
+/// First format: the backing file may be padded to the alignment behind `next`.
 pub(super) const PADDED: u32 = 2;
 /// Has a file of its own for the entries beyond the first.
 pub(super) const SIDECAR: u32 = 4;
-/// It was being written when the daemon or the machine ended: what does not match is torn, not damaged.
+/// What does not match may be due to a power cut: torn, not damaged.
 pub(super) const SUSPECT: u32 = 8;
 /// Has torn pages.
 pub(super) const HAS_TORN: u32 = 16;
+/// The backing file is about to get the modification time `next`.
+pub(super) const TIMED: u32 = 32;
+/// A change of shape is under way: pages in its range may be as before or as after it.
+pub(super) const SHAPING: u32 = 64;
 
 impl Header {
     pub(super) fn has(&self, flag: u32) -> bool {
@@ -68,7 +88,11 @@ impl Header {
 
     fn encode(&self) -> [u8; ENTRIES_AT as usize] {
         let mut bytes = [0; ENTRIES_AT as usize];
-        bytes[..4].copy_from_slice(&MAGIC.to_le_bytes());
+        let magic = match self.format {
+            Format::First => MAGIC_FIRST,
+            Format::Second => MAGIC,
+        };
+        bytes[..4].copy_from_slice(&magic.to_le_bytes());
         bytes[4..8].copy_from_slice(&self.flags.to_le_bytes());
         let words = [
             self.ino,
@@ -76,37 +100,64 @@ impl Header {
             self.size,
             self.modified_ns.cast_unsigned(),
             self.changed_ns.cast_unsigned(),
-            self.true_size,
+            self.next,
         ];
         for (place, word) in bytes[8..56].chunks_exact_mut(8).zip(words) {
             place.copy_from_slice(&word.to_le_bytes());
         }
+        bytes[56..60].copy_from_slice(&self.session.to_le_bytes());
         let sum = crc(&bytes[..60]);
         bytes[60..].copy_from_slice(&sum.to_le_bytes());
         bytes
     }
 
-    /// `None` for what is no record, or a damaged one.
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let word32 = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-        let word = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-        if word32(0)? != MAGIC || word32(60)? != crc(bytes.get(..60)?) {
+    /// `None` for what is no record, or one with more than one wrong bit.
+    fn decode(bytes: &[u8; ENTRIES_AT as usize]) -> Option<Self> {
+        if bytes.iter().all(|byte| *byte == 0) {
             return None;
         }
-        Some(Self {
-            flags: word32(4)?,
-            ino: word(8)?,
-            generation: word(16)?,
-            size: word(24)?,
-            modified_ns: word(32)?.cast_signed(),
-            changed_ns: word(40)?.cast_signed(),
-            true_size: word(48)?,
+        Self::decode_exactly(bytes).or_else(|| {
+            // The crc of so few bytes tells which bit it is.
+            (0..bytes.len() * 8).find_map(|bit| {
+                let mut mended = *bytes;
+                mended[bit / 8] ^= 1 << (bit % 8);
+                Self::decode_exactly(&mended)
+            })
+        })
+    }
+
+    fn decode_exactly(bytes: &[u8; ENTRIES_AT as usize]) -> Option<Self> {
+        let word32 = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four"));
+        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight"));
+        let format = match word32(0) {
+            MAGIC_FIRST => Format::First,
+            MAGIC => Format::Second,
+            _ => return None,
+        };
+        (word32(60) == crc(&bytes[..60])).then(|| Self {
+            format,
+            flags: word32(4),
+            ino: word(8),
+            generation: word(16),
+            size: word(24),
+            modified_ns: word(32).cast_signed(),
+            changed_ns: word(40).cast_signed(),
+            next: word(48),
+            session: word32(56),
         })
     }
 }
 
 /// Which inode a record is of: its number and its generation.
 pub(super) type Identity = (u64, u64);
+
+/// Where a record's entries are, and how they are encoded.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) slot: u32,
+    pub(super) sums: Option<std::sync::Arc<DiskFile>>,
+    pub(super) format: Format,
+}
 
 /// Which slots are whose.
 #[derive(Debug, Default)]
@@ -117,6 +168,10 @@ struct Slots {
     free: Vec<u32>,
     /// Slots that the table has room for.
     count: u32,
+    /// The newest session that any record tells of.
+    session: u32,
+    /// Some record was being changed when it was written last.
+    active: bool,
 }
 
 impl Slots {
@@ -177,6 +232,15 @@ impl Table {
         Ok(Some(Self { file, sums, writable, slots, growing: Mutex::new(()) }))
     }
 
+    /// Whether there are records below `control`.
+    pub(super) fn is_there(control: BorrowedFd<'_>) -> io::Result<bool> {
+        match rustix::fs::statat(control, TABLE_NAME, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(status) => Ok(status.st_size > 0),
+            Err(rustix::io::Errno::NOENT) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Whether it may be changed.
     pub(super) fn writable(&self) -> bool {
         self.writable
@@ -185,6 +249,29 @@ impl Table {
     /// A second descriptor of the table, for a device to sync.
     pub(super) fn descriptor(&self) -> io::Result<OwnedFd> {
         self.file.as_fd().try_clone_to_owned()
+    }
+
+    /// The newest session that any record told of when the table was opened, and whether any was being changed then.
+    pub(super) fn last_known(&self) -> (u32, bool) {
+        let slots = self.slots.lock();
+        (slots.session, slots.active)
+    }
+
+    /// Records in it.
+    pub(super) fn len(&self) -> usize {
+        self.slots.lock().index.len()
+    }
+
+    /// When it was written last, in nanoseconds since 1970: the daemon that wrote it was alive then.
+    pub(super) fn alive_ns(&self) -> io::Result<i64> {
+        Ok(Stamp::of(&self.file)?.modified_ns)
+    }
+
+    /// Notes that the daemon is alive.
+    pub(super) fn pulse(&self) {
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let times = Timestamps { last_access: now, last_modification: now };
+        let _ = rustix::fs::futimens(&self.file, &times);
     }
 
     /// The slot of a partition, when it has one.
@@ -280,6 +367,27 @@ impl Table {
         write_whole(&self.file, bytes, offset)
     }
 
+    /// Notes the bytes whose pages a change of shape is about to change.
+    pub(super) fn set_change(&self, slot: u32, bytes: &Range<u64>) -> Result<()> {
+        let mut noted = [0; CHANGE_BYTES];
+        noted[..8].copy_from_slice(&bytes.start.to_le_bytes());
+        noted[8..16].copy_from_slice(&bytes.end.to_le_bytes());
+        let sum = crc(&noted[..16]);
+        noted[16..].copy_from_slice(&sum.to_le_bytes());
+        self.write(&noted, slot, CHANGE_AT)
+    }
+
+    /// The bytes that were noted last; all of them where that is damaged.
+    pub(super) fn noted_change(&self, slot: u32) -> Result<Range<u64>> {
+        let mut noted = [0; CHANGE_BYTES];
+        read_whole(&self.file, &mut noted, u64::from(slot) * SLOT_BYTES + CHANGE_AT)?;
+        let word = |at: usize| u64::from_le_bytes(noted[at..at + 8].try_into().expect("eight"));
+        match noted[16..] == crc(&noted[..16]).to_le_bytes() {
+            true => Ok(word(0)..word(8)),
+            false => Ok(0..u64::MAX),
+        }
+    }
+
     /// Opens a slot's file of entries; a new one is empty.
     pub(super) fn sidecar(&self, slot: u32, new: bool) -> Result<DiskFile> {
         let (folder, name) = sidecar_name(slot);
@@ -304,8 +412,9 @@ impl Table {
 
     /// Reads the entries of consecutive pages.
     pub(super) fn read_entries(
-        &self, slot: u32, sidecar: Option<&DiskFile>, first: u64, entries: &mut [Entry],
+        &self, place: &Place, first: u64, entries: &mut [Entry],
     ) -> Result<()> {
+        let (slot, sidecar) = (place.slot, place.sums.as_deref());
         let mut bytes = [0; BATCH * ENTRY_BYTES as usize];
         let bytes = &mut bytes[..entries.len() * ENTRY_BYTES as usize];
         let inline = inline_count(first, entries.len());
@@ -318,20 +427,19 @@ impl Table {
             read_whole(sidecar, others, (first + inline as u64) * ENTRY_BYTES)?;
         }
         for (entry, bytes) in entries.iter_mut().zip(bytes.as_chunks().0) {
-            *entry = Entry::decode(*bytes);
+            *entry = Entry::decode(*bytes, place.format);
         }
         Ok(())
     }
 
     /// Writes the entries of consecutive pages; without the slot's file, nothing is known of those beyond the
     /// first.
-    pub(super) fn write_entries(
-        &self, slot: u32, sidecar: Option<&DiskFile>, first: u64, entries: &[Entry],
-    ) -> Result<()> {
+    pub(super) fn write_entries(&self, place: &Place, first: u64, entries: &[Entry]) -> Result<()> {
+        let (slot, sidecar) = (place.slot, place.sums.as_deref());
         let mut bytes = [0; BATCH * ENTRY_BYTES as usize];
         let bytes = &mut bytes[..entries.len() * ENTRY_BYTES as usize];
         for (bytes, entry) in bytes.as_chunks_mut().0.iter_mut().zip(entries) {
-            *bytes = entry.encode();
+            *bytes = entry.encode(place.format);
         }
         let inline = inline_count(first, entries.len());
         let (own, others) = bytes.split_at(inline * ENTRY_BYTES as usize);
@@ -344,22 +452,61 @@ impl Table {
         Ok(())
     }
 
-    /// Forgets all entries from page `first` on.
-    pub(super) fn cut_entries(
-        &self, slot: u32, sidecar: Option<&DiskFile>, first: u64,
-    ) -> Result<()> {
-        if first < INLINE_PAGES {
+    /// Forgets all entries of these pages, torn ones too.
+    pub(super) fn forget_entries(&self, place: &Place, pages: &Range<u64>) -> Result<()> {
+        let inline = pages.start.min(INLINE_PAGES)..pages.end.min(INLINE_PAGES);
+        if inline.start < inline.end {
             let zeros = [0; (INLINE_PAGES * ENTRY_BYTES) as usize];
-            let bytes = &zeros[(first * ENTRY_BYTES) as usize..];
-            self.write(bytes, slot, ENTRIES_AT + first * ENTRY_BYTES)?;
+            let bytes = &zeros[..((inline.end - inline.start) * ENTRY_BYTES) as usize];
+            self.write(bytes, place.slot, ENTRIES_AT + inline.start * ENTRY_BYTES)?;
         }
-        if let Some(sidecar) = sidecar {
-            let length = first.max(INLINE_PAGES) * ENTRY_BYTES;
-            if sidecar.status()?.size > length {
-                sidecar.set_len(length)?;
+        let Some(sidecar) = &place.sums else { return Ok(()) };
+        let size = sidecar.status()?.size;
+        let from = pages.start.max(INLINE_PAGES) * ENTRY_BYTES;
+        let to = pages.end.saturating_mul(ENTRY_BYTES);
+        if from >= size || from >= to {
+            return Ok(());
+        }
+        if to >= size {
+            return sidecar.set_len(from);
+        }
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&**sidecar, punch, from, to - from) {
+            Err(rustix::io::Errno::OPNOTSUPP) => {
+                let zeros = [0; BATCH * ENTRY_BYTES as usize];
+                let mut at = from;
+                while at < to {
+                    let count = (to - at).min(zeros.len() as u64);
+                    write_whole(&**sidecar, &zeros[..count as usize], at)?;
+                    at += count;
+                }
+                Ok(())
             }
+            punched => punched.map_err(errno),
         }
-        Ok(())
+    }
+
+    /// The next pages from `first` on, before `end`, of which anything may be known: holes in the file of entries are
+    /// skipped. `None` when there are none.
+    pub(super) fn known_pages(&self, place: &Place, first: u64, end: u64) -> Option<Range<u64>> {
+        if first >= end {
+            return None;
+        }
+        if first < INLINE_PAGES {
+            return Some(first..end.min(INLINE_PAGES));
+        }
+        let sidecar = place.sums.as_ref()?;
+        let at = first * ENTRY_BYTES;
+        let data = match rustix::fs::seek(&**sidecar, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            Err(rustix::io::Errno::NXIO) => return None,
+            // A filesystem that cannot tell has no holes.
+            Err(_) => at,
+        };
+        let size = sidecar.status().ok()?.size;
+        let hole = rustix::fs::seek(&**sidecar, SeekFrom::Hole(data)).unwrap_or(size);
+        let (from, to) = (data / ENTRY_BYTES, hole.min(size).div_ceil(ENTRY_BYTES).min(end));
+        (from < to).then(|| from.max(first)..to)
     }
 
     /// Puts everything in the table on stable storage.
@@ -431,7 +578,7 @@ fn read_whole(file: impl AsFd, mut bytes: &mut [u8], mut offset: u64) -> Result<
     Ok(())
 }
 
-fn write_whole(file: impl AsFd, mut bytes: &[u8], mut offset: u64) -> Result<()> {
+pub(super) fn write_whole(file: impl AsFd, mut bytes: &[u8], mut offset: u64) -> Result<()> {
     while !bytes.is_empty() {
         let write = || rustix::io::pwrite(&file, bytes, offset);
         let count = rustix::io::retry_on_intr(write).map_err(errno)?;
@@ -454,22 +601,26 @@ fn read_slots(file: &File) -> io::Result<Slots> {
         for (i, bytes) in part[..count].as_chunks::<{ SLOT_BYTES as usize }>().0.iter().enumerate()
         {
             let slot = (offset / SLOT_BYTES) as u32 + i as u32;
+            let bytes: &[u8; ENTRIES_AT as usize] = bytes.first_chunk().expect("a slot is longer");
             match Header::decode(bytes) {
                 Some(header) => {
                     slots.insert((header.ino, header.generation), slot);
+                    slots.session = slots.session.max(header.session);
+                    slots.active |= header.has(ACTIVE);
                 }
-                None => {
-                    damaged +=
-                        u32::from(bytes[..ENTRIES_AT as usize].iter().any(|byte| *byte != 0));
-                    slots.free.push(slot);
-                }
+                // Whose it was is not known any more: it is nobody else's either.
+                None if bytes.iter().any(|byte| *byte != 0) => damaged += 1,
+                None => slots.free.push(slot),
             }
         }
         offset += count as u64;
     }
     slots.free.reverse();
     if damaged > 0 {
-        log::warn!(".swapfs/ledger: {damaged} damaged records are ignored");
+        log::error!(
+            ".swapfs/ledger: {damaged} records are damaged: of as many partitions nothing is known, torn blocks \
+             of theirs are read as they are"
+        );
     }
     Ok(slots)
 }

@@ -191,8 +191,8 @@ impl Engine {
         let part = st.part(id);
         let size = part.size;
         let kept = part.user_end.max(size);
-        // With dirty bytes left the file still grows: only padding that is there now is cut. Without, it
-        // may be too short: bytes at its end were punched or lost before they were written.
+        // With dirty bytes left the file still grows. Without, it may be too short: bytes at its end were punched or
+        // lost before they were written.
         let cut = part.disk_size > size
             || (part.clean() && (part.over_reserved || part.disk_size < size));
         // Growing a file gives nothing back: what lies beyond its new end goes with a second call.

@@ -264,7 +264,7 @@ impl Partition {
         }
     }
 
-    /// The end of what a read must find in the backing file: padding beyond the logical size may be cut
+    /// The end of what a read must find in the backing file: what lies beyond the logical size may be cut
     /// meanwhile, and the file may grow.
     pub(crate) fn stored(&self) -> u64 {
         self.disk_size.min(self.size)

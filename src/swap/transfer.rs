@@ -26,9 +26,6 @@ impl Engine {
         actions: &mut Actions,
     ) {
         let file = st.file(id);
-        if matches!(action, Action::Write(_)) {
-            file.tell_size(st.part(id).size);
-        }
         let token = st.transfers.insert((purpose, Instant::now())) as u64;
         st.watch.begin(token, id);
         actions.transfers.push(Transfer { token, action, file, offset });
@@ -172,12 +169,16 @@ impl Engine {
         let (unit, pages) = (st.shape.unit, block.pages);
         let start = block.index * st.shape.block_size;
         // What is beyond the end of the file (a truncate came between) is not written.
-        let end = st.part(id).size.next_multiple_of(st.shape.alignment);
+        let end = st.part(id).size.saturating_sub(start);
         let mut at = 0;
-        while let Some(run) = st.blocks[buffer as usize].dirty.run(at..pages) {
+        while let Some(mut run) = st.blocks[buffer as usize].dirty.run(at..pages) {
+            // The last page of a file goes alone where its length is no multiple of the alignment: without padding.
+            let tail = (end / unit) as usize;
+            if !end.is_multiple_of(st.shape.alignment) && (run.start + 1..run.end).contains(&tail) {
+                run.end = tail;
+            }
             at = run.end;
-            let bytes =
-                (run.end as u64 * unit).min(end.saturating_sub(start)) - run.start as u64 * unit;
+            let bytes = (run.end as u64 * unit).min(end) - run.start as u64 * unit;
             st.edit(buffer, |block| {
                 if block.writing.is_empty() {
                     block.epoch_writing = block.epoch_dirty;

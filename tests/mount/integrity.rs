@@ -410,6 +410,10 @@ impl Slot {
 const ACTIVE: u32 = 1;
 const PADDED: u32 = 2;
 
+/// Entries that say that a page is being written, or was, without a sum.
+const WRITING: u32 = 0x3333_3333;
+const WRITTEN: u32 = 0x5555_5555;
+
 /// What a daemon that was killed while it wrote pages 2 to 5 of a partition leaves: of these, `landed`
 /// have the new bytes.
 fn interrupted(mount: &Mount, name: &str, landed: &[u64]) {
@@ -501,8 +505,8 @@ fn without_checksums_interrupted_writes_are_torn() {
     stored(&mount, "t", 10_000);
     mount.signal(Signal::SIGSTOP);
     let slot = Slot::of(&mount, "t");
-    assert_eq!(slot.entry(0), (3, 3), "written, without a sum");
-    slot.set_entry(1, (2, 3));
+    assert_eq!(slot.entry(0), (WRITTEN, WRITTEN), "written, without a sum");
+    slot.set_entry(1, (WRITING, WRITTEN));
     slot.set_flags(ACTIVE, 0);
     mount.signal(Signal::SIGKILL);
     mount.wait_gone();

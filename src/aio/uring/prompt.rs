@@ -181,7 +181,7 @@ impl Prompt {
                 at += 1;
                 continue;
             }
-            let index = self.table.insert(batch.remove(at), None);
+            let index = self.table.insert(batch.remove(at), None, None);
             self.stage(index);
             if self.single_submit {
                 self.shared.counters.submitted(1, self.table.len() as u64);

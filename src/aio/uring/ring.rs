@@ -12,7 +12,7 @@
 //! reaches anybody's bytes. Where that cannot be, it stays in the table without an answer (see [`Table`]'s drop).
 
 use std::collections::VecDeque;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -20,13 +20,14 @@ use std::time::{Duration, Instant};
 use io_uring::{IoUring, opcode, squeue, types};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
-use super::super::device::{Action, Completion, CompletionSink, Transfer, refused};
+use super::super::device::{Action, Completion, CompletionSink, Geometry, Transfer, refused};
 use super::super::file::disk_file;
 use super::super::settings::AioSettings;
+use super::super::tail;
 use super::files::FileTable;
 use super::lane::{Inbox, Lane, Rest};
 use super::setup::{NewRing, slice_index};
-use super::table::{Room, SYNCS_MAX, Table};
+use super::table::{Room, SYNCS_MAX, Table, Tail};
 use crate::error::{Errno, Result, errno_of};
 use crate::pool::Arena;
 
@@ -59,8 +60,11 @@ pub(super) struct Ring {
     sink: Arc<OnceLock<Arc<dyn CompletionSink>>>,
     single_submit: bool,
     overlap_events: bool,
+    geometry: Geometry,
     /// Whether submitters claim memory by pages, not by bytes: whatever is transferred, all of its pages are theirs.
     whole_pages: bool,
+    /// Whether the kernel has a flag for writes that leave nothing in the page cache (Linux 6.14).
+    uncached_writes: bool,
     /// Entries published and not yet consumed by the kernel, in order.
     staged: VecDeque<u32>,
     /// How many of `staged`, from the front, the counters already show as submitted.
@@ -75,7 +79,7 @@ pub(super) struct Ring {
 impl Ring {
     pub(super) fn new(
         new: NewRing, settings: &AioSettings, lane: Arc<Lane>,
-        sink: Arc<OnceLock<Arc<dyn CompletionSink>>>, whole_pages: bool,
+        sink: Arc<OnceLock<Arc<dyn CompletionSink>>>, geometry: Geometry,
     ) -> Self {
         let depth = (settings.queue_depth + SYNCS_MAX) as usize;
         Self {
@@ -88,7 +92,10 @@ impl Ring {
             sink,
             single_submit: settings.single_submit,
             overlap_events: settings.overlap_events,
-            whole_pages,
+            geometry,
+            // With an alignment of 1 the submitter's own bytes may lie beside others in a page.
+            whole_pages: geometry.alignment > 1,
+            uncached_writes: true,
             staged: VecDeque::with_capacity(depth + 1),
             counted: 0,
             polling: false,
@@ -188,10 +195,30 @@ impl Ring {
             self.done.push(refused(transfer, Errno::EBADF));
             return;
         }
+        if tail::is_tail(&transfer, self.geometry) {
+            return self.accept_tail(transfer);
+        }
         let registered = disk_file(&transfer.file)
             .and_then(|file| self.files.acquire(&self.ring.submitter(), &self.lane, file));
-        let index = self.table.insert(transfer, registered);
+        let index = self.table.insert(transfer, registered, None);
         self.stage(index);
+    }
+
+    fn accept_tail(&mut self, transfer: Transfer) {
+        match transfer.file.descriptor().map(tail::open_buffered) {
+            Some(Ok(buffered)) => {
+                let tail = Tail { buffered, is_stored: false };
+                let index = self.table.insert(transfer, None, Some(tail));
+                self.stage(index);
+            }
+            // The rare file that its own daemon may not open again: this thread waits for the device.
+            Some(Err(Errno::EACCES)) => {
+                let result = tail::store(&transfer);
+                self.done.push(Completion { transfer, result });
+            }
+            Some(Err(errno)) => self.done.push(refused(transfer, errno)),
+            None => self.done.push(refused(transfer, Errno::EBADF)),
+        }
     }
 
     /// Publishes the entry of a slot.
@@ -221,6 +248,9 @@ impl Ring {
         };
         let file = types::Fd(number);
         let offset = transfer.offset;
+        if let Some(tail) = &slot.tail {
+            return self.tail_entry(transfer, tail);
+        }
         let (entry, fixed) = match &transfer.action {
             Action::Read(lease) => {
                 let (address, length) = (lease.address(), entry_length(lease.len()));
@@ -249,6 +279,47 @@ impl Ring {
             }
         };
         (entry.flags(flags), fixed)
+    }
+
+    /// The entry that stores the end of a file, or pushes it to the device, and whether it names its memory by
+    /// registration.
+    fn tail_entry(&self, transfer: &Transfer, tail: &Tail) -> (squeue::Entry, bool) {
+        let Action::Write(lease) = &transfer.action else { unreachable!("only writes have tails") };
+        let (address, length) = (lease.address(), entry_length(lease.len()));
+        let (file, offset) = (types::Fd(tail.buffered.as_raw_fd()), transfer.offset);
+        if tail.is_stored {
+            let push = opcode::SyncFileRange::new(file, length).offset(offset);
+            return (push.flags(tail::PUSH_FLAGS).build(), false);
+        }
+        let flags = if self.uncached_writes { libc::RWF_DONTCACHE } else { 0 };
+        match self.buffer(lease.offset(), lease.len(), |arena| lease.is_of(arena)) {
+            Some(buffer) => {
+                let write = opcode::WriteFixed::new(file, address, length, buffer);
+                (write.offset(offset).rw_flags(flags).build(), true)
+            }
+            None => {
+                let write = opcode::Write::new(file, address, length);
+                (write.offset(offset).rw_flags(flags).build(), false)
+            }
+        }
+    }
+
+    /// Takes what one step of storing a file's end came to. Returns the transfer's result, or `None` when another step
+    /// follows.
+    fn tail_step(&mut self, index: u32, result: i32) -> Option<i32> {
+        let slot = self.table.get_mut(index);
+        let Some(tail) = &mut slot.tail else { return Some(result) };
+        let Action::Write(lease) = &slot.transfer.action else { return Some(result) };
+        let length = i32::try_from(lease.len()).expect("less than a page");
+        match (tail.is_stored, result) {
+            (false, result) if result == length => tail.is_stored = true,
+            (false, result) if self.uncached_writes && result == -libc::EOPNOTSUPP => {
+                self.uncached_writes = false;
+            }
+            (true, 0..) => return Some(length),
+            _ => return Some(result),
+        }
+        None
     }
 
     /// The registered buffer of a lease, if its arena is the registered one.
@@ -334,8 +405,11 @@ impl Ring {
             let index = u32::try_from(user_data).expect("user_data is a slot");
             if self.table.retry(index, result) {
                 self.stage(index);
-            } else {
-                self.finish(index, result);
+                continue;
+            }
+            match self.tail_step(index, result) {
+                Some(result) => self.finish(index, result),
+                None => self.stage(index),
             }
         }
         self.reaped = reaped;

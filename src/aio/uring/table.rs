@@ -1,5 +1,7 @@
 //! The table of transfers that the kernel works on. A slot's index is the `user_data` of its entry.
 
+use std::os::fd::OwnedFd;
+
 use super::super::device::{Action, Transfer};
 use crate::error::Errno;
 
@@ -13,7 +15,17 @@ pub(super) struct Slot {
     pub(super) registered: Option<u32>,
     /// Whether the kernel knows its memory by registration alone, not by its address.
     pub(super) fixed: bool,
+    /// How far the storing of a file's end has come.
+    pub(super) tail: Option<Tail>,
     retries: u16,
+}
+
+/// The end of a file is stored through the page cache and then pushed to the device (`aio::tail`).
+#[derive(Debug)]
+pub(super) struct Tail {
+    /// The file, without O_DIRECT.
+    pub(super) buffered: OwnedFd,
+    pub(super) is_stored: bool,
 }
 
 /// Slots beyond the queue's depth, so that a sync need not wait until a transfer ends.
@@ -69,12 +81,14 @@ impl Table {
         self.slots.len() - self.free.len()
     }
 
-    pub(super) fn insert(&mut self, transfer: Transfer, registered: Option<u32>) -> u32 {
+    pub(super) fn insert(
+        &mut self, transfer: Transfer, registered: Option<u32>, tail: Option<Tail>,
+    ) -> u32 {
         let index = self.free.pop().expect("the inbox holds no more than there is room for");
         let slot = &mut self.slots[index as usize];
         assert!(slot.is_none(), "slot {index} is free");
         self.syncs += usize::from(is_sync(&transfer));
-        *slot = Some(Slot { transfer, registered, fixed: false, retries: 0 });
+        *slot = Some(Slot { transfer, registered, fixed: false, tail, retries: 0 });
         index
     }
 

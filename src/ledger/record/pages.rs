@@ -3,18 +3,14 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-use super::{Place, Record};
-use crate::aio::device::BackingFile;
+use super::Record;
 use crate::error::{Errno, Result};
 use crate::ledger::entry::{
-    BATCH, ENTRY_BYTES, Entry, PAGE_BYTES, TORN, UNKNOWN, Verdict, WRITING, WRITTEN, first_bad,
-    joined, judge, pages_of, sum,
+    BATCH, Entry, PAGE_BYTES, UNKNOWN, WRITING, WRITTEN, first_bad, pages_of, sum,
 };
-use crate::ledger::table::{ACTIVE, HAS_TORN, INLINE_PAGES, PADDED, SUSPECT};
+use crate::ledger::stamp::Stamp;
+use crate::ledger::table::{ACTIVE, HAS_TORN, Place, SUSPECT};
 use crate::ledger::{Checksum, Counters};
-
-/// Pages that entries are forgotten of one by one; more are forgotten by cutting.
-const VOID_PAGES_MAX: u64 = 1 << 16;
 
 /// What is to be recorded of a write before it is handed on.
 #[derive(Debug)]
@@ -24,8 +20,6 @@ pub(in crate::ledger) struct Writing {
     pages: Range<u64>,
     /// Their sums; none without checksums.
     sums: Vec<u32>,
-    /// The partition's logical size.
-    size: u64,
 }
 
 /// What became of a write.
@@ -41,42 +35,36 @@ pub(in crate::ledger) enum Outcome {
     Gone,
 }
 
-impl Place {
-    /// Pages from the first on that something can be known of: what lies beyond is not even recorded.
-    fn known_pages(&self) -> Result<u64> {
-        let Some(sums) = &self.sums else { return Ok(INLINE_PAGES) };
-        Ok((sums.status()?.size / ENTRY_BYTES).max(INLINE_PAGES))
-    }
-}
-
 impl Record {
     /// What there will be to record of `bytes` that are about to be stored at `offset`. Touches no file.
     pub(in crate::ledger) fn prepare(&self, offset: u64, bytes: &[u8]) -> Writing {
         let end = offset + bytes.len() as u64;
         // A transfer that goes on within a page: that page was recorded with what came before.
         let skipped = (offset.next_multiple_of(PAGE_BYTES) - offset).min(bytes.len() as u64);
-        let sums = match self.checksum {
+        let sums = match self.shared.checksum {
             Checksum::Crc32c => {
                 bytes[skipped as usize..].chunks(PAGE_BYTES as usize).map(sum).collect()
             }
-            Checksum::None => Vec::new(),
+            Checksum::Writes | Checksum::None => Vec::new(),
         };
         let first = offset.div_ceil(PAGE_BYTES);
         let pages = first..end.div_ceil(PAGE_BYTES).max(first);
-        Writing { bytes: offset..end, pages, sums, size: self.size.load(Ordering::Relaxed) }
+        Writing { bytes: offset..end, pages, sums }
     }
 
     /// Records that a write is about to be handed on.
     pub(in crate::ledger) fn begin_write(&self, writing: &Writing) -> Result<()> {
-        let Writing { bytes, pages, sums, size } = writing;
-        let place = self.make_room(pages)?;
+        let Writing { bytes, pages, sums } = writing;
+        assert!(bytes.start <= bytes.end && pages.start <= pages.end, "prepared so");
         let mut settled = 0;
+        let Some(place) = self.make_room(pages)? else {
+            self.shared.pulse.begin();
+            self.state.lock().writes += 1;
+            return Ok(());
+        };
         self.change(|state| {
             state.header.flags |= ACTIVE;
-            if bytes.end > *size {
-                state.header.flags |= PADDED;
-                state.header.true_size = *size;
-            }
+            state.header.session = self.shared.session;
             state.known_pages = state.known_pages.max(pages.end);
             settled = state.header.size;
         })?;
@@ -90,192 +78,194 @@ impl Record {
             true
         });
         self.unsynced.store(true, Ordering::Release);
-        recorded?;
+        recorded.or_else(|errno| self.is_short(errno))?;
+        self.shared.pulse.begin();
         self.state.lock().writes += 1;
         Ok(())
     }
 
-    /// A write that [`Record::begin_write`] knows of has ended.
-    pub(in crate::ledger) fn end_write(&self, bytes: &Range<u64>, outcome: Outcome) {
+    /// A write that [`Record::begin_write`] knows of has ended; `look` tells what the file is like now.
+    pub(in crate::ledger) fn end_write(
+        &self, bytes: &Range<u64>, outcome: Outcome, look: impl FnOnce() -> Option<Stamp>,
+    ) {
         if outcome == Outcome::Gone {
             // Still under way, as far as the record goes.
             return;
         }
-        // Not before: with these bytes still under way the file is to be cut where it ended.
-        let end = bytes.end.min(self.size.load(Ordering::Relaxed));
-        self.note(|state| {
-            state.writes = state.writes.saturating_sub(1);
-            let header = &mut state.header;
-            match outcome {
-                Outcome::Stored if header.has(PADDED) && end > header.true_size => {
-                    header.true_size = end;
-                }
-                Outcome::Failed => header.flags |= HAS_TORN,
-                _ => {}
-            }
-        });
+        self.shared.pulse.end();
         // A page that was begun by the transfer before ends with this one.
         let pages = match outcome {
             Outcome::Part(moved) => bytes.start / PAGE_BYTES..(bytes.start + moved) / PAGE_BYTES,
             _ => pages_of(bytes),
         };
-        let Some(place) = self.state.lock().place() else { return };
-        let ended = self.each_batch(&place, pages.clone(), |_, entries| {
-            for entry in entries {
-                *entry = match (outcome, entry.new) {
-                    (Outcome::Failed, _) => Entry::both(TORN),
-                    (_, WRITING) => Entry::both(WRITTEN),
-                    (_, sum) => Entry::both(sum),
-                };
-            }
-            true
+        let place = self.state.lock().place();
+        let ended = place.map_or(Ok(()), |place| {
+            self.each_batch(&place, pages.clone(), |_, entries| {
+                for entry in entries {
+                    *entry = match (outcome, entry.new) {
+                        (Outcome::Failed, _) => Entry::torn(UNKNOWN),
+                        (_, WRITING) => Entry::both(WRITTEN),
+                        (_, sum) => Entry::both(sum),
+                    };
+                }
+                true
+            })
         });
-        if let Err(errno) = ended {
-            log::error!("ledger: record {}: {}", place.slot, errno.desc());
+        if let Err(errno) = ended.or_else(|errno| self.is_short(errno)) {
+            let slot = self.state.lock().slot.unwrap_or_default();
+            log::error!("ledger: record {slot}: {}", errno.desc());
         }
         if outcome != Outcome::Failed {
-            Counters::add(&self.counters.summed, pages.end - pages.start);
+            Counters::add(&self.shared.counters.summed, pages.end - pages.start);
         }
+        // Last: a file that nothing is written to is as its record says.
+        let is_last = self.state.lock().writes <= 1;
+        let stamp = if is_last { look() } else { None };
+        self.note(|state| {
+            state.writes = state.writes.saturating_sub(1);
+            if outcome == Outcome::Failed {
+                state.header.flags |= HAS_TORN;
+            }
+            if let Some(settled) = stamp.and_then(|stamp| state.settled(stamp)) {
+                state.header = settled;
+            }
+        });
     }
 
     /// Compares what was read at `offset` with its sums; zeros follow beyond the end of the file. Answers how
     /// many bytes from the start are right, with what is wrong behind them.
     pub(in crate::ledger) fn verify(&self, offset: u64, bytes: &[u8]) -> (u64, Option<Errno>) {
-        let (place, header) = {
+        let all = bytes.len() as u64;
+        let (place, header, torn) = {
             let state = self.state.lock();
-            (state.place(), state.header)
+            let asked = offset..offset + all;
+            let torn =
+                state.torn.iter().filter(|torn| torn.start < asked.end && asked.start < torn.end);
+            (state.place(), state.header, torn.map(|torn| torn.start.max(offset) - offset).min())
         };
-        let Some(place) = place else { return (bytes.len() as u64, None) };
-        let compare = self.checksum == Checksum::Crc32c;
-        if !compare && !header.has(HAS_TORN) {
-            return (bytes.len() as u64, None);
+        let compare = self.compares();
+        let place = place.filter(|_| compare || header.has(HAS_TORN));
+        let checked = match place {
+            Some(place) => self.compare(&place, offset, bytes, header.has(SUSPECT)),
+            None => (all, None),
+        };
+        match torn {
+            Some(torn) if torn <= checked.0 => {
+                Counters::add(&self.shared.counters.torn, 1);
+                (torn, Some(Errno::EUCLEAN))
+            }
+            _ => checked,
         }
-        let mut wrong = None;
-        let mut at = 0;
-        let read = self.each_batch(
-            &place,
-            pages_of(&(offset..offset + bytes.len() as u64)),
-            |_, entries| {
-                if wrong.is_some() {
-                    return false;
-                }
-                let end = (at + entries.len() * PAGE_BYTES as usize).min(bytes.len());
-                let pages = bytes[at..end].chunks(PAGE_BYTES as usize);
-                let bad = first_bad(entries, pages, compare);
-                if let Some((page, torn)) = bad {
-                    wrong = Some((at + page * PAGE_BYTES as usize, torn));
-                }
-                at = end;
-                false
-            },
-        );
+    }
+
+    fn compare(
+        &self, place: &Place, offset: u64, bytes: &[u8], suspect: bool,
+    ) -> (u64, Option<Errno>) {
+        let all = bytes.len() as u64;
+        let compare = self.compares();
+        let counters = &self.shared.counters;
+        let (mut wrong, mut at) = (None, 0);
+        let pages = pages_of(&(offset..offset + all));
+        let read = self.each_batch(place, pages, |_, entries| {
+            if wrong.is_some() {
+                return false;
+            }
+            let end = (at + entries.len() * PAGE_BYTES as usize).min(bytes.len());
+            let pages = bytes[at..end].chunks(PAGE_BYTES as usize);
+            if let Some((page, torn)) = first_bad(entries, pages, compare) {
+                wrong = Some((at + page * PAGE_BYTES as usize, torn));
+            }
+            at = end;
+            false
+        });
         if let Err(errno) = read {
             return (0, Some(errno));
         }
-        Counters::add(&self.counters.verified, at as u64 / PAGE_BYTES);
+        Counters::add(&counters.verified, at as u64 / PAGE_BYTES);
         match wrong {
-            None => (bytes.len() as u64, None),
-            Some((right, torn)) if torn || header.has(SUSPECT) => {
-                Counters::add(&self.counters.torn, 1);
+            None => (all, None),
+            Some((right, torn)) if torn || suspect => {
+                Counters::add(&counters.torn, 1);
                 (right as u64, Some(Errno::EUCLEAN))
             }
             Some((right, _)) => {
-                Counters::add(&self.counters.mismatches, 1);
+                Counters::add(&counters.mismatches, 1);
                 (right as u64, Some(Errno::EBADMSG))
             }
         }
     }
 
-    /// Forgets what is known of pages whose bytes are about to change without passing here.
-    pub(in crate::ledger) fn void(&self, bytes: &Range<u64>) -> Result<()> {
-        let Some(place) = self.state.lock().place() else { return Ok(()) };
-        let pages = pages_of(bytes);
-        self.unsynced.store(true, Ordering::Release);
-        if pages.end - pages.start > VOID_PAGES_MAX {
-            *self.room.lock() = 0..0;
-            return self.table.cut_entries(place.slot, place.sums.as_deref(), pages.start);
-        }
-        let end = pages.end.min(place.known_pages()?);
-        self.each_batch(&place, pages.start.min(end)..end, |_, entries| {
-            entries.fill(Entry::default());
-            true
-        })
+    /// Whether anything may be known of these bytes.
+    pub(in crate::ledger) fn knows_of(&self, bytes: &Range<u64>) -> bool {
+        let state = self.state.lock();
+        state.slot.is_some() && (!self.is_quiet() || pages_of(bytes).start < state.known_pages)
     }
 
-    /// Whether [`Record::void`] of these bytes would forget anything.
-    pub(in crate::ledger) fn knows_of(&self, bytes: &Range<u64>) -> bool {
-        !self.is_quiet() || pages_of(bytes).start < self.state.lock().known_pages
+    /// The bytes of this range have changed without passing here: what was known of pages within is forgotten, damage
+    /// too, and what was known of pages of which some bytes stay is only kept when it is damage. `size` is the file's.
+    pub(in crate::ledger) fn changed(&self, bytes: &Range<u64>, size: u64) -> Result<()> {
+        let Some(place) = self.state.lock().place() else { return Ok(()) };
+        self.unsynced.store(true, Ordering::Release);
+        let to_end = bytes.end >= size;
+        let end = if to_end { u64::MAX / PAGE_BYTES } else { bytes.end / PAGE_BYTES };
+        let whole = bytes.start.div_ceil(PAGE_BYTES)..end;
+        let edges = [
+            (!bytes.start.is_multiple_of(PAGE_BYTES)).then_some(bytes.start / PAGE_BYTES),
+            (!to_end && !bytes.end.is_multiple_of(PAGE_BYTES)).then_some(bytes.end / PAGE_BYTES),
+        ];
+        if whole.start < whole.end {
+            let mut room = self.room.lock();
+            if room.end > whole.start {
+                *room = room.start.min(whole.start)..whole.start;
+            }
+            drop(room);
+            self.shared.table.forget_entries(&place, &whole)?;
+        }
+        for page in edges.into_iter().flatten() {
+            if self.shared.table.known_pages(&place, page, page + 1).is_none() {
+                continue;
+            }
+            self.each_batch(&place, page..page + 1, |_, entries| {
+                entries[0] = match entries[0] {
+                    Entry { new: UNKNOWN, previous: UNKNOWN } => return false,
+                    torn if torn.is_torn() => Entry::torn(UNKNOWN),
+                    _ => Entry::both(WRITTEN),
+                };
+                true
+            })?;
+        }
+        if to_end {
+            let mut state = self.state.lock();
+            state.known_pages =
+                state.known_pages.min(whole.start.max(bytes.start.div_ceil(PAGE_BYTES)));
+            if size == 0 {
+                state.header.flags &= !(HAS_TORN | SUSPECT);
+            }
+        }
+        Ok(())
     }
 
     /// Accepts a page as it is: nothing is known of it any more.
-    pub(in crate::ledger) fn accept(&self, bytes: &Range<u64>) -> Result<()> {
-        self.void(bytes)
+    pub(in crate::ledger) fn accept(&self, page: u64) -> Result<()> {
+        let Some(place) = self.state.lock().place() else { return Ok(()) };
+        self.unsynced.store(true, Ordering::Release);
+        self.shared.table.forget_entries(&place, &(page..page + 1))
     }
 
     /// Lets `change` see, and with `true` change, the entries of pages, a batch at a time.
-    fn each_batch(
+    pub(super) fn each_batch(
         &self, place: &Place, pages: Range<u64>, mut change: impl FnMut(u64, &mut [Entry]) -> bool,
     ) -> Result<()> {
         let mut entries = [Entry::default(); BATCH];
         let mut first = pages.start;
         while first < pages.end {
             let entries = &mut entries[..BATCH.min((pages.end - first) as usize)];
-            let sums = place.sums.as_deref();
-            self.table.read_entries(place.slot, sums, first, entries)?;
+            self.shared.table.read_entries(place, first, entries)?;
             if change(first, entries) {
-                self.table.write_entries(place.slot, sums, first, entries)?;
+                self.shared.table.write_entries(place, first, entries)?;
             }
             first += entries.len() as u64;
         }
         Ok(())
-    }
-
-    /// Decides by content what became of the writes that were under way when the daemon ended: `read`
-    /// gives the sum of a page as it is now. A write's pages lie within one block of `block` bytes.
-    /// Answers the ranges that are torn.
-    pub(in crate::ledger) fn resolve(
-        &self, size: u64, block: u64, repair: bool, mut read: impl FnMut(u64) -> Result<u32>,
-    ) -> Result<Vec<Range<u64>>> {
-        let Some(place) = self.state.lock().place() else { return Ok(Vec::new()) };
-        let mut torn: Vec<Range<u64>> = Vec::new();
-        let mut run: Vec<(u64, Entry)> = Vec::new();
-        let block_pages = (block / PAGE_BYTES).max(1);
-        let mut flying: Vec<Vec<(u64, Entry)>> = Vec::new();
-        let pages = size.div_ceil(PAGE_BYTES).min(place.known_pages()?);
-        self.each_batch(&place, 0..pages, |first, entries| {
-            for (page, entry) in (first..).zip(entries.iter()) {
-                if !entry.in_flight() {
-                    continue;
-                }
-                let goes_on =
-                    run.last().is_some_and(|(last, _)| last / block_pages == page / block_pages);
-                if !goes_on && !run.is_empty() {
-                    flying.push(std::mem::take(&mut run));
-                }
-                run.push((page, *entry));
-            }
-            false
-        })?;
-        flying.extend((!run.is_empty()).then_some(run));
-        for run in flying {
-            let entries: Vec<Entry> = run.iter().map(|(_, entry)| *entry).collect();
-            let found: Result<Vec<u32>> = run.iter().map(|(page, _)| read(*page)).collect();
-            let verdict = judge(&entries, &found?);
-            if verdict == Verdict::Torn {
-                torn.extend(run.iter().map(|(page, _)| page * PAGE_BYTES..(page + 1) * PAGE_BYTES));
-            }
-            if !repair {
-                continue;
-            }
-            for (page, entry) in run {
-                let decided = match verdict {
-                    Verdict::New => Entry::both(entry.new),
-                    Verdict::Old => Entry::both(entry.previous),
-                    Verdict::Torn => Entry::both(TORN),
-                };
-                self.table.write_entries(place.slot, place.sums.as_deref(), page, &[decided])?;
-            }
-        }
-        Ok(joined(torn))
     }
 }

@@ -1,45 +1,71 @@
 use std::os::fd::AsFd;
 
+use crate::ledger::verdict::Meaning;
+
 use super::*;
 
 struct Place {
     folder: tempfile::TempDir,
-    table: Arc<Table>,
+    shared: Arc<Shared>,
     record: Record,
 }
 
 impl Place {
     fn new(checksum: Checksum, size: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let control = std::fs::File::open(folder.path()).unwrap();
-        let table = Arc::new(Table::open(control.as_fd(), true).unwrap().unwrap());
-        let record =
-            Record::new((7, 8), table.clone(), Arc::default(), checksum, size, None).unwrap();
-        Self { folder, table, record }
+        let shared = Self::open(&folder, checksum);
+        let record = Record::new((7, 8), shared.clone(), stamp(size), None).unwrap();
+        Self { folder, shared, record }
     }
 
-    /// The table, opened anew.
-    fn control(&self) -> Arc<Table> {
-        let control = std::fs::File::open(self.folder.path()).unwrap();
-        Arc::new(Table::open(control.as_fd(), true).unwrap().unwrap())
+    fn open(folder: &tempfile::TempDir, checksum: Checksum) -> Arc<Shared> {
+        let control = std::fs::File::open(folder.path()).unwrap();
+        let table = Arc::new(Table::open(control.as_fd(), true).unwrap().unwrap());
+        Arc::new(Shared {
+            pulse: Pulse::start(table.clone()).unwrap(),
+            table,
+            counters: Counters::default(),
+            checksum,
+            session: 3,
+            is_short: false.into(),
+        })
     }
 
     fn header(&self) -> Header {
-        self.table.header(self.table.find((7, 8)).unwrap()).unwrap()
+        let slot = self.shared.table.find((7, 8)).unwrap();
+        self.shared.table.header(slot).unwrap()
     }
 
     fn begin(&self, offset: u64, bytes: &[u8]) {
         self.record.begin_write(&self.record.prepare(offset, bytes)).unwrap();
     }
 
+    fn end(&self, bytes: Range<u64>, outcome: Outcome, size: u64) {
+        self.record.end_write(&bytes, outcome, || Some(stamp(size)));
+    }
+
     fn write(&self, offset: u64, bytes: &[u8]) {
         self.begin(offset, bytes);
-        self.record.end_write(&(offset..offset + bytes.len() as u64), Outcome::Stored);
+        let end = offset + bytes.len() as u64;
+        self.end(offset..end, Outcome::Stored, end);
     }
 
     /// What a crash at this moment would leave torn, when the file's pages have these sums.
     fn torn(&self, size: u64, found: impl Fn(u64) -> u32) -> Option<Range<u64>> {
-        let torn = self.record.resolve(size, 1 << 20, false, |page| Ok(found(page))).unwrap();
+        self.after(Meaning::Ours, size, false, found)
+    }
+
+    fn after(
+        &self, meaning: Meaning, size: u64, write: bool, found: impl Fn(u64) -> u32,
+    ) -> Option<Range<u64>> {
+        let slot = self.shared.table.find((7, 8)).unwrap();
+        let header = self.shared.table.header(slot).unwrap();
+        let known = Some((slot, header));
+        let record = Record::new((7, 8), self.shared.clone(), stamp(size), known).unwrap();
+        let mut read = |page| Some(found(page));
+        let look =
+            Look { meaning, stamp: stamp(size), block_size: 1 << 20, read: &mut read, write };
+        let torn = record.reconcile(look).unwrap();
         assert!(torn.len() < 2, "{torn:?}");
         torn.first().cloned()
     }
@@ -50,41 +76,101 @@ fn stamp(size: u64) -> Stamp {
 }
 
 #[test]
-fn padding_ends_where_later_bytes_have_landed() {
+fn a_record_is_settled_when_nothing_is_written_any_more() {
     let place = Place::new(Checksum::Crc32c, 0);
     let (record, header) = (&place.record, || place.header());
-    record.set_size(1000);
-    place.write(0, &[1; 1024]);
-    assert!(header().has(ACTIVE) && header().has(PADDED));
-    record.settle(stamp(1024));
-    assert!(header().has(PADDED), "the file is longer than what was written");
-    record.set_size(8192);
-    place.begin(0, &[2; 8192]);
-    assert_eq!(header().true_size, 1000);
+    place.begin(0, &[1; 8192]);
+    place.begin(8192, &[2; 1000]);
     record.settle(stamp(8192));
-    assert!(header().has(ACTIVE), "a write is under way");
-    record.end_write(&(0..8192), Outcome::Stored);
-    assert_eq!(header().true_size, 8192);
-    record.settle(stamp(8192));
-    assert_eq!((header().flags, header().size), (0, 8192));
-    assert_eq!(record.verify(0, &[2; 8192]), (8192, None));
-    assert_eq!(record.verify(0, &[1; 8192]), (0, Some(Errno::EBADMSG)));
-    let mut second = [2; 8192];
+    assert!(header().has(ACTIVE), "writes are under way");
+    place.end(0..8192, Outcome::Stored, 8192);
+    assert!(header().has(ACTIVE), "one is");
+    place.end(8192..9192, Outcome::Stored, 9192);
+    assert_eq!((header().flags, header().size, header().session), (0, 9192, 3));
+    assert_eq!(record.verify(0, &[1; 8192]), (8192, None));
+    assert_eq!(record.verify(0, &[2; 8192]), (0, Some(Errno::EBADMSG)));
+    let mut second = [1; 8192];
     second[5000] = 3;
     assert_eq!(record.verify(0, &second), (4096, Some(Errno::EBADMSG)));
+    assert_eq!(record.verify(8192, &[2; 1000]), (1000, None), "zeros follow its end");
+    // An old look at the file changes nothing.
+    record.settle(Stamp { changed_ns: 1, ..stamp(5) });
+    assert_eq!(header().size, 9192);
+}
+
+/// "A mark of damage goes only with bytes that replace it."
+#[test]
+fn changes_of_shape_keep_the_marks_of_bytes_that_stay() {
+    for checksum in [Checksum::Crc32c, Checksum::Writes] {
+        let place = Place::new(checksum, 0);
+        let (record, size) = (&place.record, 2 << 20);
+        place.write(0, &vec![1; 2 << 20]);
+        for page in [1, 300] {
+            place.begin(page * 4096, &[2; 4096]);
+            place.end(page * 4096..(page + 1) * 4096, Outcome::Failed, size);
+        }
+        let is_torn =
+            |page: u64| record.verify(page * 4096, &[1; 4096]) == (0, Some(Errno::EUCLEAN));
+        // Part of it, all before it, a change that fails.
+        record.changed(&(4096..4097), size).unwrap();
+        record.changed(&(0..5000), size).unwrap();
+        record.changed(&(20_000..300 * 4096), size).unwrap();
+        record.begin_change(Some(&(0..size))).unwrap();
+        record.end_change(Some(stamp(size)));
+        assert!(is_torn(1) && is_torn(300));
+        assert_eq!(
+            record.verify(8192, &[9; 4096]),
+            if checksum == Checksum::Crc32c { (0, Some(Errno::EBADMSG)) } else { (4096, None) }
+        );
+        assert_eq!(record.verify(20_480, &[9; 4096]), (4096, None), "its bytes have changed");
+        // A cut within, and one before.
+        record.changed(&(300 * 4096 + 7..u64::MAX), 300 * 4096 + 7).unwrap();
+        assert!(is_torn(300));
+        record.changed(&(300 * 4096..u64::MAX), 300 * 4096).unwrap();
+        assert!(!is_torn(300) && is_torn(1));
+        record.changed(&(4096..8192), size).unwrap();
+        assert!(!is_torn(1));
+    }
+}
+
+/// Others' bytes are never judged by a record of ours; ours that they have left are.
+#[test]
+fn marks_go_where_others_have_replaced_the_bytes() {
+    use crate::ledger::entry::sum;
+    let (ours, mixed, others) = (sum(&[1; 4096]), sum(&[5; 4096]), sum(&[9; 4096]));
+    for checksum in [Checksum::Crc32c, Checksum::Writes] {
+        let made = || {
+            let place = Place::new(checksum, 0);
+            place.write(0, &[1; 16384]);
+            place.begin(4096, &[2; 8192]);
+            let left = move |page: u64| if page == 1 { mixed } else { ours };
+            assert_eq!(place.after(Meaning::Ours, 16384, true, left), Some(4096..12288));
+            (place, left)
+        };
+        let (place, left) = made();
+        assert_eq!(place.after(Meaning::Ours, 16384, true, |_| others), Some(4096..12288));
+        assert_eq!(place.after(Meaning::Others, 16384, false, |_| others), None);
+        assert_eq!(place.after(Meaning::Others, 16384, true, left), Some(4096..12288));
+        let elsewhere = move |page| if page == 0 { others } else { left(page) };
+        assert_eq!(place.after(Meaning::Others, 16384, true, elsewhere), Some(4096..12288));
+        assert_eq!(place.after(Meaning::Others, 16384, true, |_| ours), None);
+        assert_eq!(place.after(Meaning::Ours, 16384, true, left), None);
+        // Cut off, and made longer again.
+        let (place, left) = made();
+        assert_eq!(place.after(Meaning::Others, 4096, true, left), None);
+        assert_eq!(place.after(Meaning::Ours, 16384, true, left), None);
+    }
 }
 
 /// What a failed write has left is neither the old nor the new, whoever looks and whenever, until it is written again.
 #[test]
 fn a_failed_write_is_torn_until_it_is_repeated() {
-    for checksum in [Checksum::Crc32c, Checksum::None] {
+    for checksum in [Checksum::Crc32c, Checksum::Writes] {
         let place = Place::new(checksum, 0);
         let record = &place.record;
-        record.set_size(16384);
         place.write(0, &[1; 16384]);
         place.begin(4096, &[2; 8192]);
-        record.end_write(&(4096..12288), Outcome::Failed);
-        record.settle(stamp(16384));
+        place.end(4096..12288, Outcome::Failed, 16384);
         assert!(!place.header().has(ACTIVE) && place.header().has(HAS_TORN));
         assert_eq!(record.verify(0, &[1; 16384]), (4096, Some(Errno::EUCLEAN)));
         assert_eq!(record.verify(12288, &[1; 4096]), (4096, None));
@@ -96,20 +182,19 @@ fn a_failed_write_is_torn_until_it_is_repeated() {
 /// A short write goes on within a page; nothing of it is under way when the rest has landed.
 #[test]
 fn a_write_in_parts_is_whole_at_its_end() {
-    for checksum in [Checksum::Crc32c, Checksum::None] {
+    for checksum in [Checksum::Crc32c, Checksum::Writes] {
         let place = Place::new(checksum, 0);
         let record = &place.record;
-        record.set_size(12288);
         let bytes: Vec<u8> = (0..12288).map(|at| (at / 512) as u8).collect();
         place.begin(0, &bytes);
-        record.end_write(&(0..12288), Outcome::Part(4608));
+        place.end(0..12288, Outcome::Part(4608), 4608);
         assert_eq!(place.torn(12288, |_| 99), Some(4096..12288), "the rest is under way");
         place.write(4608, &bytes[4608..]);
         assert_eq!(place.torn(12288, |_| 99), None);
         assert_eq!(record.verify(0, &bytes), (12288, None));
         // All within one page.
         place.begin(0, &bytes[512..3072]);
-        record.end_write(&(0..2560), Outcome::Part(1024));
+        place.end(0..2560, Outcome::Part(1024), 12288);
         place.write(1024, &bytes[1536..3072]);
         let wrong = record.verify(0, &bytes[..4096]);
         let compared = checksum == Checksum::Crc32c;
@@ -122,15 +207,13 @@ fn a_write_in_parts_is_whole_at_its_end() {
 fn zeros_are_not_taken_for_bytes_that_others_had_written() {
     use crate::ledger::entry::sum;
     let zeros = |_| sum(&[0; 4096]);
-    let place = Place::new(Checksum::None, 4096);
-    place.record.set_size(8192);
+    let place = Place::new(Checksum::Writes, 4096);
     place.begin(0, &[1; 8192]);
     assert_eq!(place.torn(8192, zeros), Some(0..8192));
-    let fresh = Place::new(Checksum::None, 0);
-    fresh.record.set_size(8192);
+    let fresh = Place::new(Checksum::Writes, 0);
     fresh.begin(0, &[1; 8192]);
     assert_eq!(fresh.torn(8192, zeros), None);
-    fresh.record.end_write(&(0..8192), Outcome::Stored);
+    fresh.end(0..8192, Outcome::Stored, 8192);
     fresh.begin(0, &[0; 8192]);
     assert_eq!(fresh.torn(8192, zeros), Some(0..8192));
 }
@@ -139,36 +222,31 @@ fn zeros_are_not_taken_for_bytes_that_others_had_written() {
 #[test]
 fn a_record_without_its_file_of_entries_knows_the_first_pages() {
     let place = Place::new(Checksum::Crc32c, 0);
-    place.record.set_size(1 << 20);
     place.write(0, &[1; 1 << 20]);
-    place.record.settle(stamp(1 << 20));
-    let (slot, header) = (place.table.find((7, 8)).unwrap(), place.header());
+    let (slot, header) = (place.shared.table.find((7, 8)).unwrap(), place.header());
     assert!(header.has(SIDECAR));
     std::fs::remove_dir_all(place.folder.path().join("sums")).unwrap();
     std::fs::create_dir(place.folder.path().join("sums")).unwrap();
-    let table = place.control();
-    let known = Some((slot, header));
-    let record =
-        Record::new((7, 8), table, Arc::default(), Checksum::Crc32c, 1 << 20, known).unwrap();
+    let shared = Place::open(&place.folder, Checksum::Crc32c);
+    let record = Record::new((7, 8), shared, stamp(1 << 20), Some((slot, header))).unwrap();
     assert_eq!(record.verify(0, &[2; 4096]), (0, Some(Errno::EBADMSG)));
     assert_eq!(record.verify(1 << 18, &[2; 4096]), (4096, None));
     record.begin_write(&record.prepare(1 << 18, &[3; 4096])).unwrap();
-    record.end_write(&(1 << 18..(1 << 18) + 4096), Outcome::Stored);
+    record.end_write(&(1 << 18..(1 << 18) + 4096), Outcome::Stored, || None);
     assert_eq!(record.verify(1 << 18, &[2; 4096]), (0, Some(Errno::EBADMSG)));
 }
 
 #[test]
 fn what_was_never_recorded_leaves_no_slot() {
-    let place = Place::new(Checksum::None, 0);
+    let place = Place::new(Checksum::Writes, 0);
     place.record.join();
     place.record.reserve(&(0..4096)).unwrap();
-    assert!(place.table.find((7, 8)).is_some());
+    assert!(place.shared.table.find((7, 8)).is_some());
     assert_eq!(place.record.leave(Some(stamp(0))), Leaving::Done);
-    assert_eq!(place.table.find((7, 8)), None);
+    assert_eq!(place.shared.table.find((7, 8)), None);
     place.record.join();
-    place.record.set_size(4096);
     place.write(0, &[1; 4096]);
-    assert_eq!(place.record.leave(Some(stamp(4096))), Leaving::Unrecorded);
+    assert_eq!(place.record.leave(Some(stamp(5000))), Leaving::Unrecorded);
     place.record.settle(stamp(4096));
     place.record.join();
     assert_eq!(place.record.leave(Some(stamp(4096))), Leaving::Done);
@@ -177,9 +255,8 @@ fn what_was_never_recorded_leaves_no_slot() {
 /// Whoever synchronizes while another does must not be answered before the records are stored.
 #[test]
 fn a_sync_relies_on_none_that_is_under_way() {
-    let place = Place::new(Checksum::None, 0);
+    let place = Place::new(Checksum::Writes, 0);
     let record = &place.record;
-    record.set_size(4096);
     place.write(0, &[1; 4096]);
     assert!(record.has_news() && record.begin_sync());
     assert!(record.has_news() && record.begin_sync(), "the first may still fail");

@@ -1,0 +1,177 @@
+//! A record and its file after a crash, or after others have had the file: which marks stay, and which are made.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use super::{Record, State};
+use crate::aio::device::BackingFile;
+use crate::error::Result;
+use crate::ledger::entry::{Entry, PAGE_BYTES, UNKNOWN, Verdict, WRITTEN, joined, judge, pages_of};
+use crate::ledger::stamp::Stamp;
+use crate::ledger::table::{ACTIVE, HAS_TORN, Header, PADDED, Place, SHAPING, SUSPECT, TIMED};
+use crate::ledger::verdict::Meaning;
+
+/// Pages of one block that were being written, or are torn.
+struct Group {
+    block: u64,
+    is_torn: bool,
+    pages: Vec<(u64, Entry)>,
+}
+
+/// What the file is like, for [`Record::reconcile`].
+pub(in crate::ledger) struct Look<'a> {
+    pub(in crate::ledger) meaning: Meaning,
+    pub(in crate::ledger) stamp: Stamp,
+    /// Bytes of a block when it was written: no write is longer.
+    pub(in crate::ledger) block_size: u64,
+    /// Gives the sum of a page as it is now; `None` for one that cannot be read.
+    pub(in crate::ledger) read: &'a mut dyn FnMut(u64) -> Option<u32>,
+    /// Without it nothing is put on record; what is torn is remembered in memory.
+    pub(in crate::ledger) write: bool,
+}
+
+impl Record {
+    /// Brings the record in line with its file, which nobody else uses. Only entries and header change, never the
+    /// file; doing it again changes nothing more. Answers the ranges of bytes that are torn.
+    pub(in crate::ledger) fn reconcile(&self, mut found: Look<'_>) -> Result<Vec<Range<u64>>> {
+        let (place, header) = {
+            let state = self.state.lock();
+            (state.place(), state.header)
+        };
+        let Some(place) = place else { return Ok(Vec::new()) };
+        let groups = self.groups(&place, &header, &mut found)?;
+        let mut torn: Vec<Range<u64>> = Vec::new();
+        for group in groups {
+            let decided = decide(&group, &mut found);
+            for ((page, entry), now) in group.pages.iter().zip(decided) {
+                if now.is_torn() {
+                    torn.push(page * PAGE_BYTES..(page + 1) * PAGE_BYTES);
+                }
+                if now != *entry && found.write {
+                    self.shared.table.write_entries(&place, *page, &[now])?;
+                }
+            }
+        }
+        torn.sort_by_key(|range| range.start);
+        let torn = joined(torn);
+        match found.write {
+            true => {
+                // Before the header, which says that all of it was dealt with.
+                if let Some(sums) = &place.sums {
+                    sums.sync(true)?;
+                }
+                self.unsynced.store(true, Ordering::Release);
+                let session = self.shared.session;
+                self.change(|state| {
+                    state.header = reconciled(state.header, &found, !torn.is_empty());
+                    state.header.session = session;
+                })?;
+            }
+            false => {
+                let mut state = self.state.lock();
+                state.torn.clone_from(&torn);
+                state.header = reconciled(state.header, &found, state.header.has(HAS_TORN));
+                if found.meaning == Meaning::Others {
+                    let State { slot, sums, .. } = &mut *state;
+                    (*slot, *sums) = (None, None);
+                }
+            }
+        }
+        Ok(torn)
+    }
+
+    /// What is to be decided. On the way, what others' changes or an interrupted change of shape have made
+    /// meaningless is forgotten.
+    fn groups(&self, place: &Place, header: &Header, found: &mut Look<'_>) -> Result<Vec<Group>> {
+        let block_pages = (found.block_size / PAGE_BYTES).max(1);
+        let changing = match header.has(SHAPING) {
+            true => pages_of(&self.shared.table.noted_change(place.slot)?),
+            false => 0..0,
+        };
+        let mut groups: Vec<Group> = Vec::new();
+        let mut next = 0;
+        while let Some(pages) = self.shared.table.known_pages(place, next, u64::MAX / PAGE_BYTES) {
+            next = pages.end;
+            self.each_batch(place, pages, |first, entries| {
+                let mut changed = false;
+                for (page, entry) in (first..).zip(entries) {
+                    if page * PAGE_BYTES >= found.stamp.size {
+                        changed |= *entry != Entry::default();
+                        *entry = Entry::default();
+                        continue;
+                    }
+                    if entry.is_torn() || entry.in_flight() {
+                        add(&mut groups, page, page / block_pages, *entry);
+                        continue;
+                    }
+                    let now = match found.meaning {
+                        Meaning::Others => Entry::default(),
+                        _ if changing.contains(&page) && *entry != Entry::default() => {
+                            Entry::both(WRITTEN)
+                        }
+                        _ => *entry,
+                    };
+                    changed |= now != *entry;
+                    *entry = now;
+                }
+                changed && found.write
+            })?;
+        }
+        Ok(groups)
+    }
+}
+
+fn add(groups: &mut Vec<Group>, page: u64, block: u64, entry: Entry) {
+    let is_torn = entry.is_torn();
+    let recent = groups.iter_mut().rev().take(2);
+    match recent.into_iter().find(|group| group.block == block && group.is_torn == is_torn) {
+        Some(group) => group.pages.push((page, entry)),
+        None => groups.push(Group { block, is_torn, pages: vec![(page, entry)] }),
+    }
+}
+
+/// What becomes of a group's pages. What we have left stays judged by the record; of a file that others have changed,
+/// only what is certainly still ours.
+fn decide(group: &Group, found: &mut Look<'_>) -> Vec<Entry> {
+    let entries: Vec<Entry> = group.pages.iter().map(|(_, entry)| *entry).collect();
+    let others = found.meaning == Meaning::Others;
+    let is_complete = entries.iter().all(|entry| entry.is_decidable());
+    if group.is_torn && !others && is_complete {
+        return entries;
+    }
+    let sums: Vec<Option<u32>> = group.pages.iter().map(|(page, _)| (found.read)(*page)).collect();
+    let known: Vec<u32> = sums.iter().map(|sum| sum.unwrap_or(UNKNOWN)).collect();
+    let torn = || known.iter().map(|sum| Entry::torn(*sum)).collect();
+    let pairs = || entries.iter().zip(&sums);
+    let is_replaced = pairs().any(|(entry, sum)| sum.is_some_and(|sum| entry.is_replaced_by(sum)));
+    if group.is_torn {
+        // A block is replaced as soon as any of it is: of the rest nobody can say that it is not.
+        let is_certain = is_complete && !is_replaced;
+        return match (others, is_certain) {
+            (false, _) => torn(),
+            (true, true) => entries,
+            (true, false) => vec![Entry::default(); entries.len()],
+        };
+    }
+    if others && (is_replaced || !is_complete) {
+        return vec![Entry::default(); entries.len()];
+    }
+    match judge(&entries, &known) {
+        Verdict::New => entries.iter().map(|entry| Entry::both(entry.new)).collect(),
+        Verdict::Old => entries.iter().map(|entry| Entry::both(entry.previous)).collect(),
+        Verdict::Torn => torn(),
+    }
+}
+
+fn reconciled(header: Header, found: &Look<'_>, has_torn: bool) -> Header {
+    let mut header = header;
+    header.flags &= !(ACTIVE | PADDED | TIMED | SHAPING | HAS_TORN);
+    header.flags |= if has_torn { HAS_TORN } else { 0 };
+    match found.meaning {
+        Meaning::Ours => {}
+        Meaning::Uncertain => header.flags |= SUSPECT,
+        Meaning::Others => header.flags &= !SUSPECT,
+    }
+    found.stamp.store(&mut header);
+    header
+}
