@@ -22,6 +22,7 @@ mod place;
 mod polls;
 mod processes;
 mod prometheus;
+mod recovery;
 mod requests;
 mod rest;
 mod rights;
