@@ -156,12 +156,12 @@ impl Ledger {
 
     /// Deals with what a crash has left, and puts the new session on record.
     fn begin(&self, folder: BorrowedFd<'_>) -> io::Result<()> {
-        let sessions = self.sessions.lock();
+        let mut sessions = self.sessions.lock();
         if sessions.fell() {
             let found = recover::recover(&self.shared, &sessions, folder)?;
             log::warn!("the last mount of this folder did not end well: {found}");
         }
-        match sessions.begun() {
+        match sessions.begun(self.shared.pulse.doubt_ns()) {
             // Its number in the records says that there was one.
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                 log::warn!(".swapfs/session: {error}; the next mount will look at everything");
@@ -256,7 +256,7 @@ impl Ledger {
     ) -> Result<()> {
         let block_size = recover::block_size(&self.sessions.lock(), header);
         let write = self.shared.table.writable();
-        let mut read = |page| recover::page_sum(file, page).ok();
+        let mut read = |page| recover::see(file, page);
         let torn = record.reconcile(record::Look {
             meaning,
             stamp,

@@ -28,6 +28,66 @@ pub(crate) fn sync_file_range(file: impl AsFd, offset: u64, length: u64, flags: 
     Errno::result(outcome).map(drop)
 }
 
+/// `struct fiemap` with room for one extent.
+#[repr(C)]
+#[derive(Default)]
+struct Fiemap {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped_extents: u32,
+    extent_count: u32,
+    reserved: u32,
+    extent: FiemapExtent,
+}
+
+/// `struct fiemap_extent`.
+#[repr(C)]
+#[derive(Default)]
+struct FiemapExtent {
+    logical: u64,
+    physical: u64,
+    length: u64,
+    reserved_64: [u64; 2],
+    flags: u32,
+    reserved: [u32; 3],
+}
+
+/// `FIEMAP_EXTENT_UNKNOWN` and `FIEMAP_EXTENT_DELALLOC`: the place is not chosen yet.
+const EXTENT_UNPLACED: u32 = 2 | 4;
+
+mod ioctl {
+    nix::ioctl_readwrite!(fiemap, b'f', 11, super::Fiemap);
+}
+
+/// Lets the calling thread run before all ordinary ones, when it does little and must be in time.
+///
+/// # Errors
+/// EPERM without CAP_SYS_NICE or RLIMIT_RTPRIO.
+pub(crate) fn go_first() -> Result<()> {
+    let priority = libc::sched_param { sched_priority: 1 };
+    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: sched_setscheduler wants a parameter of the policy's kind, which lives for the call; 0 is this thread.
+    let outcome = unsafe { libc::sched_setscheduler(0, policy, &raw const priority) };
+    Errno::result(outcome).map(drop)
+}
+
+/// Where on its device the byte at `offset` of a file is: a number that changes when the file is cut and written again.
+/// `u64::MAX` while the filesystem has not decided, 0 for a hole, and where it does not tell.
+#[must_use]
+pub(crate) fn place_on_device(file: impl AsFd, offset: u64) -> u64 {
+    let mut map = Fiemap { start: offset, length: 1, extent_count: 1, ..Fiemap::default() };
+    // SAFETY: the ioctl wants a `struct fiemap` with room for as many extents as it says, one here.
+    let outcome = unsafe { ioctl::fiemap(file.as_fd().as_raw_fd(), &raw mut map) };
+    let extent = &map.extent;
+    match outcome {
+        Ok(_) if map.mapped_extents == 0 => 0,
+        Ok(_) if extent.flags & EXTENT_UNPLACED != 0 => u64::MAX,
+        Ok(_) => extent.physical.wrapping_add(offset).wrapping_sub(extent.logical),
+        Err(_) => 0,
+    }
+}
+
 /// A filesystem's own name for an inode: it outlives every descriptor and never means another
 /// inode.
 #[derive(Clone, Debug, Eq, PartialEq)]

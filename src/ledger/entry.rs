@@ -14,8 +14,8 @@ pub(super) const BATCH: usize = 256;
 /// Nothing is known of the page.
 pub(super) const UNKNOWN: u32 = 0;
 
-/// The page may be a mixture: unreadable until other bytes replace it. The entry's other half is the sum of the
-/// bytes that were found, or [`UNKNOWN`].
+/// The page may be a mixture: unreadable until other bytes replace it. The entry's other half is the print of what was
+/// found ([`Seen::print`]), or [`UNKNOWN`].
 pub(super) const TORN: u32 = 0x0f0f_0f0f;
 
 /// The page is being written, without a checksum.
@@ -87,6 +87,24 @@ pub(super) fn crc(bytes: &[u8]) -> u32 {
     crc_fast::crc32_iscsi(bytes)
 }
 
+/// A page as it was found in its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) sum: u32,
+    /// See `sys::place_on_device`.
+    pub(super) place: u64,
+}
+
+impl Seen {
+    /// Tells whether a page is still what it was: bytes that are the same but lie elsewhere were written again.
+    pub(super) fn print(self) -> u32 {
+        let mut bytes = [0; 12];
+        bytes[..4].copy_from_slice(&self.sum.to_le_bytes());
+        bytes[4..].copy_from_slice(&self.place.to_le_bytes());
+        unmarked(crc(&bytes))
+    }
+}
+
 /// The sums of a page. While the page is written, its bytes are those of `new` or those of `previous`;
 /// else both are equal.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -100,9 +118,9 @@ impl Entry {
         Self { new: sum, previous: sum }
     }
 
-    /// A page whose bytes are a mixture, with their sum.
-    pub(super) fn torn(found: u32) -> Self {
-        Self { new: TORN, previous: found }
+    /// A page whose bytes may be a mixture, with what was found where it could be read.
+    pub(super) fn torn(found: Option<Seen>) -> Self {
+        Self { new: TORN, previous: found.map_or(UNKNOWN, Seen::print) }
     }
 
     pub(super) fn decode(bytes: [u8; ENTRY_BYTES as usize], format: Format) -> Self {
@@ -134,12 +152,12 @@ impl Entry {
         }
     }
 
-    /// Returns whether a page with this sum is certainly not one that the marked write has left: neither the new
-    /// bytes nor those from before.
-    pub(super) fn is_replaced_by(self, found: u32) -> bool {
+    /// Returns whether the page is certainly not one that the marked write has left: neither the new bytes nor those
+    /// from before.
+    pub(super) fn is_replaced_by(self, found: Seen) -> bool {
         let is_left = match self.is_torn() {
-            true => self.previous == found,
-            false => self.new == found || self.matches_previous(found),
+            true => self.previous == found.print(),
+            false => self.new == found.sum || self.matches_previous(found.sum),
         };
         self.is_decidable() && !is_left
     }
@@ -256,7 +274,7 @@ mod tests {
     fn a_flipped_bit_makes_no_mark_another() {
         let sums = [sum(&[1; 4096]), sum(&[2; 4096])];
         for entry in [
-            Entry::torn(sums[0]),
+            Entry::torn(Some(Seen { sum: sums[0], place: 7 })),
             Entry::default(),
             Entry::both(WRITTEN),
             Entry { new: WRITING, previous: WRITTEN },
@@ -297,11 +315,13 @@ mod tests {
         assert_eq!(judge(&[entry(sums[1], WRITTEN)], &[sums[0]]), Verdict::Torn);
         assert_eq!(judge(&[entry(sums[1], UNKNOWN)], &[sums[0]]), Verdict::Old);
         // What is neither was written by others.
-        assert!(entries[0].is_replaced_by(sums[0]) && !entries[0].is_replaced_by(sums[2]));
-        assert!(Entry::torn(sums[1]).is_replaced_by(sums[2]));
-        assert!(!Entry::torn(sums[1]).is_replaced_by(sums[1]));
-        assert!(!Entry::torn(UNKNOWN).is_replaced_by(sums[1]));
-        assert!(!entry(WRITING, WRITTEN).is_replaced_by(sums[1]));
-        assert!(!entry(sums[1], WRITTEN).is_replaced_by(sums[2]), "it may be from before");
+        let seen = |at: usize| Seen { sum: sums[at], place: 7 };
+        assert!(entries[0].is_replaced_by(seen(0)) && !entries[0].is_replaced_by(seen(2)));
+        let torn = Entry::torn(Some(seen(1)));
+        assert!(torn.is_replaced_by(seen(2)) && !torn.is_replaced_by(seen(1)));
+        assert!(torn.is_replaced_by(Seen { place: 8, ..seen(1) }), "the same bytes elsewhere");
+        assert!(!Entry::torn(None).is_replaced_by(seen(1)));
+        assert!(!entry(WRITING, WRITTEN).is_replaced_by(seen(1)));
+        assert!(!entry(sums[1], WRITTEN).is_replaced_by(seen(2)), "it may be from before");
     }
 }

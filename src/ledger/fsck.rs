@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::entry::PAGE_BYTES;
 use super::pulse::Pulse;
 use super::record::{Look, Record, Shared};
-use super::recover::{block_size, padding, page_sum};
+use super::recover::{block_size, padding, see};
 use super::session::Sessions;
 use super::stamp::Stamp;
 use super::table::Table;
@@ -191,7 +191,7 @@ impl Check<'_> {
         let meaning = judge(&header, stamp, &self.sessions);
         let padding = padding(&header, stamp, &file, &self.sessions)?;
         let record = Record::new(identity, self.shared.clone(), stamp, Some((slot, header)))?;
-        let mut read = |page| page_sum(&file, page).ok();
+        let mut read = |page| see(&file, page);
         let block_size = block_size(&self.sessions, &header);
         let write = self.repair;
         let looked = Look { meaning, stamp, block_size, read: &mut read, write };

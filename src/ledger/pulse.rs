@@ -4,6 +4,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -11,8 +12,13 @@ use parking_lot::{Condvar, Mutex};
 
 use super::table::Table;
 
-/// How often; well below `verdict::KILL_DOUBT_NS`.
-const PERIOD: Duration = Duration::from_millis(5);
+/// How often.
+const PERIOD: Duration = Duration::from_millis(2);
+
+/// A file may have been changed so long after the daemon said that it lives, in nanoseconds: where the thread goes before
+/// all others, and where it may have to wait for a processor.
+const DOUBT_NS: i64 = 8_000_000;
+const DOUBT_IN_LINE_NS: i64 = 40_000_000;
 
 #[derive(Debug, Default)]
 struct Beat {
@@ -47,20 +53,30 @@ pub(super) struct Pulse {
     shared: Arc<Shared>,
     table: Arc<Table>,
     thread: Option<JoinHandle<()>>,
+    doubt_ns: i64,
 }
 
 impl Pulse {
     /// Starts it; where the table may not be written, nothing is to be said.
     pub(super) fn start(table: Arc<Table>) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
+        let (told, goes_first) = sync_channel(1);
         let start = || {
             let (shared, table) = (shared.clone(), table.clone());
-            std::thread::Builder::new()
-                .name("swapfs-pulse".into())
-                .spawn(move || shared.run(&table))
+            std::thread::Builder::new().name("swapfs-pulse".into()).spawn(move || {
+                let _ = told.send(crate::sys::go_first().is_ok());
+                shared.run(&table);
+            })
         };
         let thread = table.writable().then(start).transpose()?;
-        Ok(Self { shared, table, thread })
+        let goes_first = thread.is_some() && goes_first.recv() == Ok(true);
+        let doubt_ns = if goes_first { DOUBT_NS } else { DOUBT_IN_LINE_NS };
+        Ok(Self { shared, table, thread, doubt_ns })
+    }
+
+    /// A file may have been changed so long after the daemon was last seen alive.
+    pub(super) fn doubt_ns(&self) -> i64 {
+        self.doubt_ns
     }
 
     /// A write is about to be handed on.

@@ -9,16 +9,15 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use super::entry::{PAGE_BYTES, sum};
+use super::entry::{PAGE_BYTES, Seen, sum};
 use super::identity_of;
 use super::record::{Look, Record, Shared};
 use super::session::{Crash, Sessions};
 use super::stamp::Stamp;
 use super::table::{ACTIVE, Header, Identity, PADDED};
-use super::verdict::{KILL_DOUBT_NS, Meaning, Past, judge};
+use super::verdict::{Meaning, Past, judge};
 use super::walk::{Found, walk};
 use crate::error::{Result, errno_of};
-use crate::sys::errno;
 
 /// The first format padded files to multiples of no more than this.
 const ALIGNMENT_MAX: u64 = 4096;
@@ -126,7 +125,7 @@ fn partition(
     let was_cut = stamp.size == header.next && header.has(PADDED);
     let meaning = if was_cut { Meaning::Ours } else { judge(&header, stamp, sessions) };
     let record = Record::new(identity, shared.clone(), stamp, Some((slot, header)))?;
-    let mut read = |page| page_sum(&file, page).ok();
+    let mut read = |page| see(&file, page);
     let block_size = block_size(sessions, &header);
     let looked = Look { meaning, stamp, block_size, read: &mut read, write: true };
     let torn = record.reconcile(looked)?;
@@ -144,7 +143,7 @@ pub(super) fn padding(
     header: &Header, stamp: Stamp, file: &File, sessions: &Sessions,
 ) -> Result<u64> {
     let Some(crash) = sessions.crash(header.session) else { return Ok(0) };
-    let end = crash.alive_ns.saturating_add(KILL_DOUBT_NS);
+    let end = crash.alive_ns.saturating_add(crash.doubt_ns);
     let is_ours = (header.changed_ns..=end).contains(&stamp.modified_ns)
         && (header.changed_ns..=end).contains(&stamp.changed_ns);
     let padded = header.next.next_multiple_of(ALIGNMENT_MAX);
@@ -160,13 +159,14 @@ pub(super) fn padding(
 #[repr(align(4096))]
 struct Page([u8; PAGE_BYTES as usize]);
 
-/// The sum of a page as it is in the file, which may be open with O_DIRECT; what lies beyond the end is zero.
-pub(super) fn page_sum(file: impl AsFd, page: u64) -> Result<u32> {
+/// Looks at a page as it is in the file, which may be open with O_DIRECT; what lies beyond the end is zero. `None` when
+/// it cannot be read.
+pub(super) fn see(file: impl AsFd, page: u64) -> Option<Seen> {
     let mut bytes = Page([0; PAGE_BYTES as usize]);
     let offset = page * PAGE_BYTES;
     let read = || rustix::io::pread(&file, &mut bytes.0[..], offset);
-    let count = rustix::io::retry_on_intr(read).map_err(errno)?;
-    Ok(sum(&bytes.0[..count]))
+    let count = rustix::io::retry_on_intr(read).ok()?;
+    Some(Seen { sum: sum(&bytes.0[..count]), place: crate::sys::place_on_device(&file, offset) })
 }
 
 /// Byte ranges for people.

@@ -25,6 +25,9 @@ const FILE_STEP: usize = 4096;
 /// Sessions that ended well, and that did not, whose times are remembered.
 const SESSIONS_MAX: usize = 64;
 
+/// The doubt of sessions in the first format, whose daemons said nothing while they wrote, in nanoseconds.
+const FIRST_DOUBT_NS: i64 = 40_000_000;
+
 /// Bytes of the largest block; no write is longer.
 const BLOCK_BYTES_MAX: u64 = 16 << 20;
 
@@ -43,6 +46,9 @@ struct Stored {
     end_ns: Option<i64>,
     /// Bytes of a block: no write is longer.
     block_size: u64,
+    /// A file may have been changed so long after the daemon was last seen alive, in nanoseconds.
+    #[serde(default)]
+    doubt_ns: i64,
     /// Earlier sessions that ended so: start and end.
     earlier: Vec<(i64, i64)>,
     /// Earlier sessions that did not.
@@ -70,8 +76,9 @@ pub(super) struct Crash {
     pub(super) number: u32,
     pub(super) fall: Fall,
     pub(super) start_ns: i64,
-    /// The daemon was alive then, and not for long after.
+    /// The daemon was alive then, and at most so long after.
     pub(super) alive_ns: i64,
+    pub(super) doubt_ns: i64,
     /// When the machine was started again, where that is known.
     pub(super) boot_ns: Option<i64>,
     pub(super) block_size: u64,
@@ -81,7 +88,8 @@ impl Crash {
     /// One of which nothing is known.
     pub(super) fn unknown(number: u32, alive_ns: i64) -> Self {
         let (fall, boot_ns) = (Fall::PowerCut, None);
-        Self { number, fall, start_ns: 0, alive_ns, boot_ns, block_size: BLOCK_BYTES_MAX }
+        let (doubt_ns, block_size) = (FIRST_DOUBT_NS, BLOCK_BYTES_MAX);
+        Self { number, fall, start_ns: 0, alive_ns, doubt_ns, boot_ns, block_size }
     }
 }
 
@@ -129,9 +137,15 @@ impl Sessions {
                         // A machine that was started before the session, or a clock that was set, tells nothing.
                         let boot_ns =
                             Some(boot_time_ns()).filter(|boot| !same_boot && *boot > last.start_ns);
-                        let (start_ns, block_size) = (last.start_ns, last.block_size);
-                        let crash = Crash { number, fall, start_ns, alive_ns, boot_ns, block_size };
-                        crashed.push(crash);
+                        crashed.push(Crash {
+                            number,
+                            fall,
+                            start_ns: last.start_ns,
+                            alive_ns,
+                            doubt_ns: if number == 0 { FIRST_DOUBT_NS } else { last.doubt_ns },
+                            boot_ns,
+                            block_size: last.block_size,
+                        });
                     }
                 }
             }
@@ -150,6 +164,7 @@ impl Sessions {
             start_ns: 0,
             end_ns: None,
             block_size: block_size.unwrap_or(BLOCK_BYTES_MAX),
+            doubt_ns: 0,
             earlier,
             crashed,
             sum: None,
@@ -190,8 +205,9 @@ impl Sessions {
         Ok(())
     }
 
-    /// From here on a crash is this session's.
-    pub(super) fn begun(&self) -> io::Result<()> {
+    /// From here on a crash is this session's, whose daemon says that it lives often enough for this doubt.
+    pub(super) fn begun(&mut self, doubt_ns: i64) -> io::Result<()> {
+        self.stored.doubt_ns = doubt_ns;
         self.write()
     }
 
@@ -355,7 +371,7 @@ mod tests {
         let (_folder, control) = control();
         let mut first = open(&control, Some(65536));
         assert_eq!((first.fell(), first.number()), (false, 1));
-        first.begun().unwrap();
+        first.begun(5).unwrap();
         let second = open(&control, None);
         let crash = second.crash(1).unwrap();
         assert_eq!((second.fell(), second.number(), crash.fall), (true, 2, Fall::Killed));
@@ -369,7 +385,7 @@ mod tests {
     #[test]
     fn a_flipped_bit_makes_no_crash_a_good_end() {
         let (folder, control) = control();
-        open(&control, Some(65536)).begun().unwrap();
+        open(&control, Some(65536)).begun(5).unwrap();
         let path = folder.path().join(NAME);
         let good = std::fs::read(&path).unwrap();
         let table = Table::open(control.as_fd(), true).unwrap().unwrap();

@@ -4,12 +4,8 @@ use super::session::{Crash, Fall};
 use super::stamp::Stamp;
 use super::table::{ACTIVE, Header, TIMED};
 
-/// A daemon that was killed may have changed a file so long after it was last seen alive, in nanoseconds: while
-/// anything is written it says that it lives every 5 ms.
-pub(super) const KILL_DOUBT_NS: i64 = 40_000_000;
-
-/// The same after a power cut, where nobody knows when the machine was started again: what the kernel has in memory
-/// goes to the device within 30 s.
+/// So long after the daemon was last seen alive a power cut may have come, in nanoseconds, where nobody knows when the
+/// machine was started again: what the kernel has in memory goes to the device within 30 s.
 pub(super) const CUT_DOUBT_NS: i64 = 60_000_000_000;
 
 /// Who changed the file last.
@@ -58,7 +54,7 @@ pub(super) fn judge(header: &Header, stamp: Stamp, past: &impl Past) -> Meaning 
     }
     match crash {
         Some(crash) if crash.fall == Fall::Killed && is_later => {
-            let doubt = if header.has(ACTIVE) { KILL_DOUBT_NS } else { 0 };
+            let doubt = if header.has(ACTIVE) { crash.doubt_ns } else { 0 };
             match stamp.modified_ns <= crash.alive_ns.saturating_add(doubt) {
                 true => Meaning::Ours,
                 false => Meaning::Others,

@@ -103,7 +103,7 @@ impl Record {
             self.each_batch(&place, pages.clone(), |_, entries| {
                 for entry in entries {
                     *entry = match (outcome, entry.new) {
-                        (Outcome::Failed, _) => Entry::torn(UNKNOWN),
+                        (Outcome::Failed, _) => Entry::torn(None),
                         (_, WRITING) => Entry::both(WRITTEN),
                         (_, sum) => Entry::both(sum),
                     };
@@ -228,7 +228,7 @@ impl Record {
             self.each_batch(&place, page..page + 1, |_, entries| {
                 entries[0] = match entries[0] {
                     Entry { new: UNKNOWN, previous: UNKNOWN } => return false,
-                    torn if torn.is_torn() => Entry::torn(UNKNOWN),
+                    torn if torn.is_torn() => Entry::torn(None),
                     _ => Entry::both(WRITTEN),
                 };
                 true

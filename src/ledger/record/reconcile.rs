@@ -6,7 +6,9 @@ use std::sync::atomic::Ordering;
 use super::{Record, State};
 use crate::aio::device::BackingFile;
 use crate::error::Result;
-use crate::ledger::entry::{Entry, PAGE_BYTES, UNKNOWN, Verdict, WRITTEN, joined, judge, pages_of};
+use crate::ledger::entry::{
+    Entry, PAGE_BYTES, Seen, UNKNOWN, Verdict, WRITTEN, joined, judge, pages_of,
+};
 use crate::ledger::stamp::Stamp;
 use crate::ledger::table::{ACTIVE, HAS_TORN, Header, PADDED, Place, SHAPING, SUSPECT, TIMED};
 use crate::ledger::verdict::Meaning;
@@ -24,8 +26,8 @@ pub(in crate::ledger) struct Look<'a> {
     pub(in crate::ledger) stamp: Stamp,
     /// Bytes of a block when it was written: no write is longer.
     pub(in crate::ledger) block_size: u64,
-    /// Gives the sum of a page as it is now; `None` for one that cannot be read.
-    pub(in crate::ledger) read: &'a mut dyn FnMut(u64) -> Option<u32>,
+    /// Looks at a page as it is now; `None` for one that cannot be read.
+    pub(in crate::ledger) read: &'a mut dyn FnMut(u64) -> Option<Seen>,
     /// Without it nothing is put on record; what is torn is remembered in memory.
     pub(in crate::ledger) write: bool,
 }
@@ -139,28 +141,43 @@ fn decide(group: &Group, found: &mut Look<'_>) -> Vec<Entry> {
     if group.is_torn && !others && is_complete {
         return entries;
     }
-    let sums: Vec<Option<u32>> = group.pages.iter().map(|(page, _)| (found.read)(*page)).collect();
-    let known: Vec<u32> = sums.iter().map(|sum| sum.unwrap_or(UNKNOWN)).collect();
-    let torn = || known.iter().map(|sum| Entry::torn(*sum)).collect();
-    let pairs = || entries.iter().zip(&sums);
-    let is_replaced = pairs().any(|(entry, sum)| sum.is_some_and(|sum| entry.is_replaced_by(sum)));
-    if group.is_torn {
-        // A block is replaced as soon as any of it is: of the rest nobody can say that it is not.
-        let is_certain = is_complete && !is_replaced;
-        return match (others, is_certain) {
-            (false, _) => torn(),
-            (true, true) => entries,
-            (true, false) => vec![Entry::default(); entries.len()],
-        };
+    let seen: Vec<Option<Seen>> = group.pages.iter().map(|(page, _)| (found.read)(*page)).collect();
+    match (group.is_torn, others) {
+        (true, true) => {
+            let stays = |(entry, seen): (&Entry, &Option<Seen>)| {
+                let is_replaced = seen.is_some_and(|seen| entry.is_replaced_by(seen));
+                if is_replaced || !entry.is_decidable() { Entry::default() } else { *entry }
+            };
+            entries.iter().zip(&seen).map(stays).collect()
+        }
+        (true, false) => seen.into_iter().map(Entry::torn).collect(),
+        (false, false) => judged(&entries, &seen),
+        (false, true) if is_complete => left_by_others(&entries, &seen),
+        (false, true) => vec![Entry::default(); entries.len()],
     }
-    if others && (is_replaced || !is_complete) {
-        return vec![Entry::default(); entries.len()];
-    }
-    match judge(&entries, &known) {
+}
+
+/// Pages that were being written, all of them as we have left them.
+fn judged(entries: &[Entry], seen: &[Option<Seen>]) -> Vec<Entry> {
+    let sums: Vec<u32> = seen.iter().map(|seen| seen.map_or(UNKNOWN, |seen| seen.sum)).collect();
+    match judge(entries, &sums) {
         Verdict::New => entries.iter().map(|entry| Entry::both(entry.new)).collect(),
         Verdict::Old => entries.iter().map(|entry| Entry::both(entry.previous)).collect(),
-        Verdict::Torn => torn(),
+        Verdict::Torn => seen.iter().map(|seen| Entry::torn(*seen)).collect(),
     }
+}
+
+/// The same, with pages among them that others have replaced: the rest is judged without these.
+fn left_by_others(entries: &[Entry], seen: &[Option<Seen>]) -> Vec<Entry> {
+    let is_left = |at: &usize| !seen[*at].is_some_and(|seen| entries[*at].is_replaced_by(seen));
+    let left: Vec<usize> = (0..entries.len()).filter(is_left).collect();
+    let (rest, rest_seen): (Vec<Entry>, Vec<Option<Seen>>) =
+        left.iter().map(|at| (entries[*at], seen[*at])).unzip();
+    let mut decided = vec![Entry::default(); entries.len()];
+    for (at, entry) in left.into_iter().zip(judged(&rest, &rest_seen)) {
+        decided[at] = entry;
+    }
+    decided
 }
 
 fn reconciled(header: Header, found: &Look<'_>, has_torn: bool) -> Header {

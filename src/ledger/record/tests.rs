@@ -1,5 +1,6 @@
 use std::os::fd::AsFd;
 
+use crate::ledger::entry::Seen;
 use crate::ledger::verdict::Meaning;
 
 use super::*;
@@ -62,7 +63,7 @@ impl Place {
         let header = self.shared.table.header(slot).unwrap();
         let known = Some((slot, header));
         let record = Record::new((7, 8), self.shared.clone(), stamp(size), known).unwrap();
-        let mut read = |page| Some(found(page));
+        let mut read = |page| Some(Seen { sum: found(page), place: 7 });
         let look =
             Look { meaning, stamp: stamp(size), block_size: 1 << 20, read: &mut read, write };
         let torn = record.reconcile(look).unwrap();
@@ -153,7 +154,9 @@ fn marks_go_where_others_have_replaced_the_bytes() {
         assert_eq!(place.after(Meaning::Others, 16384, true, left), Some(4096..12288));
         let elsewhere = move |page| if page == 0 { others } else { left(page) };
         assert_eq!(place.after(Meaning::Others, 16384, true, elsewhere), Some(4096..12288));
-        assert_eq!(place.after(Meaning::Others, 16384, true, |_| ours), None);
+        // One of the two pages, then the other.
+        assert_eq!(place.after(Meaning::Others, 16384, true, |_| ours), Some(8192..12288));
+        assert_eq!(place.after(Meaning::Others, 16384, true, |_| others), None);
         assert_eq!(place.after(Meaning::Ours, 16384, true, left), None);
         // Cut off, and made longer again.
         let (place, left) = made();
