@@ -335,8 +335,11 @@ fn a_torn_page_that_others_rewrote_is_read_and_the_others_stay_torn() {
     });
 }
 
+/// What others do to a file by its name.
+type ByName = fn(&Mount, &str);
+
 /// Others' changes of everything but bytes.
-const NAMELY: [(&str, fn(&Mount, &str)); 8] = [
+const NAMELY: [(&str, ByName); 8] = [
     ("chmod", |mount, name| {
         fs::set_permissions(mount.backing(name), fs::Permissions::from_mode(0o640)).unwrap();
     }),
@@ -358,7 +361,7 @@ const NAMELY: [(&str, fn(&Mount, &str)); 8] = [
     }),
     ("read", |mount, name| drop(fs::read(mount.backing(name)).unwrap())),
     ("chmod 0000", |mount, name| {
-        fs::set_permissions(mount.backing(name), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(mount.backing(name), fs::Permissions::from_mode(0o000)).unwrap();
     }),
 ];
 

@@ -45,22 +45,25 @@ struct Copied {
     folder: TempDir,
 }
 
+/// The bytes of a disk at one moment: two copies are the same when nothing came between.
+pub(super) fn copy(disk: &SmallDisk) -> Vec<u8> {
+    let mut copy = fs::read(disk.image()).unwrap();
+    for _ in 0..100 {
+        let again = fs::read(disk.image()).unwrap();
+        if again == copy {
+            return copy;
+        }
+        copy = again;
+    }
+    panic!("the disk does not come to rest");
+}
+
 impl Copied {
-    fn of(disk: &SmallDisk) -> Self {
+    fn new(bytes: Vec<u8>) -> Self {
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let (at, image) = (folder.path().join("disk"), folder.path().join("image"));
         fs::create_dir(&at).unwrap();
-        // Two copies are the same when nothing came between.
-        let mut copy = fs::read(disk.image()).unwrap();
-        for attempt in 0.. {
-            let again = fs::read(disk.image()).unwrap();
-            if again == copy {
-                break;
-            }
-            assert!(attempt < 100, "the disk does not come to rest");
-            copy = again;
-        }
-        fs::write(&image, copy).unwrap();
+        fs::write(&image, bytes).unwrap();
         let mut command = Command::new("mount");
         let output = command.args(["-o", "loop"]).arg(&image).arg(&at).output().unwrap();
         assert!(output.status.success(), "{output:?}");
@@ -85,7 +88,12 @@ impl After {
     /// The power of the machine with this disk is cut now; what mounts from now on has been started after that. To
     /// be called where one is [`alone`].
     pub(super) fn power_cut(disk: &SmallDisk, before: &Mount) -> Self {
-        let copied = Copied::of(disk);
+        Self::of_copy(disk, before, copy(disk))
+    }
+
+    /// The same for a cut at the moment when the disk was copied.
+    pub(super) fn of_copy(disk: &SmallDisk, before: &Mount, bytes: Vec<u8>) -> Self {
+        let copied = Copied::new(bytes);
         let mut mount = Mount::prepared(&copied.at);
         let base = disk.at.canonicalize().unwrap();
         mount.swap = copied.at.join(before.swap.strip_prefix(base).unwrap());

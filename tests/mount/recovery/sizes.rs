@@ -26,6 +26,12 @@ struct Case {
     same: fn(&mut Vec<u8>),
 }
 
+/// A way to synchronize.
+type Way = fn(&Mount, &File);
+
+/// A change of a size.
+type Call = fn(&File);
+
 const CASES: [Case; 21] = [
     Case {
         name: "fallocate to 1 MiB",
@@ -315,7 +321,7 @@ fn sizes_survive_a_power_cut(first: impl Fn(&File, &Mount, &str) + Sync) {
 /// Every way to synchronize promises the size.
 #[test]
 fn every_kind_of_fsync_promises_the_size() {
-    let ways: [(&str, fn(&Mount, &File)); 7] = [
+    let ways: [(&str, Way); 7] = [
         ("fsync", |_, file| file.sync_all().unwrap()),
         ("fdatasync", |_, file| file.sync_data().unwrap()),
         ("fsync of the root", |mount, _| sync_all(&mount.mnt)),
@@ -384,7 +390,7 @@ fn a_file_that_grows_is_exact_after_each_kill() {
 /// "Size: one of the sizes since"; what fsync covered and no call has changed is there.
 #[test]
 fn a_size_that_nobody_synchronized_is_one_that_it_had() {
-    let calls: [(&str, fn(&File), &[u64]); 6] = [
+    let calls: [(&str, Call, &[u64]); 6] = [
         ("grown", |file| file.set_len(70_000).unwrap(), &[5000, 70_000]),
         (
             "grown twice",

@@ -58,7 +58,7 @@ fn rewrite(file: &File, part: &Part, piece: usize) -> u64 {
 }
 
 /// Rewrites parts of files in pieces and stops the daemon in the midst of it; returns the rounds of each. It is killed
-/// after `meanwhile`.
+/// after `meanwhile`, which starts no program: that would have the files' descriptors, and wait where it closes them.
 pub(super) fn stop_amid(
     mount: &Mount, parts: &[Part], piece: usize, meanwhile: impl FnOnce(),
 ) -> Vec<u64> {
@@ -74,6 +74,7 @@ pub(super) fn stop_amid(
             .map(|(part, file)| scope.spawn(move || rewrite(file, part, piece)))
             .collect();
         std::thread::sleep(Duration::from_millis(20 + random.below(20)));
+        assert!(mount.daemon().as_raw() > 0, "the mount has been taken away");
         mount.signal(Signal::SIGSTOP);
         // What the device has been given still lands.
         std::thread::sleep(Duration::from_millis(20));
@@ -141,4 +142,29 @@ pub(super) fn torn_files(mount: &Mount, mode: &str, names: &[String]) -> Vec<See
 /// Makes one of the usual kind and tears it.
 pub(super) fn torn(mount: &Mount, mode: &str, name: &str) -> Seen {
     torn_files(mount, mode, &[name.to_owned()]).remove(0)
+}
+
+/// Whether each page of a part of a usual file that was rewritten is of one of these rounds, or refused as torn, and the
+/// rest of the file is the pattern.
+pub(super) fn is_of_one_moment(mount: &Mount, part: &Part, rounds: u64) -> Result<(), String> {
+    let seen = Seen::look(&mount.at(&part.name), 0..LENGTH);
+    let torn = seen.torn();
+    let versions: Vec<Vec<u8>> = (0..=rounds).map(|round| version(&part.range, round)).collect();
+    for page in 0..LENGTH / PAGE {
+        let at = page * PAGE;
+        let within = part.range.contains(&at);
+        let fits = match seen.page(page) {
+            None => within && torn.contains(&page),
+            Some(found) if within => {
+                let from = (at - part.range.start) as usize;
+                versions.iter().any(|version| version[from..from + PAGE as usize] == *found)
+            }
+            Some(found) => *found == pattern(at, PAGE as usize),
+        };
+        if !fits {
+            let how = if seen.page(page).is_none() { "refused" } else { "of no moment" };
+            return Err(format!("page {page} of {} is {how}", part.name));
+        }
+    }
+    Ok(())
 }
