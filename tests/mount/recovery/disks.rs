@@ -109,6 +109,46 @@ fn a_mount_on_a_full_disk_overwrites_and_survives_a_kill() {
     });
 }
 
+/// The same for files of which swapfs has no record yet: others made them, or a mount without records.
+#[test]
+#[ignore = "needs mkfs.ext4: tests/suites/tools.sh"]
+fn dense_files_without_a_record_are_overwritten_on_a_full_disk() {
+    in_both_modes(|mode| {
+        let mut complaints = Complaints::default();
+        for (mounted_when_filled, by_others) in [(true, true), (false, true), (false, false)] {
+            let disk = SmallDisk::ext4();
+            let mount = Mount::prepared(&disk.at);
+            if by_others {
+                for length in DENSE {
+                    fs::write(mount.backing(&name(length)), pattern(0, length)).unwrap();
+                }
+                File::open(&mount.swap).unwrap().sync_all().unwrap();
+            } else {
+                start(&mount, &options("none"));
+                DENSE.iter().for_each(|length| store(&mount, &name(*length), 0, *length as u64));
+                mount.unmount();
+            }
+            // What a mount needs for itself is there.
+            start(&mount, &options(mode));
+            if !mounted_when_filled {
+                mount.unmount();
+            }
+            fill_up(&disk);
+            if !mounted_when_filled {
+                start(&mount, &options(mode));
+            }
+            let case = format!("mounted: {mounted_when_filled}, by others: {by_others}");
+            let mut own = Complaints::default();
+            let expected = overwrite(&mount, 1, 100_001, &mut own);
+            are(&mount, &expected, "at once", &mut own);
+            crash(&mount, mode);
+            are(&mount, &expected, "after a kill", &mut own);
+            own.0.into_iter().for_each(|what| complaints.note(&case, Err(what)));
+        }
+        complaints.none();
+    });
+}
+
 /// The same by all files at once.
 #[test]
 #[ignore = "needs mkfs.ext4: tests/suites/tools.sh"]
