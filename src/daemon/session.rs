@@ -275,6 +275,11 @@ impl<'a> Session<'a> {
 
 /// The first call on the mount: it returns when the session answers. Then what needs an answering mount.
 fn first_call(mountpoint: &Path, device_before: u64, sender: &Sender<Event>) {
+    // A daemon that is killed now leaves this call without an answer. Only when /dev/fuse is closed does it end, and
+    // that must not be open in the thread that waits.
+    if let Err(errno) = crate::sys::leave_descriptors() {
+        log::debug!("close_range: {}", errno.desc());
+    }
     let answered = std::fs::metadata(mountpoint).and_then(|metadata| {
         let device = metadata.dev();
         match device == device_before {

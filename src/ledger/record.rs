@@ -81,6 +81,8 @@ struct State {
     files: u32,
     /// Torn bytes that are not on record, because nothing may be written.
     torn: Vec<Range<u64>>,
+    /// Pages of an interrupted change of shape, for the same reason: their sums may be those from before it.
+    changing: Range<u64>,
 }
 
 /// What is left to do when the last file of a record is closed.
@@ -112,6 +114,7 @@ impl Record {
             changes: 0,
             files: 0,
             torn: Vec::new(),
+            changing: 0..0,
         };
         if let Some((slot, header)) = known {
             (state.slot, state.header, state.stored) = (Some(slot), header, Some(header));

@@ -140,7 +140,7 @@ impl Engine {
         st.begin_call(id);
         let part = st.part(id);
         part.jobs += 1;
-        let file = part.file.clone();
+        let (file, size) = (part.file.clone(), part.size);
         let change = &part.barrier.as_ref().expect("the caller looked").change;
         match *change {
             Change::Truncate(size) => actions.jobs.push(Box::new(move |engine| {
@@ -154,6 +154,8 @@ impl Engine {
                 });
             })),
             Change::Allocate { mode, offset, length } => {
+                // A file that is longer in the pool gets its length when its bytes get there, not one in between.
+                let mode = if offset + length <= size { mode | KEEP_SIZE } else { mode };
                 actions.jobs.push(Box::new(move |engine| {
                     let result = file.allocate(mode, offset, length);
                     drop(file);

@@ -164,11 +164,17 @@ impl Record {
         let all = bytes.len() as u64;
         let compare = self.compares();
         let counters = &self.shared.counters;
+        let changing = self.state.lock().changing.clone();
         let (mut wrong, mut at) = (None, 0);
         let pages = pages_of(&(offset..offset + all));
-        let read = self.each_batch(place, pages, |_, entries| {
+        let read = self.each_batch(place, pages, |first, entries| {
             if wrong.is_some() {
                 return false;
+            }
+            for (page, entry) in (first..).zip(entries.iter_mut()) {
+                if changing.contains(&page) && !entry.is_torn() {
+                    *entry = Entry::default();
+                }
             }
             let end = (at + entries.len() * PAGE_BYTES as usize).min(bytes.len());
             let pages = bytes[at..end].chunks(PAGE_BYTES as usize);

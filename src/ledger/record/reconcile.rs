@@ -41,7 +41,11 @@ impl Record {
             (state.place(), state.header)
         };
         let Some(place) = place else { return Ok(Vec::new()) };
-        let groups = self.groups(&place, &header, &mut found)?;
+        let changing = match header.has(SHAPING) {
+            true => pages_of(&self.shared.table.noted_change(place.slot)?),
+            false => 0..0,
+        };
+        let groups = self.groups(&place, &changing, &mut found)?;
         let mut torn: Vec<Range<u64>> = Vec::new();
         for group in groups {
             let decided = decide(&group, &mut found);
@@ -72,6 +76,7 @@ impl Record {
             false => {
                 let mut state = self.state.lock();
                 state.torn.clone_from(&torn);
+                state.changing = changing;
                 state.header = reconciled(state.header, &found, state.header.has(HAS_TORN));
                 if found.meaning == Meaning::Others {
                     let State { slot, sums, .. } = &mut *state;
@@ -84,12 +89,10 @@ impl Record {
 
     /// What is to be decided. On the way, what others' changes or an interrupted change of shape have made
     /// meaningless is forgotten.
-    fn groups(&self, place: &Place, header: &Header, found: &mut Look<'_>) -> Result<Vec<Group>> {
+    fn groups(
+        &self, place: &Place, changing: &Range<u64>, found: &mut Look<'_>,
+    ) -> Result<Vec<Group>> {
         let block_pages = (found.block_size / PAGE_BYTES).max(1);
-        let changing = match header.has(SHAPING) {
-            true => pages_of(&self.shared.table.noted_change(place.slot)?),
-            false => 0..0,
-        };
         let mut groups: Vec<Group> = Vec::new();
         let mut next = 0;
         while let Some(pages) = self.shared.table.known_pages(place, next, u64::MAX / PAGE_BYTES) {
