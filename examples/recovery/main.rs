@@ -60,6 +60,9 @@ pub(crate) struct Args {
     /// Go on after a failure, with one line for each.
     #[arg(long)]
     keep_going: bool,
+    /// Take padding behind files' ends for no failure, as programs had it before their records kept the sizes.
+    #[arg(long)]
+    loose_sizes: bool,
     /// Leave out some of: kills, others, flips, fsck, modes, ro.
     #[arg(long, value_delimiter = ',')]
     without: Vec<String>,
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_secs());
     let seed = args.seed.unwrap_or_else(clock);
+    model::LOOSE_SIZES.store(args.loose_sizes, std::sync::atomic::Ordering::Relaxed);
     match apart().and_then(|()| run(&args, seed)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

@@ -107,10 +107,6 @@ impl World {
         self.files.get_mut(&id).expect("files with handles or names stay")
     }
 
-    pub(crate) fn is_named(&self, id: usize) -> bool {
-        self.names.values().any(|named| *named == id)
-    }
-
     pub(crate) fn note(&mut self, id: usize, line: String) {
         let Some(file) = self.files.get_mut(&id) else { return };
         if file.trace.len() == TRACE {
