@@ -85,7 +85,9 @@ fn change(
     handle: &File, call: impl FnOnce() -> io::Result<bool>,
 ) -> Result<(), Stop> {
     let model = &mut file.model;
-    let may_refuse = model.may_refuse(change);
+    model.strained |= !model.pages_are_known();
+    // What failed before may be told by a write that waits for stable storage.
+    let may_refuse = model.may_refuse(change) || (stable && model.strained);
     model.begin(change, mode);
     let error = match call() {
         Ok(true) => {
@@ -382,7 +384,7 @@ impl<'a> Client<'a> {
             mapped.store(within, carrier, data.len())
         })?;
         if sync {
-            self.reading.unless_gone(mapped.synchronize(), "msync")?;
+            self.make_stable(id, "msync", || mapped.synchronize())?;
             self.world.file(id).model.synchronize_pages(pages);
         }
         Ok(())
@@ -454,29 +456,52 @@ impl<'a> Client<'a> {
         })
     }
 
+    /// Of a file with torn pages an fsync may tell that reading them failed; the next one has to succeed.
+    fn make_stable(
+        &self, id: usize, what: &str, call: impl Fn() -> io::Result<()>,
+    ) -> Result<(), Stop> {
+        let model = &self.world.files[&id].model;
+        let strained = model.strained || !model.pages_are_known();
+        match call() {
+            Err(error) if strained && error.raw_os_error() == Some(libc::EIO) => {
+                self.reading.unless_gone(call(), &format!("the second {what}"))
+            }
+            result => self.reading.unless_gone(result, what),
+        }
+    }
+
     fn synchronize(&mut self, at: usize) -> Result<(), Stop> {
-        let Handle { id, file, .. } = &self.handles[at];
-        let id = *id;
-        let (name, result) = match self.random.below(2) {
-            0 => ("fsync", file.sync_all()),
-            _ => ("fdatasync", file.sync_data()),
-        };
-        let result = self.reading.unless_gone(result, name);
+        let id = self.handles[at].id;
+        let name = self.random.pick(&["fsync", "fdatasync"]);
         self.say(id, name.to_owned());
-        result?;
+        let file = &self.handles[at].file;
+        self.make_stable(id, name, || match name {
+            "fsync" => file.sync_all(),
+            _ => file.sync_data(),
+        })?;
         self.world.file(id).model.synchronize();
         Ok(())
     }
 
     fn synchronize_all(&mut self) -> Result<(), Stop> {
         self.watch.tell("fsync of the root");
-        let result = File::open(self.reading.mnt).and_then(|root| root.sync_all());
-        self.reading.unless_gone(result, "fsync of the root")?;
         self.world.note_all("fsync of the root");
+        let root = self.reading.unless_gone(File::open(self.reading.mnt), "open of the root")?;
+        match root.sync_all() {
+            Err(error) if error.raw_os_error() == Some(libc::EIO) && self.is_strained() => {
+                self.reading.unless_gone(root.sync_all(), "the second fsync of the root")?;
+            }
+            result => self.reading.unless_gone(result, "fsync of the root")?,
+        }
         // What was stored through mappings the kernel still has.
         let files = self.world.files.values_mut().filter(|file| !file.model.mapped);
         files.for_each(|file| file.model.synchronize());
         Ok(())
+    }
+
+    fn is_strained(&self) -> bool {
+        let strained = |model: &FileModel| model.strained || !model.pages_are_known();
+        self.world.files.values().any(|file| strained(&file.model))
     }
 
     fn flush(&mut self, at: usize) -> Result<(), Stop> {

@@ -63,6 +63,9 @@ pub(crate) struct Args {
     /// Take padding behind files' ends for no failure, as programs had it before their records kept the sizes.
     #[arg(long)]
     loose_sizes: bool,
+    /// Print a line before each round.
+    #[arg(long)]
+    each: bool,
     /// Leave out some of: kills, others, flips, fsck, modes, ro.
     #[arg(long, value_delimiter = ',')]
     without: Vec<String>,
@@ -117,6 +120,9 @@ fn run(args: &Args, seed: u64) -> Result<bool, String> {
     let (mut counts, mut failures) = (Counts::default(), BTreeMap::<Kind, u64>::new());
     for round in 0..args.rounds {
         let seed = seed.wrapping_add(round);
+        if args.each {
+            println!("recovery: round {round}: {}", again(args, seed));
+        }
         let failure = match round::run(args, &program, seed) {
             Ok(more) => {
                 counts.add(&more);

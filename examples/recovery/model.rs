@@ -149,6 +149,8 @@ pub(crate) struct FileModel {
     sizes: Vec<u64>,
     /// Stores to a mapping may still be in the page cache.
     pub(crate) mapped: bool,
+    /// A page was refused since the mount, which an fsync may tell.
+    pub(crate) strained: bool,
 }
 
 fn zeros() -> Bytes {
@@ -407,7 +409,14 @@ impl FileModel {
         let pages =
             (0..count).map(|index| Page::certain(State::Known(page_of(bytes, index)))).collect();
         let size = bytes.len() as u64;
-        FileModel { pages, size, pending_size: None, sizes: vec![size], mapped: false }
+        FileModel {
+            pages,
+            size,
+            pending_size: None,
+            sizes: vec![size],
+            mapped: false,
+            strained: false,
+        }
     }
 
     /// Pages within the file.
@@ -609,6 +618,7 @@ impl FileModel {
     /// Takes the size that was found at a mount.
     pub(crate) fn settle_size(&mut self, found: u64) -> Result<(), Failure> {
         self.check_size(found)?;
+        self.strained = false;
         self.cut(found);
         Ok(())
     }

@@ -1,11 +1,11 @@
 //! A swap folder, its mount, and what its files hold without one.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::Ordering;
@@ -19,6 +19,9 @@ use crate::tracer::Daemon;
 
 /// Nothing here takes longer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A killed daemon is gone before.
+pub(crate) const DYING: Duration = Duration::from_secs(10);
 
 /// What the threads of a killed daemon began may land for so long.
 const SETTLING: Duration = Duration::from_millis(20);
@@ -92,6 +95,7 @@ pub(crate) struct Place {
     pub(crate) swap: PathBuf,
     pub(crate) mnt: PathBuf,
     log: PathBuf,
+    connection: Cell<Option<u64>>,
     scratch: Option<TempDir>,
 }
 
@@ -104,15 +108,26 @@ impl Place {
         let (mnt, log) = (at("mnt"), at("log"));
         std::fs::create_dir_all(&swap)?;
         std::fs::create_dir(&mnt)?;
-        Ok(Place { program: program.to_owned(), swap, mnt, log, scratch: Some(scratch) })
+        Ok(Place {
+            program: program.to_owned(),
+            swap,
+            mnt,
+            log,
+            connection: Cell::default(),
+            scratch: Some(scratch),
+        })
     }
 
+    /// Whether it is mounted; as which device is remembered, by which its connection is named.
     fn is_mounted(&self) -> bool {
-        let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-        let mnt = self.mnt.as_os_str().as_bytes();
-        mounts
-            .split(|byte| *byte == b'\n')
-            .any(|line| line.split(|byte| *byte == b' ').nth(4) == Some(mnt))
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mut found = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        let Some(line) = found.find(|line| line.get(4).copied() == self.mnt.to_str()) else {
+            return false;
+        };
+        let minor = line[2].split(':').nth(1).and_then(|minor| minor.parse().ok());
+        self.connection.set(minor);
+        true
     }
 
     /// The last lines that the daemon wrote.
@@ -192,12 +207,26 @@ impl Place {
     pub(crate) fn kill(&self, daemon: &Daemon) -> Result<(), Failure> {
         daemon.kill();
         self.clear();
-        if daemon.wait(PATIENCE).is_none() {
-            return Err(trouble(format!("the killed daemon does not end{}", daemon.whereabouts())));
+        if daemon.wait(DYING).is_none() {
+            return Err(self.force(daemon));
         }
         self.wait_unlocked()?;
         std::thread::sleep(SETTLING);
         Ok(())
+    }
+
+    /// Ends a daemon that is killed and does not end: a thread of its may wait for an answer of its own.
+    pub(crate) fn force(&self, daemon: &Daemon) -> Failure {
+        let text = format!("the killed daemon does not end{}", daemon.whereabouts());
+        let mounts = std::fs::read_dir("/sys/fs/fuse/connections");
+        let number = self.connection.get();
+        for mount in mounts.into_iter().flatten().flatten() {
+            if Some(mount.file_name()) == number.map(|number| number.to_string().into()) {
+                let _ = std::fs::write(mount.path().join("abort"), "1");
+            }
+        }
+        let ended = daemon.wait(DYING).is_some();
+        trouble(format!("{text}\n  after an abort of its mount it has ended: {ended}"))
     }
 
     fn clear(&self) {

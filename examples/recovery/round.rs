@@ -8,7 +8,7 @@ use crate::chance::Random;
 use crate::client::{Client, Scene, Watch};
 use crate::model::{Failure, Mixture, Mode};
 use crate::others;
-use crate::place::{PATIENCE, Place, Snapshot, Stop, trouble};
+use crate::place::{DYING, PATIENCE, Place, Snapshot, Stop, trouble};
 use crate::tracer::Daemon;
 use crate::world::{Counts, Reading, World};
 
@@ -149,7 +149,11 @@ impl Round<'_> {
         match outcome {
             Ok(true) => self.after_clean(),
             Ok(false) | Err(Stop::Gone) => self.after_kill(&daemon, end, &before),
-            Err(Stop::Failed(failure)) => Err(failure),
+            Err(Stop::Failed(failure)) => {
+                // What it is to tell is told.
+                let _ = self.place.kill(&daemon);
+                Err(failure)
+            }
         }
     }
 
@@ -354,8 +358,9 @@ pub(crate) fn work<'a>(
             .map(|(world, seed)| {
                 let watch = std::sync::Arc::new(Watch::new());
                 let seen = std::sync::Arc::clone(&watch);
+                let mnt = &place.mnt;
                 let thread = scope.spawn(move || {
-                    let reading = Reading { daemon, mnt: &place.mnt, mixture: Mixture::Never };
+                    let reading = Reading { daemon, mnt, mixture: Mixture::Never };
                     let (mode, read_only) = (session.mode, session.read_only);
                     let scene = Scene { reading, mode, read_only, watch: &seen };
                     let mut random = Random::new(seed);
@@ -366,35 +371,46 @@ pub(crate) fn work<'a>(
                 (thread, watch)
             })
             .collect();
-        let begin = Instant::now();
-        let mut stuck = None;
-        while clients.iter().any(|(thread, _)| !thread.is_finished()) {
-            if after.is_some_and(|after| begin.elapsed() > after) {
-                daemon.kill();
-            }
-            let hangs = clients.iter().find_map(|(_, watch)| watch.stuck(PATIENCE));
-            if let (Some(what), None) = (hangs, &stuck) {
-                stuck = Some(format!("{what} hangs{}", daemon.whereabouts()));
-                daemon.kill();
-            }
-            if stuck.is_some()
-                && clients.iter().any(|(_, watch)| watch.stuck(3 * PATIENCE).is_some())
-            {
-                eprintln!(
-                    "recovery: FAILED: {}; and killing the daemon did not help",
-                    stuck.unwrap_or_default()
-                );
-                std::process::exit(3);
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let working = || clients.iter().any(|(thread, _)| !thread.is_finished());
+        let stuck = |time| clients.iter().find_map(|(_, watch)| watch.stuck(time));
+        let mut failure = watch_over(place, daemon, after, &working, &stuck);
         let mut calls = 0;
         for (thread, _) in clients {
             calls += thread.join().map_err(|_| trouble("a client panicked"))??;
         }
-        match stuck {
-            Some(what) => Err(trouble(what).into()),
+        match failure.take() {
+            Some(failure) => Err(failure.into()),
             None => Ok(calls),
         }
     })
+}
+
+/// Waits for the clients, kills the daemon when it is time, and ends what hangs.
+fn watch_over(
+    place: &Place, daemon: &Daemon, after: Option<Duration>, working: &dyn Fn() -> bool,
+    stuck: &dyn Fn(Duration) -> Option<String>,
+) -> Option<Failure> {
+    let begin = Instant::now();
+    let (mut failure, mut killed) = (None, None);
+    while working() {
+        if after.is_some_and(|after| begin.elapsed() > after) {
+            daemon.kill();
+        }
+        if let (Some(what), None) = (stuck(PATIENCE), &failure) {
+            failure = Some(trouble(format!("{what} hangs{}", daemon.whereabouts())));
+            daemon.kill();
+        }
+        if daemon.is_killed() && killed.get_or_insert_with(Instant::now).elapsed() > DYING {
+            let forced = place.force(daemon);
+            failure.get_or_insert(forced);
+            killed = Some(Instant::now());
+        }
+        if stuck(3 * PATIENCE).is_some() {
+            let text = failure.map(|failure| failure.text).unwrap_or_default();
+            eprintln!("recovery: FAILED: {text}; and nothing helps");
+            std::process::exit(3);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    failure
 }
