@@ -63,6 +63,9 @@ pub(crate) struct Args {
     /// Take padding behind files' ends for no failure, as programs had it before their records kept the sizes.
     #[arg(long)]
     loose_sizes: bool,
+    /// Append everything that is known of each failure to this file.
+    #[arg(long)]
+    stories: Option<PathBuf>,
     /// Print a line before each round.
     #[arg(long)]
     each: bool,
@@ -132,6 +135,7 @@ fn run(args: &Args, seed: u64) -> Result<bool, String> {
         };
         *failures.entry(failure.kind).or_default() += 1;
         let (line, kind) = (again(args, seed), failure.kind);
+        tell_story(args, &format!("round {round}: {kind:?}: {}\n  again: {line}\n", failure.text));
         if args.keep_going {
             let first = failure.text.lines().next().unwrap_or_default();
             println!("recovery: FAILED: round {round}: {kind:?}: {first} [{line}]");
@@ -142,6 +146,15 @@ fn run(args: &Args, seed: u64) -> Result<bool, String> {
     }
     println!("{}", summary(args, &counts, &failures));
     Ok(failures.is_empty())
+}
+
+fn tell_story(args: &Args, story: &str) {
+    use std::io::Write;
+    let Some(path) = &args.stories else { return };
+    let file = std::fs::File::options().create(true).append(true).open(path);
+    if let Err(error) = file.and_then(|mut file| file.write_all(story.as_bytes())) {
+        eprintln!("recovery: {}: {error}", path.display());
+    }
 }
 
 fn summary(args: &Args, counts: &Counts, failures: &BTreeMap<Kind, u64>) -> String {
