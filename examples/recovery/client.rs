@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{FallocateFlags, XattrFlags};
@@ -64,6 +65,7 @@ pub(crate) struct Client<'a> {
     mode: Mode,
     read_only: bool,
     watch: &'a Watch,
+    clock: Option<&'a AtomicU64>,
     handles: Vec<Handle>,
     memory: Vec<u8>,
     /// Carries bytes into mappings: a page that is gone is an error of read there, and no signal.
@@ -77,13 +79,24 @@ pub(crate) struct Scene<'a> {
     pub(crate) mode: Mode,
     pub(crate) read_only: bool,
     pub(crate) watch: &'a Watch,
+    /// Moments of the disk, when its power is to be cut.
+    pub(crate) clock: Option<&'a AtomicU64>,
+}
+
+/// How a call is noted.
+#[derive(Clone, Copy)]
+struct How<'a> {
+    mode: Mode,
+    stable: bool,
+    clock: Option<&'a AtomicU64>,
 }
 
 /// Makes a call that is noted, and finds out what became of it when it fails where it may.
 fn change(
-    file: &mut Tracked, change: &Change, mode: Mode, stable: bool, reading: &Reading,
-    handle: &File, call: impl FnOnce() -> io::Result<bool>,
+    file: &mut Tracked, change: &Change, how: How, reading: &Reading, handle: &File,
+    call: impl FnOnce() -> io::Result<bool>,
 ) -> Result<(), Stop> {
+    let How { mode, stable, clock } = how;
     let model = &mut file.model;
     model.strained |= !model.pages_are_known();
     // What failed before may be told by a write that waits for stable storage.
@@ -91,7 +104,8 @@ fn change(
     model.begin(change, mode);
     let error = match call() {
         Ok(true) => {
-            model.commit(change, stable);
+            file.remember(clock.filter(|_| stable));
+            file.model.commit(change, stable);
             return Ok(());
         }
         Ok(false) => "a short count".to_owned(),
@@ -104,6 +118,7 @@ fn change(
         return Err(trouble(format!("a call failed that may not: {error}")).into());
     }
     let size = reading.unless_gone(handle.metadata(), "fstat after a failed call")?.len();
+    let model = &mut file.model;
     model.resolve_size(size)?;
     for index in model.pending() {
         read_pages(handle, index..index + 1, size, 1, reading, |index, found| {
@@ -126,6 +141,7 @@ impl<'a> Client<'a> {
             mode: scene.mode,
             read_only: scene.read_only,
             watch: scene.watch,
+            clock: scene.clock,
             handles: Vec::new(),
             memory: vec![0; CALL_MAX as usize + 3 * PAGE],
             carrier,
@@ -149,6 +165,30 @@ impl<'a> Client<'a> {
             Err(Stop::Failed(failure)) => Err(failure),
             _ => Ok(()),
         }
+    }
+
+    /// Files for a disk whose power is cut, with names that stay.
+    pub(crate) fn prepare_files(&mut self) -> Result<(), Failure> {
+        let result = (|| {
+            for _ in 0..3 + self.random.below(3) {
+                let name = self.world.fresh_name();
+                self.create(&name)?;
+                let at = self.handles.len() - 1;
+                self.write_somewhere(at)?;
+                self.synchronize(at)?;
+            }
+            self.synchronize_all()
+        })();
+        self.handles.clear();
+        match result {
+            Ok(()) => Ok(()),
+            Err(Stop::Failed(failure)) => Err(failure),
+            Err(Stop::Gone) => Err(trouble("the daemon is gone, though nobody killed it")),
+        }
+    }
+
+    fn how(&self, stable: bool) -> How<'a> {
+        How { mode: self.mode, stable, clock: self.clock }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -216,7 +256,7 @@ impl<'a> Client<'a> {
     }
 
     fn step(&mut self) -> Result<(), Stop> {
-        if self.world.names.len() < NAMES.start {
+        if self.world.names.len() < NAMES.start && self.clock.is_none() {
             let name = self.world.fresh_name();
             return self.create(&name);
         }
@@ -228,6 +268,7 @@ impl<'a> Client<'a> {
         }
         let what = self.random.below(100);
         match what {
+            92..96 if self.clock.is_some() => return Ok(()),
             90..92 => return self.synchronize_all(),
             92..96 => return self.names(),
             96..98 => return self.ask(),
@@ -301,7 +342,8 @@ impl<'a> Client<'a> {
         let handle = &self.handles[at];
         let data = &self.memory[range];
         let wanted = Change::Write { offset, data };
-        change(self.world.file(id), &wanted, self.mode, stable, &self.reading, &handle.file, || {
+        let how = self.how(stable);
+        change(self.world.file(id), &wanted, how, &self.reading, &handle.file, || {
             Ok(handle.file.write_at(data, offset)? == data.len())
         })
     }
@@ -376,16 +418,20 @@ impl<'a> Client<'a> {
         let carried = self.carrier.write_all_at(data, 0);
         self.reading.unless_gone(carried, "carrying bytes")?;
         let wanted = Change::Write { offset: start, data };
+        let how = self.how(false);
         let tracked = self.world.file(id);
         tracked.model.mapped = true;
         let within = start as usize % PAGE;
         let (carrier, handle) = (&self.carrier, &self.handles[at].file);
-        change(tracked, &wanted, self.mode, false, &self.reading, handle, || {
+        change(tracked, &wanted, how, &self.reading, handle, || {
             mapped.store(within, carrier, data.len())
         })?;
         if sync {
             self.make_stable(id, "msync", || mapped.synchronize())?;
-            self.world.file(id).model.synchronize_pages(pages);
+            let clock = self.clock;
+            let file = self.world.file(id);
+            file.remember(clock);
+            file.model.synchronize_pages(pages);
         }
         Ok(())
     }
@@ -400,7 +446,8 @@ impl<'a> Client<'a> {
         self.say(id, format!("ftruncate {length}, from {size}"));
         let file = &self.handles[at].file;
         let wanted = Change::Resize(length);
-        change(self.world.file(id), &wanted, self.mode, false, &self.reading, file, || {
+        let how = self.how(false);
+        change(self.world.file(id), &wanted, how, &self.reading, file, || {
             file.set_len(length).map(|()| true)
         })
     }
@@ -432,7 +479,8 @@ impl<'a> Client<'a> {
         }
         self.say(id, format!("{name} {start}..{end}"));
         let file = &self.handles[at].file;
-        change(self.world.file(id), &wanted, self.mode, false, &self.reading, file, || {
+        let how = self.how(false);
+        change(self.world.file(id), &wanted, how, &self.reading, file, || {
             rustix::fs::fallocate(file, flags, start, end - start)?;
             Ok(true)
         })
@@ -479,7 +527,10 @@ impl<'a> Client<'a> {
             "fsync" => file.sync_all(),
             _ => file.sync_data(),
         })?;
-        self.world.file(id).model.synchronize();
+        let clock = self.clock;
+        let file = self.world.file(id);
+        file.remember(clock);
+        file.model.synchronize();
         Ok(())
     }
 
@@ -496,7 +547,10 @@ impl<'a> Client<'a> {
         }
         // What was stored through mappings the kernel still has.
         let files = self.world.files.values_mut().filter(|file| !file.model.mapped);
-        files.for_each(|file| file.model.synchronize());
+        for file in files {
+            file.remember(self.clock);
+            file.model.synchronize();
+        }
         Ok(())
     }
 

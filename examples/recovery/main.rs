@@ -16,6 +16,8 @@
 
 mod chance;
 mod client;
+mod cut;
+mod disk;
 mod model;
 mod others;
 mod place;
@@ -32,7 +34,7 @@ use clap::Parser;
 use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
 
-use model::Kind;
+use model::{Failure, Kind};
 use round::Policy;
 use world::Counts;
 
@@ -126,7 +128,7 @@ fn run(args: &Args, seed: u64) -> Result<bool, String> {
         if args.each {
             println!("recovery: round {round}: {}", again(args, seed));
         }
-        let failure = match round::run(args, &program, seed) {
+        let failure = match life(args, &program, seed) {
             Ok(more) => {
                 counts.add(&more);
                 continue;
@@ -146,6 +148,13 @@ fn run(args: &Args, seed: u64) -> Result<bool, String> {
     }
     println!("{}", summary(args, &counts, &failures));
     Ok(failures.is_empty())
+}
+
+fn life(args: &Args, program: &Path, seed: u64) -> Result<Counts, Failure> {
+    match args.power_cut {
+        true => cut::run(args, program, seed),
+        false => round::run(args, program, seed),
+    }
 }
 
 fn tell_story(args: &Args, story: &str) {

@@ -198,9 +198,13 @@ fn records(folder: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
 pub(crate) fn flip_record(swap: &Path, random: &mut Random) -> Result<Option<String>, Failure> {
     let failed = |error: io::Error| trouble(format!("a flip in a record: {error}"));
     let mut found = Vec::new();
-    records(&swap.join(".swapfs"), &mut found).map_err(failed)?;
+    let folder = swap.join(".swapfs");
+    // A daemon that was killed early may not have made it.
+    if folder.exists() {
+        records(&folder, &mut found).map_err(failed)?;
+    }
     found.retain(|path| {
-        let name = path.strip_prefix(swap.join(".swapfs")).unwrap_or(path);
+        let name = path.strip_prefix(&folder).unwrap_or(path);
         ["ledger", "session", "sums"].iter().any(|record| name.starts_with(record))
             && std::fs::metadata(path).is_ok_and(|metadata| metadata.len() > 0)
     });

@@ -1,6 +1,7 @@
 //! One life of a swap folder: sessions, their ends, and what happens between them.
 
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use crate::Args;
@@ -202,7 +203,7 @@ impl Round<'_> {
     ) -> Result<(), Stop> {
         let seeds: Vec<u64> = self.worlds.iter().map(|_| self.random.next()).collect();
         let (place, worlds) = (&self.place, self.worlds.iter_mut().zip(seeds));
-        let calls = work(place, worlds, daemon, session, steps, after)?;
+        let calls = work(place, worlds, daemon, session, &Work { steps, after, clock: None })?;
         self.counts.calls += calls;
         Ok(())
     }
@@ -348,11 +349,21 @@ fn unless_killed(daemon: &Daemon, failure: Failure) -> Result<(), Stop> {
     }
 }
 
+/// What clients are to do.
+pub(crate) struct Work<'a> {
+    /// So many calls; with a clock and none, the files are made that stay.
+    pub(crate) steps: u64,
+    /// When the daemon is killed.
+    pub(crate) after: Option<Duration>,
+    pub(crate) clock: Option<&'a AtomicU64>,
+}
+
 /// Lets clients work and waits for all of them; calls that returned.
 pub(crate) fn work<'a>(
     place: &Place, worlds: impl Iterator<Item = (&'a mut World, u64)>, daemon: &Daemon,
-    session: &Session, steps: u64, after: Option<Duration>,
+    session: &Session, wanted: &Work,
 ) -> Result<u64, Stop> {
+    let Work { steps, after, clock } = *wanted;
     std::thread::scope(|scope| {
         let clients: Vec<_> = worlds
             .map(|(world, seed)| {
@@ -362,10 +373,13 @@ pub(crate) fn work<'a>(
                 let thread = scope.spawn(move || {
                     let reading = Reading { daemon, mnt, mixture: Mixture::Never };
                     let (mode, read_only) = (session.mode, session.read_only);
-                    let scene = Scene { reading, mode, read_only, watch: &seen };
+                    let scene = Scene { reading, mode, read_only, watch: &seen, clock };
                     let mut random = Random::new(seed);
                     let mut client = Client::new(world, &mut random, scene)?;
-                    let result = client.run(steps);
+                    let result = match steps {
+                        0 => client.prepare_files(),
+                        steps => client.run(steps),
+                    };
                     result.map(|()| client.calls)
                 });
                 (thread, watch)

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::chance::Random;
 use crate::model::{Failure, FileModel, Kind, Mixture, PAGE, Verdict};
@@ -29,6 +30,18 @@ pub(crate) struct Tracked {
     pub(crate) model: FileModel,
     pub(crate) ino: u64,
     trace: VecDeque<String>,
+    /// What a power cut before this moment may leave.
+    past: Vec<(u64, FileModel)>,
+}
+
+impl Tracked {
+    /// To be called when something is on stable storage, before the model is told: a cut before that moment may have
+    /// left what may be now.
+    pub(crate) fn remember(&mut self, clock: Option<&AtomicU64>) {
+        if let Some(clock) = clock {
+            self.past.push((clock.load(Ordering::SeqCst), self.model.clone()));
+        }
+    }
 }
 
 /// What was counted.
@@ -97,7 +110,7 @@ impl World {
     pub(crate) fn adopt(&mut self, name: &str, ino: u64, model: FileModel) -> usize {
         self.made += 1;
         let id = self.made;
-        self.files.insert(id, Tracked { model, ino, trace: VecDeque::new() });
+        self.files.insert(id, Tracked { model, ino, trace: VecDeque::new(), past: Vec::new() });
         self.names.insert(name.to_owned(), id);
         self.note(id, format!("made as {name}, inode {ino}"));
         id
@@ -185,6 +198,27 @@ impl World {
     /// After a clean end everything is certain.
     pub(crate) fn synchronize(&mut self) {
         self.files.values_mut().for_each(|file| file.model.synchronize());
+    }
+
+    /// The same, for power cuts after this moment.
+    pub(crate) fn synchronize_at(&mut self, moment: u64) {
+        for file in self.files.values_mut() {
+            file.remember(Some(&AtomicU64::new(moment)));
+            file.model.synchronize();
+        }
+        self.note_all("clean umount");
+    }
+
+    /// What a power cut at this moment may leave.
+    pub(crate) fn at(&self, moment: u64) -> World {
+        let mut world = self.clone();
+        for file in world.files.values_mut() {
+            let past = std::mem::take(&mut file.past);
+            if let Some((_, model)) = past.into_iter().find(|(until, _)| *until > moment) {
+                file.model = model;
+            }
+        }
+        world
     }
 
     /// Whether names and inodes in the swap folder are as they should be.
