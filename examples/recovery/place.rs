@@ -166,7 +166,13 @@ impl Place {
         match rustix::fs::statfs(&self.mnt) {
             Ok(_) => Ok(()),
             Err(_) if daemon.is_killed() => Err(Stop::Gone),
-            Err(errno) => Err(trouble(format!("the mount does not answer: {errno}")).into()),
+            // It may be about to say why.
+            Err(_) if daemon.wait(DYING).is_some() => Err(self.ended(daemon)),
+            Err(errno) => {
+                let calls = daemon.calls();
+                let text = format!("the mount does not answer: {errno}, after {calls} calls");
+                Err(trouble(text + &daemon.whereabouts()).into())
+            }
         }
     }
 

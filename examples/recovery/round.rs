@@ -73,6 +73,8 @@ pub(crate) struct Round<'a> {
     counts: Counts,
     /// Whether the client changed anything in this session.
     worked: bool,
+    /// What happened to all of it.
+    story: Vec<String>,
 }
 
 /// Runs one round.
@@ -83,7 +85,7 @@ pub(crate) fn run(args: &Args, program: &Path, seed: u64) -> Result<Counts, Fail
     let clients = if random.chance(25) { 2 } else { 1 };
     let worlds = ['a', 'b'].into_iter().take(clients).map(World::new).collect();
     let counts = Counts::default();
-    let mut round = Round { args, place, random, worlds, counts, worked: false };
+    let mut round = Round { args, place, random, worlds, counts, worked: false, story: Vec::new() };
     round.put_bystanders().map_err(|error| trouble(format!("the others' files: {error}")))?;
     let sessions = 2 + round.random.below(4);
     let mut result = Ok(());
@@ -95,13 +97,22 @@ pub(crate) fn run(args: &Args, program: &Path, seed: u64) -> Result<Counts, Fail
     }
     let result = result.and_then(|()| round.last_look());
     result.map(|()| round.counts).map_err(|failure| {
-        let text =
-            format!("{}\n  the daemon's last words:\n  {}", failure.text, round.place.said());
+        let (story, said) = (round.story.join("\n  "), round.place.said());
+        let text = format!(
+            "{}\n  the sessions:\n  {story}\n  the daemon's last words:\n  {said}",
+            failure.text
+        );
         Failure { text, ..failure }
     })
 }
 
 impl Round<'_> {
+    /// Notes something for every file.
+    fn tell(&mut self, line: &str) {
+        self.worlds.iter_mut().for_each(|world| world.note_all(line));
+        self.story.push(line.to_owned());
+    }
+
     fn without(&self, what: &str) -> bool {
         self.args.without.iter().any(|left_out| left_out == what)
     }
@@ -138,10 +149,8 @@ impl Round<'_> {
         let end = self.end_by_chance();
         let steps = 1 + self.random.scaled(400);
         let before = self.place.snapshot()?;
-        self.worlds.iter_mut().try_for_each(|world| {
-            world.note_all(&format!("session {number}: {}, {end:?}", session.options));
-            world.check_names(&self.place.swap)
-        })?;
+        self.tell(&format!("session {number}: {}, {end:?}", session.options));
+        self.worlds.iter().try_for_each(|world| world.check_names(&self.place.swap))?;
         let kill_at = if let End::AtCall(call) = end { call } else { 0 };
         let daemon = self.place.mount(&session.options, kill_at)?;
         self.worked = false;
@@ -211,8 +220,8 @@ impl Round<'_> {
     fn after_clean(&mut self) -> Result<(), Failure> {
         for world in &mut self.worlds {
             world.synchronize();
-            world.note_all("clean umount");
         }
+        self.tell("clean umount");
         self.check_raw()
     }
 
@@ -232,8 +241,8 @@ impl Round<'_> {
         for world in &mut self.worlds {
             world.look_at_names(&self.place.swap);
             world.forget_nameless(&[]);
-            world.note_all(&format!("killed before call {} of the daemon", daemon.calls()));
         }
+        self.tell(&format!("killed before call {} of the daemon", daemon.calls()));
         if !self.worked {
             self.place.check_same(before, "a mount that was killed")?;
         }
@@ -275,8 +284,8 @@ impl Round<'_> {
             && let Some(what) = others::flip_record(&swap, &mut self.random)?
         {
             self.counts.flips += 1;
+            self.tell(&what);
             for world in &mut self.worlds {
-                world.note_all(&what);
                 world.files.values_mut().for_each(|file| file.model.doubt());
             }
         }
@@ -288,8 +297,8 @@ impl Round<'_> {
         let status = self.place.fsck(repair)?;
         let by = if repair { "fsck --repair" } else { "fsck" };
         self.place.check_same(&before, by)?;
+        self.tell(&format!("{by} gave {status}"));
         for world in &mut self.worlds {
-            world.note_all(&format!("{by} gave {status}"));
             for (id, name) in world.one_name_each().into_iter().filter(|_| repair) {
                 let raw = &before[&self.place.swap.join(name)];
                 world.file(id).model.accepted(raw, status == 0);
@@ -311,9 +320,7 @@ impl Round<'_> {
 
     fn mount_and_look(&mut self, session: &Session, verify: bool) -> Result<(), Failure> {
         let before = self.place.snapshot()?;
-        for world in &mut self.worlds {
-            world.note_all(&format!("mounted without work: {}", session.options));
-        }
+        self.tell(&format!("mounted without work: {}", session.options));
         let daemon = self.place.mount(&session.options, 0)?;
         let look = || self.place.wait_mounted(&daemon);
         let mut looked = look();
