@@ -28,11 +28,13 @@ mod world;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
 use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use model::{Failure, Kind};
 use round::Policy;
@@ -80,8 +82,8 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_secs());
     let seed = args.seed.unwrap_or_else(clock);
-    model::LOOSE_SIZES.store(args.loose_sizes, std::sync::atomic::Ordering::Relaxed);
-    match apart().and_then(|()| run(&args, seed)) {
+    model::LOOSE_SIZES.store(args.loose_sizes, Ordering::Relaxed);
+    match apart().and_then(|()| heed_signals()).and_then(|()| run(&args, seed)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(line) => {
@@ -99,6 +101,25 @@ fn apart() -> Result<(), String> {
             nix::mount::mount(None::<&Path>, "/", None::<&Path>, flags, None::<&Path>)
         })
         .map_err(|errno| format!("a mount namespace: {errno} (this needs root)"))
+}
+
+/// Somebody asked for the end.
+static ASKED_TO_END: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn ask_to_end(_: libc::c_int) {
+    ASKED_TO_END.store(true, Ordering::SeqCst);
+}
+
+/// A signal ends the tester after the round that it is in, so that nothing stays behind.
+fn heed_signals() -> Result<(), String> {
+    let handler = SigHandler::Handler(ask_to_end);
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let flags = SaFlags::SA_RESTART;
+        let action = SigAction::new(handler, flags, SigSet::empty());
+        // SAFETY: the handler only stores a flag.
+        unsafe { sigaction(signal, &action) }.map_err(|errno| format!("signals: {errno}"))?;
+    }
+    Ok(())
 }
 
 /// The words that repeat a round.
@@ -124,6 +145,9 @@ fn run(args: &Args, seed: u64) -> Result<bool, String> {
     println!("recovery: seed {seed}, {} rounds", args.rounds);
     let (mut counts, mut failures) = (Counts::default(), BTreeMap::<Kind, u64>::new());
     for round in 0..args.rounds {
+        if ASKED_TO_END.load(Ordering::SeqCst) {
+            return Err(format!("ended by a signal after {round} rounds"));
+        }
         let seed = seed.wrapping_add(round);
         if args.each {
             println!("recovery: round {round}: {}", again(args, seed));

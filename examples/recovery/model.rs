@@ -686,8 +686,9 @@ impl FileModel {
             let may_fail = was.get(index).is_some_and(Page::may_fail);
             let (from, to) = (start_of(index), (start_of(index) + PAGE as u64).min(end));
             let covered = replaced.start <= from && replaced.end >= to;
-            let same = page_of(before, index) == page_of(after, index);
-            if may_fail && !(covered && !same) {
+            let differs = page_of(before, index) != page_of(after, index);
+            let surely_replaced = covered && differs;
+            if may_fail && !surely_replaced {
                 *page = Page::certain(State::Doubtful(vec![page_of(after, index)]));
             }
         }

@@ -6,6 +6,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::Ordering;
@@ -66,6 +67,7 @@ pub(crate) fn run(program: &OsStr, arguments: &[&OsStr]) -> Result<(Option<i32>,
     let copy = || said.try_clone().map_err(failed);
     let mut child = Command::new(program)
         .args(arguments)
+        .process_group(0)
         .stdout(copy()?)
         .stderr(copy()?)
         .spawn()

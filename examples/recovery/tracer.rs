@@ -159,6 +159,8 @@ impl Start {
             filter: self.filter.as_ptr().cast_mut(),
         };
         let mut byte = 0u8;
+        // SAFETY: a group of its own, so that a signal from the terminal leaves the daemon to the tester.
+        unsafe { libc::setpgid(0, 0) };
         for to in [1, 2] {
             // SAFETY: both descriptors are this process's own.
             unsafe { libc::dup2(self.log.as_raw_fd(), to) };
