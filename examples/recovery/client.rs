@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{FallocateFlags, XattrFlags};
@@ -197,7 +197,8 @@ impl<'a> Client<'a> {
 
     fn say(&mut self, id: usize, what: String) {
         self.watch.tell(&what);
-        self.world.note(id, what);
+        let at = self.clock.map(|clock| format!("@{} ", clock.load(Ordering::SeqCst)));
+        self.world.note(id, at.unwrap_or_default() + &what);
     }
 
     /// Adds the file's story to a failure.
@@ -536,7 +537,8 @@ impl<'a> Client<'a> {
 
     fn synchronize_all(&mut self) -> Result<(), Stop> {
         self.watch.tell("fsync of the root");
-        self.world.note_all("fsync of the root");
+        let at = self.clock.map(|clock| format!("@{} ", clock.load(Ordering::SeqCst)));
+        self.world.note_all(&(at.unwrap_or_default() + "fsync of the root"));
         let root = self.reading.unless_gone(File::open(self.reading.mnt), "open of the root")?;
         match root.sync_all() {
             Err(error) if error.raw_os_error() == Some(libc::EIO) && self.is_strained() => {

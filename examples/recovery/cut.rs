@@ -18,7 +18,7 @@ const MOMENTS: usize = 8;
 /// Runs one round.
 pub(crate) fn run(args: &Args, program: &Path, seed: u64) -> Result<Counts, Failure> {
     let mut random = Random::new(seed);
-    let disk = Disk::new(&args.folder)?;
+    let disk = Disk::new(&args.folder, &mut random)?;
     let mut counts = Counts::default();
     let mut worlds = vec![World::new('a')];
     let session = Session::by_chance(args.checksum, false, &mut random);

@@ -164,7 +164,7 @@ fn scratch(folder: &Path) -> Result<TempDir, Failure> {
 }
 
 impl Disk {
-    pub(crate) fn new(folder: &Path) -> Result<Disk, Failure> {
+    pub(crate) fn new(folder: &Path, random: &mut Random) -> Result<Disk, Failure> {
         let failed = |error: io::Error| trouble(format!("the disk: {error}"));
         let scratch = scratch(folder)?;
         let (served, mounted) = (scratch.path().join("served"), scratch.path().join("disk"));
@@ -183,6 +183,8 @@ impl Disk {
         let image = disk.served.join("image");
         let how = ["-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"];
         let mut words: Vec<&OsStr> = how.iter().map(OsStr::new).collect();
+        // With small blocks a page lies in several places.
+        words.extend(["-b", if random.chance(25) { "1024" } else { "4096" }].map(OsStr::new));
         words.push(image.as_ref());
         tool("mkfs.ext4", &words)?;
         tool("mount", &["-o".as_ref(), "loop".as_ref(), image.as_ref(), disk.mounted.as_ref()])?;

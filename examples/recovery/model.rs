@@ -300,23 +300,29 @@ impl Page {
             let text = format!("was torn and is read without an error{zero}");
             return Failure::new(Kind::Mark, text);
         }
-        let states: Vec<String> = (self.since.iter())
-            .flat_map(|state| state.all())
-            .map(|bytes| {
-                let same = bytes.iter().zip(found).filter(|(one, other)| one == other).count();
-                let first = bytes.iter().zip(found).position(|(one, other)| one != other);
-                format!("{same} from {}", first.unwrap_or(found.len()))
-            })
-            .collect();
         let what = if self.dirty { "unsynchronized" } else { "certain" };
-        Failure::new(
-            Kind::Bytes,
-            format!(
-                "is {what} and holds none of its {} states{zero} (equal bytes and first difference: {})",
-                self.since.len(),
-                states.join(", ")
-            ),
-        )
+        let (count, sectors) = (self.since.len(), self.sectors(found));
+        let text = format!("is {what} and none of its {count} states{zero}; by sectors {sectors}");
+        Failure::new(Kind::Bytes, text)
+    }
+
+    /// Which states each 512 bytes can come from: of zeros, of none, or by number.
+    fn sectors(&self, found: &[u8]) -> String {
+        let mut names = Vec::new();
+        for (index, piece) in found.chunks(512).enumerate() {
+            let from = index * 512;
+            let same = |state: &&State| {
+                state.all().iter().any(|bytes| &bytes[from..from + piece.len()] == piece)
+            };
+            let of: Vec<String> = (0..self.since.len())
+                .filter(|&at| same(&&self.since[at]))
+                .map(|at| at.to_string())
+                .collect();
+            let zero = if piece.iter().all(|byte| *byte == 0) { "z" } else { "" };
+            let of = if of.is_empty() { "?".to_owned() } else { of.join("+") };
+            names.push(format!("{zero}{of}"));
+        }
+        names.join(" ")
     }
 
     /// Checks what was read while nothing crashed.
