@@ -48,7 +48,7 @@ fn live(
     let daemon = place.mount(&session.options, 0)?;
     let clock = &*disk.length;
     let lived = (|| {
-        place.wait_mounted(&daemon)?;
+        place.guarded(&daemon, || place.wait_mounted(&daemon))?;
         let begin = |steps| Work { steps, after: None, clock: Some(clock) };
         for world in worlds.iter_mut() {
             world.note_all(&format!("session: {}", session.options));
@@ -103,7 +103,7 @@ fn look(
     let session = Session::by_chance(args.checksum, false, random);
     let daemon = place.mount(&session.options, 0)?;
     let mixture = if mode == Mode::Crc32c { Mixture::Never } else { Mixture::Anywhere };
-    let looked = (|| {
+    let looked = place.guarded(&daemon, || {
         place.wait_mounted(&daemon)?;
         place.check_same(&before, "the mount after a power cut")?;
         let reading = Reading { daemon: &daemon, mnt: &place.mnt, mixture };
@@ -112,7 +112,7 @@ fn look(
             world.verify(&reading, random, counts)?;
         }
         Ok(place.check_same(&before, "reading after a power cut")?)
-    })();
+    });
     match looked {
         Ok(()) => {
             place.unmount(&daemon)?;

@@ -1,6 +1,5 @@
 //! A swap folder, its mount, and what its files hold without one.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -9,7 +8,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, umount2};
@@ -88,6 +87,15 @@ pub(crate) fn run(program: &OsStr, arguments: &[&OsStr]) -> Result<(Option<i32>,
     Ok((status.code(), format!("{}: {}", shown(), String::from_utf8_lossy(&bytes).trim())))
 }
 
+/// Tells at the end of its life, after a panic too.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Bytes of every file of a swap folder but the records, by name.
 pub(crate) type Snapshot = BTreeMap<PathBuf, Vec<u8>>;
 
@@ -97,7 +105,8 @@ pub(crate) struct Place {
     pub(crate) swap: PathBuf,
     pub(crate) mnt: PathBuf,
     log: PathBuf,
-    connection: Cell<Option<u64>>,
+    /// Number of the mount's connection; 0: not known.
+    connection: AtomicU64,
     scratch: Option<TempDir>,
 }
 
@@ -115,7 +124,7 @@ impl Place {
             swap,
             mnt,
             log,
-            connection: Cell::default(),
+            connection: AtomicU64::new(0),
             scratch: Some(scratch),
         })
     }
@@ -127,8 +136,9 @@ impl Place {
         let Some(line) = found.find(|line| line.get(4).copied() == self.mnt.to_str()) else {
             return false;
         };
-        let minor = line[2].split(':').nth(1).and_then(|minor| minor.parse().ok());
-        self.connection.set(minor);
+        if let Some(minor) = line[2].split(':').nth(1).and_then(|minor| minor.parse().ok()) {
+            self.connection.store(minor, Ordering::SeqCst);
+        }
         true
     }
 
@@ -227,14 +237,51 @@ impl Place {
     pub(crate) fn force(&self, daemon: &Daemon) -> Failure {
         let text = format!("the killed daemon does not end{}", daemon.whereabouts());
         let mounts = std::fs::read_dir("/sys/fs/fuse/connections");
-        let number = self.connection.get();
+        let number = self.connection.load(Ordering::SeqCst).to_string();
         for mount in mounts.into_iter().flatten().flatten() {
-            if Some(mount.file_name()) == number.map(|number| number.to_string().into()) {
+            if mount.file_name() == *number {
                 let _ = std::fs::write(mount.path().join("abort"), "1");
             }
         }
         let ended = daemon.wait(DYING).is_some();
         trouble(format!("{text}\n  after an abort of its mount it has ended: {ended}"))
+    }
+
+    /// Does something at the mount in this thread, while another one ends a daemon that hangs.
+    pub(crate) fn guarded<T>(
+        &self, daemon: &Daemon, what: impl FnOnce() -> Result<T, Stop>,
+    ) -> Result<T, Stop> {
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let watcher = scope.spawn(|| self.watch(daemon, &done));
+            let result = {
+                let _done = Done(&done);
+                what()
+            };
+            match watcher.join() {
+                Ok(Some(failure)) => Err(failure.into()),
+                _ => result,
+            }
+        })
+    }
+
+    fn watch(&self, daemon: &Daemon, done: &AtomicBool) -> Option<Failure> {
+        let begin = Instant::now();
+        let (mut killed, mut failure) = (None, None);
+        while !done.load(Ordering::SeqCst) {
+            if begin.elapsed() > 2 * PATIENCE && failure.is_none() {
+                let text = format!("reading or mounting hangs{}", daemon.whereabouts());
+                failure = Some(trouble(text));
+                daemon.kill();
+            }
+            if daemon.is_killed() && killed.get_or_insert_with(Instant::now).elapsed() > DYING {
+                let forced = self.force(daemon);
+                failure.get_or_insert(forced);
+                killed = Some(Instant::now());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        failure
     }
 
     fn clear(&self) {

@@ -171,14 +171,7 @@ impl Round<'_> {
     fn live(
         &mut self, daemon: &Daemon, session: &Session, end: End, steps: u64, before: &Snapshot,
     ) -> Result<bool, Stop> {
-        self.place.wait_mounted(daemon)?;
-        self.place
-            .check_same(before, "the mount")
-            .or_else(|failure| unless_killed(daemon, failure))?;
-        self.verify(daemon)?;
-        self.place
-            .check_same(before, "reading")
-            .or_else(|failure| unless_killed(daemon, failure))?;
+        self.look(daemon, before, true)?;
         if let End::AtWork(call) = end {
             daemon.kill_before(daemon.calls() + call);
         }
@@ -198,13 +191,20 @@ impl Round<'_> {
         }
     }
 
-    fn verify(&mut self, daemon: &Daemon) -> Result<(), Stop> {
-        let mixture = Mixture::Unrecorded;
-        let reading = Reading { daemon, mnt: &self.place.mnt, mixture };
-        for world in &mut self.worlds {
-            world.verify(&reading, &mut self.random, &mut self.counts)?;
-        }
-        Ok(())
+    /// Waits for the mount, and compares what it shows and what it left of the swap folder.
+    fn look(&mut self, daemon: &Daemon, before: &Snapshot, all: bool) -> Result<(), Stop> {
+        let Round { place, worlds, random, counts, .. } = self;
+        place.guarded(daemon, || {
+            place.wait_mounted(daemon)?;
+            let same = place.check_same(before, "the mount");
+            same.or_else(|failure| unless_killed(daemon, failure))?;
+            let reading = Reading { daemon, mnt: &place.mnt, mixture: Mixture::Unrecorded };
+            for world in worlds.iter_mut().filter(|_| all) {
+                world.verify(&reading, random, counts)?;
+            }
+            let same = place.check_same(before, "reading");
+            same.or_else(|failure| unless_killed(daemon, failure))
+        })
     }
 
     fn work(
@@ -322,11 +322,7 @@ impl Round<'_> {
         let before = self.place.snapshot()?;
         self.tell(&format!("mounted without work: {}", session.options));
         let daemon = self.place.mount(&session.options, 0)?;
-        let look = || self.place.wait_mounted(&daemon);
-        let mut looked = look();
-        if verify && looked.is_ok() {
-            looked = self.verify(&daemon);
-        }
+        let looked = self.look(&daemon, &before, verify);
         looked.map_err(|stop| match stop {
             Stop::Failed(failure) => failure,
             Stop::Gone => trouble("the daemon is gone, though nobody killed it"),
