@@ -122,11 +122,13 @@ pub(crate) enum Kind {
 pub(crate) struct Failure {
     pub(crate) kind: Kind,
     pub(crate) text: String,
+    /// With the story of its file.
+    pub(crate) is_told: bool,
 }
 
 impl Failure {
     pub(crate) fn new(kind: Kind, text: impl Into<String>) -> Failure {
-        Failure { kind, text: text.into() }
+        Failure { kind, text: text.into(), is_told: false }
     }
 }
 
@@ -608,7 +610,7 @@ impl FileModel {
         }
         let (least, most) = (self.sizes.iter().min(), self.sizes.iter().max());
         // Of a file that grew, whole blocks were written out.
-        if found.is_multiple_of(BLOCK) && least < Some(&found) && Some(&found) < most {
+        if found.is_multiple_of(PAGE as u64) && least < Some(&found) && Some(&found) < most {
             return Ok(());
         }
         if LOOSE_SIZES.load(Ordering::Relaxed)
@@ -658,6 +660,11 @@ impl FileModel {
     /// Checks what was read while nothing crashed.
     pub(crate) fn check_now(&self, index: usize, found: Option<&[u8]>) -> Result<(), Failure> {
         self.pages[index].check_now(found).map_err(|failure| located(failure, index))
+    }
+
+    /// Whether a crash leaves its size.
+    pub(crate) fn size_is_certain(&self) -> bool {
+        self.sizes.len() == 1
     }
 
     pub(crate) fn pages_are_known(&self) -> bool {

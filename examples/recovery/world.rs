@@ -136,12 +136,15 @@ impl World {
 
     /// A failure with the file's name and what happened to it.
     pub(crate) fn describe(&self, id: usize, failure: Failure) -> Failure {
+        if failure.is_told {
+            return failure;
+        }
         let name = self.names.iter().find(|(_, named)| **named == id);
         let name = name.map_or("a file without a name", |(name, _)| name.as_str());
         let trace: Vec<&str> =
             self.files.get(&id).iter().flat_map(|file| &file.trace).map(String::as_str).collect();
         let text = format!("{name}: {}\n    {}", failure.text, trace.join("\n    "));
-        Failure { text, ..failure }
+        Failure { text, is_told: true, ..failure }
     }
 
     /// A change of names is done.
