@@ -100,6 +100,11 @@ fn apart() -> Result<(), String> {
             let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
             nix::mount::mount(None::<&Path>, "/", None::<&Path>, flags, None::<&Path>)
         })
+        .map(|()| {
+            // What ends a daemon that waits for itself; it may be there already.
+            let (none, flags) = (None::<&Path>, MsFlags::empty());
+            let _ = nix::mount::mount(none, place::CONNECTIONS, Some("fusectl"), flags, none);
+        })
         .map_err(|errno| format!("a mount namespace: {errno} (this needs root)"))
 }
 

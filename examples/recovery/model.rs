@@ -13,9 +13,6 @@ pub(crate) static LOOSE_SIZES: AtomicBool = AtomicBool::new(false);
 /// Bytes of a page.
 pub(crate) const PAGE: usize = 4096;
 
-/// Blocks are multiples of this many bytes.
-const BLOCK: u64 = 64 << 10;
-
 pub(crate) type Bytes = Arc<[u8; PAGE]>;
 
 /// What a page reads as.

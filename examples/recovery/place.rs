@@ -20,6 +20,9 @@ use crate::tracer::Daemon;
 /// Nothing here takes longer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Where the kernel lets one abort mounts.
+pub(crate) const CONNECTIONS: &str = "/sys/fs/fuse/connections";
+
 /// A killed daemon is gone before.
 pub(crate) const DYING: Duration = Duration::from_secs(10);
 
@@ -236,7 +239,7 @@ impl Place {
     /// Ends a daemon that is killed and does not end: a thread of its may wait for an answer of its own.
     pub(crate) fn force(&self, daemon: &Daemon) -> Failure {
         let text = format!("the killed daemon does not end{}", daemon.whereabouts());
-        let mounts = std::fs::read_dir("/sys/fs/fuse/connections");
+        let mounts = std::fs::read_dir(CONNECTIONS);
         let number = self.connection.load(Ordering::SeqCst).to_string();
         for mount in mounts.into_iter().flatten().flatten() {
             if mount.file_name() == *number {
