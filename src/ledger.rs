@@ -27,6 +27,8 @@ mod recover;
 mod session;
 mod stamp;
 mod table;
+#[cfg(test)]
+mod tests;
 mod verdict;
 mod walk;
 
@@ -50,7 +52,7 @@ use record::{Leaving, Record, Shared};
 use session::Sessions;
 use stamp::Stamp;
 use table::{ACTIVE, HAS_TORN, Header, Identity, Table};
-use verdict::Meaning;
+use verdict::{Judgement, Meaning};
 
 /// What is kept for each page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -237,10 +239,10 @@ impl Ledger {
         let Some(slot) = table.find(identity) else { return new(None) };
         let Ok(header) = table.header(slot) else { return new(None) };
         let loaded = new(Some((slot, header))).and_then(|record| {
-            let meaning = verdict::judge(&header, stamp, &*self.sessions.lock());
-            let is_settled = meaning == Meaning::Ours && !header.has(ACTIVE | HAS_TORN);
+            let judgement = verdict::judge(&header, stamp, &*self.sessions.lock());
+            let is_settled = judgement.meaning == Meaning::Ours && !header.has(ACTIVE | HAS_TORN);
             if !is_settled {
-                self.reconcile(&record, &header, meaning, stamp, file)?;
+                self.reconcile(&record, &header, judgement, stamp, file)?;
             }
             Ok(record)
         });
@@ -252,19 +254,20 @@ impl Ledger {
     }
 
     fn reconcile(
-        &self, record: &Record, header: &Header, meaning: Meaning, stamp: Stamp, file: &DiskFile,
+        &self, record: &Record, header: &Header, judgement: Judgement, stamp: Stamp,
+        file: &DiskFile,
     ) -> Result<()> {
         let block_size = recover::block_size(&self.sessions.lock(), header);
         let write = self.shared.table.writable();
         let mut read = |page| recover::see(file, page);
         let torn = record.reconcile(record::Look {
-            meaning,
+            judgement,
             stamp,
             block_size,
             read: &mut read,
             write,
         })?;
-        if meaning == Meaning::Others {
+        if judgement.meaning == Meaning::Others {
             Counters::add(&self.shared.counters.dropped, 1);
             let name = crate::swap::label(file);
             log::warn!(

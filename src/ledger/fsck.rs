@@ -188,19 +188,19 @@ impl Check<'_> {
         };
         self.seen.insert(slot);
         let header = table.header(slot)?;
-        let meaning = judge(&header, stamp, &self.sessions);
+        let judgement = judge(&header, stamp, &self.sessions);
         let padding = padding(&header, stamp, &file, &self.sessions)?;
         let record = Record::new(identity, self.shared.clone(), stamp, Some((slot, header)))?;
         let mut read = |page| see(&file, page);
         let block_size = block_size(&self.sessions, &header);
         let write = self.repair;
-        let looked = Look { meaning, stamp, block_size, read: &mut read, write };
+        let looked = Look { judgement, stamp, block_size, read: &mut read, write };
         let torn = record.reconcile(looked)?;
         let mut bad: Vec<(u64, Damage)> = Vec::new();
         for range in torn {
             bad.extend(pages_in(&range).map(|page| (page, Damage::Torn)));
         }
-        match meaning {
+        match judgement.meaning {
             // Of all else nothing is known.
             Meaning::Others => {
                 self.report.changed += 1;
@@ -218,7 +218,7 @@ impl Check<'_> {
                 record.accept(*page)?;
             }
             record.absolve(Stamp::of(&file)?)?;
-            if meaning == Meaning::Others {
+            if judgement.meaning == Meaning::Others {
                 self.shared.table.give_back(&self.shared.table.header(slot)?, slot);
             }
         }

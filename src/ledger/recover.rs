@@ -15,7 +15,7 @@ use super::record::{Look, Record, Shared};
 use super::session::{Crash, Sessions};
 use super::stamp::Stamp;
 use super::table::{ACTIVE, Header, Identity, PADDED};
-use super::verdict::{Meaning, Past, judge};
+use super::verdict::{Judgement, Meaning, Past, judge};
 use super::walk::{Found, walk};
 use crate::error::{Result, errno_of};
 
@@ -123,13 +123,14 @@ fn partition(
         stamp = Stamp::of(&file)?;
     }
     let was_cut = stamp.size == header.next && header.has(PADDED);
-    let meaning = if was_cut { Meaning::Ours } else { judge(&header, stamp, sessions) };
+    let ours = Judgement { meaning: Meaning::Ours, is_touched: false, is_unwritten: false };
+    let judgement = if was_cut { ours } else { judge(&header, stamp, sessions) };
     let record = Record::new(identity, shared.clone(), stamp, Some((slot, header)))?;
     let mut read = |page| see(&file, page);
     let block_size = block_size(sessions, &header);
-    let looked = Look { meaning, stamp, block_size, read: &mut read, write: true };
+    let looked = Look { judgement, stamp, block_size, read: &mut read, write: true };
     let torn = record.reconcile(looked)?;
-    recovered.others += u64::from(meaning == Meaning::Others);
+    recovered.others += u64::from(judgement.meaning == Meaning::Others);
     if !torn.is_empty() {
         recovered.torn += 1;
         log::error!("{}: torn, not whole since the crash: {}", found.path.display(), listed(&torn));

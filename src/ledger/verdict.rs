@@ -19,6 +19,16 @@ pub(super) enum Meaning {
     Others,
 }
 
+/// What size and times of a file say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Judgement {
+    pub(super) meaning: Meaning,
+    /// Others may have had the file since: marks of damage are to be compared with the bytes that they speak of.
+    pub(super) is_touched: bool,
+    /// No write has reached it since it was recorded, or others have given it its time back.
+    pub(super) is_unwritten: bool,
+}
+
 /// What is known of the sessions that a record was written in.
 pub(super) trait Past {
     /// The session of this number, when it did not end well.
@@ -40,11 +50,32 @@ fn crash_of(header: &Header, past: &impl Past) -> Option<Crash> {
 }
 
 /// Judges a file, as it is now, by its record.
-pub(super) fn judge(header: &Header, stamp: Stamp, past: &impl Past) -> Meaning {
+pub(super) fn judge(header: &Header, stamp: Stamp, past: &impl Past) -> Judgement {
     let crash = crash_of(header, past);
-    let is_cut = crash.is_some_and(|crash| crash.fall == Fall::PowerCut);
     let timed = header.has(TIMED) && header.next == stamp.modified_ns.cast_unsigned();
-    if header.size == stamp.size && (header.modified_ns == stamp.modified_ns || timed) {
+    let is_unwritten =
+        header.size == stamp.size && (header.modified_ns == stamp.modified_ns || timed);
+    let is_touched = match crash {
+        Some(crash) if header.has(ACTIVE) => stamp.changed_ns > last_change(&crash),
+        _ => stamp.changed_ns != header.changed_ns,
+    };
+    let meaning = meaning(header, stamp, past, crash, is_unwritten);
+    Judgement { meaning, is_touched, is_unwritten }
+}
+
+/// A session that crashed has changed nothing after this time.
+fn last_change(crash: &Crash) -> i64 {
+    match crash.fall {
+        Fall::Killed => crash.alive_ns.saturating_add(crash.doubt_ns),
+        Fall::PowerCut => crash.boot_ns.unwrap_or(crash.alive_ns.saturating_add(CUT_DOUBT_NS)),
+    }
+}
+
+fn meaning(
+    header: &Header, stamp: Stamp, past: &impl Past, crash: Option<Crash>, is_unwritten: bool,
+) -> Meaning {
+    if is_unwritten {
+        let is_cut = crash.is_some_and(|crash| crash.fall == Fall::PowerCut);
         return if is_cut { Meaning::Uncertain } else { Meaning::Ours };
     }
     // Writes and changes of shape set times that are later than whatever was recorded before.
@@ -52,23 +83,126 @@ pub(super) fn judge(header: &Header, stamp: Stamp, past: &impl Past) -> Meaning 
     if is_later && past.had_it(stamp.modified_ns, stamp.changed_ns) {
         return Meaning::Ours;
     }
-    match crash {
-        Some(crash) if crash.fall == Fall::Killed && is_later => {
-            let doubt = if header.has(ACTIVE) { crash.doubt_ns } else { 0 };
-            match stamp.modified_ns <= crash.alive_ns.saturating_add(doubt) {
-                true => Meaning::Ours,
-                false => Meaning::Others,
-            }
+    let Some(crash) = crash else { return Meaning::Others };
+    let is_within = |end: i64| (crash.start_ns..=end).contains(&stamp.modified_ns);
+    match crash.fall {
+        Fall::Killed => {
+            let end = if header.has(ACTIVE) { last_change(&crash) } else { crash.alive_ns };
+            if is_later && is_within(end) { Meaning::Ours } else { Meaning::Others }
         }
         // The file may have lost its last changes, its times with them.
-        Some(crash) if crash.fall == Fall::PowerCut => {
-            let end = crash.boot_ns.unwrap_or(crash.alive_ns.saturating_add(CUT_DOUBT_NS));
-            let only_named = (crash.start_ns..=end).contains(&stamp.modified_ns);
-            match stamp.changed_ns <= end || only_named {
-                true => Meaning::Uncertain,
-                false => Meaning::Others,
-            }
+        Fall::PowerCut => {
+            let end = last_change(&crash);
+            let is_ours = stamp.changed_ns <= end || is_within(end);
+            if is_ours { Meaning::Uncertain } else { Meaning::Others }
         }
-        _ => Meaning::Others,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sessions from 100 to 200 and 300 to 400 that ended well, the one of number 3 from 500 on that did not, and
+    /// one since 900.
+    struct Sessions(Option<Crash>);
+
+    impl Past for Sessions {
+        fn crash(&self, number: u32) -> Option<Crash> {
+            self.0.filter(|crash| crash.number == number)
+        }
+
+        fn number(&self) -> u32 {
+            4
+        }
+
+        fn had_it(&self, modified_ns: i64, changed_ns: i64) -> bool {
+            let both = |(from, to): (i64, i64)| {
+                (from..=to).contains(&modified_ns) && (from..=to).contains(&changed_ns)
+            };
+            [(100, 200), (300, 400), (900, i64::MAX)].into_iter().any(both)
+        }
+
+        fn alive_ns(&self) -> i64 {
+            600
+        }
+    }
+
+    fn crash(fall: Fall, boot_ns: Option<i64>) -> Sessions {
+        let (start_ns, alive_ns, doubt_ns, block_size) = (500, 600, 10, 1 << 20);
+        Sessions(Some(Crash { number: 3, fall, start_ns, alive_ns, doubt_ns, boot_ns, block_size }))
+    }
+
+    fn stamp(size: u64, modified_ns: i64, changed_ns: i64) -> Stamp {
+        Stamp { size, modified_ns, changed_ns, links: 1 }
+    }
+
+    fn header(session: u32, flags: u32, of: Stamp) -> Header {
+        let mut header = Header { session, flags, ..Header::default() };
+        of.store(&mut header);
+        header
+    }
+
+    #[test]
+    fn after_a_good_end_changes_between_sessions_are_somebody_elses() {
+        let known = header(1, 0, stamp(10, 150, 160));
+        let judged = |now| judge(&known, now, &Sessions(None));
+        let meaning = |now| judged(now).meaning;
+        assert_eq!(meaning(stamp(10, 150, 160)), Meaning::Ours);
+        // A name or a mode, at any time.
+        for changed_ns in [190, 250, 350, 1000] {
+            assert_eq!(meaning(stamp(10, 150, changed_ns)), Meaning::Ours);
+            assert!(judged(stamp(10, 150, changed_ns)).is_touched);
+        }
+        // Changed beneath a mount: to be found by its sum.
+        assert_eq!(meaning(stamp(10, 350, 360)), Meaning::Ours);
+        assert_eq!(meaning(stamp(10, 950, 950)), Meaning::Ours);
+        // Written between two sessions, and the same with a mode set later; restored with an old time, or with one that
+        // lies in a session.
+        for now in
+            [(250, 250), (250, 950), (7, 250), (120, 950), (120, 190), (350, 450), (350, 950)]
+        {
+            assert_eq!(meaning(stamp(10, now.0, now.1)), Meaning::Others, "{now:?}");
+        }
+        assert_eq!(meaning(stamp(11, 150, 160)), Meaning::Others);
+        let timed = Header { flags: ACTIVE | TIMED, next: 7, ..known };
+        assert_eq!(judge(&timed, stamp(10, 7, 950), &Sessions(None)).meaning, Meaning::Uncertain);
+    }
+
+    #[test]
+    fn after_a_kill_what_was_changed_while_the_daemon_was_alive_is_ours() {
+        let past = crash(Fall::Killed, None);
+        let active = |now| judge(&header(3, ACTIVE, stamp(10, 150, 160)), now, &past);
+        let settled = |now| judge(&header(3, 0, stamp(10, 550, 560)), now, &past).meaning;
+        for at in [500, 600, 610] {
+            assert_eq!(active(stamp(99, at, at)).meaning, Meaning::Ours, "{at}");
+        }
+        // A mode since.
+        assert_eq!(active(stamp(99, 600, 800)).meaning, Meaning::Ours);
+        assert!(active(stamp(99, 600, 800)).is_touched && !active(stamp(99, 600, 600)).is_touched);
+        // Written since; restored with an old time; restored with the recorded one.
+        assert_eq!(active(stamp(10, 611, 611)).meaning, Meaning::Others);
+        assert_eq!(active(stamp(10, 155, 800)).meaning, Meaning::Others);
+        assert_eq!(active(stamp(10, 450, 800)).meaning, Meaning::Others);
+        let restored = active(stamp(10, 150, 800));
+        assert!(restored.is_touched && restored.is_unwritten, "{restored:?}");
+        assert_eq!(settled(stamp(10, 600, 600)), Meaning::Ours);
+        assert_eq!(settled(stamp(10, 605, 605)), Meaning::Others);
+    }
+
+    #[test]
+    fn after_a_power_cut_what_was_changed_before_the_machine_was_started_is_uncertain() {
+        let past = crash(Fall::PowerCut, Some(700));
+        let judged = |now| judge(&header(3, 0, stamp(10, 550, 560)), now, &past).meaning;
+        for now in [(10, 550, 560), (10, 550, 800), (10, 690, 690), (10, 520, 520), (5, 20, 30)] {
+            assert_eq!(judged(stamp(now.0, now.1, now.2)), Meaning::Uncertain, "{now:?}");
+        }
+        // A mode since then.
+        assert_eq!(judged(stamp(10, 690, 800)), Meaning::Uncertain);
+        assert_eq!(judged(stamp(10, 701, 701)), Meaning::Others);
+        assert_eq!(judged(stamp(10, 7, 800)), Meaning::Others);
+        // Written by a session that nobody remembers.
+        let forgotten = header(2, ACTIVE, stamp(10, 150, 160));
+        assert_eq!(judge(&forgotten, stamp(10, 150, 160), &past).meaning, Meaning::Uncertain);
     }
 }

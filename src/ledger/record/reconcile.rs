@@ -11,7 +11,7 @@ use crate::ledger::entry::{
 };
 use crate::ledger::stamp::Stamp;
 use crate::ledger::table::{ACTIVE, HAS_TORN, Header, PADDED, Place, SHAPING, SUSPECT, TIMED};
-use crate::ledger::verdict::Meaning;
+use crate::ledger::verdict::{Judgement, Meaning};
 
 /// Pages of one block that were being written, or are torn.
 struct Group {
@@ -22,7 +22,7 @@ struct Group {
 
 /// What the file is like, for [`Record::reconcile`].
 pub(in crate::ledger) struct Look<'a> {
-    pub(in crate::ledger) meaning: Meaning,
+    pub(in crate::ledger) judgement: Judgement,
     pub(in crate::ledger) stamp: Stamp,
     /// Bytes of a block when it was written: no write is longer.
     pub(in crate::ledger) block_size: u64,
@@ -78,7 +78,7 @@ impl Record {
                 state.torn.clone_from(&torn);
                 state.changing = changing;
                 state.header = reconciled(state.header, &found, state.header.has(HAS_TORN));
-                if found.meaning == Meaning::Others {
+                if found.judgement.meaning == Meaning::Others {
                     let State { slot, sums, .. } = &mut *state;
                     (*slot, *sums) = (None, None);
                 }
@@ -109,7 +109,7 @@ impl Record {
                         add(&mut groups, page, page / block_pages, *entry);
                         continue;
                     }
-                    let now = match found.meaning {
+                    let now = match found.judgement.meaning {
                         Meaning::Others => Entry::default(),
                         _ if changing.contains(&page) && *entry != Entry::default() => {
                             Entry::both(WRITTEN)
@@ -139,24 +139,37 @@ fn add(groups: &mut Vec<Group>, page: u64, block: u64, entry: Entry) {
 /// only what is certainly still ours.
 fn decide(group: &Group, found: &mut Look<'_>) -> Vec<Entry> {
     let entries: Vec<Entry> = group.pages.iter().map(|(_, entry)| *entry).collect();
-    let others = found.meaning == Meaning::Others;
+    let Judgement { meaning, is_touched, is_unwritten } = found.judgement;
+    let others = meaning == Meaning::Others;
     let is_complete = entries.iter().all(|entry| entry.is_decidable());
-    if group.is_torn && !others && is_complete {
+    if group.is_torn && !others && !is_touched && is_complete {
         return entries;
     }
     let seen: Vec<Option<Seen>> = group.pages.iter().map(|(page, _)| (found.read)(*page)).collect();
-    match (group.is_torn, others) {
-        (true, true) => {
-            let stays = |(entry, seen): (&Entry, &Option<Seen>)| {
-                let is_replaced = seen.is_some_and(|seen| entry.is_replaced_by(seen));
-                if is_replaced || !entry.is_decidable() { Entry::default() } else { *entry }
-            };
-            entries.iter().zip(&seen).map(stays).collect()
-        }
-        (true, false) => seen.into_iter().map(Entry::torn).collect(),
-        (false, false) => judged(&entries, &seen),
-        (false, true) if is_complete => left_by_others(&entries, &seen),
-        (false, true) => vec![Entry::default(); entries.len()],
+    if group.is_torn {
+        return entries
+            .iter()
+            .zip(&seen)
+            .map(|(entry, seen)| mark(*entry, *seen, others))
+            .collect();
+    }
+    // A file that was written to has a later time, unless others gave it an old one with other bytes.
+    match others || (is_touched && is_unwritten) {
+        false => judged(&entries, &seen),
+        true if is_complete => left_by_others(&entries, &seen),
+        true => vec![Entry::default(); entries.len()],
+    }
+}
+
+/// What becomes of a mark of damage: it stays with the bytes that it speaks of. Which these are may be unknown: then
+/// those of a file that others have changed are taken for theirs.
+fn mark(entry: Entry, seen: Option<Seen>, others: bool) -> Entry {
+    let is_known = entry.is_decidable();
+    match seen {
+        Some(seen) if is_known && entry.is_replaced_by(seen) => Entry::default(),
+        _ if is_known => entry,
+        _ if others => Entry::default(),
+        _ => Entry::torn(seen),
     }
 }
 
@@ -187,7 +200,7 @@ fn reconciled(header: Header, found: &Look<'_>, has_torn: bool) -> Header {
     let mut header = header;
     header.flags &= !(ACTIVE | PADDED | TIMED | SHAPING | HAS_TORN);
     header.flags |= if has_torn { HAS_TORN } else { 0 };
-    match found.meaning {
+    match found.judgement.meaning {
         Meaning::Ours => {}
         Meaning::Uncertain => header.flags |= SUSPECT,
         Meaning::Others => header.flags &= !SUSPECT,

@@ -1,7 +1,7 @@
 use std::os::fd::AsFd;
 
 use crate::ledger::entry::Seen;
-use crate::ledger::verdict::Meaning;
+use crate::ledger::verdict::{Judgement, Meaning};
 
 use super::*;
 
@@ -64,8 +64,9 @@ impl Place {
         let known = Some((slot, header));
         let record = Record::new((7, 8), self.shared.clone(), stamp(size), known).unwrap();
         let mut read = |page| Some(Seen { sum: found(page), place: 7 });
+        let judgement = Judgement { meaning, is_touched: false, is_unwritten: false };
         let look =
-            Look { meaning, stamp: stamp(size), block_size: 1 << 20, read: &mut read, write };
+            Look { judgement, stamp: stamp(size), block_size: 1 << 20, read: &mut read, write };
         let torn = record.reconcile(look).unwrap();
         assert!(torn.len() < 2, "{torn:?}");
         torn.first().cloned()
