@@ -236,7 +236,14 @@ impl Ledger {
         let table = &self.shared.table;
         let new = |known| Record::new(identity, self.shared.clone(), stamp, known);
         self.give_back_predecessor(identity);
-        let Some(slot) = table.find(identity) else { return new(None) };
+        let Some(slot) = table.find(identity) else {
+            let record = new(None)?;
+            let has_cuts = self.sessions.lock().has_cuts();
+            if has_cuts && self.sessions.lock().lost_birth(Stamp::birth_ns(file)?, stamp) {
+                record.distrust();
+            }
+            return Ok(record);
+        };
         let Ok(header) = table.header(slot) else { return new(None) };
         let loaded = new(Some((slot, header))).and_then(|record| {
             let judgement = verdict::judge(&header, stamp, &*self.sessions.lock());

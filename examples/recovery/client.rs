@@ -548,7 +548,7 @@ impl<'a> Client<'a> {
         self.world.note_all(&(at.unwrap_or_default() + "fsync of the root"));
         let root = self.reading.unless_gone(File::open(self.reading.mnt), "open of the root")?;
         match root.sync_all() {
-            Err(error) if error.raw_os_error() == Some(libc::EIO) && self.is_strained() => {
+            Err(error) if error.raw_os_error() == Some(libc::EIO) && self.world.is_strained() => {
                 // Which file's error that was it does not say.
                 return Ok(());
             }
@@ -563,11 +563,6 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    fn is_strained(&self) -> bool {
-        let strained = |model: &FileModel| model.strained || !model.pages_are_known();
-        self.world.files.values().any(|file| strained(&file.model))
-    }
-
     fn flush(&mut self, at: usize) -> Result<(), Stop> {
         let id = self.handles[at].id;
         self.say(id, "close of a dup".to_owned());
@@ -575,7 +570,9 @@ impl<'a> Client<'a> {
         let copy: OwnedFd = self.reading.unless_gone(copy, "dup")?.into();
         let result = nix::unistd::close(copy).map_err(io::Error::from);
         match result {
-            Err(error) if error.raw_os_error() == Some(libc::EIO) && self.is_strained() => Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::EIO) && self.world.is_strained() => {
+                Ok(())
+            }
             result => self.reading.unless_gone(result, "close of a dup"),
         }
     }

@@ -82,7 +82,7 @@ fn live(
 /// Ends the session: whether by a clean unmount.
 fn end(place: &Place, daemon: &Daemon, random: &mut Random) -> Result<bool, Failure> {
     match random.chance(40) {
-        true => place.unmount(daemon),
+        true => place.unmount(daemon, false),
         false => place.kill(daemon).map(|()| false),
     }
 }
@@ -115,7 +115,7 @@ fn look(
     });
     match looked {
         Ok(()) => {
-            place.unmount(&daemon)?;
+            place.unmount(&daemon, false)?;
             place.check_same(&before, "a mount without work after a power cut")
         }
         Err(Stop::Failed(failure)) => {

@@ -205,7 +205,7 @@ impl Place {
     }
 
     /// Ends a session by a clean unmount: whether it was one, as the daemon may be killed meanwhile.
-    pub(crate) fn unmount(&self, daemon: &Daemon) -> Result<bool, Failure> {
+    pub(crate) fn unmount(&self, daemon: &Daemon, strained: bool) -> Result<bool, Failure> {
         let words = ["umount".as_ref(), self.mnt.as_os_str(), "--timeout".as_ref(), "60".as_ref()];
         let (status, said) = run(self.program.as_os_str(), &words)?;
         match status {
@@ -220,6 +220,8 @@ impl Place {
                 Ok(true)
             }
             _ if daemon.is_killed() => Ok(false),
+            // Bytes that share a page with torn ones cannot be written; who wants the mount to end loses them.
+            _ if strained && said.contains("not on stable storage") => Ok(false),
             status => Err(trouble(format!("{said} (status {status:?}){}", daemon.whereabouts()))),
         }
     }

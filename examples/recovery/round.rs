@@ -182,13 +182,17 @@ impl Round<'_> {
             return Err(self.place.ended(daemon));
         }
         match end {
-            End::Clean => Ok(self.place.unmount(daemon)?),
+            End::Clean => Ok(self.place.unmount(daemon, self.is_strained())?),
             _ if self.random.chance(50) => {
                 daemon.kill_before(daemon.calls() + self.random.scaled(60));
-                Ok(self.place.unmount(daemon)?)
+                Ok(self.place.unmount(daemon, self.is_strained())?)
             }
             _ => Ok(false),
         }
+    }
+
+    fn is_strained(&self) -> bool {
+        self.worlds.iter().any(World::is_strained)
     }
 
     /// Waits for the mount, and compares what it shows and what it left of the swap folder.
@@ -327,7 +331,7 @@ impl Round<'_> {
             Stop::Failed(failure) => failure,
             Stop::Gone => trouble("the daemon is gone, though nobody killed it"),
         })?;
-        if !self.place.unmount(&daemon)? {
+        if !self.place.unmount(&daemon, false)? {
             return Err(trouble("a clean umount failed"));
         }
         self.place.check_same(&before, "a mount without work")

@@ -198,6 +198,12 @@ impl World {
         }
     }
 
+    /// Whether a file has pages that cannot be read, or had.
+    pub(crate) fn is_strained(&self) -> bool {
+        let strained = |model: &FileModel| model.strained || !model.pages_are_known();
+        self.files.values().any(|file| strained(&file.model))
+    }
+
     /// After a clean end everything is certain.
     pub(crate) fn synchronize(&mut self) {
         self.files.values_mut().for_each(|file| file.model.synchronize());

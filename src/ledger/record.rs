@@ -21,8 +21,8 @@ use super::entry::{ENTRY_BYTES, pages_of};
 use super::pulse::Pulse;
 use super::stamp::Stamp;
 use super::table::{
-    ACTIVE, HAS_TORN, Header, INLINE_PAGES, Identity, PADDED, Place, SHAPING, SIDECAR, SUSPECT,
-    TIMED, Table, allocate,
+    ACTIVE, COMPLETE, HAS_TORN, Header, INLINE_PAGES, Identity, PADDED, Place, SHAPING, SIDECAR,
+    SUSPECT, TIMED, Table, allocate,
 };
 use super::{Checksum, Counters};
 use crate::aio::device::BackingFile;
@@ -102,7 +102,9 @@ impl Record {
         identity: Identity, shared: Arc<Shared>, stamp: Stamp, known: Option<(u32, Header)>,
     ) -> Result<Self> {
         let (ino, generation) = identity;
-        let mut header = Header { ino, generation, session: shared.session, ..Header::default() };
+        let flags = if stamp.size == 0 { COMPLETE } else { 0 };
+        let session = shared.session;
+        let mut header = Header { ino, generation, flags, session, ..Header::default() };
         stamp.store(&mut header);
         let mut state = State {
             header,
@@ -141,6 +143,12 @@ impl Record {
             writing: Mutex::new(()),
             state: Mutex::new(state),
         })
+    }
+
+    /// The partition was made in a session that ended by a power cut, and never synchronized: what of it is not zero may
+    /// be a mixture.
+    pub(super) fn distrust(&self) {
+        self.state.lock().header.flags |= COMPLETE | SUSPECT;
     }
 
     pub(super) fn identity(&self) -> Identity {
@@ -366,6 +374,7 @@ impl Record {
                          them is not known to be torn"
                     );
                 }
+                self.state.lock().header.flags &= !COMPLETE;
                 Ok(())
             }
             errno => Err(errno),
@@ -436,7 +445,7 @@ impl Record {
 
     /// No page of it is torn, and nothing is suspect any more: the file is accepted as it is.
     pub(super) fn absolve(&self, stamp: Stamp) -> Result<()> {
-        let flags = ACTIVE | PADDED | SUSPECT | HAS_TORN | TIMED | SHAPING;
+        let flags = ACTIVE | PADDED | SUSPECT | HAS_TORN | TIMED | SHAPING | COMPLETE;
         self.change(|state| {
             state.header.flags &= !flags;
             state.header.session = self.shared.session;

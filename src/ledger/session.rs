@@ -197,6 +197,24 @@ impl Sessions {
         self.stored.crashed.iter().rev().find(|crash| crash.number == number).copied()
     }
 
+    /// Whether any session ended by a power cut.
+    pub(super) fn has_cuts(&self) -> bool {
+        self.stored.crashed.iter().any(|crash| crash.fall == Fall::PowerCut)
+    }
+
+    /// Whether a partition without a record was made in a session that ended by a power cut, and is as that left it: had
+    /// it been synchronized, it would have a record.
+    pub(super) fn lost_birth(&self, birth_ns: Option<i64>, stamp: Stamp) -> bool {
+        let cuts = self.stored.crashed.iter().filter(|crash| crash.fall == Fall::PowerCut);
+        birth_ns.is_some_and(|birth| {
+            let is_within = |crash: &Crash| {
+                let end = crash.boot_ns.unwrap_or(crash.alive_ns.saturating_add(crash.doubt_ns));
+                crash.start_ns > 0 && birth >= crash.start_ns && stamp.modified_ns.max(birth) <= end
+            };
+            cuts.into_iter().any(is_within)
+        })
+    }
+
     /// Notes the time, but leaves the last session's end on record until [`Sessions::begun`].
     fn begin(&mut self) -> io::Result<()> {
         let now = self.now()?;

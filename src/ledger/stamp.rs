@@ -29,6 +29,17 @@ impl Stamp {
         })
     }
 
+    /// When the inode was made, in nanoseconds since 1970; `None` where the filesystem does not tell.
+    pub(super) fn birth_ns(descriptor: impl AsFd) -> Result<Option<i64>> {
+        let flags = rustix::fs::AtFlags::EMPTY_PATH;
+        let mask = rustix::fs::StatxFlags::BTIME;
+        let status = rustix::fs::statx(descriptor, c"", flags, mask).map_err(errno)?;
+        let birth = status.stx_btime;
+        let is_told = status.stx_mask & mask.bits() != 0;
+        let seconds = birth.tv_sec.saturating_mul(1_000_000_000);
+        Ok(is_told.then(|| seconds.saturating_add(birth.tv_nsec.into())))
+    }
+
     pub(super) fn store(&self, header: &mut Header) {
         header.size = self.size;
         header.modified_ns = self.modified_ns;

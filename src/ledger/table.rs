@@ -81,6 +81,10 @@ pub(super) const TIMED: u32 = 32;
 /// A change of shape is under way: pages in its range may be as before or as after it.
 pub(super) const SHAPING: u32 = 64;
 
+/// All bytes of it were recorded, from its first on: a page that nothing is known of is a hole, or lost its entry in a
+/// power cut.
+pub(super) const COMPLETE: u32 = 128;
+
 impl Header {
     pub(super) fn has(&self, flag: u32) -> bool {
         self.flags & flag != 0
@@ -215,17 +219,18 @@ impl Table {
     pub(super) fn open(control: BorrowedFd<'_>, writable: bool) -> io::Result<Option<Self>> {
         let access = if writable { OFlags::RDWR | OFlags::CREATE } else { OFlags::RDONLY };
         let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let opened = openat(control, TABLE_NAME, flags, Mode::RUSR | Mode::WUSR);
-        let file = match opened {
-            Err(rustix::io::Errno::NOENT) if !writable => return Ok(None),
-            opened => File::from(opened?),
-        };
+        // First: whoever finds the table finds the folder.
         if writable {
             match mkdirat(control, SUMS_NAME, Mode::RWXU) {
                 Ok(()) | Err(rustix::io::Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
             }
         }
+        let opened = openat(control, TABLE_NAME, flags, Mode::RUSR | Mode::WUSR);
+        let file = match opened {
+            Err(rustix::io::Errno::NOENT) if !writable => return Ok(None),
+            opened => File::from(opened?),
+        };
         let folder = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let sums = openat(control, SUMS_NAME, folder, Mode::empty())?;
         let slots = Mutex::new(read_slots(&file)?);

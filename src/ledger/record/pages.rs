@@ -9,7 +9,7 @@ use crate::ledger::entry::{
     BATCH, Entry, PAGE_BYTES, UNKNOWN, WRITING, WRITTEN, first_bad, pages_of, sum,
 };
 use crate::ledger::stamp::Stamp;
-use crate::ledger::table::{ACTIVE, HAS_TORN, Place, SUSPECT};
+use crate::ledger::table::{ACTIVE, COMPLETE, HAS_TORN, Header, Place, SUSPECT};
 use crate::ledger::{Checksum, Counters};
 
 /// What is to be recorded of a write before it is handed on.
@@ -33,6 +33,23 @@ pub(in crate::ledger) enum Outcome {
     Failed,
     /// There is no device any more. What of it is in the file is found out at the next mount.
     Gone,
+}
+
+/// Whether entries of pages that were written may be missing.
+fn lacks_entries(header: &Header) -> bool {
+    header.has(SUSPECT) && header.has(COMPLETE)
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
+}
+
+/// How many bytes from the start are of pages that nobody has written.
+fn written_without_entry(bytes: &[u8]) -> (u64, Option<Errno>) {
+    match bytes.chunks(PAGE_BYTES as usize).position(|page| !is_zero(page)) {
+        Some(page) => (page as u64 * PAGE_BYTES, Some(Errno::EUCLEAN)),
+        None => (bytes.len() as u64, None),
+    }
 }
 
 impl Record {
@@ -144,9 +161,9 @@ impl Record {
             (state.place(), state.header, torn.map(|torn| torn.start.max(offset) - offset).min())
         };
         let compare = self.compares();
-        let place = place.filter(|_| compare || header.has(HAS_TORN));
-        let checked = match place {
-            Some(place) => self.compare(&place, offset, bytes, header.has(SUSPECT)),
+        let checked = match place.filter(|_| compare || header.has(HAS_TORN)) {
+            Some(place) => self.compare(&place, offset, bytes, &header),
+            None if compare && lacks_entries(&header) => written_without_entry(bytes),
             None => (all, None),
         };
         match torn {
@@ -159,7 +176,7 @@ impl Record {
     }
 
     fn compare(
-        &self, place: &Place, offset: u64, bytes: &[u8], suspect: bool,
+        &self, place: &Place, offset: u64, bytes: &[u8], header: &Header,
     ) -> (u64, Option<Errno>) {
         let all = bytes.len() as u64;
         let compare = self.compares();
@@ -177,8 +194,15 @@ impl Record {
                 }
             }
             let end = (at + entries.len() * PAGE_BYTES as usize).min(bytes.len());
-            let pages = bytes[at..end].chunks(PAGE_BYTES as usize);
-            if let Some((page, torn)) = first_bad(entries, pages, compare) {
+            let pages = || bytes[at..end].chunks(PAGE_BYTES as usize);
+            let bad = first_bad(entries, pages(), compare);
+            let lost = (compare && lacks_entries(header)).then(|| {
+                let known = entries.iter().zip(pages());
+                let is_lost =
+                    |(entry, page): (&Entry, &[u8])| *entry == Entry::default() && !is_zero(page);
+                known.into_iter().position(is_lost).map(|page| (page, true))
+            });
+            if let Some((page, torn)) = bad.into_iter().chain(lost.flatten()).min() {
                 wrong = Some((at + page * PAGE_BYTES as usize, torn));
             }
             at = end;
@@ -190,7 +214,7 @@ impl Record {
         Counters::add(&counters.verified, at as u64 / PAGE_BYTES);
         match wrong {
             None => (all, None),
-            Some((right, torn)) if torn || suspect => {
+            Some((right, torn)) if torn || header.has(SUSPECT) => {
                 Counters::add(&counters.torn, 1);
                 (right as u64, Some(Errno::EUCLEAN))
             }

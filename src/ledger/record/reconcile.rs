@@ -10,7 +10,9 @@ use crate::ledger::entry::{
     Entry, PAGE_BYTES, Seen, UNKNOWN, Verdict, WRITTEN, joined, judge, pages_of,
 };
 use crate::ledger::stamp::Stamp;
-use crate::ledger::table::{ACTIVE, HAS_TORN, Header, PADDED, Place, SHAPING, SUSPECT, TIMED};
+use crate::ledger::table::{
+    ACTIVE, COMPLETE, HAS_TORN, Header, PADDED, Place, SHAPING, SUSPECT, TIMED,
+};
 use crate::ledger::verdict::{Judgement, Meaning};
 
 /// Pages of one block that were being written, or are torn.
@@ -203,7 +205,7 @@ fn reconciled(header: Header, found: &Look<'_>, has_torn: bool) -> Header {
     match found.judgement.meaning {
         Meaning::Ours => {}
         Meaning::Uncertain => header.flags |= SUSPECT,
-        Meaning::Others => header.flags &= !SUSPECT,
+        Meaning::Others => header.flags &= !(SUSPECT | COMPLETE),
     }
     found.stamp.store(&mut header);
     header

