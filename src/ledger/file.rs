@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::Ledger;
+use super::entry::Seen;
 use super::record::Record;
+use super::recover::see;
 use super::stamp::Stamp;
 use crate::aio::device::{BackingFile, FileStatus};
 use crate::aio::file::DiskFile;
@@ -77,8 +79,11 @@ impl LedgerFile {
         let stamp = Stamp::of(&self.inner).ok();
         let size = stamp.map_or(u64::MAX, |stamp| stamp.size);
         let changed = bytes.filter(|_| outcome.is_ok());
+        let edges = changed.as_ref().map(|bytes| self.record.changed_in_part(bytes, size));
+        let seen: Vec<(u64, Option<Seen>)> =
+            edges.into_iter().flatten().map(|page| (page, see(&self.inner, page))).collect();
         let noted = self.ledger.ordered(&self.record, move |record| {
-            let forgotten = changed.map_or(Ok(()), |bytes| record.changed(&bytes, size));
+            let forgotten = changed.map_or(Ok(()), |bytes| record.changed(&bytes, size, &seen));
             // What could not be forgotten is still noted as being changed.
             record.end_change(stamp.filter(|_| forgotten.is_ok()));
             forgotten

@@ -289,7 +289,10 @@ impl World {
         }
         fate?;
         if !failed {
-            record.changed(&bytes, PAGES * PAGE_BYTES).expect("there is room");
+            let size = PAGES * PAGE_BYTES;
+            let edges = record.changed_in_part(&bytes, size);
+            let seen: Vec<_> = edges.into_iter().map(|page| (page, self.seen(page))).collect();
+            record.changed(&bytes, size, &seen).expect("there is room");
         }
         record.end_change(Some(self.stamp));
         Ok(())

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::Record;
 use crate::error::{Errno, Result};
 use crate::ledger::entry::{
-    BATCH, Entry, PAGE_BYTES, UNKNOWN, WRITING, WRITTEN, first_bad, pages_of, sum,
+    BATCH, Entry, PAGE_BYTES, Seen, UNKNOWN, WRITING, WRITTEN, first_bad, pages_of, sum,
 };
 use crate::ledger::stamp::Stamp;
 use crate::ledger::table::{ACTIVE, COMPLETE, HAS_TORN, Header, Place, SUSPECT};
@@ -38,6 +38,16 @@ pub(in crate::ledger) enum Outcome {
 /// Whether entries of pages that were written may be missing.
 fn lacks_entries(header: &Header) -> bool {
     header.has(SUSPECT) && header.has(COMPLETE)
+}
+
+/// The pages of which a change of these bytes leaves some.
+fn edges(bytes: &Range<u64>, size: u64) -> Vec<u64> {
+    let first = (!bytes.start.is_multiple_of(PAGE_BYTES)).then_some(bytes.start / PAGE_BYTES);
+    let is_within = bytes.end < size && !bytes.end.is_multiple_of(PAGE_BYTES);
+    let last = is_within.then_some(bytes.end / PAGE_BYTES);
+    let mut edges: Vec<u64> = first.into_iter().chain(last).collect();
+    edges.dedup();
+    edges
 }
 
 fn is_zero(bytes: &[u8]) -> bool {
@@ -231,18 +241,26 @@ impl Record {
         state.slot.is_some() && (!self.is_quiet() || pages_of(bytes).start < state.known_pages)
     }
 
+    /// The pages of which such a change has left some bytes, where their new sums are to be known.
+    pub(in crate::ledger) fn changed_in_part(&self, bytes: &Range<u64>, size: u64) -> Vec<u64> {
+        if self.compares() || self.state.lock().header.has(HAS_TORN) {
+            edges(bytes, size)
+        } else {
+            Vec::new()
+        }
+    }
+
     /// The bytes of this range have changed without passing here: what was known of pages within is forgotten, damage
-    /// too, and what was known of pages of which some bytes stay is only kept when it is damage. `size` is the file's.
-    pub(in crate::ledger) fn changed(&self, bytes: &Range<u64>, size: u64) -> Result<()> {
+    /// too. Damage of pages of which some bytes stay is kept; else they are what was `seen` of them, or after a
+    /// power cut what they were before. `size` is the file's.
+    pub(in crate::ledger) fn changed(
+        &self, bytes: &Range<u64>, size: u64, seen: &[(u64, Option<Seen>)],
+    ) -> Result<()> {
         let Some(place) = self.state.lock().place() else { return Ok(()) };
         self.unsynced.store(true, Ordering::Release);
         let to_end = bytes.end >= size;
         let end = if to_end { u64::MAX / PAGE_BYTES } else { bytes.end / PAGE_BYTES };
         let whole = bytes.start.div_ceil(PAGE_BYTES)..end;
-        let edges = [
-            (!bytes.start.is_multiple_of(PAGE_BYTES)).then_some(bytes.start / PAGE_BYTES),
-            (!to_end && !bytes.end.is_multiple_of(PAGE_BYTES)).then_some(bytes.end / PAGE_BYTES),
-        ];
         if whole.start < whole.end {
             let mut room = self.room.lock();
             if room.end > whole.start {
@@ -251,14 +269,18 @@ impl Record {
             drop(room);
             self.shared.table.forget_entries(&place, &whole)?;
         }
-        for page in edges.into_iter().flatten() {
+        for page in edges(bytes, size) {
             if self.shared.table.known_pages(&place, page, page + 1).is_none() {
                 continue;
             }
+            let seen = seen.iter().find(|(edge, _)| *edge == page).and_then(|(_, seen)| *seen);
             self.each_batch(&place, page..page + 1, |_, entries| {
-                entries[0] = match entries[0] {
-                    Entry { new: UNKNOWN, previous: UNKNOWN } => return false,
-                    torn if torn.is_torn() => Entry::torn(None),
+                entries[0] = match (entries[0], seen) {
+                    (Entry { new: UNKNOWN, previous: UNKNOWN }, _) => return false,
+                    (torn, seen) if torn.is_torn() => Entry::torn(seen),
+                    (before, Some(seen)) if self.compares() => {
+                        Entry { new: seen.sum, previous: before.new }
+                    }
                     _ => Entry::both(WRITTEN),
                 };
                 true
@@ -266,8 +288,7 @@ impl Record {
         }
         if to_end {
             let mut state = self.state.lock();
-            state.known_pages =
-                state.known_pages.min(whole.start.max(bytes.start.div_ceil(PAGE_BYTES)));
+            state.known_pages = state.known_pages.min(bytes.start.div_ceil(PAGE_BYTES));
             if size == 0 {
                 state.header.flags &= !(HAS_TORN | SUSPECT);
             }

@@ -114,9 +114,9 @@ fn changes_of_shape_keep_the_marks_of_bytes_that_stay() {
         let is_torn =
             |page: u64| record.verify(page * 4096, &[1; 4096]) == (0, Some(Errno::EUCLEAN));
         // Part of it, all before it, a change that fails.
-        record.changed(&(4096..4097), size).unwrap();
-        record.changed(&(0..5000), size).unwrap();
-        record.changed(&(20_000..300 * 4096), size).unwrap();
+        record.changed(&(4096..4097), size, &[]).unwrap();
+        record.changed(&(0..5000), size, &[]).unwrap();
+        record.changed(&(20_000..300 * 4096), size, &[]).unwrap();
         record.begin_change(Some(&(0..size))).unwrap();
         record.end_change(Some(stamp(size)));
         assert!(is_torn(1) && is_torn(300));
@@ -126,11 +126,11 @@ fn changes_of_shape_keep_the_marks_of_bytes_that_stay() {
         );
         assert_eq!(record.verify(20_480, &[9; 4096]), (4096, None), "its bytes have changed");
         // A cut within, and one before.
-        record.changed(&(300 * 4096 + 7..u64::MAX), 300 * 4096 + 7).unwrap();
+        record.changed(&(300 * 4096 + 7..u64::MAX), 300 * 4096 + 7, &[]).unwrap();
         assert!(is_torn(300));
-        record.changed(&(300 * 4096..u64::MAX), 300 * 4096).unwrap();
+        record.changed(&(300 * 4096..u64::MAX), 300 * 4096, &[]).unwrap();
         assert!(!is_torn(300) && is_torn(1));
-        record.changed(&(4096..8192), size).unwrap();
+        record.changed(&(4096..8192), size, &[]).unwrap();
         assert!(!is_torn(1));
     }
 }
