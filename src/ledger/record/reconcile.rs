@@ -155,11 +155,12 @@ fn decide(group: &Group, found: &mut Look<'_>) -> Vec<Entry> {
             .map(|(entry, seen)| mark(*entry, *seen, others))
             .collect();
     }
-    // A file that was written to has a later time, unless others gave it an old one with other bytes.
-    match others || (is_touched && is_unwritten) {
-        false => judged(&entries, &seen),
-        true if is_complete => left_by_others(&entries, &seen),
-        true => vec![Entry::default(); entries.len()],
+    match (others, is_complete) {
+        (true, true) => left_by_others(&entries, &seen),
+        (false, true) => judged(&entries, &seen),
+        // A file that was written to has a later time, unless others gave it an old one with other bytes.
+        (false, false) if !(is_touched && is_unwritten) => judged(&entries, &seen),
+        _ => vec![Entry::default(); entries.len()],
     }
 }
 
