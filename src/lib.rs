@@ -15,6 +15,7 @@ pub mod fuse;
 pub mod install;
 pub mod ledger;
 pub mod metrics;
+mod panics;
 mod paths;
 pub mod pool;
 pub mod service;

@@ -7,15 +7,18 @@
 
 mod access;
 mod histogram;
-mod publish;
+pub mod http;
+mod listener;
 mod recorder;
 mod requests;
 pub mod text;
+mod textfile;
 mod wear;
 
 pub use access::{AccessLog, LineReply, READERS_MAX};
 pub use histogram::{Histogram, Snapshot};
-pub use publish::{Listener, write_textfile};
+pub use listener::Listener;
 pub use recorder::Recorder;
 pub use requests::{Note, Operation, OperationCounts, Requests, Ticket, Watch};
+pub use textfile::write_textfile;
 pub use wear::{Day, Wear, today};

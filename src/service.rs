@@ -152,9 +152,7 @@ fn publish(config: &Config, mountpoint: &Path, volume: &Arc<Volume>) -> Result<P
             let listener =
                 Listener::start(address, move || shown.metrics(&[], shown.root_is_public()))
                     .map_err(|error| format!("metrics_listen {address}: {}", reason(&error)))?;
-            if let Some(address) = listener.address() {
-                log::info!("metrics at http://{address}/metrics");
-            }
+            log::info!("metrics at http://{}/metrics", listener.address());
             Some(listener)
         }
         None => None,

@@ -29,7 +29,7 @@ macro_rules! tests {
     ($($name:ident),* $(,)?) => { [$((stringify!($name), $name as fn())),*] };
 }
 
-const TESTS: [Test; 22] = tests![
+const TESTS: [Test; 24] = tests![
     mount_returns_when_the_mount_answers_and_umount_when_the_daemon_is_gone,
     the_mount_carries_the_standard_options,
     the_daemons_own_line_reaches_the_user,
@@ -43,6 +43,8 @@ const TESTS: [Test; 22] = tests![
     after_a_raw_umount_the_next_mount_waits_for_the_daemon,
     partitions_that_are_not_stored_fail_the_umount,
     umount_keeps_its_timeout,
+    a_panic_is_logged_and_the_daemon_goes_on,
+    a_failed_allocation_is_logged,
     on_a_terminal_umount_shows_how_much_is_left,
     a_killed_daemon_leaves_a_dead_mount_that_is_named_and_cleared,
     in_the_foreground_the_command_is_the_daemon,
@@ -307,6 +309,30 @@ fn umount_keeps_its_timeout() {
 }
 
 /// Buffers in flight are among the dirty ones, and nothing is known of the time while nothing moves.
+fn a_panic_is_logged_and_the_daemon_goes_on() {
+    let place = Place::new();
+    assert_done(&place.mount("panic-once", &[]));
+    place.signal(nix::sys::signal::Signal::SIGTERM);
+    wait_until("the panic's line", || place.log().contains("goes on after a panic"));
+    let log = place.log();
+    let line = log.lines().find(|line| line.contains("panicked")).expect("a line");
+    assert!(line.contains(" ERROR swapfs] thread main panicked at tests/fake/mod.rs:"), "{line}");
+    assert!(line.ends_with(": the fake panics"), "one line: {log}");
+    assert!(place.is_mounted());
+    place.signal(nix::sys::signal::Signal::SIGTERM);
+    place.wait_gone();
+    assert_eq!(place.state().state, swapfs::daemon::Phase::Finished);
+}
+
+fn a_failed_allocation_is_logged() {
+    let place = Place::new();
+    assert_done(&place.mount("no-memory", &[]));
+    place.signal(nix::sys::signal::Signal::SIGTERM);
+    place.wait_gone();
+    let line = "memory allocation of 99999999999999 bytes failed";
+    assert!(place.log().contains(line), "{}", place.log());
+}
+
 fn on_a_terminal_umount_shows_how_much_is_left() {
     let place = Place::new();
     assert_done(&place.mount("fsync-hangs", &[]));

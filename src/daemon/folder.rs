@@ -31,6 +31,9 @@ const RETRY: Duration = Duration::from_millis(50);
 const READ_TRIES: u32 = 4;
 const READ_RETRY: Duration = Duration::from_millis(5);
 
+/// A lock file of ours with the names of very many partitions that are not stored is smaller.
+const STATE_BYTES_MAX: usize = 16 << 20;
+
 /// How long writing the lock file may take.
 const STATE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -195,6 +198,7 @@ fn read_all(file: &File) -> io::Result<Vec<u8>> {
     loop {
         match file.read_at(&mut part, text.len() as u64)? {
             0 => return Ok(text),
+            _ if text.len() > STATE_BYTES_MAX => return Err(io::ErrorKind::FileTooLarge.into()),
             length => text.extend_from_slice(&part[..length]),
         }
     }

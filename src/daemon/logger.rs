@@ -3,18 +3,24 @@
 //!
 //! The file lies on the device that the daemon swaps to. A thread of its own writes it, so that a device that
 //! hangs keeps nobody else from working.
+//!
+//! A panic is logged before its thread unwinds. What the runtime itself has to say, before it aborts for want of
+//! memory, goes to standard error, which is the log file once the mount answers.
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::panic::PanicHookInfo;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use jiff::Timestamp;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::fs::{Mode, OFlags, openat, renameat};
 
 use super::SwapFolder;
+use crate::panics::outlive;
 use crate::sys_process::reason;
 
 /// A log file of this many bytes is set aside at the next start.
@@ -23,13 +29,19 @@ const LOG_BYTES_MAX: u64 = 16 << 20;
 /// Lines that wait for the file; more are dropped and counted.
 const LINES_MAX: usize = 4096;
 
-/// How long the file may take for the last lines.
+/// How long the file may take for the last lines, and for that of a panic.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The thread that writes the file.
+const WRITER_NAME: &str = "swapfs-log";
 
 static STARTING: AtomicBool = AtomicBool::new(false);
 
 /// The way to the thread that writes the file, where there is one.
 static WRITER: OnceLock<Sender<Line>> = OnceLock::new();
+
+/// The file, to become standard error.
+static FILE: OnceLock<File> = OnceLock::new();
 
 /// What the writing thread gets.
 enum Line {
@@ -46,6 +58,9 @@ pub(super) fn start(filter: &str, swap: &SwapFolder, foreground: bool) -> Result
         let file = open(swap).map_err(|error| {
             format!("{}/.swapfs/log: {}", swap.path().display(), reason(&error.into()))
         })?;
+        if let Ok(file) = file.try_clone() {
+            let _ = FILE.set(file);
+        }
         let lines = start_writer(file)
             .map_err(|error| format!("cannot start a thread: {}", reason(&error)))?;
         builder.target(env_logger::Target::Pipe(Box::new(Lines { lines, dropped: 0 })));
@@ -56,21 +71,52 @@ pub(super) fn start(filter: &str, swap: &SwapFolder, foreground: bool) -> Result
     if log::set_boxed_logger(Box::new(DaemonLog(logger))).is_ok() {
         log::set_max_level(level);
     }
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        // Before the mount answers the user is told as well.
+        if !log_panic(panic) || STARTING.load(Ordering::Relaxed) {
+            print(panic);
+        }
+    }));
     Ok(())
 }
 
-/// From here on nobody watches standard error.
+/// From here on nobody watches standard error: it is the log's.
 pub(super) fn started() {
     STARTING.store(false, Ordering::Relaxed);
+    if let Some(file) = FILE.get() {
+        let _ = nix::unistd::dup2_stderr(file);
+    }
 }
 
 /// Waits for the last lines, but not for a device that hangs.
 pub(super) fn finish() {
-    let Some(writer) = WRITER.get() else { return };
+    if let Some(writer) = WRITER.get() {
+        wait_for(writer);
+    }
+}
+
+/// Waits until what was sent before is in the file, for a second at most.
+fn wait_for(writer: &Sender<Line>) {
     let (mark, written) = bounded(0);
     if writer.try_send(Line::Mark(mark)).is_ok() {
         let _ = written.recv_timeout(LAST_LINES_TIMEOUT);
     }
+}
+
+/// Logs a panic and waits until that is written, past the logger, whose lock the thread may have. False where it has
+/// to be printed: in the foreground, and on the thread that writes the log.
+fn log_panic(panic: &PanicHookInfo<'_>) -> bool {
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("without a name");
+    let Some(writer) = WRITER.get().filter(|_| name != WRITER_NAME) else { return false };
+    let why = panic.payload_as_str().unwrap_or("no text").replace('\n', " ");
+    let place = panic.location().map(ToString::to_string).unwrap_or_default();
+    let now = Timestamp::now();
+    let line = format!("[{now:.3} ERROR swapfs] thread {name} panicked at {place}: {why}\n");
+    let _ = writer.try_send(Line::Text(line.into_bytes()));
+    wait_for(writer);
+    true
 }
 
 /// Starts the thread. It takes no signals: those are for the daemon's own threads, which block them later.
@@ -78,14 +124,14 @@ fn start_writer(file: File) -> io::Result<Sender<Line>> {
     let (sender, lines) = bounded(LINES_MAX);
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     let started = std::thread::Builder::new()
-        .name("swapfs-log".to_owned())
-        .spawn(move || write_lines(file, &lines));
+        .name(WRITER_NAME.to_owned())
+        .spawn(move || outlive(|| write_lines(&file, &lines)));
     before.thread_set_mask()?;
     started?;
     Ok(WRITER.get_or_init(|| sender).clone())
 }
 
-fn write_lines(mut file: File, lines: &Receiver<Line>) {
+fn write_lines(mut file: &File, lines: &Receiver<Line>) {
     while let Ok(line) = lines.recv() {
         if let Line::Text(text) = line {
             // A full disk takes no log; there is nobody to tell.

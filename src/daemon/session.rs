@@ -16,6 +16,7 @@ use super::manager::Manager;
 use super::report::Reporter;
 use super::{Service, SwapFolder};
 use crate::fuse::mount::{self, Detach, UnmountError};
+use crate::panics::outlive;
 use crate::sys_process::reason;
 
 /// A mount that does not answer its first call within this time never will.
@@ -95,7 +96,7 @@ impl<'a> Session<'a> {
         );
         reporter.ready();
         self.manager.ready(self.swap.path(), self.mountpoint);
-        let ended = self.wait_for_end();
+        let ended = outlive(|| self.wait_for_end());
         self.finish(ended)
     }
 
@@ -108,12 +109,14 @@ impl<'a> Session<'a> {
         })?;
         let (signals, sender) = (self.signals, self.sender.clone());
         spawn("signals", move || {
-            while let Ok(signal) = signals.wait() {
-                log::info!("{signal} received");
-                if sender.send(Event::Signal(signal)).is_err() {
-                    return;
+            outlive(|| {
+                while let Ok(signal) = signals.wait() {
+                    log::info!("{signal} received");
+                    if sender.send(Event::Signal(signal)).is_err() {
+                        return;
+                    }
                 }
-            }
+            });
         })?;
         let (mountpoint, sender) = (self.mountpoint.to_owned(), self.sender.clone());
         let device_before = self.device_before;

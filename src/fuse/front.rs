@@ -39,6 +39,7 @@ use self::room::{Payload, Room};
 use super::session::REQUEST_BYTES_MAX;
 use crate::fs::Forgotten;
 use crate::metrics::Ticket;
+use crate::panics::outlive;
 use crate::volume::Volume;
 
 /// Writes that may wait for buffers, or for transfers, where they were received; the bytes of more are
@@ -146,7 +147,7 @@ impl Front {
         if count > 1 {
             let crew = crew.clone();
             // Ends with the last of the readers, as soon as it looks.
-            spawn("fuse-watch".to_owned(), move || crew.watch())?;
+            spawn("fuse-watch".to_owned(), move || outlive(|| crew.watch()))?;
         }
         spare::start(&front, &left, count)?;
         let readers = (0..count).map(|number| {

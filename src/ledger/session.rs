@@ -22,6 +22,9 @@ const NEW_NAME: &str = "session.new";
 /// The file's length is a multiple of this.
 const FILE_STEP: usize = 4096;
 
+/// A file of ours is much smaller; the rest of another one is not read.
+const TEXT_BYTES_MAX: u64 = 1 << 20;
+
 /// Sessions that ended well, and that did not, whose times are remembered.
 const SESSIONS_MAX: usize = 64;
 
@@ -343,7 +346,7 @@ fn try_read(control: BorrowedFd<'_>) -> io::Result<Stored> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = openat(control, NAME, flags, Mode::empty())?;
     let mut text = String::new();
-    File::from(file).read_to_string(&mut text)?;
+    File::from(file).take(TEXT_BYTES_MAX).read_to_string(&mut text)?;
     let stored: Stored = serde_json::from_str(&text)?;
     match stored.sum {
         Some(sum) if sum != stored.computed_sum()? => Err(io::Error::other("damaged")),

@@ -16,6 +16,7 @@ use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
 
 use super::requests::Note;
+use crate::panics::outlive;
 
 /// Readers at a time.
 pub const READERS_MAX: usize = 8;
@@ -100,7 +101,7 @@ impl AccessLog {
         if !readers.served {
             let log = self.clone();
             let name = "swapfs-accesslog".to_owned();
-            std::thread::Builder::new().name(name).spawn(move || log.serve()).ok()?;
+            std::thread::Builder::new().name(name).spawn(move || outlive(|| log.serve())).ok()?;
             readers.served = true;
         }
         let reader = readers.next;

@@ -1,9 +1,11 @@
-//! A thread that does something every now and then, and once more at the end.
+//! A thread that does something every now and then, and once more at the end, whatever becomes of it.
 
 use std::io;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use crate::panics::outlive;
 
 /// The thread; it ends with this value.
 #[derive(Debug)]
@@ -20,9 +22,11 @@ impl Recorder {
         let (sender, receiver) = channel();
         let thread =
             std::thread::Builder::new().name("swapfs-record".to_owned()).spawn(move || {
-                while receiver.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
-                    work();
-                }
+                outlive(|| {
+                    while receiver.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
+                        work();
+                    }
+                });
                 work();
             })?;
         Ok(Recorder { thread: Some((sender, thread)) })

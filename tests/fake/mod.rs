@@ -3,6 +3,7 @@
 
 pub(crate) mod partitions;
 
+use std::alloc::Layout;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -84,7 +85,15 @@ impl Service for FakeService {
     }
 
     fn synchronize(&self) -> Result<(), Vec<String>> {
-        self.synchronized.fetch_add(1, Ordering::Relaxed);
+        let before = self.synchronized.fetch_add(1, Ordering::Relaxed);
+        match self.behaviour.as_str() {
+            "panic-once" => assert!(before > 0, "the fake\npanics"),
+            "no-memory" => {
+                let much = Layout::array::<u8>(99_999_999_999_999).unwrap();
+                std::alloc::handle_alloc_error(much);
+            }
+            _ => {}
+        }
         Ok(())
     }
 

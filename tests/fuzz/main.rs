@@ -139,10 +139,15 @@ fn sessions() {
     replay("session");
 }
 
+#[test]
+fn http_exchanges() {
+    replay("http");
+}
+
 /// Every target is run above.
 #[test]
 fn each_target_has_a_corpus() {
-    assert_eq!(TARGETS.len(), 9);
+    assert_eq!(TARGETS.len(), 10);
     for (target, _) in TARGETS {
         assert!(!corpus(target).is_empty(), "{target}");
     }

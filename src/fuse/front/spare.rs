@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::device::HEADER_BYTES;
 use super::reads::Reads;
 use super::{Ending, Front, Payload, Reader, Room, spawn};
+use crate::panics::outlive;
 
 /// How often is looked whether somebody reads.
 const LOOK: Duration = Duration::from_millis(500);
@@ -52,7 +53,7 @@ impl Readers {
 /// When it cannot be started.
 pub(super) fn start(front: &Arc<Front>, left: &Arc<AtomicUsize>, count: usize) -> io::Result<()> {
     let (front, left) = (Arc::downgrade(front), left.clone());
-    spawn("fuse-spare".to_owned(), move || look_after(&front, &left, count))?;
+    spawn("fuse-spare".to_owned(), move || outlive(|| look_after(&front, &left, count)))?;
     Ok(())
 }
 

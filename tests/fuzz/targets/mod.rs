@@ -1,5 +1,6 @@
 //! What is fuzzed: each target takes any bytes and panics when something does not hold that must.
 
+mod http;
 mod session;
 mod text;
 mod world;
@@ -8,7 +9,7 @@ mod world;
 pub(crate) type Target = fn(&[u8]);
 
 /// By name, which is also the name of its corpus's folder.
-pub(crate) const TARGETS: [(&str, Target); 9] = [
+pub(crate) const TARGETS: [(&str, Target); 10] = [
     ("request", world::request),
     ("xattr", world::xattr),
     ("name", world::name),
@@ -18,4 +19,5 @@ pub(crate) const TARGETS: [(&str, Target); 9] = [
     ("mounts", text::mounts),
     ("control", session::control),
     ("session", session::any),
+    ("http", http::http),
 ];
