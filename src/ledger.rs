@@ -366,6 +366,11 @@ impl Ledger {
         });
     }
 
+    /// Whether anything may be put on record.
+    fn is_written(&self) -> bool {
+        self.clerk.is_some()
+    }
+
     /// Does something to the record of a partition that nothing is being written to, after what the clerk has still
     /// to do to it. Blocks.
     fn ordered(

@@ -59,7 +59,7 @@ impl LedgerFile {
     ) -> Result<()> {
         let bytes = bytes.filter(|bytes| self.record.knows_of(bytes));
         let noted = bytes.clone();
-        self.ledger.ordered(&self.record, move |record| record.begin_change(noted.as_ref()))?;
+        self.noted(bytes.is_some(), move |record| record.begin_change(noted.as_ref()))?;
         self.finish(bytes, change(&self.inner))
     }
 
@@ -68,11 +68,22 @@ impl LedgerFile {
         &self, time: Option<SystemTime>, set: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         let modified_ns = time.map(nanoseconds);
-        self.ledger.ordered(&self.record, move |record| match modified_ns {
+        self.noted(false, move |record| match modified_ns {
             Some(modified_ns) => record.begin_timing(modified_ns),
             None => record.begin_change(None),
         })?;
         self.finish(None, set())
+    }
+
+    /// Notes something: about pages, whose entries the clerk may have to write first, or about the file alone.
+    fn noted(
+        &self, about_pages: bool, note: impl FnOnce(&Record) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        match (self.ledger.is_written(), about_pages) {
+            (false, _) => Ok(()),
+            (true, true) => self.ledger.ordered(&self.record, note),
+            (true, false) => note(&self.record),
+        }
     }
 
     fn finish(&self, bytes: Option<Range<u64>>, outcome: Result<()>) -> Result<()> {
@@ -82,7 +93,7 @@ impl LedgerFile {
         let edges = changed.as_ref().map(|bytes| self.record.changed_in_part(bytes, size));
         let seen: Vec<(u64, Option<Seen>)> =
             edges.into_iter().flatten().map(|page| (page, see(&self.inner, page))).collect();
-        let noted = self.ledger.ordered(&self.record, move |record| {
+        let noted = self.noted(changed.is_some(), move |record| {
             let forgotten = changed.map_or(Ok(()), |bytes| record.changed(&bytes, size, &seen));
             // What could not be forgotten is still noted as being changed.
             record.end_change(stamp.filter(|_| forgotten.is_ok()));

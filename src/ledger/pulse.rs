@@ -15,6 +15,9 @@ use super::table::Table;
 /// How often.
 const PERIOD: Duration = Duration::from_millis(2);
 
+/// Periods without a write after which it sleeps: waking it costs more than a look.
+const IDLE_MAX: u32 = 50;
+
 /// A file may have been changed so long after the daemon said that it lives, in nanoseconds: where the thread goes before
 /// all others, and where it may have to wait for a processor.
 const DOUBT_NS: i64 = 8_000_000;
@@ -115,10 +118,11 @@ impl Drop for Pulse {
 
 impl Shared {
     fn run(&self, table: &Table) {
+        let mut idle = IDLE_MAX;
         loop {
             {
                 let mut beat = self.beat.lock();
-                while beat.writes == 0 && !beat.ended {
+                while idle >= IDLE_MAX && beat.writes == 0 && !beat.ended {
                     beat.asleep = true;
                     self.called.wait(&mut beat);
                 }
@@ -127,6 +131,7 @@ impl Shared {
                     return;
                 }
                 self.called.wait_for(&mut beat, PERIOD);
+                idle = if beat.writes == 0 { idle + 1 } else { 0 };
                 if beat.writes == 0 || !beat.is_due(PERIOD / 2) {
                     continue;
                 }
