@@ -7,6 +7,7 @@ mod folder;
 mod logger;
 mod manager;
 mod nested;
+mod outside;
 mod report;
 mod session;
 mod stats;

@@ -3,6 +3,7 @@
 mod killed;
 mod many;
 mod odd;
+mod prepared;
 mod rights;
 mod stacked;
 mod values;
