@@ -318,7 +318,7 @@ pub(super) fn refuse_mounted(path: &Path) -> Result<(), String> {
         return Ok(());
     };
     let (shown, mountpoint) = (path.display(), entry.mountpoint.display());
-    let pid = MountStats::read(&entry.mountpoint).ok().and_then(|stats| stats.pid());
+    let pid = MountStats::read(&entry.mountpoint).and_then(|stats| stats.pid());
     let holder = pid.map_or_else(|| "swapfs".to_owned(), |pid| format!("swapfs pid {pid}"));
     Err(match entry.mountpoint == path {
         true => format!("swap folder {shown} is in use by {holder} (mounted at {mountpoint})"),

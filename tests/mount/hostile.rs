@@ -4,6 +4,7 @@ mod killed;
 mod many;
 mod odd;
 mod prepared;
+mod pretended;
 mod rights;
 mod stacked;
 mod values;
