@@ -7,12 +7,15 @@ mod folder;
 mod logger;
 mod manager;
 mod nested;
+mod outside;
+mod process;
 mod report;
 mod session;
 mod stats;
 
 pub use folder::{DaemonState, Phase, SwapFolder, read_state};
 pub use manager::stop_time;
+pub use process::DaemonProcess;
 pub use stats::MountStats;
 
 use std::io;

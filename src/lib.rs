@@ -22,6 +22,7 @@ pub mod service;
 pub mod swap;
 pub mod sys;
 pub mod sys_process;
+mod trust;
 pub mod tune;
 pub mod units;
 pub mod volume;

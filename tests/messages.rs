@@ -87,7 +87,7 @@ const PLAIN: [&str; 46] = [
     "{shown} is not on a swapfs mount",
     "{} is not on a swapfs mount",
     "{}: no partition of a swapfs mount",
-    "{shown} is not a swapfs mountpoint",
+    "{} is not a swapfs mountpoint",
     "{shown}: nothing matches",
     "{}: no access log of swapfs",
     "standard output: {reason}",

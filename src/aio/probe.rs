@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use super::file::errno;
 use crate::error::Result;
+use crate::trust;
 
 /// `STATX_DIOALIGN` of `linux/stat.h` (Linux 6.1).
 const STATX_DIOALIGN: u32 = 0x2000;
@@ -97,8 +98,8 @@ pub fn probe(folder: BorrowedFd<'_>) -> Result<Probe> {
 
 /// The mount's own lock file, which is there when a new one cannot be made; for direct reading.
 fn open_there(folder: BorrowedFd<'_>) -> Option<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::DIRECT;
-    rustix::fs::openat(folder, c".swapfs/lock", flags, Mode::empty()).ok()
+    let control = trust::open_folder(folder, ".swapfs").ok()?;
+    trust::open_file(control, "lock", OFlags::RDONLY | OFlags::DIRECT).ok().map(OwnedFd::from)
 }
 
 /// A new file for reading and writing, with no name in the folder.

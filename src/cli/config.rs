@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde_json::Value as Json;
 
+use super::watch::read_json;
 use super::{ConfigArgs, Failure, print, table};
 use crate::config::{Config, Row};
-use crate::sys_process::reason;
 
 /// The commands about the configuration.
 #[derive(Debug, Subcommand)]
@@ -76,10 +76,7 @@ fn columns(row: Row) -> [String; 3] {
 
 /// The JSON that a mount shows, and its rows.
 fn of_mount(mountpoint: &Path) -> Result<(Json, Vec<[String; 3]>), Failure> {
-    let path = mountpoint.join(".swapfs/config.json");
-    let failed = |why: String| format!("{}: {why}", path.display());
-    let text = std::fs::read(&path).map_err(|error| failed(reason(&error)))?;
-    let json: Json = serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))?;
+    let json = read_json(mountpoint, "config.json")?;
     let text = |value: &Json| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let entries = json.as_object().into_iter().flatten();
     let rows = entries

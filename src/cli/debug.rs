@@ -4,6 +4,7 @@
 mod redact;
 
 use std::io::{IsTerminal, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,7 +16,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::watch::{parse_seconds, read_control, read_json};
 use super::{Failure, print};
+use crate::daemon::{DaemonProcess, MountStats};
 use crate::metrics::today;
+use crate::paths::plain;
 use crate::sys_process::{quoted, reason};
 use redact::Redactor;
 
@@ -69,7 +72,7 @@ impl Archive {
     fn add(&mut self, name: &str, text: &str) -> std::io::Result<()> {
         let mut header = tar::Header::new_gnu();
         header.set_size(text.len() as u64);
-        header.set_mode(0o644);
+        header.set_mode(0o600);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         header.set_mtime(now.as_secs());
         let path = format!("{}/{name}", self.folder);
@@ -83,27 +86,45 @@ impl Archive {
 impl DebugArgs {
     pub(super) fn run(self) -> Result<(), Failure> {
         let stats = read_json(&self.mountpoint, "stats.json")?;
-        let pid = stats.pointer("/mount/pid").and_then(serde_json::Value::as_i64).unwrap_or(0);
-        let name = format!("swapfs-debug-{}-{pid}", today());
+        let daemon = Daemon::of(&stats);
+        let name = format!("swapfs-debug-{}-{}", today(), daemon.pid);
         let path = self.output.clone().unwrap_or_else(|| format!("{name}.tar.gz").into());
-        let failed = |error: std::io::Error| format!("{}: {}", path.display(), reason(&error));
-        let file = std::fs::File::create_new(&path).map_err(failed)?;
+        let failed = |error: std::io::Error| format!("{}: {}", plain(&path), reason(&error));
+        // Others may write to the folder: a new file, for this user alone.
+        let file = std::fs::File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&path)
+            .map_err(failed)?;
+        let made = file.metadata().map_err(failed)?;
         let archive = Archive {
             tar: tar::Builder::new(GzEncoder::new(file, Compression::default())),
             folder: name,
             files: Vec::new(),
             bar: bar(),
         };
-        match self.fill(archive, &stats, pid) {
-            Ok(files) => print(&format!(
-                "{}: {}\nLook through it before it goes to anybody: tar -xzOf {} | less",
-                path.display(),
-                files.join(", "),
-                quoted(&path)
-            )),
+        match self.fill(archive, &stats, &daemon) {
+            Ok(files) => {
+                if let Err(why) = &daemon.process {
+                    eprintln!("swapfs: {why}: its process and its log are left out");
+                }
+                print(&format!(
+                    "{}: {}\nLook through it before it goes to anybody: tar -xzOf {} | less",
+                    plain(&path),
+                    files.join(", "),
+                    quoted(&path)
+                ))
+            }
             Err(failure) => {
                 // Half an archive is of no use.
-                let _ = std::fs::remove_file(&path);
+                let is_ours = |found: std::fs::Metadata| {
+                    (found.dev(), found.ino()) == (made.dev(), made.ino())
+                };
+                if std::fs::symlink_metadata(&path).is_ok_and(is_ours) {
+                    let _ = std::fs::remove_file(&path);
+                }
                 Err(match failure {
                     Failed::Archive(error) => failed(error).into(),
                     Failed::Mount(failure) => failure,
@@ -113,7 +134,7 @@ impl DebugArgs {
     }
 
     fn fill(
-        &self, mut archive: Archive, stats: &serde_json::Value, pid: i64,
+        &self, mut archive: Archive, stats: &serde_json::Value, daemon: &Daemon,
     ) -> Result<Vec<String>, Failed> {
         let swap_folder = stats.pointer("/mount/swap_folders/0").and_then(|path| path.as_str());
         let mountpoint = stats.pointer("/mount/mountpoint").and_then(|path| path.as_str());
@@ -121,9 +142,9 @@ impl DebugArgs {
             true => Redactor::none(),
             false => Redactor::new(swap_folder.into_iter().chain(mountpoint)),
         };
-        archive.add("about.txt", &self.about(pid))?;
+        archive.add("about.txt", &self.about(daemon))?;
         archive.add("machine.txt", &machine())?;
-        archive.add("process.txt", &process(pid, &redactor))?;
+        archive.add("process.txt", &daemon.files(&redactor))?;
         archive.add("stats-1.json", &format!("{stats:#}\n"))?;
         std::thread::sleep(self.interval);
         archive.add("stats-2.json", &read_control(&self.mountpoint, "stats.json")?)?;
@@ -133,12 +154,14 @@ impl DebugArgs {
         if self.names {
             archive.add("partitions.json", &read_control(&self.mountpoint, "partitions.json")?)?;
         }
-        let log = match log_end(swap_folder.unwrap_or_default(), pid) {
+        let log = match daemon.log_end(Path::new(swap_folder.unwrap_or_default())) {
             Ok(text) => redactor.log(&text),
             Err(why) => format!("the log cannot be read: {why}\n"),
         };
         archive.add("log.txt", &log)?;
-        let check = redactor.text(&check(swap_folder));
+        // Nothing is tried in a folder that only the mount names.
+        let checked = swap_folder.filter(|_| daemon.process.is_ok());
+        let check = redactor.text(&check(checked));
         archive.add("check.txt", &check)?;
         archive.bar.finish_and_clear();
         let Archive { tar, files, .. } = archive;
@@ -146,11 +169,15 @@ impl DebugArgs {
         Ok(files)
     }
 
-    fn about(&self, pid: i64) -> String {
+    fn about(&self, daemon: &Daemon) -> String {
         let names = if self.names { "kept, as asked" } else { "left out" };
-        let running = std::fs::read_link(format!("/proc/{pid}/exe"));
-        let running =
-            running.map_or_else(|error| reason(&error), |path| path.display().to_string());
+        let pid = daemon.pid;
+        let running = match &daemon.process {
+            Ok(process) => {
+                process.executable().map_or_else(|error| reason(&error), |path| plain(&path))
+            }
+            Err(why) => why.clone(),
+        };
         format!(
             "swapfs {}\ndate (UTC): {}\ndaemon: pid {pid}, {running}\n\
              names of partitions: {names}\ncontents of files: none\n",
@@ -211,47 +238,59 @@ fn section(title: &str, content: std::io::Result<String>) -> String {
     format!("\n== {title}\n{}\n", content.trim_end())
 }
 
-/// The daemon's process. Of its mounts, the own one and the swap folder's filesystem say enough.
-fn process(pid: i64, redactor: &Redactor) -> String {
-    let mut text = String::new();
-    for name in PROCESS_FILES {
-        let content = std::fs::read_to_string(format!("/proc/{pid}/{name}"));
-        let content = content.map(|content| match name {
-            "mountinfo" => {
-                let kept = content.lines().filter(|line| redactor.concerns(line));
-                kept.collect::<Vec<_>>().join("\n")
-            }
-            _ => content,
-        });
-        text += &section(name, content);
+/// The process that the mount names as its daemon, or why it is left out.
+struct Daemon {
+    pid: i32,
+    process: Result<DaemonProcess, String>,
+}
+
+impl Daemon {
+    fn of(stats: &serde_json::Value) -> Self {
+        let Some(pid) = MountStats::of(stats.clone()).pid() else {
+            let process = Err("the daemon runs where process ids are others".to_owned());
+            return Self { pid: 0, process };
+        };
+        let process = DaemonProcess::open(pid)
+            .map_err(|why| format!("pid {pid} {}", why.unwrap_or_else(|| "is gone".to_owned())));
+        Self { pid, process }
     }
-    text
-}
 
-/// The daemon's log: as the daemon has it open, for the mount may hide the folder that it lies in.
-fn log_file(swap_folder: &str, pid: i64) -> std::io::Result<std::fs::File> {
-    let own = std::fs::read_dir(format!("/proc/{pid}/fd")).ok().and_then(|entries| {
-        let mut links = entries.flatten().map(|entry| entry.path());
-        links.find(|link| std::fs::read_link(link).is_ok_and(|path| path.ends_with(".swapfs/log")))
-    });
-    let path = own.unwrap_or_else(|| Path::new(swap_folder).join(".swapfs/log"));
-    std::fs::File::open(path)
-}
+    /// Its files in `/proc`. Of its mounts, the own one and the swap folder's filesystem say enough.
+    fn files(&self, redactor: &Redactor) -> String {
+        let process = match &self.process {
+            Ok(process) => process,
+            Err(why) => return format!("left out: {why}\n"),
+        };
+        let mut text = String::new();
+        for name in PROCESS_FILES {
+            let content = process.read(name).map(|content| match name {
+                "mountinfo" => {
+                    let kept = content.lines().filter(|line| redactor.concerns(line));
+                    kept.collect::<Vec<_>>().join("\n")
+                }
+                _ => content,
+            });
+            text += &section(name, content);
+        }
+        text
+    }
 
-/// The last lines of the daemon's log.
-fn log_end(swap_folder: &str, pid: i64) -> Result<String, String> {
-    use std::os::unix::fs::FileExt;
-    let shown = |error: std::io::Error| reason(&error);
-    let file = log_file(swap_folder, pid).map_err(shown)?;
-    let length = file.metadata().map_err(shown)?.len();
-    let from = length.saturating_sub(LOG_BYTES_MAX);
-    let mut bytes = vec![0; (length - from) as usize];
-    file.read_exact_at(&mut bytes, from).map_err(shown)?;
-    let text = String::from_utf8_lossy(&bytes);
-    // The first line may have been cut.
-    let lines: Vec<&str> = text.lines().skip(usize::from(from > 0)).collect();
-    let last = lines.len().saturating_sub(LOG_LINES_MAX);
-    Ok(lines[last..].join("\n") + "\n")
+    /// The last lines of its log.
+    fn log_end(&self, swap_folder: &Path) -> Result<String, String> {
+        use std::os::unix::fs::FileExt;
+        let shown = |error: std::io::Error| reason(&error);
+        let process = self.process.as_ref().map_err(String::clone)?;
+        let file = process.log(swap_folder).map_err(shown)?;
+        let length = file.metadata().map_err(shown)?.len();
+        let from = length.saturating_sub(LOG_BYTES_MAX);
+        let mut bytes = vec![0; (length - from) as usize];
+        file.read_exact_at(&mut bytes, from).map_err(shown)?;
+        let text = String::from_utf8_lossy(&bytes);
+        // The first line may have been cut.
+        let lines: Vec<&str> = text.lines().skip(usize::from(from > 0)).collect();
+        let last = lines.len().saturating_sub(LOG_LINES_MAX);
+        Ok(lines[last..].join("\n") + "\n")
+    }
 }
 
 /// What `swapfs check` says about the machine and the swap folder, by a process of its own that is ended when it

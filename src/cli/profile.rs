@@ -3,16 +3,25 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::watch::parse_seconds;
+use super::watch::{control_failure, parse_seconds};
 use super::{Failure, print, table};
+use crate::fuse::mount;
+use crate::paths::plain;
 use crate::sys_process::reason;
 use crate::units::format_short;
+
+/// The control file that is read.
+const ACCESS_LOG: &str = "accesslog";
+
+/// Bytes of a line at most; what is beyond counts as a line of its own. The longest has two names of 4096 bytes.
+const LINE_BYTES_MAX: u64 = 256 << 10;
 
 /// Arguments of `swapfs profile`.
 #[derive(Debug, Args)]
@@ -141,17 +150,22 @@ impl Profile {
 impl ProfileArgs {
     pub(super) fn run(self) -> Result<(), Failure> {
         let failed = |error: std::io::Error| format!("{}: {}", self.log.display(), reason(&error));
+        mount::refuse_foreign(&self.log).map_err(|refusal| refusal.to_string())?;
         let mut profile = Profile::default();
         if self.log.as_os_str() == "-" {
             for line in std::io::stdin().lock().lines() {
                 profile.add(&line.map_err(failed)?, self.by);
             }
         } else if self.log.is_dir() {
-            self.watch(&mut profile).map_err(failed)?;
+            let log = mount::open_control(&self.log, ACCESS_LOG)
+                .map_err(|refusal| control_failure(&self.log, ACCESS_LOG, &refusal))?;
+            self.watch(log, &mut profile).map_err(failed)?;
         } else {
-            let mut file = BufReader::new(File::open(&self.log).map_err(failed)?);
+            let mut file = BufReader::new(self.open_file()?);
             let mut line = Vec::new();
-            while file.read_until(b'\n', &mut line).map_err(failed)? > 0 {
+            while file.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line).map_err(failed)?
+                > 0
+            {
                 profile.add(&String::from_utf8_lossy(&line), self.by);
                 line.clear();
             }
@@ -162,10 +176,21 @@ impl ProfileArgs {
         self.report(&profile)
     }
 
+    /// Opens a copy of a log. What is no regular file may never answer, or never end.
+    fn open_file(&self) -> Result<File, String> {
+        let shown = plain(&self.log);
+        let failed = |error: std::io::Error| format!("{shown}: {}", reason(&error));
+        let mut options = File::options();
+        let options = options.read(true).custom_flags(libc::O_NONBLOCK);
+        let file = options.open(&self.log).map_err(failed)?;
+        match file.metadata().map_err(failed)?.is_file() {
+            true => Ok(file),
+            false => Err(format!("{shown}: not a regular file; give - to read standard input")),
+        }
+    }
+
     /// Reads the access log of a mount until the time is up.
-    fn watch(&self, profile: &mut Profile) -> std::io::Result<()> {
-        let path = Path::new(&self.log).join(".swapfs/accesslog");
-        let mut log = File::open(path)?;
+    fn watch(&self, mut log: File, profile: &mut Profile) -> std::io::Result<()> {
         let end = Instant::now() + self.seconds;
         let mut bytes = vec![0; 64 << 10];
         let mut rest = Vec::new();

@@ -3,6 +3,7 @@
 mod targets;
 mod wait;
 
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -132,8 +133,9 @@ const BUSY_RETRY: Duration = Duration::from_millis(50);
 fn ask(mounts: &Mounts, expanded: Result<PathBuf, (PathBuf, String)>, request: Request) -> Target {
     let (path, root) = match expanded {
         Ok(path) => {
-            let root =
-                mounts.root_of(&path).and_then(|root| send(&path, request, &root).map(|()| root));
+            let located = mounts.locate(&path);
+            let root = located
+                .and_then(|(file, root)| send(&path, file.as_fd(), request, &root).map(|()| root));
             (path, root)
         }
         Err((path, line)) => (path, Err(line)),
@@ -145,11 +147,12 @@ fn ask(mounts: &Mounts, expanded: Result<PathBuf, (PathBuf, String)>, request: R
 }
 
 /// Sets the attribute; the error is the line for the user.
-fn send(path: &Path, request: Request, root: &Path) -> Result<(), String> {
+fn send(path: &Path, file: BorrowedFd<'_>, request: Request, root: &Path) -> Result<(), String> {
     let value = request.value().as_bytes();
+    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
     let mut tries = 0;
     let refusal = loop {
-        match rustix::fs::setxattr(path, REQUEST_XATTR, value, XattrFlags::empty()) {
+        match rustix::fs::setxattr(&link, REQUEST_XATTR, value, XattrFlags::empty()) {
             Ok(()) => return Ok(()),
             // Requests on many folders are under way.
             Err(Errno::AGAIN) if tries < BUSY_TRIES => tries += 1,

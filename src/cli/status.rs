@@ -48,7 +48,7 @@ struct MountRow {
     #[serde(serialize_with = "crate::paths::shown")]
     swap_folder: PathBuf,
     pid: Option<i32>,
-    /// False when its daemon is gone.
+    /// False when its daemon is gone; another user's mount is not asked.
     alive: bool,
     pool: Option<PoolRow>,
 }
@@ -81,8 +81,13 @@ impl PoolRow {
 impl MountRow {
     fn read(entry: &MountEntry) -> Self {
         let at = &entry.mountpoint;
+        if let Err(refusal) = entry.check() {
+            eprintln!("swapfs: {refusal}");
+            let (mountpoint, swap_folder) = (at.clone(), entry.source.clone());
+            return Self { mountpoint, swap_folder, pid: None, alive: true, pool: None };
+        }
         let alive = !mount::probe(at).is_err_and(|error| mount::is_dead(&error));
-        let stats = MountStats::read(at).ok();
+        let stats = MountStats::read(at);
         let stated = stats.as_ref().and_then(MountStats::swap_folder);
         Self {
             mountpoint: at.clone(),
@@ -102,8 +107,8 @@ impl MountRow {
         };
         let pool_size = count(|pool| pool.buffers.saturating_mul(pool.buffer_size));
         [
-            self.mountpoint.display().to_string(),
-            self.swap_folder.display().to_string(),
+            plain(&self.mountpoint),
+            plain(&self.swap_folder),
             pid,
             pool_size.map_or_else(dash, format_short),
             shown(count(|pool| pool.available)),
@@ -184,9 +189,14 @@ fn collect(path: &Path, rows: &mut Vec<PartitionRow>) -> Result<(), Failure> {
             false => Failure::Failed(format!("{}: {}", plain(path), reason(error))),
         }
     };
+    mount::refuse_foreign(path).map_err(|refusal| refusal.to_string())?;
     let entry = mount::entry_of_path(path).map_err(|error| failed(path, &error))?;
-    if entry.is_none() {
-        return Err(Failure::Failed(format!("{} is not on a swapfs mount", plain(path))));
+    match entry.map(|entry| entry.check()) {
+        Some(Ok(())) => {}
+        Some(Err(refusal)) => return Err(Failure::Failed(refusal.to_string())),
+        None => {
+            return Err(Failure::Failed(format!("{} is not on a swapfs mount", plain(path))));
+        }
     }
     let metadata = std::fs::metadata(path).map_err(|error| failed(path, &error))?;
     if !metadata.is_dir() {

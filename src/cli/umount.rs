@@ -15,8 +15,9 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::Failure;
 use super::bar::byte_bar;
-use crate::daemon::{MountStats, read_state};
-use crate::fuse::mount::{self, Detach, MountEntry, UnmountError};
+use crate::daemon::{DaemonProcess, MountStats, read_state};
+use crate::fuse::mount::{self, Detach, Disbelief, MountEntry, UnmountError};
+use crate::paths::plain;
 use crate::sys_process::{fork_single_threaded, reason, text_xattr};
 
 /// Seconds that an unmount takes at most, when nothing else is said.
@@ -46,15 +47,21 @@ impl UmountArgs {
     /// Synchronizes, unmounts, and waits for the daemon unless users may keep it.
     pub(super) fn unmount(self, detach: Detach) -> Result<(), Failure> {
         let deadline = Instant::now() + Duration::from_secs(self.timeout);
-        let entry = find(&self.mountpoint)?;
+        let entry = mount::entry_at(&self.mountpoint).map_err(|refusal| match refusal {
+            Disbelief::Io(error) => format!("{}: {}", plain(&self.mountpoint), reason(&error)),
+            refusal => refusal.to_string(),
+        })?;
         let at = &entry.mountpoint;
+        if entry.check().is_err() {
+            return unmount_unasked(&entry, detach);
+        }
         let root = match File::open(at) {
             Ok(root) => root,
             Err(error) if mount::is_dead(&error) => return Err(clear_dead(at)),
             Err(error) => return Err(format!("{}: {}", at.display(), reason(&error)).into()),
         };
-        let stats = MountStats::read(at).ok();
-        let daemon = stats.as_ref().and_then(Daemon::open);
+        let stats = MountStats::read(at);
+        let daemon = stats.as_ref().and_then(|stats| Daemon::open(at, stats));
         synchronize(at, root, deadline, self.timeout)?;
         match unmount_patiently(at, detach) {
             Ok(()) | Err(UnmountError::NotMounted) => {}
@@ -74,18 +81,14 @@ impl UmountArgs {
     }
 }
 
-/// The swapfs mount at exactly this path.
-fn find(path: &Path) -> Result<MountEntry, String> {
-    let shown = path.display();
-    let exact = mount::absolute(path);
-    let mounts = mount::swapfs_mounts().map_err(|error| reason(&error))?;
-    if let Some(entry) = mounts.into_iter().rfind(|mount| mount.mountpoint == exact) {
-        return Ok(entry);
-    }
-    match std::fs::metadata(path) {
-        Err(error) => Err(format!("{shown}: {}", reason(&error))),
-        Ok(_) => Err(format!("{shown} is not a swapfs mountpoint")),
-    }
+/// Takes another user's mount away. It is asked nothing: it may never answer, and what it says is not believed.
+fn unmount_unasked(entry: &MountEntry, detach: Detach) -> Result<(), Failure> {
+    let (at, user) = (&entry.mountpoint, entry.owner.unwrap_or(u32::MAX));
+    let shown = plain(at);
+    unmount_patiently(at, detach)
+        .map_err(|error| Failure::Failed(format!("cannot unmount {shown}: {error}")))?;
+    eprintln!("swapfs: {shown} was mounted by user {user}, whose daemon is not waited for");
+    Ok(())
 }
 
 /// Unmounts; somebody who only looks in for a moment is no reason to give up.
@@ -136,7 +139,7 @@ fn synchronize(at: &Path, root: File, deadline: Instant, timeout_s: u64) -> Resu
     match read_answer(answer).map_err(|error| failed(&reason(&error)))? {
         0 => Ok(()),
         code => {
-            let partitions = MountStats::read(at).ok().and_then(|stats| stats.failed_partitions());
+            let partitions = MountStats::read(at).and_then(|stats| stats.failed_partitions());
             let count = match partitions {
                 Some(1) => " (1 partition is not on stable storage)".to_owned(),
                 Some(count) => format!(" ({count} partitions are not on stable storage)"),
@@ -224,9 +227,15 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn open(stats: &MountStats) -> Option<Self> {
+    fn open(at: &Path, stats: &MountStats) -> Option<Self> {
         let pid = stats.pid()?;
         let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+        if let Err(why) = DaemonProcess::open(pid) {
+            if let Some(why) = why {
+                eprintln!("swapfs: {}: pid {pid} {why}: not waited for", plain(at));
+            }
+            return None;
+        }
         Some(Self { pid, fd, swap_folder: stats.swap_folder() })
     }
 

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::Failure;
-use crate::fuse::mount;
+use crate::fuse::mount::{self, Disbelief};
+use crate::paths::plain;
 use crate::sys_process::reason;
 
 /// Shortest time between two looks.
@@ -28,19 +29,21 @@ pub(super) fn parse_seconds(text: &str) -> Result<Duration, String> {
 
 /// Reads a file of a mount's control folder.
 pub(super) fn read_control(mountpoint: &Path, name: &str) -> Result<String, Failure> {
-    let shown = mountpoint.display();
-    std::fs::read_to_string(mountpoint.join(".swapfs").join(name)).map_err(|error| {
-        let is_folder = std::fs::metadata(mountpoint).is_ok();
-        Failure::Failed(match error.kind() {
-            _ if mount::is_dead(&error) => mount::dead_mount_line(mountpoint),
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory if is_folder => {
-                format!("{shown} is not a swapfs mountpoint")
-            }
-            io::ErrorKind::PermissionDenied => {
-                format!("{shown}: only the owner of the mount and root may read .swapfs/{name}")
-            }
-            _ => format!("{shown}: {}", reason(&error)),
-        })
+    let bytes = mount::read_control(mountpoint, name)
+        .map_err(|refusal| control_failure(mountpoint, name, &refusal))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The line about a control file that cannot be read.
+pub(super) fn control_failure(mountpoint: &Path, name: &str, refusal: &Disbelief) -> Failure {
+    let shown = plain(mountpoint);
+    Failure::Failed(match refusal {
+        Disbelief::Io(error) if mount::is_dead(error) => mount::dead_mount_line(mountpoint),
+        Disbelief::Io(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            format!("{shown}: only the owner of the mount and root may read .swapfs/{name}")
+        }
+        Disbelief::Io(error) => format!("{shown}: {}", reason(error)),
+        refusal => refusal.to_string(),
     })
 }
 

@@ -2,7 +2,8 @@
 //!
 //! `SWAP_FOLDER/.swapfs/lock` is locked with flock(2) for the life of the daemon, and contains one JSON
 //! object: who holds it, and what it is doing. The kernel drops the lock with the process, so a stale
-//! file never keeps anybody out.
+//! file never keeps anybody out. What is in `.swapfs` already is used only when it is this user's alone ([`trust`]),
+//! and a second lock (`outside`) holds even when somebody moves `.swapfs` away.
 
 use std::fs::File;
 use std::io;
@@ -11,12 +12,15 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, mkdirat, open, openat, statat};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, fstat, mkdirat, open, statat};
 use serde::{Deserialize, Serialize};
 
+use super::outside::OutsideLock;
 use super::stats::MountStats;
 use crate::fuse::mount::{entry_of_path, swapfs_mounts};
+use crate::paths::plain;
 use crate::sys_process::{is_leaving, reason};
+use crate::trust::{self, Kind};
 
 /// The folder inside the swap folder that is swapfs's own.
 pub(super) const CONTROL_FOLDER: &str = ".swapfs";
@@ -24,22 +28,35 @@ pub(super) const CONTROL_FOLDER: &str = ".swapfs";
 /// The lock file inside the control folder.
 pub(super) const LOCK_FILE: &str = "lock";
 
+/// The names inside the control folder that swapfs opens.
+const KEPT: [(&str, Kind); 9] = [
+    (LOCK_FILE, Kind::File),
+    ("log", Kind::File),
+    ("log.1", Kind::File),
+    ("ledger", Kind::File),
+    ("sums", Kind::Folders),
+    ("session", Kind::File),
+    ("session.new", Kind::File),
+    ("wear.json", Kind::File),
+    ("wear.json.new", Kind::File),
+];
+
+/// Bytes of a lock file that are read at most.
+const STATE_BYTES_MAX: usize = 16 << 20;
+
 /// How often a waiting mount looks again.
-const RETRY: Duration = Duration::from_millis(50);
+pub(super) const RETRY: Duration = Duration::from_millis(50);
 
 /// How often a lock file that makes no sense is read again, and how long after.
 const READ_TRIES: u32 = 4;
 const READ_RETRY: Duration = Duration::from_millis(5);
-
-/// A lock file of ours with the names of very many partitions that are not stored is smaller.
-const STATE_BYTES_MAX: usize = 16 << 20;
 
 /// How long writing the lock file may take.
 const STATE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A daemon whose mount is gone needs a moment to say that it is finishing, and the kernel one to close what a
 /// killed one had open.
-const GRACE: Duration = Duration::from_secs(5);
+pub(super) const GRACE: Duration = Duration::from_secs(5);
 
 /// What a daemon writes into its lock file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +93,7 @@ pub struct SwapFolder {
     folder: OwnedFd,
     control: OwnedFd,
     lock: File,
+    _outside: Option<OutsideLock>,
     state: DaemonState,
 }
 
@@ -85,32 +103,35 @@ impl SwapFolder {
     pub(crate) fn lock(
         path: &Path, mountpoint: &Path, timeout: Duration, note: &mut dyn FnMut(&str),
     ) -> Result<Self, String> {
-        let failed = |what: &str, error: rustix::io::Errno| {
-            format!("swap folder {}: {what}{}", path.display(), reason(&error.into()))
+        let failed = |what: &str, error: io::Error| {
+            format!("swap folder {}: {what}{}", plain(path), reason(&error))
         };
-        let directory = OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder = open(path, directory, Mode::empty()).map_err(|error| failed("", error))?;
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = open(path, flags, Mode::empty()).map_err(|error| failed("", error.into()))?;
         match mkdirat(&folder, CONTROL_FOLDER, Mode::RWXU) {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-            Err(error) => return Err(failed("cannot create .swapfs: ", error)),
+            Err(error) => return Err(failed("cannot create .swapfs: ", error.into())),
         }
-        // Whoever may write to the folder must not lead a root daemon elsewhere by a symbolic link.
-        let control = openat(&folder, CONTROL_FOLDER, directory | OFlags::NOFOLLOW, Mode::empty())
-            .map_err(|error| failed(".swapfs: ", error))?;
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let lock = openat(&control, LOCK_FILE, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|error| failed(".swapfs/lock: ", error))?;
-        let lock = File::from(lock);
+        let control =
+            trust::open_folder(&folder, CONTROL_FOLDER).map_err(|error| failed("", error))?;
+        let inside = |error: io::Error| failed(".swapfs/", error);
+        trust::examine(control.as_fd(), &KEPT).map_err(inside)?;
+        let lock =
+            trust::open_file(&control, LOCK_FILE, OFlags::RDWR | OFlags::CREATE).map_err(inside)?;
         acquire(&lock, path, timeout, note)?;
+        trust::check_named(&control, LOCK_FILE, &lock).map_err(inside)?;
+        trust::check_named(&folder, CONTROL_FOLDER, &control).map_err(|error| failed("", error))?;
         let state = DaemonState {
             pid: nix::unistd::getpid().as_raw(),
             mountpoint: mountpoint.to_owned(),
             state: Phase::Starting,
             failed: Vec::new(),
         };
-        let mut swap = Self { path: path.to_owned(), folder, control, lock, state };
+        let outside = OutsideLock::take(folder.as_fd(), path, &state)?;
+        let path = path.to_owned();
+        let mut swap = Self { path, folder, control, lock, _outside: outside, state };
         swap.enter(Phase::Starting)
-            .map_err(|error| format!("{}/.swapfs/lock: {}", path.display(), reason(&error)))?;
+            .map_err(|error| format!("{}/.swapfs/lock: {}", swap.path.display(), reason(&error)))?;
         Ok(swap)
     }
 
@@ -175,15 +196,37 @@ impl SwapFolder {
     }
 }
 
-/// What the last daemon of a swap folder wrote; `None` when there was none, or it is hidden.
+/// What the last daemon of a swap folder wrote, when that was one of this user's or of root's; `None` when there was
+/// none, or it is hidden.
 #[must_use]
 pub fn read_state(swap_folder: &Path) -> Option<DaemonState> {
-    let file = File::open(swap_folder.join(CONTROL_FOLDER).join(LOCK_FILE)).ok()?;
-    parse_state(&file)
+    let folder = open_swap_folder(swap_folder)?;
+    parse_state(&open_lock(folder.as_fd(), &[0, trust::own_user()])?)
+}
+
+/// As [`read_state`]; the owner of the swap folder is believed as well.
+pub(super) fn read_any_state(swap_folder: &Path) -> Option<DaemonState> {
+    parse_state(&open_any_lock(swap_folder)?)
+}
+
+/// The lock file of this user's, of root's, or of the owner of the swap folder. Anybody else's file there tells nothing.
+pub(super) fn open_any_lock(swap_folder: &Path) -> Option<File> {
+    let folder = open_swap_folder(swap_folder)?;
+    let owner = fstat(&folder).ok()?.st_uid;
+    open_lock(folder.as_fd(), &[0, trust::own_user(), owner])
+}
+
+fn open_swap_folder(path: &Path) -> Option<OwnedFd> {
+    open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
+}
+
+fn open_lock(folder: BorrowedFd<'_>, owners: &[u32]) -> Option<File> {
+    let control = trust::open_folder_of(owners, folder, CONTROL_FOLDER).ok()?;
+    trust::open_file_of(owners, control, LOCK_FILE, OFlags::RDONLY).ok()
 }
 
 /// The text may be caught while it changes; a moment later it is whole.
-fn parse_state(lock: &File) -> Option<DaemonState> {
+pub(super) fn parse_state(lock: &File) -> Option<DaemonState> {
     (0..READ_TRIES).find_map(|tries| {
         std::thread::sleep(READ_RETRY * tries);
         let text = read_all(lock).ok()?;
@@ -195,13 +238,13 @@ fn parse_state(lock: &File) -> Option<DaemonState> {
 fn read_all(file: &File) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     let mut part = [0; 4096];
-    loop {
+    while text.len() < STATE_BYTES_MAX {
         match file.read_at(&mut part, text.len() as u64)? {
             0 => return Ok(text),
-            _ if text.len() > STATE_BYTES_MAX => return Err(io::ErrorKind::FileTooLarge.into()),
             length => text.extend_from_slice(&part[..length]),
         }
     }
+    Ok(text)
 }
 
 fn acquire(
@@ -256,13 +299,13 @@ fn may_finish(holder: &DaemonState, waited: Duration) -> bool {
 }
 
 pub(super) fn in_use_line(path: &Path, holder: Option<&DaemonState>) -> String {
-    let shown = path.display();
+    let shown = plain(path);
     match holder {
         Some(DaemonState { pid, mountpoint, .. }) if mountpoint.as_os_str().is_empty() => {
             format!("swap folder {shown} is being verified by swapfs pid {pid}")
         }
         Some(DaemonState { pid, mountpoint, .. }) => {
-            let mountpoint = mountpoint.display();
+            let mountpoint = plain(mountpoint);
             format!("swap folder {shown} is in use by swapfs pid {pid} (mounted at {mountpoint})")
         }
         None => format!("swap folder {shown} is in use by another process"),
@@ -275,7 +318,7 @@ pub(super) fn refuse_mounted(path: &Path) -> Result<(), String> {
         return Ok(());
     };
     let (shown, mountpoint) = (path.display(), entry.mountpoint.display());
-    let pid = MountStats::read(&entry.mountpoint).ok().and_then(|stats| stats.pid());
+    let pid = MountStats::read(&entry.mountpoint).and_then(|stats| stats.pid());
     let holder = pid.map_or_else(|| "swapfs".to_owned(), |pid| format!("swapfs pid {pid}"));
     Err(match entry.mountpoint == path {
         true => format!("swap folder {shown} is in use by {holder} (mounted at {mountpoint})"),

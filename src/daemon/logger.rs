@@ -17,11 +17,12 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use jiff::Timestamp;
 use nix::sys::signal::{SigSet, SigmaskHow};
-use rustix::fs::{Mode, OFlags, openat, renameat};
+use rustix::fs::{OFlags, renameat};
 
 use super::SwapFolder;
 use crate::panics::outlive;
 use crate::sys_process::reason;
+use crate::trust;
 
 /// A log file of this many bytes is set aside at the next start.
 const LOG_BYTES_MAX: u64 = 16 << 20;
@@ -56,7 +57,7 @@ pub(super) fn start(filter: &str, swap: &SwapFolder, foreground: bool) -> Result
     builder.parse_filters(filter).format_timestamp_millis();
     if !foreground {
         let file = open(swap).map_err(|error| {
-            format!("{}/.swapfs/log: {}", swap.path().display(), reason(&error.into()))
+            format!("{}/.swapfs/log: {}", swap.path().display(), reason(&error))
         })?;
         if let Ok(file) = file.try_clone() {
             let _ = FILE.set(file);
@@ -165,10 +166,9 @@ impl Write for Lines {
     }
 }
 
-fn open(swap: &SwapFolder) -> rustix::io::Result<File> {
-    let flags =
-        OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let open = || openat(swap.control(), "log", flags, Mode::RUSR | Mode::WUSR).map(File::from);
+fn open(swap: &SwapFolder) -> io::Result<File> {
+    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE;
+    let open = || trust::open_file(swap.control(), "log", flags);
     let file = open()?;
     if file.metadata().is_ok_and(|metadata| metadata.len() > LOG_BYTES_MAX) {
         renameat(swap.control(), "log", swap.control(), "log.1")?;

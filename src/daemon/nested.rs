@@ -3,9 +3,9 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+use rustix::fs::{FlockOperation, flock};
 
-use super::folder::{CONTROL_FOLDER, LOCK_FILE, in_use_line, read_state};
+use super::folder::{in_use_line, open_any_lock, read_any_state};
 use crate::fuse::mount::swapfs_mounts;
 
 /// Refuses a mountpoint inside its own swap folder; both are absolute. A mount over the folder itself is none.
@@ -29,7 +29,7 @@ pub(super) fn refuse_mountpoint(mountpoint: &Path, swap_folder: &Path) -> Result
 pub(super) fn refuse_nested(swap_folder: &Path) -> Result<(), String> {
     let shown = swap_folder.display();
     if let Some(outer) = swap_folder.ancestors().skip(1).find(|path| is_locked(path)) {
-        let in_use = in_use_line(outer, read_state(outer).as_ref());
+        let in_use = in_use_line(outer, read_any_state(outer).as_ref());
         return Err(format!("swap folder {shown} lies inside another: {in_use}"));
     }
     // Looking for locks below would be a walk through everything that is stored. What was mounted under another name
@@ -38,7 +38,7 @@ pub(super) fn refuse_nested(swap_folder: &Path) -> Result<(), String> {
     let is_inside = |inner: &Path| inner != swap_folder && inner.starts_with(swap_folder);
     match sources.into_iter().find(|source| is_inside(source) && is_locked(source)) {
         Some(inner) => {
-            let in_use = in_use_line(&inner, read_state(&inner).as_ref());
+            let in_use = in_use_line(&inner, read_any_state(&inner).as_ref());
             Err(format!("swap folder {shown} has another inside: {in_use}"))
         }
         None => Ok(()),
@@ -47,10 +47,8 @@ pub(super) fn refuse_nested(swap_folder: &Path) -> Result<(), String> {
 
 /// Whether a daemon has the folder. It is not there, or not for us to know, where that cannot be told.
 fn is_locked(folder: &Path) -> bool {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let lock = open(folder.join(CONTROL_FOLDER).join(LOCK_FILE), flags, Mode::empty());
     // Shared, and given back at once: a daemon that starts there just then tries again.
-    lock.is_ok_and(|lock| {
+    open_any_lock(folder).is_some_and(|lock| {
         flock(&lock, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
     })
 }

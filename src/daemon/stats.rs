@@ -1,10 +1,10 @@
 //! What a mount says about itself in `MOUNTPOINT/.swapfs/stats.json`.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
+use crate::fuse::mount::read_control;
 use crate::sys_process::pid_namespace;
 
 /// The statistics of a mount at one moment.
@@ -12,10 +12,22 @@ use crate::sys_process::pid_namespace;
 pub struct MountStats(Json);
 
 impl MountStats {
-    /// Asks the mount.
-    pub fn read(mountpoint: &Path) -> io::Result<Self> {
-        let text = std::fs::read(mountpoint.join(".swapfs/stats.json"))?;
-        Ok(Self(serde_json::from_slice(&text)?))
+    /// Asks the mount; `None` when it does not answer, or is not believed.
+    #[must_use]
+    pub fn read(mountpoint: &Path) -> Option<Self> {
+        Self::parse(&read_control(mountpoint, "stats.json").ok()?)
+    }
+
+    /// What a text of `stats.json` says.
+    #[must_use]
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        serde_json::from_slice(text).ok().map(Self)
+    }
+
+    /// The statistics in an object that was read before.
+    #[must_use]
+    pub fn of(object: Json) -> Self {
+        Self(object)
     }
 
     /// The daemon's process; `None` when it runs in a container, where ids are others.

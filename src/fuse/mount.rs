@@ -4,9 +4,11 @@
 //! it; here the descriptor of /dev/fuse is ours, and so is the decision to detach lazily.
 
 mod fusermount;
+mod real;
 mod table;
 mod utab;
 
+pub use real::{Disbelief, entry_at, open_control, read_control, refuse_foreign, topmost};
 pub use table::{MountEntry, entry_of_path, parse_mount_table, swapfs_mounts};
 
 use std::ffi::{OsStr, OsString};
@@ -23,6 +25,9 @@ use crate::sys_process::reason;
 
 /// The filesystem type in mount tables.
 pub const FS_TYPE: &str = "fuse.swapfs";
+
+/// The control folder in the root of a mount.
+const CONTROL_NAME: &str = ".swapfs";
 
 /// The second half of [`FS_TYPE`].
 const SUBTYPE: &str = "swapfs";

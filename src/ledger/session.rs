@@ -7,14 +7,13 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{
-    AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, openat, renameat, statat, unlinkat,
-};
+use rustix::fs::{AtFlags, OFlags, Timespec, Timestamps, UTIME_NOW, renameat, statat, unlinkat};
 use serde::{Deserialize, Serialize};
 
 use super::entry::crc;
 use super::stamp::Stamp;
 use super::table::Table;
+use crate::trust;
 
 const NAME: &str = "session";
 const NEW_NAME: &str = "session.new";
@@ -22,8 +21,8 @@ const NEW_NAME: &str = "session.new";
 /// The file's length is a multiple of this.
 const FILE_STEP: usize = 4096;
 
-/// A file of ours is much smaller; the rest of another one is not read.
-const TEXT_BYTES_MAX: u64 = 1 << 20;
+/// Bytes of the file that are read at most.
+const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Sessions that ended well, and that did not, whose times are remembered.
 const SESSIONS_MAX: usize = 64;
@@ -274,18 +273,16 @@ impl Sessions {
 
     /// That of a session before, on a full disk.
     fn old_file(&self) -> io::Result<File> {
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        match openat(&self.control, NAME, flags, Mode::empty()) {
-            Err(rustix::io::Errno::NOENT) => Err(io::ErrorKind::StorageFull.into()),
-            opened => Ok(opened?.into()),
+        match trust::open_file(&self.control, NAME, OFlags::WRONLY) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            opened => opened,
         }
     }
 
     fn time_of_a_new_file(&self) -> io::Result<i64> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = openat(&self.control, NEW_NAME, flags, Mode::RUSR | Mode::WUSR)?;
-        let mut file = File::from(file);
-        file.set_len(0)?;
+        let mut file = self.new_file()?;
         file.write_all(b"{}")?;
         Ok(Stamp::of(&file)?.changed_ns)
     }
@@ -301,16 +298,19 @@ impl Sessions {
         }
     }
 
+    /// An empty one, beside the file that it is to replace.
+    fn new_file(&self) -> io::Result<File> {
+        let file = trust::open_file(&self.control, NEW_NAME, OFlags::WRONLY | OFlags::CREATE)?;
+        file.set_len(0)?;
+        Ok(file)
+    }
+
     fn replace(&self, text: &[u8]) -> io::Result<()> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
-        let file =
-            openat(&self.control, NEW_NAME, flags | OFlags::NOFOLLOW, Mode::RUSR | Mode::WUSR)?;
-        let mut file = File::from(file);
+        let mut file = self.new_file()?;
         file.write_all(text)?;
         file.sync_all()?;
         renameat(&self.control, NEW_NAME, &self.control, NAME)?;
-        let folder = openat(&self.control, c".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(rustix::fs::fsync(folder)?)
+        Ok(rustix::fs::fsync(trust::open_folder(&self.control, ".")?)?)
     }
 
     /// A power cut in the middle of it leaves what makes no sense, which counts as a crash.
@@ -343,10 +343,9 @@ fn read(control: BorrowedFd<'_>) -> Last {
 }
 
 fn try_read(control: BorrowedFd<'_>) -> io::Result<Stored> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = openat(control, NAME, flags, Mode::empty())?;
+    let file = trust::open_file(control, NAME, OFlags::RDONLY)?;
     let mut text = String::new();
-    File::from(file).take(TEXT_BYTES_MAX).read_to_string(&mut text)?;
+    file.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
     let stored: Stored = serde_json::from_str(&text)?;
     match stored.sum {
         Some(sum) if sum != stored.computed_sum()? => Err(io::Error::other("damaged")),

@@ -13,16 +13,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use parking_lot::Mutex;
 use rustix::fs::{
-    AtFlags, FallocateFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps, UTIME_NOW, mkdirat,
-    openat, unlinkat,
+    AtFlags, FallocateFlags, OFlags, SeekFrom, Timespec, Timestamps, UTIME_NOW, unlinkat,
 };
 
 use super::entry::{BATCH, ENTRY_BYTES, Entry, Format, crc};
 use super::stamp::Stamp;
 use crate::aio::device::BackingFile;
 use crate::aio::file::DiskFile;
-use crate::error::{Errno, Result};
+use crate::error::{Errno, Result, errno_of};
 use crate::sys::errno;
+use crate::trust;
 
 /// The table inside `.swapfs`, and the folder of the slots' own files.
 const TABLE_NAME: &str = "ledger";
@@ -218,21 +218,16 @@ impl Table {
     /// `None` when there is none and it may not.
     pub(super) fn open(control: BorrowedFd<'_>, writable: bool) -> io::Result<Option<Self>> {
         let access = if writable { OFlags::RDWR | OFlags::CREATE } else { OFlags::RDONLY };
-        let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         // First: whoever finds the table finds the folder.
-        if writable {
-            match mkdirat(control, SUMS_NAME, Mode::RWXU) {
-                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        let opened = openat(control, TABLE_NAME, flags, Mode::RUSR | Mode::WUSR);
-        let file = match opened {
-            Err(rustix::io::Errno::NOENT) if !writable => return Ok(None),
-            opened => File::from(opened?),
+        let made = writable.then(|| trust::make_folder(control, SUMS_NAME)).transpose()?;
+        let file = match trust::open_file(control, TABLE_NAME, access) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !writable => return Ok(None),
+            opened => opened?,
         };
-        let folder = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let sums = openat(control, SUMS_NAME, folder, Mode::empty())?;
+        let sums = match made {
+            Some(sums) => sums,
+            None => trust::open_folder(control, SUMS_NAME)?,
+        };
         let slots = Mutex::new(read_slots(&file)?);
         Ok(Some(Self { file, sums, writable, slots, growing: Mutex::new(()) }))
     }
@@ -396,23 +391,21 @@ impl Table {
     /// Opens a slot's file of entries; a new one is empty.
     pub(super) fn sidecar(&self, slot: u32, new: bool) -> Result<DiskFile> {
         let (folder, name) = sidecar_name(slot);
-        let mut flags = OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        flags |= if self.writable { OFlags::RDWR } else { OFlags::RDONLY };
-        if new {
-            flags |= OFlags::CREATE | OFlags::TRUNC;
-        }
+        let mut flags = if self.writable { OFlags::RDWR } else { OFlags::RDONLY };
+        flags.set(OFlags::CREATE, new);
         let path = format!("{folder}/{name}");
-        let open = || openat(&self.sums, path.as_str(), flags, Mode::RUSR | Mode::WUSR);
+        let open = || trust::open_file(&self.sums, &path, flags);
         let opened = match open() {
-            Err(rustix::io::Errno::NOENT) if new => {
-                match mkdirat(&self.sums, folder.as_str(), Mode::RWXU) {
-                    Ok(()) | Err(rustix::io::Errno::EXIST) => open(),
-                    Err(error) => Err(error),
-                }
+            Err(error) if new && error.kind() == io::ErrorKind::NotFound => {
+                trust::make_folder(&self.sums, &folder).and_then(|_| open())
             }
             opened => opened,
         };
-        DiskFile::new(opened.map_err(errno)?)
+        let file = opened.map_err(|error| errno_of(&error))?;
+        if new {
+            file.set_len(0).map_err(|error| errno_of(&error))?;
+        }
+        Ok(DiskFile::opened(file.into(), self.writable))
     }
 
     /// Reads the entries of consecutive pages.

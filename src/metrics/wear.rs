@@ -2,14 +2,15 @@
 //! `SWAP_FOLDER/.swapfs/wear.json`; days are UTC's.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use rustix::fs::{Mode, OFlags, openat, renameat};
+use rustix::fs::{OFlags, renameat};
 use serde::{Deserialize, Serialize};
+
+use crate::trust;
 
 /// The file in the control folder, and the one it is made from.
 const FILE: &str = "wear.json";
@@ -131,10 +132,9 @@ impl Wear {
 }
 
 fn read(control: &OwnedFd) -> io::Result<Record> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = match openat(control, FILE, flags, Mode::empty()) {
-        Err(rustix::io::Errno::NOENT) => return Ok(Record::default()),
-        other => File::from(other?),
+    let file = match trust::open_file(control, FILE, OFlags::RDONLY) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Record::default()),
+        other => other?,
     };
     let mut text = Vec::new();
     file.take(FILE_BYTES_MAX).read_to_end(&mut text)?;
@@ -142,9 +142,8 @@ fn read(control: &OwnedFd) -> io::Result<Record> {
 }
 
 fn write(control: &OwnedFd, record: &Record) -> io::Result<()> {
-    let flags =
-        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let mut file = File::from(openat(control, FRESH, flags, Mode::RUSR | Mode::WUSR)?);
+    let mut file = trust::open_file(control, FRESH, OFlags::WRONLY | OFlags::CREATE)?;
+    file.set_len(0)?;
     file.write_all(&serde_json::to_vec(record)?)?;
     file.sync_data()?;
     Ok(renameat(control, FRESH, control, FILE)?)
@@ -153,6 +152,7 @@ fn write(control: &OwnedFd, record: &Record) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
 
     fn open(folder: &tempfile::TempDir) -> Wear {
         Wear::open(File::open(folder.path()).unwrap().into())

@@ -4,6 +4,8 @@ mod http;
 mod killed;
 mod many;
 mod odd;
+mod prepared;
+mod pretended;
 mod rights;
 mod stacked;
 mod values;

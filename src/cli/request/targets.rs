@@ -1,10 +1,12 @@
 //! Which paths a request is for: patterns expanded, mounts found, directories walked.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use glob::{MatchOptions, glob_with};
+use rustix::fs::{Mode, OFlags};
 
 use crate::fuse::mount::{self, MountEntry};
 use crate::paths::plain;
@@ -25,6 +27,9 @@ pub(super) fn expand(argument: &Path) -> Vec<Expanded> {
     let shown = plain(argument);
     let literal = || vec![Ok(argument.to_owned())];
     let failed = |line: String| vec![Err((argument.to_owned(), line))];
+    if let Err(refusal) = mount::refuse_foreign(argument) {
+        return failed(refusal.to_string());
+    }
     let Some(pattern) = argument.to_str() else {
         return literal();
     };
@@ -62,13 +67,19 @@ impl Mounts {
             .map_err(|error| format!("/proc/self/mountinfo: {}", reason(&error)))
     }
 
-    /// The root of the mount that a path lies on; the error is the line for the user. On another
-    /// filesystem the attribute would be set and mean nothing.
-    pub(super) fn root_of(&self, path: &Path) -> Result<PathBuf, String> {
-        let metadata = std::fs::metadata(path).map_err(|error| line_about(path, &error))?;
-        let device = metadata.dev();
+    /// Opens what a path leads to, with the root of the mount that it lies on; the error is the line for the user. On
+    /// another filesystem the attribute would be set and mean nothing: so it is set on what was looked at here.
+    pub(super) fn locate(&self, path: &Path) -> Result<(OwnedFd, PathBuf), String> {
+        mount::refuse_foreign(path).map_err(|refusal| refusal.to_string())?;
+        let failed = |error: rustix::io::Errno| line_about(path, &error.into());
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::empty()).map_err(failed)?;
+        let device = rustix::fs::fstat(&file).map_err(failed)?.st_dev;
         match self.0.iter().rfind(|entry| entry.device == device) {
-            Some(entry) => Ok(entry.mountpoint.clone()),
+            Some(entry) => {
+                entry.check().map_err(|refusal| refusal.to_string())?;
+                Ok((file, entry.mountpoint.clone()))
+            }
             None => Err(format!("{} is not on a swapfs mount", plain(path))),
         }
     }

@@ -19,6 +19,8 @@ pub struct MountEntry {
     pub fs_type: String,
     /// The source: for ours `fsname`, or the swap folder.
     pub source: PathBuf,
+    /// The user who mounted it, where the filesystem says so, as FUSE does.
+    pub owner: Option<u32>,
 }
 
 /// The mounts of swapfs that this process sees, oldest first.
@@ -61,7 +63,15 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
         mountpoint: unescape(fields[4]),
         fs_type: String::from_utf8_lossy(fields.get(tags_end + 1)?).into_owned(),
         source: unescape(fields.get(tags_end + 2)?),
+        owner: fields.get(tags_end + 3).and_then(|options| owner(options)),
     })
+}
+
+/// The first `user_id` of a mount's own options: FUSE writes it before anything that a user has chosen.
+fn owner(options: &[u8]) -> Option<u32> {
+    let mut options = options.split(|byte| *byte == b',');
+    let id = options.find_map(|option| option.strip_prefix(b"user_id="))?;
+    std::str::from_utf8(id).ok()?.parse().ok()
 }
 
 /// Takes off the octal escapes (`\040` for a space) of the table's names.
