@@ -251,8 +251,8 @@ impl Record {
     }
 
     /// The bytes of this range have changed without passing here: what was known of pages within is forgotten, damage
-    /// too. Damage of pages of which some bytes stay is kept; else they are what was `seen` of them, or after a
-    /// power cut what they were before. `size` is the file's.
+    /// too. Damage of pages of which some bytes stay is kept; else they are what was `seen` of them. `size` is the
+    /// file's.
     pub(in crate::ledger) fn changed(
         &self, bytes: &Range<u64>, size: u64, seen: &[(u64, Option<Seen>)],
     ) -> Result<()> {
@@ -278,9 +278,7 @@ impl Record {
                 entries[0] = match (entries[0], seen) {
                     (Entry { new: UNKNOWN, previous: UNKNOWN }, _) => return false,
                     (torn, seen) if torn.is_torn() => Entry::torn(seen),
-                    (before, Some(seen)) if self.compares() => {
-                        Entry { new: seen.sum, previous: before.new }
-                    }
+                    (_, Some(seen)) if self.compares() => Entry::both(seen.sum),
                     _ => Entry::both(WRITTEN),
                 };
                 true

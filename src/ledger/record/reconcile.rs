@@ -7,7 +7,7 @@ use super::{Record, State};
 use crate::aio::device::BackingFile;
 use crate::error::Result;
 use crate::ledger::entry::{
-    Entry, PAGE_BYTES, Seen, UNKNOWN, Verdict, WRITTEN, joined, judge, pages_of,
+    Entry, PAGE_BYTES, Seen, TORN, UNKNOWN, Verdict, WRITTEN, joined, judge, pages_of,
 };
 use crate::ledger::stamp::Stamp;
 use crate::ledger::table::{
@@ -160,7 +160,13 @@ fn decide(group: &Group, found: &mut Look<'_>) -> Vec<Entry> {
         (false, true) => judged(&entries, &seen),
         // A file that was written to has a later time, unless others gave it an old one with other bytes.
         (false, false) if !(is_touched && is_unwritten) => judged(&entries, &seen),
-        _ => vec![Entry::default(); entries.len()],
+        (others, false) => {
+            let undone = |(entry, seen): (&Entry, &Option<Seen>)| {
+                let was_torn = entry.previous == TORN && !others;
+                if was_torn { Entry::torn(*seen) } else { Entry::default() }
+            };
+            entries.iter().zip(&seen).map(undone).collect()
+        }
     }
 }
 
