@@ -234,6 +234,7 @@ mod tests {
 
     fn folder() -> (tempfile::TempDir, File) {
         let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).unwrap();
         let open = File::open(folder.path()).unwrap();
         (folder, open)
     }
@@ -284,6 +285,7 @@ mod tests {
         fs::write(at("open"), "").unwrap();
         fs::set_permissions(at("open"), Permissions::from_mode(0o620)).unwrap();
         fs::write(at("twice"), "").unwrap();
+        fs::set_permissions(at("twice"), Permissions::from_mode(0o600)).unwrap();
         fs::hard_link(at("twice"), at("again")).unwrap();
         fs::create_dir(at("folder")).unwrap();
         fs::set_permissions(at("folder"), Permissions::from_mode(0o702)).unwrap();
@@ -293,6 +295,7 @@ mod tests {
         assert!(reason(open_folder(&folder, "folder")).contains("(mode 0702)"));
         if own_user() == 0 {
             fs::write(at("another's"), "").unwrap();
+            fs::set_permissions(at("another's"), Permissions::from_mode(0o600)).unwrap();
             chown(at("another's"), Some(1234), None).unwrap();
             assert!(open("another's").contains("belongs to user 1234, not to user 0"));
             open_file_of(&[0, 1234], &folder, "another's", OFlags::RDONLY).unwrap();
@@ -304,14 +307,20 @@ mod tests {
         let (path, folder) = folder();
         let names = [("file", Kind::File), ("folders", Kind::Folders)];
         let look = || examine(folder.as_fd(), &names);
+        // Whatever the umask.
+        let close = |name: &str| {
+            fs::set_permissions(path.path().join(name), Permissions::from_mode(0o700)).unwrap();
+        };
         look().unwrap();
         fs::write(path.path().join("file"), "").unwrap();
         fs::create_dir_all(path.path().join("folders/00")).unwrap();
+        ["file", "folders", "folders/00"].into_iter().for_each(close);
         look().unwrap();
         symlink("/etc", path.path().join("folders/01")).unwrap();
         assert!(reason(look()).starts_with("folders/01 is a symbolic link"));
         fs::remove_dir_all(path.path().join("folders")).unwrap();
         fs::create_dir(path.path().join("folders")).unwrap();
+        close("folders");
         look().unwrap();
         fs::hard_link(path.path().join("file"), path.path().join("other")).unwrap();
         assert!(reason(look()).starts_with("file has 2 hard links"));

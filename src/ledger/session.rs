@@ -373,12 +373,22 @@ fn boot_time_ns() -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn control() -> (tempfile::TempDir, File) {
         let folder = tempfile::tempdir().unwrap();
+        // Whatever the umask.
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).unwrap();
         let control = File::open(folder.path()).unwrap();
         (folder, control)
+    }
+
+    fn put(path: &std::path::Path, bytes: &[u8]) {
+        std::fs::write(path, bytes).unwrap();
+        std::fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
     }
 
     fn open(control: &File, block_size: Option<u64>) -> Sessions {
@@ -417,7 +427,7 @@ mod tests {
         for bit in 0..length * 8 {
             let mut bytes = good.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
-            std::fs::write(&path, &bytes).unwrap();
+            put(&path, &bytes);
             let next = open(&control, None);
             assert!(next.fell() && next.crash(1).is_some(), "bit {bit}");
         }
@@ -430,7 +440,7 @@ mod tests {
         let (folder, control) = control();
         let text =
             r#"{"boot_id":"x","start_ns":5,"end_ns":null,"block_size":4096,"earlier":[[1,2]]}"#;
-        std::fs::write(folder.path().join(NAME), text).unwrap();
+        put(&folder.path().join(NAME), text.as_bytes());
         let next = open(&control, None);
         assert_eq!(
             next.crash(0).map(|crash| (crash.fall, crash.block_size)),

@@ -1,4 +1,5 @@
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 
 use crate::ledger::entry::Seen;
 use crate::ledger::verdict::{Judgement, Meaning};
@@ -230,7 +231,9 @@ fn a_record_without_its_file_of_entries_knows_the_first_pages() {
     let (slot, header) = (place.shared.table.find((7, 8)).unwrap(), place.header());
     assert!(header.has(SIDECAR));
     std::fs::remove_dir_all(place.folder.path().join("sums")).unwrap();
-    std::fs::create_dir(place.folder.path().join("sums")).unwrap();
+    let sums = place.folder.path().join("sums");
+    std::fs::create_dir(&sums).unwrap();
+    std::fs::set_permissions(&sums, std::fs::Permissions::from_mode(0o700)).unwrap();
     let shared = Place::open(&place.folder, Checksum::Crc32c);
     let record = Record::new((7, 8), shared, stamp(1 << 20), Some((slot, header))).unwrap();
     assert_eq!(record.verify(0, &[2; 4096]), (0, Some(Errno::EBADMSG)));
