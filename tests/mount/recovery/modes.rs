@@ -145,6 +145,9 @@ impl Records {
     }
 }
 
+/// How often something is tried that depends on what was being written at a kill.
+const TRIES: usize = 10;
+
 /// A folder with torn pages in two files, whole files, and a kill that nothing has recovered from.
 fn with_torn_files(mode: &str) -> (Mount, Vec<Part>) {
     let mount = mounted(mode);
@@ -173,13 +176,19 @@ fn is_honest(mount: &Mount, name: &str) -> Result<(), String> {
 /// Flips one bit of record files after another, in each of so many places, and mounts what a crash left.
 fn flipped_records(record: &str, places: u64) {
     in_both_modes(|mode| {
-        let (mount, parts) = with_torn_files(mode);
-        let (records, before) = (Records::of(&mount), everything(&mount.swap));
-        start(&mount, &options(mode));
-        let look = |part: &Part| Seen::look(&mount.at(&part.name), part.range.clone());
-        let seen: Vec<Seen> = parts.iter().map(look).collect();
-        assert!(seen.iter().any(|seen| !seen.torn().is_empty()), "nothing was torn");
-        kill(&mount);
+        // Whether anything was being written at the kill is chance.
+        let mut tries = (0..TRIES).map(|_| {
+            let (mount, parts) = with_torn_files(mode);
+            let (records, before) = (Records::of(&mount), everything(&mount.swap));
+            start(&mount, &options(mode));
+            let look = |part: &Part| Seen::look(&mount.at(&part.name), part.range.clone());
+            let seen: Vec<Seen> = parts.iter().map(look).collect();
+            kill(&mount);
+            (mount, parts, records, before, seen)
+        });
+        let torn = |seen: &[Seen]| seen.iter().any(|seen| !seen.torn().is_empty());
+        let found = tries.find(|(.., seen)| torn(seen));
+        let (mount, parts, records, before, seen) = found.expect("nothing was torn");
         let mut complaints = Complaints::default();
         let files = records.named(record);
         assert!(!files.is_empty(), "there is no {record}");
@@ -231,19 +240,19 @@ fn places_to_flip<'a>(files: &[(&'a PathBuf, &[u8])], count: u64) -> Vec<(&'a Pa
 /// "A flipped bit in any record file … loses no mark, cuts and changes nothing, serves no wrong byte": in `session`.
 #[test]
 fn a_flipped_bit_in_the_session_never_skips_a_recovery() {
-    flipped_records("session", 28);
+    flipped_records("session", 12);
 }
 
 /// The same in `ledger`.
 #[test]
 fn a_flipped_bit_in_the_ledger_loses_no_mark() {
-    flipped_records("ledger", 40);
+    flipped_records("ledger", 16);
 }
 
 /// The same in the sums.
 #[test]
 fn a_flipped_bit_in_the_sums_loses_no_mark() {
-    flipped_records("sums", 40);
+    flipped_records("sums", 16);
 }
 
 /// "discard: the partition reads as in the swap folder": no padding is shown, whatever was handed over before.
@@ -336,7 +345,10 @@ fn ten_tebibytes_of_nothing_are_mounted_at_once() {
         drop(file);
         let part = Part { name: "sparse".to_owned(), range: SPARSE - MIB..SPARSE };
         let mut found = 0;
-        for _ in 0..3 {
+        for _ in 0..TRIES {
+            if found > 0 {
+                break;
+            }
             interrupt(&mount, mode, std::slice::from_ref(&part));
             // The lock of the killed daemon is no part of it.
             std::thread::sleep(Duration::from_millis(300));
@@ -347,7 +359,7 @@ fn ten_tebibytes_of_nothing_are_mounted_at_once() {
             let first = Seen::look(&mount.at("sparse"), 0..PAGE);
             assert_eq!(first.page(0), Some(&[0; 4096][..]));
         }
-        assert!(found > 0, "nothing was torn in three tries");
+        assert!(found > 0, "nothing was torn");
     });
 }
 
@@ -355,45 +367,49 @@ fn ten_tebibytes_of_nothing_are_mounted_at_once() {
 #[test]
 fn a_read_only_mount_after_a_crash_is_exact_and_refuses_what_is_torn() {
     in_both_modes(|mode| {
-        let mount = mounted(mode);
-        let lengths = [1, 5000, 70_001, 2_000_003];
-        let mut files = Vec::new();
-        for length in lengths {
-            let file = open(&mount.at(&format!("of-{length}")));
-            file.write_all_at(&pattern(0, length), 0).unwrap();
-            file.sync_all().unwrap();
-            files.push(file);
-        }
-        let known = torn(&mount, mode, "known");
-        let part = Part::usual(&mount, "interrupted");
-        interrupt(&mount, mode, std::slice::from_ref(&part));
-        drop(files);
-        let before = everything(&mount.swap);
-        let mut complaints = Complaints::default();
-        let ro = format!("{},ro", options(mode));
-        let mut interrupted: Option<Seen> = None;
-        for (options, when) in
-            [(&ro, "read-only"), (&ro, "read-only again"), (&options(mode), "later")]
-        {
-            start(&mount, options);
-            for length in lengths {
-                let name = format!("of-{length}");
-                let exact = holds(&mount.at(&name), &pattern(0, length));
-                complaints.note(&format!("{name}, {when}"), exact);
-            }
-            complaints.note(&format!("known, {when}"), known.is_still(&mount.at("known")));
-            let path = mount.at("interrupted");
-            match &interrupted {
-                Some(seen) => complaints.note(&format!("new, {when}"), seen.is_still(&path)),
-                None => interrupted = Some(Seen::look(&path, PART)),
-            }
-            kill(&mount);
-            complaints.note(&format!("the folder, {when}"), is_unchanged(&mount.swap, &before));
-        }
-        let torn = interrupted.unwrap().torn();
-        complaints.note("new", (!torn.is_empty()).then_some(()).ok_or("not torn".to_owned()));
-        complaints.none();
+        // Whether anything was being written at the kill is chance.
+        assert!((0..TRIES).any(|_| read_only_after_a_crash(mode)), "nothing was torn");
     });
+}
+
+/// Returns whether anything was torn that no mount had seen before.
+fn read_only_after_a_crash(mode: &str) -> bool {
+    let mount = mounted(mode);
+    let lengths = [1, 5000, 70_001, 2_000_003];
+    let mut files = Vec::new();
+    for length in lengths {
+        let file = open(&mount.at(&format!("of-{length}")));
+        file.write_all_at(&pattern(0, length), 0).unwrap();
+        file.sync_all().unwrap();
+        files.push(file);
+    }
+    let known = torn(&mount, mode, "known");
+    let part = Part::usual(&mount, "interrupted");
+    interrupt(&mount, mode, std::slice::from_ref(&part));
+    drop(files);
+    let before = everything(&mount.swap);
+    let mut complaints = Complaints::default();
+    let ro = format!("{},ro", options(mode));
+    let mut interrupted: Option<Seen> = None;
+    for (options, when) in [(&ro, "read-only"), (&ro, "read-only again"), (&options(mode), "later")]
+    {
+        start(&mount, options);
+        for length in lengths {
+            let name = format!("of-{length}");
+            let exact = holds(&mount.at(&name), &pattern(0, length));
+            complaints.note(&format!("{name}, {when}"), exact);
+        }
+        complaints.note(&format!("known, {when}"), known.is_still(&mount.at("known")));
+        let path = mount.at("interrupted");
+        match &interrupted {
+            Some(seen) => complaints.note(&format!("new, {when}"), seen.is_still(&path)),
+            None => interrupted = Some(Seen::look(&path, PART)),
+        }
+        kill(&mount);
+        complaints.note(&format!("the folder, {when}"), is_unchanged(&mount.swap, &before));
+    }
+    complaints.none();
+    !interrupted.unwrap().torn().is_empty()
 }
 
 /// "each page is wholly as it was at one of the moments since …, or reads EIO with user.swap.error=EUCLEAN": never a
