@@ -50,6 +50,7 @@ use clap::{ArgAction, Parser, Subcommand};
 
 use crate::config::ConfigError;
 use crate::daemon::Factory;
+use crate::paths::{plain_json, plain_lines};
 use request::Request;
 
 /// A FUSE filesystem that moves tensors between memory and NVMe through one bounded buffer pool.
@@ -159,11 +160,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, factory: &dyn Factory)
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Failed(line)) => {
-            eprintln!("swapfs: {line}");
+            eprintln!("swapfs: {}", plain_lines(&line));
             ExitCode::from(statuses.failed)
         }
         Err(Failure::Usage(line)) => {
-            eprintln!("swapfs: {line}");
+            eprintln!("swapfs: {}", plain_lines(&line));
             ExitCode::from(statuses.usage)
         }
         Err(Failure::Parse(error)) => {
@@ -220,16 +221,23 @@ impl Cli {
     }
 }
 
-/// Writes a report to standard output; a reader that has gone away is no error.
+/// Writes a report to standard output; a reader that has gone away is no error. Whatever names are in it, it does not
+/// steer the terminal.
 fn print(text: &str) -> Result<(), Failure> {
     use std::io::Write;
-    match writeln!(std::io::stdout(), "{text}") {
+    match writeln!(std::io::stdout(), "{}", plain_lines(text)) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             let reason = crate::sys_process::reason(&error);
             Err(Failure::Failed(format!("standard output: {reason}")))
         }
         _ => Ok(()),
     }
+}
+
+/// Writes a report as JSON.
+fn print_json(value: &(impl serde::Serialize + ?Sized)) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| error.to_string())?;
+    print(&plain_json(&text))
 }
 
 /// A table without lines, for people and `awk` alike.

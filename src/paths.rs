@@ -80,18 +80,72 @@ pub(crate) fn shown_list<S: Serializer>(paths: &[PathBuf], out: S) -> Result<S::
     out.collect_seq(paths.iter().map(|path| path.to_string_lossy()))
 }
 
-/// A path for a message: as it is, but for what would end the line or steer a terminal. Users name files as
-/// they like, and others read the messages.
-pub(crate) fn plain(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    if !text.chars().any(char::is_control) {
-        return text.into_owned();
+/// Letters that nobody sees, and that change what is seen of others: of no width, or turning the direction.
+const UNSEEN: [(char, char); 20] = [
+    ('\u{ad}', '\u{ad}'),
+    ('\u{34f}', '\u{34f}'),
+    ('\u{61c}', '\u{61c}'),
+    ('\u{115f}', '\u{1160}'),
+    ('\u{17b4}', '\u{17b5}'),
+    ('\u{180b}', '\u{180f}'),
+    ('\u{200b}', '\u{200f}'),
+    ('\u{2028}', '\u{202e}'),
+    ('\u{2060}', '\u{206f}'),
+    ('\u{2800}', '\u{2800}'),
+    ('\u{3164}', '\u{3164}'),
+    ('\u{fe00}', '\u{fe0f}'),
+    ('\u{feff}', '\u{feff}'),
+    ('\u{ffa0}', '\u{ffa0}'),
+    ('\u{fff0}', '\u{fffb}'),
+    ('\u{1bca0}', '\u{1bca3}'),
+    ('\u{1d173}', '\u{1d17a}'),
+    ('\u{e0000}', '\u{e0fff}'),
+    ('\u{f0000}', '\u{ffffd}'),
+    ('\u{100000}', '\u{10fffd}'),
+];
+
+/// Returns true for a letter that a terminal shows as it is. Control characters, those of C1 among them, steer it.
+pub(crate) fn is_plain(letter: char) -> bool {
+    letter.is_ascii_graphic()
+        || letter == ' '
+        || !(letter.is_control()
+            || UNSEEN.iter().any(|(first, last)| (*first..=*last).contains(&letter)))
+}
+
+/// The text with escapes for all letters that are not plain.
+pub(crate) fn plain_text(text: &str) -> String {
+    replaced(text, "", |letter| letter.escape_default().to_string())
+}
+
+/// As [`plain_text`], of a text of several lines, which stay lines.
+pub(crate) fn plain_lines(text: &str) -> String {
+    replaced(text, "\n\t", |letter| letter.escape_default().to_string())
+}
+
+/// A JSON text that says the same with plain letters alone.
+pub(crate) fn plain_json(text: &str) -> String {
+    replaced(text, "\n", |letter| {
+        let mut units = [0; 2];
+        letter.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")).collect()
+    })
+}
+
+/// Replaces all letters that are neither plain nor among the kept ones.
+fn replaced(text: &str, kept: &str, escape: impl Fn(char) -> String) -> String {
+    let mut out = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match is_plain(letter) || kept.contains(letter) {
+            true => out.push(letter),
+            false => out += &escape(letter),
+        }
     }
-    let letter = |letter: char| match letter.is_control() {
-        true => letter.escape_default().to_string(),
-        false => letter.to_string(),
-    };
-    text.chars().map(letter).collect()
+    out
+}
+
+/// A path for a message: as it is, but for what would end the line, steer a terminal or deceive who reads it. Users name
+/// files as they like, and others read the messages.
+pub(crate) fn plain(path: &Path) -> String {
+    plain_text(&path.to_string_lossy())
 }
 
 #[cfg(test)]
@@ -120,5 +174,22 @@ mod tests {
         assert_eq!(plain(Path::new("/a b/ü\\'")), "/a b/ü\\'");
         assert_eq!(plain(Path::new("a\n\x1b[2Jb")), "a\\n\\u{1b}[2Jb");
         assert_eq!(plain(&PathBuf::from(OsString::from_vec(b"x\xff".to_vec()))), "x\u{fffd}");
+    }
+
+    /// "Bidirectional and zero-width characters reach the terminal raw."
+    #[test]
+    fn letters_that_deceive_are_escaped() {
+        let name = "a\u{202e}txt.\u{200b}b\u{9b}2J\u{feff}\u{2066}\u{e0041}";
+        let plain = plain_text(name);
+        assert_eq!(plain, r"a\u{202e}txt.\u{200b}b\u{9b}2J\u{feff}\u{2066}\u{e0041}");
+        assert!(plain.is_ascii());
+        for kept in ["ü ß 漢字 كتاب ✓ 🙂", "~^`|"] {
+            assert_eq!(plain_text(kept), kept);
+        }
+        assert_eq!(plain_lines("a\n\tb\r\u{1b}"), "a\n\tb\\r\\u{1b}");
+        let text = serde_json::to_string_pretty(&[name, "x\n\u{7f}"]).unwrap();
+        let escaped = plain_json(&text);
+        assert!(escaped.chars().all(|letter| is_plain(letter) || letter == '\n'), "{escaped}");
+        assert_eq!(serde_json::from_str::<[String; 2]>(&escaped).unwrap(), [name, "x\n\u{7f}"]);
     }
 }

@@ -36,7 +36,7 @@ pub fn quoted(path: &Path) -> String {
     let is_bare = |byte: &u8| byte.is_ascii_alphanumeric() || b"_-./:,+@%=".contains(byte);
     match std::str::from_utf8(bytes) {
         Ok(text) if !text.is_empty() && bytes.iter().all(is_bare) => text.to_owned(),
-        Ok(text) if !text.chars().any(char::is_control) => {
+        Ok(text) if text.chars().all(crate::paths::is_plain) => {
             format!("'{}'", text.replace('\'', "'\\''"))
         }
         _ => format!("$'{}'", bytes.escape_ascii()),

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Mode, OFlags, RawMode, ResolveFlags, Stat, fcntl_setfl, fstat, mkdirat,
@@ -67,6 +68,12 @@ impl Untrusted {
 /// The user whose files are trusted: the one that this process acts as.
 pub(crate) fn own_user() -> u32 {
     rustix::process::geteuid().as_raw()
+}
+
+/// Returns true for a regular file that root or this user owns and nobody else may write.
+pub(crate) fn is_own(metadata: &std::fs::Metadata) -> bool {
+    let owners = [0, own_user()];
+    metadata.is_file() && owners.contains(&metadata.uid()) && metadata.mode() & FOREIGN_WRITE == 0
 }
 
 /// Opens a regular file of this user's below `folder`, or makes it when `flags` say so. It is never truncated by this:
@@ -232,6 +239,12 @@ mod tests {
         result.unwrap_err().to_string()
     }
 
+    /// Other tests of this program clear the umask.
+    fn write(path: impl AsRef<std::path::Path>, text: &str) {
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
+    }
+
     fn folder() -> (tempfile::TempDir, File) {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).unwrap();
@@ -259,7 +272,7 @@ mod tests {
         let at = |name: &str| path.path().join(name);
         nix::unistd::mkfifo(&at("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         fs::create_dir(at("folder")).unwrap();
-        fs::write(at("target"), "kept").unwrap();
+        write(at("target"), "kept");
         symlink("target", at("link")).unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
         for access in [OFlags::RDONLY, OFlags::WRONLY, OFlags::RDWR] {
@@ -282,10 +295,9 @@ mod tests {
     fn what_others_own_or_may_write_or_have_a_name_of_is_refused() {
         let (path, folder) = folder();
         let at = |name: &str| path.path().join(name);
-        fs::write(at("open"), "").unwrap();
+        write(at("open"), "");
         fs::set_permissions(at("open"), Permissions::from_mode(0o620)).unwrap();
-        fs::write(at("twice"), "").unwrap();
-        fs::set_permissions(at("twice"), Permissions::from_mode(0o600)).unwrap();
+        write(at("twice"), "");
         fs::hard_link(at("twice"), at("again")).unwrap();
         fs::create_dir(at("folder")).unwrap();
         fs::set_permissions(at("folder"), Permissions::from_mode(0o702)).unwrap();
@@ -294,8 +306,7 @@ mod tests {
         assert!(open("twice").contains("has 2 hard links"));
         assert!(reason(open_folder(&folder, "folder")).contains("(mode 0702)"));
         if own_user() == 0 {
-            fs::write(at("another's"), "").unwrap();
-            fs::set_permissions(at("another's"), Permissions::from_mode(0o600)).unwrap();
+            write(at("another's"), "");
             chown(at("another's"), Some(1234), None).unwrap();
             assert!(open("another's").contains("belongs to user 1234, not to user 0"));
             open_file_of(&[0, 1234], &folder, "another's", OFlags::RDONLY).unwrap();
@@ -312,15 +323,13 @@ mod tests {
             fs::set_permissions(path.path().join(name), Permissions::from_mode(0o700)).unwrap();
         };
         look().unwrap();
-        fs::write(path.path().join("file"), "").unwrap();
-        fs::create_dir_all(path.path().join("folders/00")).unwrap();
-        ["file", "folders", "folders/00"].into_iter().for_each(close);
+        write(path.path().join("file"), "");
+        make_folder(make_folder(&folder, "folders").unwrap(), "00").unwrap();
         look().unwrap();
         symlink("/etc", path.path().join("folders/01")).unwrap();
         assert!(reason(look()).starts_with("folders/01 is a symbolic link"));
         fs::remove_dir_all(path.path().join("folders")).unwrap();
-        fs::create_dir(path.path().join("folders")).unwrap();
-        close("folders");
+        make_folder(&folder, "folders").unwrap();
         look().unwrap();
         fs::hard_link(path.path().join("file"), path.path().join("other")).unwrap();
         assert!(reason(look()).starts_with("file has 2 hard links"));

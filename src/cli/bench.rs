@@ -203,7 +203,7 @@ impl BenchArgs {
 
     fn print(&self, report: &Report) -> Result<(), Failure> {
         if self.json {
-            return print(&format!("{:#}", report.to_json()));
+            return super::print_json(&report.to_json());
         }
         let (header, lines) = report.table();
         let mut shown = table(&header);
@@ -219,7 +219,7 @@ impl BenchArgs {
             plot.write(&found.to_svg())?;
         }
         if self.json {
-            return print(&format!("{:#}", found.to_json()));
+            return super::print_json(&found.to_json());
         }
         let (header, lines) = found.table();
         let mut shown = table(&header);

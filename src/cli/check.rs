@@ -46,7 +46,7 @@ impl CheckArgs {
         waiting.finish_and_clear();
         let findings = findings?;
         if self.json {
-            print(&format!("{:#}", to_json(&findings)))?;
+            super::print_json(&to_json(&findings))?;
         } else {
             print_table(&findings)?;
         }

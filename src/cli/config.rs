@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::Value as Json;
 
 use super::watch::read_json;
-use super::{ConfigArgs, Failure, print, table};
+use super::{ConfigArgs, Failure, print, print_json, table};
 use crate::config::{Config, Row};
 
 /// The commands about the configuration.
@@ -38,7 +38,7 @@ pub struct ShowArgs {
 impl ConfigCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         match self {
-            Self::Default { .. } => print(&pretty(&Config::default().to_template())),
+            Self::Default { .. } => print_json(&Config::default().to_template()),
             Self::Show(arguments) => arguments.run(),
         }
     }
@@ -55,7 +55,7 @@ impl ShowArgs {
             }
         };
         if self.json {
-            return print(&pretty(&json));
+            return print_json(&json);
         }
         let mut table = table(&["KEY", "VALUE", "ORIGIN"]);
         table.add_rows(rows);
@@ -83,8 +83,4 @@ fn of_mount(mountpoint: &Path) -> Result<(Json, Vec<[String; 3]>), Failure> {
         .map(|(key, entry)| [key.clone(), text(&entry["value"]), text(&entry["origin"])])
         .collect();
     Ok((json, rows))
-}
-
-fn pretty(json: &Json) -> String {
-    format!("{json:#}")
 }

@@ -8,9 +8,10 @@ use indicatif::ProgressBar;
 
 use super::bar::bar;
 use super::interrupt::Interrupts;
-use super::{Failure, print, table};
+use super::{Failure, print, print_json, table};
 use crate::daemon::SwapFolder;
 use crate::ledger::fsck::{self, Damage, Finding, Listener, Report};
+use crate::paths::plain;
 use crate::sys_process::{quoted, reason};
 
 /// Arguments of `swapfs fsck`.
@@ -40,8 +41,7 @@ impl FsckArgs {
             .map_err(|error| format!("{}: {}", self.folder.display(), reason(&error)))?
             .ok_or_else(|| "interrupted before everything was verified".to_owned())?;
         if self.json {
-            let text = serde_json::to_string_pretty(&report).map_err(|error| error.to_string())?;
-            print(&text)?;
+            print_json(&report)?;
         } else {
             print_report(&report)?;
         }
@@ -121,7 +121,7 @@ impl Listener for Progress {
     fn read(&mut self, path: &Path, bytes: u64) {
         if let Some(bar) = &self.bar {
             bar.inc(bytes);
-            bar.set_message(path.display().to_string());
+            bar.set_message(plain(path));
         }
     }
 

@@ -64,7 +64,7 @@ impl InstallArgs {
         let notes = self.notes(&prefix, &done);
         if self.json {
             let report = json!({ "dry_run": self.dry_run, "done": done, "notes": notes });
-            return print(&format!("{report:#}"));
+            return super::print_json(&report);
         }
         for Done { outcome, path, note } in &done {
             let note = note.as_ref().map_or_else(String::new, |note| format!(": {note}"));

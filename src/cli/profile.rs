@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::watch::{control_failure, parse_seconds};
-use super::{Failure, print, table};
+use super::{Failure, print, print_json, table};
 use crate::fuse::mount;
 use crate::paths::plain;
 use crate::sys_process::reason;
@@ -215,7 +215,7 @@ impl ProfileArgs {
         if self.json {
             let rows: Vec<_> = sums.iter().map(|(key, sum)| as_json(key, sum)).collect();
             let all = json!({"rows": rows, "lost": profile.lost, "strange": profile.strange});
-            return print(&format!("{all:#}"));
+            return print_json(&all);
         }
         let title = match self.by {
             By::Operation => "OPERATION",

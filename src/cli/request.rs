@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use super::bar::byte_bar;
-use super::{Failure, print};
+use super::{Failure, print_json};
 use crate::paths::plain;
 use crate::sys_process::{reason, text_xattr};
 use crate::units::format_short;
@@ -115,7 +115,7 @@ impl RequestArgs {
         if self.json {
             let reports: Vec<Report> =
                 targets.iter().map(|target| Report::of(target, request)).collect();
-            print(&serde_json::to_string_pretty(&reports).map_err(|error| error.to_string())?)?;
+            print_json(&reports)?;
         }
         let lines: Vec<String> = targets.into_iter().flat_map(|target| target.failures).collect();
         match lines.is_empty() {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 
-use super::{Failure, print, table};
+use super::{Failure, print, print_json, table};
 use crate::daemon::MountStats;
 use crate::fuse::mount::{self, MountEntry};
 use crate::paths::plain;
@@ -242,9 +242,4 @@ fn show_partitions(rows: &[PartitionRow]) -> Result<(), Failure> {
         ]
     }));
     print(&table.trim_fmt())
-}
-
-fn print_json(rows: &impl Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(rows).map_err(|error| error.to_string())?;
-    print(&text)
 }

@@ -209,7 +209,7 @@ impl Report<'_> {
 
     fn print_json(&self) -> Result<(), Failure> {
         match tune::document(self.plan, self.outcome, true) {
-            Some(document) => print(&format!("{document:#}")),
+            Some(document) => super::print_json(&document),
             None => Ok(()),
         }
     }
@@ -244,7 +244,7 @@ impl Report<'_> {
         match with_json {
             true => {
                 let aio = serde_json::json!({ "aio": document["aio"] });
-                print(&format!("{aio:#}"))
+                super::print_json(&aio)
             }
             false => Ok(()),
         }

@@ -64,6 +64,11 @@ pub(super) fn apply(
     Ok(())
 }
 
+/// Returns true for a configuration of DeepSpeed's.
+pub(super) fn is_one(root: &Map<String, Json>) -> bool {
+    root.contains_key(ZERO) || root.keys().any(|key| key.starts_with("train_"))
+}
+
 impl Offload {
     fn read(path: &Path, root: &Map<String, Json>) -> Result<Self, ConfigError> {
         let mut offload = Self { file: path.to_owned(), sections: Vec::new() };

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::paths::plain;
 use crate::units::format_exact;
 
 /// A configuration that cannot be used; its text names what to change.
@@ -43,6 +44,16 @@ pub enum ConfigError {
         key: String,
         /// The nearest right name.
         nearest: Option<&'static str>,
+    },
+    /// A file names a file to be replaced, and it is not its reader's own.
+    #[error(
+        "{}: swapfs.metrics_file: not from a DeepSpeed configuration, nor from a file that others own or may write; give \
+         it as -o metrics_file=FILE",
+        plain(.path)
+    )]
+    MetricsFile {
+        /// The configuration file.
+        path: PathBuf,
     },
     /// A file that cannot be read, or is no JSON object.
     #[error("{}: {reason}", .path.display())]

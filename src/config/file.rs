@@ -8,7 +8,7 @@ use serde_json::{Map, Value as Json};
 use super::ConfigError;
 use super::deepspeed;
 use super::error::nearest;
-use super::json::{given, read_object, shown, shown_key};
+use super::json::{given, read_file, shown, shown_key};
 use super::options::{Kind, OPTIONS, OptionDefinition, Value, find};
 use super::settings::{Origin, Settings};
 
@@ -17,12 +17,26 @@ const USE_GDS: &str = "use_gds";
 
 /// Reads the file into `settings`. Blocks are applied in rising order of precedence.
 pub(super) fn read(settings: &mut Settings, path: &Path) -> Result<(), ConfigError> {
-    let root =
-        read_object(path).map_err(|reason| ConfigError::File { path: path.to_owned(), reason })?;
+    let (root, metadata) =
+        read_file(path).map_err(|reason| ConfigError::File { path: path.to_owned(), reason })?;
     deepspeed::apply(settings, path, &root)?;
     apply_block(settings, path, &root, &AIO)?;
-    apply_block(settings, path, &root, &OWN)
+    apply_block(settings, path, &root, &OWN)?;
+    let is_own = crate::trust::is_own(&metadata);
+    match settings.get(METRICS_FILE) {
+        (Some(Value::Text(name)), Origin::File(_)) if name.starts_with('/') => {
+            // Whoever wrote the file would choose a file that the daemon replaces.
+            match (is_own, deepspeed::is_one(&root)) {
+                (true, false) => Ok(()),
+                _ => Err(ConfigError::MetricsFile { path: path.to_owned() }),
+            }
+        }
+        _ => Ok(()),
+    }
 }
+
+/// The option whose value is a file that is replaced.
+const METRICS_FILE: &str = "metrics_file";
 
 /// A block of the file that is swapfs's to read.
 struct Block {

@@ -2,12 +2,15 @@
 //! in DeepSpeed, and nothing that a file may contain takes memory or time without end.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value as Json};
+
+use crate::paths::{is_plain, plain_json, plain_text};
 
 /// No configuration is larger than this many bytes.
 const FILE_BYTES_MAX: u64 = 16 << 20;
@@ -17,10 +20,20 @@ const SHOWN_MAX: usize = 60;
 
 /// The object that the file consists of; the error is the reason alone, without the file's name.
 pub(crate) fn read_object(path: &Path) -> Result<Map<String, Json>, String> {
+    Ok(read_file(path)?.0)
+}
+
+/// As [`read_object`], with what the file is like. A FIFO or a device, which may never end, is not read.
+pub(super) fn read_file(path: &Path) -> Result<(Map<String, Json>, Metadata), String> {
+    let failed = |error: std::io::Error| crate::sys_process::reason(&error);
+    let mut options = File::options();
+    let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() && !metadata.is_dir() {
+        return Err("not a regular file; name another".to_owned());
+    }
     let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
-        .map_err(|error| crate::sys_process::reason(&error))?;
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err(format!(
             "larger than {}, which no configuration is",
@@ -37,7 +50,7 @@ pub(crate) fn read_object(path: &Path) -> Result<Map<String, Json>, String> {
         false => format!("not valid JSON: {error}"),
     });
     match parsed? {
-        Strict(Json::Object(root)) => Ok(root),
+        Strict(Json::Object(root)) => Ok((root, metadata)),
         Strict(_) => Err("the file is not a JSON object".to_owned()),
     }
 }
@@ -49,19 +62,15 @@ pub(super) fn given<'a>(object: &'a Map<String, Json>, key: &str) -> Option<&'a 
 
 /// A value for a message, cut when it is long.
 pub(crate) fn shown(value: &Json) -> String {
-    // JSON escapes the control characters below the blank, and leaves DEL and those of C1 as they are.
-    let escape = |letter: char| match letter.is_control() {
-        true => format!("\\u{:04x}", u32::from(letter)),
-        false => letter.to_string(),
-    };
-    cut(&value.to_string().chars().map(escape).collect::<String>())
+    // JSON escapes the control characters below the blank alone.
+    cut(&plain_json(&value.to_string()))
 }
 
 /// A key for a message: without line breaks, cut when it is long.
 pub(super) fn shown_key(key: &str) -> String {
-    match key.chars().any(char::is_control) {
-        true => cut(&format!("{key:?}")),
-        false => cut(key),
+    match key.chars().all(is_plain) {
+        true => cut(key),
+        false => cut(&format!("\"{}\"", plain_text(key))),
     }
 }
 

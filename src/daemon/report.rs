@@ -8,6 +8,8 @@ use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Write};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use crate::paths::plain_text;
+
 /// First letters of the pipe's lines.
 const NOTE: char = 'N';
 const FAILED: char = 'E';
@@ -107,7 +109,7 @@ pub(super) fn wait_until_ready(reader: PipeReader, child: Pid) -> Result<(), Sta
                 let _ = waitpid(child, None);
                 return Err(StartFailure::Reported(letters.as_str().to_owned()));
             }
-            _ => eprintln!("swapfs: {}", letters.as_str()),
+            _ => eprintln!("swapfs: {}", plain_text(letters.as_str())),
         }
     }
     Err(StartFailure::Died(match waitpid(child, None) {

@@ -22,6 +22,7 @@ use super::verdict::{Meaning, judge};
 use super::walk::{Found, walk};
 use super::{Checksum, Counters, identity_of};
 use crate::error::{Errno, errno_of};
+use crate::paths::plain;
 
 /// Bytes read at a time.
 const CHUNK_BYTES: u64 = 1 << 20;
@@ -174,7 +175,7 @@ impl Check<'_> {
         let file = match found.open(false) {
             Ok(file) => File::from(file),
             Err(error) => {
-                log::warn!("{}: {error}", found.path.display());
+                log::warn!("{}: {error}", plain(&found.path));
                 return Ok(true);
             }
         };

@@ -18,6 +18,7 @@ use super::table::{ACTIVE, Header, Identity, PADDED};
 use super::verdict::{Judgement, Meaning, Past, judge};
 use super::walk::{Found, walk};
 use crate::error::{Result, errno_of};
+use crate::paths::plain;
 
 /// The first format padded files to multiples of no more than this.
 const ALIGNMENT_MAX: u64 = 4096;
@@ -96,7 +97,7 @@ pub(super) fn recover(
                 Ok(()) => {}
                 Err(error) => {
                     recovered.left += 1;
-                    log::warn!("{}: {error}", found.path.display());
+                    log::warn!("{}: {error}", plain(&found.path));
                 }
             }
         }
@@ -119,7 +120,7 @@ fn partition(
         let writable = File::from(found.open(true)?);
         writable.set_len(header.next)?;
         recovered.cut += 1;
-        log::warn!("{}: padding cut, {} bytes", found.path.display(), header.next);
+        log::warn!("{}: padding cut, {} bytes", plain(&found.path), header.next);
         stamp = Stamp::of(&file)?;
     }
     let was_cut = stamp.size == header.next && header.has(PADDED);
@@ -133,7 +134,7 @@ fn partition(
     recovered.others += u64::from(judgement.meaning == Meaning::Others);
     if !torn.is_empty() {
         recovered.torn += 1;
-        log::error!("{}: torn, not whole since the crash: {}", found.path.display(), listed(&torn));
+        log::error!("{}: torn, not whole since the crash: {}", plain(&found.path), listed(&torn));
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Dir, FileType, Mode, OFlags, openat};
 
 use crate::fs::PRIVATE_NAME;
+use crate::paths::plain;
 
 /// Opens the file that it is handed, for reading or for both.
 pub(super) struct Found<'a> {
@@ -43,7 +44,7 @@ pub(super) fn walk(
             Ok(folder) => folder,
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::XDEV) => continue,
             Err(error) => {
-                log::warn!("{}: {error}", path.display());
+                log::warn!("{}: {error}", plain(&path));
                 continue;
             }
         };

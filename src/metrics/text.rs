@@ -1,8 +1,10 @@
 //! Prometheus' text format: families with help, type and samples.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use super::histogram::Snapshot;
+use crate::paths::{is_plain, plain_lines};
 
 /// A label's name and value.
 pub type Label<'a> = (&'a str, &'a str);
@@ -81,9 +83,20 @@ impl Text {
     }
 }
 
+/// A value with escapes for letters that steer a terminal or are not seen. Different values stay different: one that has
+/// escapes, or looks like it, has its backslashes doubled.
+fn visible(value: &str) -> Cow<'_, str> {
+    let is_odd = |letter: char| letter != '\n' && !is_plain(letter);
+    match value.contains(is_odd) || value.contains("\\u{") {
+        true => plain_lines(&value.replace('\\', "\\\\")).into(),
+        false => value.into(),
+    }
+}
+
 fn labels(with: &[Label<'_>]) -> String {
-    let escaped =
-        |value: &str| value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    let escaped = |value: &str| {
+        visible(value).replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    };
     let parts = with.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value)));
     parts.collect::<Vec<_>>().join(",")
 }
@@ -106,6 +119,22 @@ mod tests {
              x_total{mountpoint=\"/a \\\"b\\\"\"} 3\n\
              x_total{mountpoint=\"/a \\\"b\\\"\",directory=\"c\\\\d\\ne\"} 4\n"
         );
+    }
+
+    /// "ESC reaches the metrics' label."
+    #[test]
+    fn labels_have_no_letter_that_steers_and_stay_different() {
+        let names = ["a\u{1b}[2J", r"a\u{1b}[2J", r"a\\u{1b}[2J", "a\u{202e}", r"a\b", "a\tb", "a"];
+        let mut all = std::collections::HashSet::new();
+        for name in names {
+            let mut text = Text::default();
+            text.family("x_total", "X.", Kind::Counter).sample(&[("directory", name)], 1);
+            let line = text.finish().lines().last().unwrap().to_owned();
+            assert!(line.chars().all(|letter| is_plain(letter) || letter == '\t'), "{line:?}");
+            assert!(all.insert(line), "{name:?}");
+        }
+        assert!(all.contains(r#"x_total{directory="a\\u{1b}[2J"} 1"#), "{all:?}");
+        assert!(all.contains(r#"x_total{directory="a\\b"} 1"#), "{all:?}");
     }
 
     #[test]

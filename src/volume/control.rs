@@ -8,6 +8,7 @@ use serde_json::json;
 use super::Volume;
 use crate::fs::{Attributes, FileKind, ROOT_ID};
 use crate::metrics::Operation;
+use crate::paths::plain_json;
 
 /// The control folder's name in the root; readdir does not list it.
 pub const CONTROL_NAME: &str = ".swapfs";
@@ -96,7 +97,7 @@ impl Volume {
     /// What a control file holds now for the user `uid`; empty for the folder and the access log.
     #[must_use]
     pub fn control_content(&self, node: ControlNode, uid: u32) -> String {
-        let pretty = |value: serde_json::Value| format!("{value:#}\n");
+        let pretty = |value: serde_json::Value| plain_json(&format!("{value:#}\n"));
         match node {
             ControlNode::Folder | ControlNode::AccessLog => String::new(),
             ControlNode::Stats => pretty(self.stats()),

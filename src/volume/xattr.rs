@@ -19,6 +19,10 @@ pub const SWAP_PREFIX: &str = "user.swap.";
 /// What names begin with that filesystems list for superusers only.
 const SUPERUSERS_PREFIX: &str = "trusted.";
 
+/// What names begin with that mean something to the filesystem itself, and those that are passed on.
+const SYSTEM_PREFIX: &[u8] = b"system.";
+const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
+
 /// The attribute that takes requests.
 pub const REQUEST_NAME: &str = "user.swap.request";
 
@@ -66,6 +70,15 @@ pub enum XattrAnswer {
     Wait,
 }
 
+/// Refuses the filesystem's own attributes but for ACLs. The kernel asks for no right to change one: it leaves that to the
+/// filesystem, and the swap folder's sees root.
+fn refuse_system(name: &[u8]) -> Result<()> {
+    match name.starts_with(SYSTEM_PREFIX) && !ACLS.contains(&name) {
+        true => Err(Errno::EOPNOTSUPP),
+        false => Ok(()),
+    }
+}
+
 fn own_name(name: &OsStr) -> Option<&str> {
     name.to_str()?.strip_prefix(SWAP_PREFIX)
 }
@@ -77,6 +90,7 @@ impl Volume {
     /// # Errors
     /// ENODATA when there is none; what the swap folder fails with.
     pub fn xattr(&self, id: u64, name: &OsStr, length_only: bool) -> Result<XattrAnswer> {
+        refuse_system(name.as_bytes())?;
         let Some(own) = own_name(name) else {
             if name.as_bytes().starts_with(SWAP_PREFIX.as_bytes()) {
                 return Err(Errno::ENODATA);
@@ -195,6 +209,7 @@ impl Volume {
         let mut names = Vec::new();
         for name in self.tree.list_xattrs(id)?.split_inclusive(|byte| *byte == 0) {
             let hidden = name.starts_with(SWAP_PREFIX.as_bytes())
+                || refuse_system(name.strip_suffix(b"\0").unwrap_or(name)).is_err()
                 || (asker.uid != 0 && name.starts_with(SUPERUSERS_PREFIX.as_bytes()));
             if !hidden {
                 names.extend_from_slice(name);
@@ -250,6 +265,7 @@ impl Volume {
     /// EPERM for swapfs's own names, which are read-only ([`REQUEST_NAME`] is [`Volume::request`]'s); what
     /// the swap folder fails with.
     pub fn set_xattr(&self, id: u64, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()> {
+        refuse_system(name.as_bytes())?;
         if name.as_bytes().starts_with(SWAP_PREFIX.as_bytes()) {
             return Err(Errno::EPERM);
         }
@@ -261,6 +277,7 @@ impl Volume {
     /// # Errors
     /// EPERM for swapfs's own names; ENODATA.
     pub fn remove_xattr(&self, id: u64, name: &OsStr) -> Result<()> {
+        refuse_system(name.as_bytes())?;
         if name.as_bytes().starts_with(SWAP_PREFIX.as_bytes()) {
             return Err(Errno::EPERM);
         }

@@ -303,3 +303,36 @@ fn stored_values_under_our_names_are_shadowed() {
     assert_eq!(xattr(&path, "user.swap.copied"), Err(Errno::NODATA));
     assert_eq!(xattr_names(&path), full(&NAMES));
 }
+
+/// "`system.*` attributes other than ACLs are passed to the swap folder as root": they are refused to everybody, for the
+/// kernel leaves the right to change them to the filesystem.
+#[test]
+fn attributes_of_the_filesystem_itself_are_refused() {
+    let mount = Mount::new("pool_size=8m");
+    let path = mount.at("file");
+    fs::write(&path, "text").unwrap();
+    for path in [&path, &mount.mnt] {
+        for name in [
+            "system.nfs4_acl",
+            "system.ntfs_attrib",
+            "system.advise",
+            "system.posix_acl_accessx",
+            "system.x",
+        ] {
+            assert_eq!(set_xattr(path, name, b"1"), Err(Errno::OPNOTSUPP), "{name}");
+            assert_eq!(xattr(path, name), Err(Errno::OPNOTSUPP), "{name}");
+            assert_eq!(removexattr(path, name), Err(Errno::OPNOTSUPP), "{name}");
+        }
+        assert!(!xattr_names(path).iter().any(|name| name.starts_with("system.")));
+    }
+    let acl = crate::owners::acl(&[
+        (crate::owners::USER_OBJ, 6, crate::owners::NOBODY),
+        (crate::owners::USER, 4, 1234),
+        (crate::owners::GROUP_OBJ, 0, crate::owners::NOBODY),
+        (crate::owners::MASK, 4, crate::owners::NOBODY),
+        (crate::owners::OTHER, 0, crate::owners::NOBODY),
+    ]);
+    set_xattr(&path, crate::owners::ACCESS, &acl).unwrap();
+    assert_eq!(xattr(&path, crate::owners::ACCESS).unwrap(), acl);
+    assert!(xattr_names(&path).contains(&crate::owners::ACCESS.to_owned()));
+}

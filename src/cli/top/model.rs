@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::Wish;
 use crate::cli::watch::{Rates, Sample};
+use crate::paths::{plain, plain_text};
 
 /// Throughputs that are remembered for the curves.
 const HISTORY: usize = 240;
@@ -76,7 +77,7 @@ impl Row {
         let text = |key: &str| value[key].as_str().map(str::to_owned);
         let number = |key: &str| value[key].as_u64().unwrap_or(0);
         Row {
-            path: text("path").unwrap_or_default(),
+            path: text("path").map(|path| plain_text(&path)).unwrap_or_default(),
             status: text("status").unwrap_or_default(),
             size: number("size"),
             resident: number("resident"),
@@ -111,7 +112,7 @@ impl Model {
     pub(super) fn new(mountpoint: &Path, sort: Sort, look: (Sample, Value)) -> Model {
         let (sample, partitions) = look;
         let mut model = Model {
-            mountpoint: mountpoint.display().to_string(),
+            mountpoint: plain(mountpoint),
             rates: Rates::default(),
             rows: Vec::new(),
             resting: 0,

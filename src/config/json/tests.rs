@@ -48,10 +48,11 @@ fn what_is_no_text_is_one_line() {
     assert_eq!(line(&file), format!("{shown}: not UTF-8 text (byte 9)"));
     let folder = folder.path();
     assert_eq!(line(folder), format!("{}: Is a directory", folder.display()));
-    assert_eq!(
-        line(Path::new("/dev/zero")),
-        "/dev/zero: larger than 16 MiB, which no configuration is"
-    );
+    assert_eq!(line(Path::new("/dev/zero")), "/dev/zero: not a regular file; name another");
+    let long = folder.join("long.json");
+    std::fs::File::create(&long).unwrap().set_len((16 << 20) + 1).unwrap();
+    let shown = long.display();
+    assert_eq!(line(&long), format!("{shown}: larger than 16 MiB, which no configuration is"));
 }
 
 #[test]

@@ -4,16 +4,21 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use nix::mount::MsFlags;
 
 use super::{Detach, MountCall, SUBTYPE, UnmountError, escape_commas};
 use crate::sys_process::{inherit, reason, receive_descriptor};
+use crate::trust::is_own;
 
 /// The helper's names: that of libfuse 3, then that of libfuse 2.
 const HELPERS: [&str; 2] = ["fusermount3", "fusermount"];
+
+/// Where root looks for the helper.
+const SYSTEM_FOLDERS: [&str; 6] =
+    ["/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin", "/run/wrappers/bin"];
 
 /// Flags of mount(2) that the helper takes, by its names for them.
 const FLAG_NAMES: [(MsFlags, &str); 7] = [
@@ -81,7 +86,8 @@ fn options(call: &MountCall<'_>) -> OsString {
 /// Runs the helper in the C locale, its complaints caught.
 fn run(arguments: &[&OsStr], socket: Option<&str>) -> Result<Output, String> {
     for helper in HELPERS {
-        let mut command = Command::new(helper);
+        let Some(program) = program(helper) else { continue };
+        let mut command = Command::new(program);
         command.args(arguments).env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::null());
         if let Some(number) = socket {
             command.env("_FUSE_COMMFD", number);
@@ -93,6 +99,16 @@ fn run(arguments: &[&OsStr], socket: Option<&str>) -> Result<Output, String> {
         }
     }
     Err("fusermount3 is not installed (package fuse3), and only root mounts without it".to_owned())
+}
+
+/// The helper's program. Root does not look for it along PATH: only where the system's programs are, and a file that
+/// nobody but root may write.
+fn program(helper: &str) -> Option<PathBuf> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some(helper.into());
+    }
+    let places = SYSTEM_FOLDERS.iter().map(|folder| Path::new(folder).join(helper));
+    places.into_iter().find(|path| std::fs::metadata(path).is_ok_and(|found| is_own(&found)))
 }
 
 /// The helper's first line of complaint, or its exit status.

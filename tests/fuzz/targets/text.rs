@@ -13,6 +13,8 @@ fn file(bytes: &[u8]) -> (std::fs::File, PathBuf) {
     let memory = rustix::fs::memfd_create("config", MemfdFlags::CLOEXEC).unwrap();
     let mut file = std::fs::File::from(memory);
     file.write_all(bytes).unwrap();
+    // As one that its reader has made: only such a file may name one to be replaced.
+    rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
     let path = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
     (file, path)
 }

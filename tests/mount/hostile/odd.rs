@@ -122,10 +122,55 @@ fn names() -> Vec<Vec<u8>> {
         b".swapfs ".to_vec(),
         vec![b'n'; 255],
         vec![0xff; 255],
+        "gpj.\u{202e}txt".into(),
+        "zero\u{200b}width\u{feff}".into(),
+        "\u{9b}2J C1 \u{85}".into(),
+        "tag\u{e0041}\u{2066}".into(),
     ];
     // 255 bytes, the last letter cut off.
     names.push("ü".repeat(127).into_bytes().into_iter().chain([0xc3]).collect());
     names
+}
+
+/// Nothing steers the terminal or deceives who reads it.
+#[track_caller]
+fn is_shown_as_it_is(text: &[u8]) {
+    let text = String::from_utf8_lossy(text);
+    let deceives = |letter: char| {
+        (letter.is_control() && letter != '\n')
+            || "\u{202e}\u{200b}\u{feff}\u{2066}\u{e0041}".contains(letter)
+    };
+    assert!(!text.contains(deceives), "{text:?}");
+}
+
+/// Directories of any name: the metrics, the lists of the control folder and the log show them with escapes, each
+/// apart from the others.
+#[test]
+fn names_of_directories_reach_no_reader_as_they_are() {
+    let mount = Mount::new("pool_size=16m");
+    let names: Vec<Vec<u8>> =
+        names().into_iter().chain([br"\u{9b}2J C1 \u{85}".to_vec(), b"plain".to_vec()]).collect();
+    for name in &names {
+        let folder = mount.mnt.join(OsStr::from_bytes(name));
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("file"), vec![1; 100_000]).unwrap();
+    }
+    for name in ["metrics", "partitions.json", "stats.json", "config.json"] {
+        let text = fs::read(mount.at(".swapfs").join(name)).unwrap();
+        is_shown_as_it_is(&text);
+        if name != "metrics" {
+            serde_json::from_slice::<serde_json::Value>(&text).unwrap();
+        }
+    }
+    let text = fs::read_to_string(mount.at(".swapfs/metrics")).unwrap();
+    let lines: Vec<_> = text
+        .lines()
+        .filter(|line| line.starts_with("swapfs_directory_written_bytes_total{"))
+        .map(|line| line.rsplit_once(' ').unwrap().0)
+        .collect();
+    let different: std::collections::HashSet<_> = lines.iter().collect();
+    assert_eq!(lines.len(), different.len(), "{lines:#?}");
+    assert!(lines.iter().any(|line| line.contains(r#""gpj.\\u{202e}txt""#)), "{lines:#?}");
 }
 
 /// "names with newlines and invalid UTF-8, 255-byte names": bytes, attributes, requests, renames and links work
@@ -158,13 +203,14 @@ fn any_name_works_and_none_breaks_a_line() {
         same(&fs::read(&path).unwrap(), &bytes);
     }
     let rows = |text: &[u8]| {
-        assert!(!text.iter().any(|byte| byte.is_ascii_control() && *byte != b'\n'), "{text:?}");
+        is_shown_as_it_is(text);
         text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count()
     };
     let status = swapfs(&["status", mount.mnt.to_str().unwrap()]);
     assert!(status.status.success(), "{status:?}");
     assert_eq!(rows(&status.stdout), names().len() + 1);
     let json = swapfs(&["status", "--json", mount.mnt.to_str().unwrap()]);
+    is_shown_as_it_is(&json.stdout);
     let json: Vec<serde_json::Value> = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(json.len(), names().len());
     // A failure names the file, in the log and in the command's complaint.
@@ -253,5 +299,95 @@ fn a_configuration_of_any_kind_is_taken_or_refused_with_one_line() {
         let output = mount.mount(&format!("pin_memory=off --config {}", path.display()));
         crate::place::is_done(&output);
         mount.unmount();
+    }
+}
+
+/// "`--config` from a FIFO hangs": what is no regular file is named, under every name that it has.
+#[test]
+fn a_configuration_that_never_comes_is_not_waited_for() {
+    let mount = Mount::prepared(Path::new(env!("CARGO_TARGET_TMPDIR")));
+    let at = |name: &str| mount.scratch.path().join(name);
+    crate::support::make_fifo(&at("fifo"));
+    symlink(at("fifo"), at("link")).unwrap();
+    for path in [at("fifo"), at("link"), "/dev/zero".into(), "/dev/tty".into()] {
+        let output = mount.mount(&format!("log=info --config {}", path.display()));
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let line = complaint(&output);
+        let unopened = line.ends_with("No such device or address");
+        assert!(unopened || line.ends_with("not a regular file; name another"), "{line}");
+    }
+}
+
+/// "`metrics_file` in a DeepSpeed configuration makes root replace a file": only root's own file that nobody else may
+/// write names one, and no configuration of DeepSpeed's.
+#[test]
+fn anothers_configuration_names_no_file_to_be_replaced() {
+    if !is_root() {
+        return;
+    }
+    let mount = Mount::prepared(Path::new(env!("CARGO_TARGET_TMPDIR")));
+    let at = |name: &str| mount.scratch.path().join(name);
+    let (path, victim) = (at("ds.json"), at("victim"));
+    fs::write(&victim, "root's").unwrap();
+    let own = serde_json::json!({"swapfs": {"metrics_file": victim, "pool_size": "8m"}});
+    let mut deepspeed = own.clone();
+    deepspeed["zero_optimization"] = serde_json::json!({"stage": 3});
+    let mut batch = own.clone();
+    batch["train_micro_batch_size_per_gpu"] = 1.into();
+    let give = |content: &serde_json::Value, user: u32, mode: u32| {
+        fs::write(&path, content.to_string()).unwrap();
+        std::os::unix::fs::chown(&path, Some(user), None).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        mount.mount(&format!("log=info --config {}", path.display()))
+    };
+    for (content, user, mode) in [
+        (&own, 1234, 0o644),
+        (&own, 0, 0o646),
+        (&own, 0, 0o664),
+        (&deepspeed, 0, 0o644),
+        (&batch, 0, 0o600),
+    ] {
+        let output = give(content, user, mode);
+        assert_eq!(output.status.code(), Some(1), "{user} {mode:o}: {output:?}");
+        let line = complaint(&output);
+        assert!(line.contains("swapfs.metrics_file: not from a DeepSpeed configuration"), "{line}");
+        assert_eq!(fs::read(&victim).unwrap(), b"root's");
+    }
+    // Off is nobody's file, wherever it stands.
+    deepspeed["swapfs"]["metrics_file"] = "off".into();
+    for (content, user) in [(&deepspeed, 1234), (&own, 0)] {
+        crate::place::is_done(&give(content, user, 0o644));
+        mount.unmount();
+    }
+    assert!(fs::read_to_string(&victim).unwrap_or_default().is_empty(), "gone with its mount");
+}
+
+/// "`fusermount3` is looked for in PATH by root": a root without the right to mount runs no program of another's.
+#[test]
+fn root_runs_no_helper_of_whoever_made_its_path() {
+    if !is_root() {
+        return;
+    }
+    let mount = Mount::prepared(Path::new(env!("CARGO_TARGET_TMPDIR")));
+    let (bin, marker) = (mount.scratch.path().join("bin"), mount.scratch.path().join("ran"));
+    fs::create_dir(&bin).unwrap();
+    for name in ["fusermount3", "fusermount"] {
+        let program = bin.join(name);
+        fs::write(&program, format!("#!/bin/sh\necho ran >'{}'\n", marker.display())).unwrap();
+        fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    }
+    for arguments in [
+        vec!["mount", mount.swap.to_str().unwrap(), mount.mnt.to_str().unwrap()],
+        vec!["umount", mount.mnt.to_str().unwrap()],
+    ] {
+        let output = std::process::Command::new("/usr/bin/setpriv")
+            .args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"])
+            .arg(env!("CARGO_BIN_EXE_swapfs"))
+            .args(arguments)
+            .env("PATH", format!("{}:/usr/bin:/bin", bin.display()))
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(!marker.exists(), "{output:?}");
     }
 }
