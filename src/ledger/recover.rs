@@ -148,7 +148,8 @@ pub(super) fn padding(
     let end = crash.alive_ns.saturating_add(crash.doubt_ns);
     let is_ours = (header.changed_ns..=end).contains(&stamp.modified_ns)
         && (header.changed_ns..=end).contains(&stamp.changed_ns);
-    let padded = header.next.next_multiple_of(ALIGNMENT_MAX);
+    // It may be a time instead, of any year.
+    let Some(padded) = header.next.checked_next_multiple_of(ALIGNMENT_MAX) else { return Ok(0) };
     if !header.has(PADDED) || header.generation == 0 || !is_ours || stamp.size != padded {
         return Ok(0);
     }

@@ -144,10 +144,34 @@ fn http_exchanges() {
     replay("http");
 }
 
+fn ledgers() {
+    replay("ledger");
+}
+
+#[test]
+fn records_of_sessions() {
+    replay("sessions");
+}
+
+#[test]
+fn lock_files() {
+    replay("state");
+}
+
+#[test]
+fn records_of_wear() {
+    replay("wear");
+}
+
+#[test]
+fn folders_that_look_like_mounts() {
+    replay("pretended");
+}
+
 /// Every target is run above.
 #[test]
 fn each_target_has_a_corpus() {
-    assert_eq!(TARGETS.len(), 10);
+    assert_eq!(TARGETS.len(), 15);
     for (target, _) in TARGETS {
         assert!(!corpus(target).is_empty(), "{target}");
     }

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 seconds=${FUZZ_SECONDS:-60}
 targets=("$@")
-((${#targets[@]})) || targets=(request xattr name config options size mounts control session http)
+((${#targets[@]})) || targets=(request xattr name config options size mounts control session http ledger sessions state wear pretended)
 
 host=$(rustc --print host-tuple)
 # Not under the flags: with a target given, what runs at build time is built without them.

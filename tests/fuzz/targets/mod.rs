@@ -1,6 +1,7 @@
 //! What is fuzzed: each target takes any bytes and panics when something does not hold that must.
 
 mod http;
+mod kept;
 mod session;
 mod text;
 mod world;
@@ -9,7 +10,7 @@ mod world;
 pub(crate) type Target = fn(&[u8]);
 
 /// By name, which is also the name of its corpus's folder.
-pub(crate) const TARGETS: [(&str, Target); 10] = [
+pub(crate) const TARGETS: [(&str, Target); 15] = [
     ("request", world::request),
     ("xattr", world::xattr),
     ("name", world::name),
@@ -20,4 +21,9 @@ pub(crate) const TARGETS: [(&str, Target); 10] = [
     ("control", session::control),
     ("session", session::any),
     ("http", http::http),
+    ("ledger", kept::ledger),
+    ("sessions", kept::sessions),
+    ("state", kept::state),
+    ("wear", kept::wear),
+    ("pretended", kept::pretended),
 ];

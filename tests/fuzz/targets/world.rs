@@ -51,12 +51,19 @@ extern "C" fn clean_up() {
     drop(Remove(scratch()));
 }
 
+/// An empty folder, gone when the process ends in order.
+pub(crate) fn scratch_folder(name: &str) -> PathBuf {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    // SAFETY: a function without arguments that touches nothing but files.
+    ONCE.call_once(|| assert_eq!(unsafe { libc::atexit(clean_up) }, 0));
+    let folder = scratch().join(name);
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
 impl World {
     fn new(name: &str) -> World {
-        static ONCE: std::sync::Once = std::sync::Once::new();
-        // SAFETY: a function without arguments that touches nothing but files.
-        ONCE.call_once(|| assert_eq!(unsafe { libc::atexit(clean_up) }, 0));
-        let scratch = scratch().join(name);
+        let scratch = scratch_folder(name);
         let folder = scratch.join("swap");
         fs::create_dir_all(folder.join("d")).unwrap();
         fs::write(scratch.join("sentinel"), "sentinel").unwrap();
