@@ -132,6 +132,11 @@ pub(crate) fn plain_json(text: &str) -> String {
 
 /// Replaces all letters that are neither plain nor among the kept ones.
 fn replaced(text: &str, kept: &str, escape: impl Fn(char) -> String) -> String {
+    // Most texts, and long ones, have nothing to replace.
+    let is_kept = |byte: u8| matches!(byte, b' '..=b'~') || kept.as_bytes().contains(&byte);
+    if text.bytes().all(is_kept) {
+        return text.to_owned();
+    }
     let mut out = String::with_capacity(text.len());
     for letter in text.chars() {
         match is_plain(letter) || kept.contains(letter) {
