@@ -21,6 +21,7 @@ mod clerk;
 mod entry;
 mod file;
 pub mod fsck;
+mod page;
 mod pulse;
 mod record;
 mod recover;
@@ -266,7 +267,7 @@ impl Ledger {
     ) -> Result<()> {
         let block_size = recover::block_size(&self.sessions.lock(), header);
         let write = self.shared.table.writable();
-        let mut read = |page| recover::see(file, page);
+        let mut read = |page| page::see(file, page);
         let torn = record.reconcile(record::Look {
             judgement,
             stamp,

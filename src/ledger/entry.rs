@@ -65,7 +65,8 @@ fn unmarked(sum: u32) -> u32 {
     if is_near { !sum } else { sum }
 }
 
-const ZEROS: [u8; PAGE_BYTES as usize] = [0; PAGE_BYTES as usize];
+/// A page that nobody has written.
+pub(super) const ZEROS: [u8; PAGE_BYTES as usize] = [0; PAGE_BYTES as usize];
 
 /// The CRC32C of a page, of which `bytes` are the beginning and zeros the rest. Never one of the values with a
 /// meaning of their own.
@@ -134,6 +135,11 @@ impl Entry {
         (u64::from(new) | u64::from(previous) << 32).to_le_bytes()
     }
 
+    /// Whether it has a sum, not only a mark.
+    pub(super) fn has_sum(self) -> bool {
+        !MARKS.contains(&self.new)
+    }
+
     pub(super) fn is_torn(self) -> bool {
         self.new == TORN
     }
@@ -161,6 +167,14 @@ impl Entry {
             false => self.new == found.sum || self.matches_previous(found.sum),
         };
         self.is_decidable() && !is_left
+    }
+
+    /// Whether a page that was about to be cleared, whole or in part, when the daemon was killed is as it was, or as it
+    /// was to be.
+    pub(super) fn is_before_or_after_clearing(self, bytes: &[u8]) -> bool {
+        let found = sum(bytes);
+        !self.is_torn()
+            && (found == sum(&ZEROS) || found == self.new || self.matches_previous(found))
     }
 
     /// Whether a page with this sum can be what was there before the write. Of a page that nothing was known

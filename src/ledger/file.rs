@@ -8,8 +8,8 @@ use std::time::SystemTime;
 
 use super::Ledger;
 use super::entry::Seen;
-use super::record::Record;
-use super::recover::see;
+use super::page::{Page, see};
+use super::record::{Edge, Record};
 use super::stamp::Stamp;
 use crate::aio::device::{BackingFile, FileStatus};
 use crate::aio::file::DiskFile;
@@ -58,9 +58,23 @@ impl LedgerFile {
         &self, bytes: Option<Range<u64>>, change: impl FnOnce(&DiskFile) -> Result<()>,
     ) -> Result<()> {
         let bytes = bytes.filter(|bytes| self.record.knows_of(bytes));
-        let noted = bytes.clone();
-        self.noted(bytes.is_some(), move |record| record.begin_change(noted.as_ref()))?;
+        let about = bytes.clone().map(|bytes| {
+            let edges = self.edges(&bytes);
+            (bytes, edges)
+        });
+        self.noted(bytes.is_some(), move |record| match about {
+            Some((bytes, edges)) => record.begin_shaping(&bytes, &edges),
+            None => record.begin_change(),
+        })?;
         self.finish(bytes, change(&self.inner))
+    }
+
+    /// The pages of which a change of these bytes leaves some, as they are and as they are going to be.
+    fn edges(&self, bytes: &Range<u64>) -> Vec<Edge> {
+        let size = self.look().map_or(u64::MAX, |stamp| stamp.size);
+        let pages = self.record.changed_in_part(bytes, size);
+        let edge = |page| Some(Edge::new(page, Page::read(&self.inner, page)?, bytes));
+        pages.into_iter().filter_map(edge).collect()
     }
 
     /// Has `set` change the file's modification time, to `time` or to now.
@@ -70,7 +84,7 @@ impl LedgerFile {
         let modified_ns = time.map(nanoseconds);
         self.noted(false, move |record| match modified_ns {
             Some(modified_ns) => record.begin_timing(modified_ns),
-            None => record.begin_change(None),
+            None => record.begin_change(),
         })?;
         self.finish(None, set())
     }
@@ -89,12 +103,16 @@ impl LedgerFile {
     fn finish(&self, bytes: Option<Range<u64>>, outcome: Result<()>) -> Result<()> {
         let stamp = Stamp::of(&self.inner).ok();
         let size = stamp.map_or(u64::MAX, |stamp| stamp.size);
-        let changed = bytes.filter(|_| outcome.is_ok());
-        let edges = changed.as_ref().map(|bytes| self.record.changed_in_part(bytes, size));
+        let edges = bytes.as_ref().map(|bytes| self.record.changed_in_part(bytes, size));
         let seen: Vec<(u64, Option<Seen>)> =
             edges.into_iter().flatten().map(|page| (page, see(&self.inner, page))).collect();
-        let noted = self.noted(changed.is_some(), move |record| {
-            let forgotten = changed.map_or(Ok(()), |bytes| record.changed(&bytes, size, &seen));
+        let changed = outcome.is_ok();
+        let noted = self.noted(bytes.is_some(), move |record| {
+            let forgotten = match bytes {
+                Some(bytes) if changed => record.changed(&bytes, size, &seen),
+                Some(_) => record.unchanged(&seen),
+                None => Ok(()),
+            };
             // What could not be forgotten is still noted as being changed.
             record.end_change(stamp.filter(|_| forgotten.is_ok()));
             forgotten

@@ -12,9 +12,10 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::entry::PAGE_BYTES;
+use super::page::see;
 use super::pulse::Pulse;
 use super::record::{Look, Record, Shared};
-use super::recover::{block_size, padding, see};
+use super::recover::{block_size, padding};
 use super::session::Sessions;
 use super::stamp::Stamp;
 use super::table::Table;

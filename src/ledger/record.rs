@@ -10,6 +10,7 @@
 
 mod pages;
 mod reconcile;
+mod shape;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use crate::aio::file::DiskFile;
 use crate::error::{Errno, Result};
 pub(super) use pages::{Outcome, Writing};
 pub(super) use reconcile::Look;
+pub(super) use shape::Edge;
 
 /// What all records of a ledger have in common.
 #[derive(Debug)]
@@ -380,79 +382,6 @@ impl Record {
             errno => Err(errno),
         }
     }
-
-    /// The backing file is about to be changed: its bytes in `bytes`, or else only its times, its space or its end.
-    /// [`Record::end_change`] is to follow.
-    pub(super) fn begin_change(&self, bytes: Option<&Range<u64>>) -> Result<()> {
-        let slot = {
-            let mut state = self.state.lock();
-            state.changes += 1;
-            state.slot.filter(|_| state.stored.is_some())
-        };
-        let begun = slot.map_or(Ok(()), |slot| self.note_change(slot, bytes, ACTIVE, None));
-        if begun.is_err() {
-            self.state.lock().changes -= 1;
-        }
-        begun
-    }
-
-    /// As [`Record::begin_change`], for a modification time that the file is about to get.
-    pub(super) fn begin_timing(&self, modified_ns: i64) -> Result<()> {
-        let slot = {
-            let mut state = self.state.lock();
-            state.changes += 1;
-            state.slot.filter(|_| state.stored.is_some())
-        };
-        let next = Some(modified_ns.cast_unsigned());
-        let begun = slot.map_or(Ok(()), |slot| self.note_change(slot, None, ACTIVE | TIMED, next));
-        if begun.is_err() {
-            self.state.lock().changes -= 1;
-        }
-        begun
-    }
-
-    fn note_change(
-        &self, slot: u32, bytes: Option<&Range<u64>>, flags: u32, next: Option<u64>,
-    ) -> Result<()> {
-        if let Some(bytes) = bytes {
-            self.shared.table.set_change(slot, bytes)?;
-        }
-        let written = self.change(|state| {
-            let header = &mut state.header;
-            header.session = self.shared.session;
-            header.flags |= flags | if bytes.is_some() { SHAPING } else { 0 };
-            header.next = next.unwrap_or(header.next);
-        })?;
-        // Whatever the file's time becomes, it is not much later than this.
-        if !written {
-            self.shared.table.pulse();
-        }
-        Ok(())
-    }
-
-    /// The change that was begun has been made, or has failed; `stamp` is what the file is like now.
-    pub(super) fn end_change(&self, stamp: Option<Stamp>) {
-        self.note(|state| {
-            state.changes -= 1;
-            if state.changes == 0 {
-                state.header.flags &= !SHAPING;
-            }
-            if let Some(settled) = stamp.and_then(|stamp| state.settled(stamp)) {
-                state.header = Header { session: self.shared.session, ..settled };
-            }
-        });
-    }
-
-    /// No page of it is torn, and nothing is suspect any more: the file is accepted as it is.
-    pub(super) fn absolve(&self, stamp: Stamp) -> Result<()> {
-        let flags = ACTIVE | PADDED | SUSPECT | HAS_TORN | TIMED | SHAPING | COMPLETE;
-        self.change(|state| {
-            state.header.flags &= !flags;
-            state.header.session = self.shared.session;
-            stamp.store(&mut state.header);
-        })
-        .map(drop)
-    }
 }
 
 impl State {
@@ -465,7 +394,7 @@ impl State {
     fn settled(&self, stamp: Stamp) -> Option<Header> {
         let mut header = self.header;
         let is_old = stamp.changed_ns < header.changed_ns;
-        if self.slot.is_none() || self.writes + self.changes > 0 || is_old {
+        if self.writes + self.changes > 0 || is_old {
             return None;
         }
         header.flags &= !(ACTIVE | PADDED | TIMED | SHAPING);

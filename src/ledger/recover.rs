@@ -5,12 +5,12 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use super::entry::{PAGE_BYTES, Seen, sum};
 use super::identity_of;
+use super::page::see;
 use super::record::{Look, Record, Shared};
 use super::session::{Crash, Sessions};
 use super::stamp::Stamp;
@@ -156,20 +156,6 @@ pub(super) fn padding(
     let mut tail = vec![0; (padded - header.next) as usize];
     file.read_exact_at(&mut tail, header.next).map_err(|error| errno_of(&error))?;
     Ok(if tail.iter().all(|byte| *byte == 0) { tail.len() as u64 } else { 0 })
-}
-
-/// Memory as transfers past the page cache need it.
-#[repr(align(4096))]
-struct Page([u8; PAGE_BYTES as usize]);
-
-/// Looks at a page as it is in the file, which may be open with O_DIRECT; what lies beyond the end is zero. `None` when
-/// it cannot be read.
-pub(super) fn see(file: impl AsFd, page: u64) -> Option<Seen> {
-    let mut bytes = Page([0; PAGE_BYTES as usize]);
-    let offset = page * PAGE_BYTES;
-    let read = || rustix::io::pread(&file, &mut bytes.0[..], offset);
-    let count = rustix::io::retry_on_intr(read).ok()?;
-    Some(Seen { sum: sum(&bytes.0[..count]), place: crate::sys::place_on_device(&file, offset) })
 }
 
 /// Byte ranges for people.

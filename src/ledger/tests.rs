@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use super::entry::{PAGE_BYTES, Seen, sum};
-use super::record::{Look, Outcome, Record, Shared};
+use super::record::{Edge, Look, Outcome, Record, Shared};
 use super::session::{Crash, Fall};
 use super::stamp::Stamp;
 use super::table::{ACTIVE, HAS_TORN, Table};
@@ -264,22 +264,35 @@ impl World {
 
     /// A hole is punched, of whole pages or of parts.
     fn punch(&mut self, record: &Record) -> Result<(), Killed> {
+        let size = PAGES * PAGE_BYTES;
         let from = self.random.below(PAGES * 2) * PAGE_BYTES / 2;
         let to = from + (1 + self.random.below(6)) * PAGE_BYTES / 2;
-        let bytes = from..to.min(PAGES * PAGE_BYTES);
-        record.begin_change(Some(&bytes)).expect("there is room");
+        let bytes = from..to.min(size);
+        // What each page is to become.
+        let pages = bytes.start / PAGE_BYTES..bytes.end.div_ceil(PAGE_BYTES);
+        let is_whole =
+            |page| bytes.start <= page * PAGE_BYTES && (page + 1) * PAGE_BYTES <= bytes.end;
+        let next: Vec<(u64, u64)> =
+            pages.map(|page| (page, if is_whole(page) { 0 } else { self.fresh() })).collect();
+        let edge = |(page, version): &(u64, u64)| {
+            let before = self.seen(*page).expect("an array").sum;
+            Edge { page: *page, before, after: sum(&Self::bytes(*version)) }
+        };
+        let left = record.changed_in_part(&bytes, size);
+        let edges: Vec<Edge> =
+            next.iter().filter(|(page, _)| left.contains(page)).map(edge).collect();
+        record.begin_shaping(&bytes, &edges).expect("there is room");
         self.past.alive_ns = self.now_ns;
         let failed = self.random.chance(20);
         let is_late = self.random.chance(50);
         let fate = self.dies();
         if !failed && (fate.is_ok() || is_late) {
             self.modify();
-            for at in bytes.start / PAGE_BYTES..bytes.end.div_ceil(PAGE_BYTES) {
-                let fresh = self.fresh();
+            for (at, version) in next {
                 let page = &mut self.pages[at as usize];
-                let whole = bytes.start <= at * PAGE_BYTES && (at + 1) * PAGE_BYTES <= bytes.end;
-                (page.version, page.place) = if whole { (0, 0) } else { (fresh, page.place) };
-                if whole {
+                page.version = version;
+                if version == 0 {
+                    page.place = 0;
                     // After a kill in its midst it may be taken for what it was before.
                     let was_whole = page.truth == Truth::Whole;
                     page.truth =
@@ -288,14 +301,25 @@ impl World {
             }
         }
         fate?;
-        if !failed {
-            let size = PAGES * PAGE_BYTES;
-            let edges = record.changed_in_part(&bytes, size);
-            let seen: Vec<_> = edges.into_iter().map(|page| (page, self.seen(page))).collect();
-            record.changed(&bytes, size, &seen).expect("there is room");
-        }
+        let seen: Vec<_> = left.into_iter().map(|page| (page, self.seen(page))).collect();
+        let noted = match failed {
+            false => record.changed(&bytes, size, &seen),
+            true => record.unchanged(&seen),
+        };
+        noted.expect("there is room");
         record.end_change(Some(self.stamp));
         Ok(())
+    }
+
+    /// Bits of a page flip on the device, where its sum tells.
+    fn decay(&mut self, record: &Record) {
+        let at = self.random.below(PAGES);
+        let version = self.fresh();
+        let is_told = record.verify(at * PAGE_BYTES, &Self::bytes(version)).1.is_some();
+        let page = &mut self.pages[at as usize];
+        if is_told && page.truth == Truth::Whole {
+            (page.version, page.truth) = (version, Truth::Refused);
+        }
     }
 
     /// Times of somebody's choice.
@@ -317,10 +341,11 @@ impl World {
         for _ in 0..self.random.below(6) {
             self.pass(SECOND_NS);
             self.copy();
-            match self.random.below(4) {
-                0 | 1 => self.write(record)?,
-                2 => self.punch(record)?,
-                _ => self.touch(record)?,
+            match self.random.below(9) {
+                0..4 => self.write(record)?,
+                4 | 5 => self.punch(record)?,
+                6 | 7 => self.touch(record)?,
+                _ => self.decay(record),
             }
         }
         Ok(())
@@ -380,9 +405,17 @@ impl World {
             2 if self.copy.is_some() => {
                 // cp -p: a copy that was made when nothing was written comes back, with its time.
                 let (versions, modified_ns) = self.copy.clone().expect("looked above");
+                // With the time that is on record anyway, nothing tells that a damaged page, whose rewriting may never
+                // have begun, was replaced.
+                let header = self.table.find((7, 8)).map(|slot| self.table.header(slot));
+                let recorded = header.map(|header| header.expect("it is there").modified_ns);
+                let is_doubtful = was_killed && recorded == Some(modified_ns);
                 self.modify();
                 for (at, version) in versions.into_iter().enumerate() {
-                    self.pages[at] = Page { version, place: self.fresh(), truth: Truth::Whole };
+                    let was_refused = self.pages[at].truth != Truth::Whole;
+                    let truth =
+                        if is_doubtful && was_refused { Truth::Either } else { Truth::Whole };
+                    self.pages[at] = Page { version, place: self.fresh(), truth };
                 }
                 self.stamp.modified_ns = modified_ns;
                 "cp -p"

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::Record;
 use crate::error::{Errno, Result};
 use crate::ledger::entry::{
-    BATCH, Entry, PAGE_BYTES, Seen, UNKNOWN, WRITING, WRITTEN, first_bad, pages_of, sum,
+    BATCH, Entry, PAGE_BYTES, UNKNOWN, WRITING, WRITTEN, first_bad, pages_of, sum,
 };
 use crate::ledger::stamp::Stamp;
 use crate::ledger::table::{ACTIVE, COMPLETE, HAS_TORN, Header, Place, SUSPECT};
@@ -38,16 +38,6 @@ pub(in crate::ledger) enum Outcome {
 /// Whether entries of pages that were written may be missing.
 fn lacks_entries(header: &Header) -> bool {
     header.has(SUSPECT) && header.has(COMPLETE)
-}
-
-/// The pages of which a change of these bytes leaves some.
-fn edges(bytes: &Range<u64>, size: u64) -> Vec<u64> {
-    let first = (!bytes.start.is_multiple_of(PAGE_BYTES)).then_some(bytes.start / PAGE_BYTES);
-    let is_within = bytes.end < size && !bytes.end.is_multiple_of(PAGE_BYTES);
-    let last = is_within.then_some(bytes.end / PAGE_BYTES);
-    let mut edges: Vec<u64> = first.into_iter().chain(last).collect();
-    edges.dedup();
-    edges
 }
 
 fn is_zero(bytes: &[u8]) -> bool {
@@ -198,13 +188,15 @@ impl Record {
             if wrong.is_some() {
                 return false;
             }
-            for (page, entry) in (first..).zip(entries.iter_mut()) {
-                if changing.contains(&page) && !entry.is_torn() {
-                    *entry = Entry::default();
-                }
-            }
             let end = (at + entries.len() * PAGE_BYTES as usize).min(bytes.len());
             let pages = || bytes[at..end].chunks(PAGE_BYTES as usize);
+            if changing.start < changing.end {
+                for ((page, entry), bytes) in (first..).zip(entries.iter_mut()).zip(pages()) {
+                    if changing.contains(&page) && entry.is_before_or_after_clearing(bytes) {
+                        *entry = Entry::default();
+                    }
+                }
+            }
             let bad = first_bad(entries, pages(), compare);
             let lost = (compare && lacks_entries(header)).then(|| {
                 let known = entries.iter().zip(pages());
@@ -233,65 +225,6 @@ impl Record {
                 (right as u64, Some(Errno::EBADMSG))
             }
         }
-    }
-
-    /// Whether anything may be known of these bytes.
-    pub(in crate::ledger) fn knows_of(&self, bytes: &Range<u64>) -> bool {
-        let state = self.state.lock();
-        state.slot.is_some() && (!self.is_quiet() || pages_of(bytes).start < state.known_pages)
-    }
-
-    /// The pages of which such a change has left some bytes, where their new sums are to be known.
-    pub(in crate::ledger) fn changed_in_part(&self, bytes: &Range<u64>, size: u64) -> Vec<u64> {
-        if self.compares() || self.state.lock().header.has(HAS_TORN) {
-            edges(bytes, size)
-        } else {
-            Vec::new()
-        }
-    }
-
-    /// The bytes of this range have changed without passing here: what was known of pages within is forgotten, damage
-    /// too. Damage of pages of which some bytes stay is kept; else they are what was `seen` of them. `size` is the
-    /// file's.
-    pub(in crate::ledger) fn changed(
-        &self, bytes: &Range<u64>, size: u64, seen: &[(u64, Option<Seen>)],
-    ) -> Result<()> {
-        let Some(place) = self.state.lock().place() else { return Ok(()) };
-        self.unsynced.store(true, Ordering::Release);
-        let to_end = bytes.end >= size;
-        let end = if to_end { u64::MAX / PAGE_BYTES } else { bytes.end / PAGE_BYTES };
-        let whole = bytes.start.div_ceil(PAGE_BYTES)..end;
-        if whole.start < whole.end {
-            let mut room = self.room.lock();
-            if room.end > whole.start {
-                *room = room.start.min(whole.start)..whole.start;
-            }
-            drop(room);
-            self.shared.table.forget_entries(&place, &whole)?;
-        }
-        for page in edges(bytes, size) {
-            if self.shared.table.known_pages(&place, page, page + 1).is_none() {
-                continue;
-            }
-            let seen = seen.iter().find(|(edge, _)| *edge == page).and_then(|(_, seen)| *seen);
-            self.each_batch(&place, page..page + 1, |_, entries| {
-                entries[0] = match (entries[0], seen) {
-                    (Entry { new: UNKNOWN, previous: UNKNOWN }, _) => return false,
-                    (torn, seen) if torn.is_torn() => Entry::torn(seen),
-                    (_, Some(seen)) if self.compares() => Entry::both(seen.sum),
-                    _ => Entry::both(WRITTEN),
-                };
-                true
-            })?;
-        }
-        if to_end {
-            let mut state = self.state.lock();
-            state.known_pages = state.known_pages.min(bytes.start.div_ceil(PAGE_BYTES));
-            if size == 0 {
-                state.header.flags &= !(HAS_TORN | SUSPECT);
-            }
-        }
-        Ok(())
     }
 
     /// Accepts a page as it is: nothing is known of it any more.

@@ -7,7 +7,7 @@ use super::{Record, State};
 use crate::aio::device::BackingFile;
 use crate::error::Result;
 use crate::ledger::entry::{
-    Entry, PAGE_BYTES, Seen, TORN, UNKNOWN, Verdict, WRITTEN, joined, judge, pages_of,
+    Entry, PAGE_BYTES, Seen, TORN, UNKNOWN, Verdict, WRITTEN, ZEROS, joined, judge, pages_of, sum,
 };
 use crate::ledger::stamp::Stamp;
 use crate::ledger::table::{
@@ -15,12 +15,19 @@ use crate::ledger::table::{
 };
 use crate::ledger::verdict::{Judgement, Meaning};
 
+/// Marks the block of a page that is judged alone.
+const ALONE: u64 = 1 << 63;
+
 /// Pages of one block that were being written, or are torn.
 struct Group {
     block: u64,
     is_torn: bool,
     pages: Vec<(u64, Entry)>,
 }
+
+/// Pages of an interrupted change of shape that are looked at. Of more than these no sums are kept: a mount does not wait
+/// for the reading of a large file.
+const CHANGING_MAX: u64 = (256 << 20) / PAGE_BYTES;
 
 /// What the file is like, for [`Record::reconcile`].
 pub(in crate::ledger) struct Look<'a> {
@@ -96,7 +103,7 @@ impl Record {
     ) -> Result<Vec<Group>> {
         let block_pages = (found.block_size / PAGE_BYTES).max(1);
         let mut groups: Vec<Group> = Vec::new();
-        let mut next = 0;
+        let (mut next, mut looked_at) = (0, 0);
         while let Some(pages) = self.shared.table.known_pages(place, next, u64::MAX / PAGE_BYTES) {
             next = pages.end;
             self.each_batch(place, pages, |first, entries| {
@@ -107,14 +114,18 @@ impl Record {
                         *entry = Entry::default();
                         continue;
                     }
+                    let is_changing = changing.contains(&page);
                     if entry.is_torn() || entry.in_flight() {
-                        add(&mut groups, page, page / block_pages, *entry);
+                        // Each edge of a change is done or not.
+                        let block = if is_changing { page | ALONE } else { page / block_pages };
+                        add(&mut groups, page, block, *entry);
                         continue;
                     }
                     let now = match found.judgement.meaning {
                         Meaning::Others => Entry::default(),
-                        _ if changing.contains(&page) && *entry != Entry::default() => {
-                            Entry::both(WRITTEN)
+                        _ if is_changing && entry.has_sum() => {
+                            looked_at += 1;
+                            perhaps_cleared(*entry, page, looked_at, found)
                         }
                         _ => *entry,
                     };
@@ -125,6 +136,21 @@ impl Record {
             })?;
         }
         Ok(groups)
+    }
+}
+
+/// What is known of a page within an interrupted change of shape, which is as before or zero; what is neither is damaged.
+fn perhaps_cleared(entry: Entry, page: u64, looked_at: u64, found: &mut Look<'_>) -> Entry {
+    // Without a record each is looked at when it is read.
+    if !found.write {
+        return entry;
+    }
+    if looked_at > CHANGING_MAX {
+        return Entry::both(WRITTEN);
+    }
+    match (found.read)(page) {
+        Some(seen) if seen.sum == sum(&ZEROS) => Entry::default(),
+        _ => entry,
     }
 }
 
@@ -144,7 +170,9 @@ fn decide(group: &Group, found: &mut Look<'_>) -> Vec<Entry> {
     let Judgement { meaning, is_touched, is_unwritten } = found.judgement;
     let others = meaning == Meaning::Others;
     let is_complete = entries.iter().all(|entry| entry.is_decidable());
-    if group.is_torn && !others && !is_touched && is_complete {
+    // A change of shape may have replaced what was damaged.
+    let is_alone = group.block & ALONE != 0;
+    if group.is_torn && !others && !is_touched && !is_alone && is_complete {
         return entries;
     }
     let seen: Vec<Option<Seen>> = group.pages.iter().map(|(page, _)| (found.read)(*page)).collect();

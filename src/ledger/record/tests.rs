@@ -118,7 +118,7 @@ fn changes_of_shape_keep_the_marks_of_bytes_that_stay() {
         record.changed(&(4096..4097), size, &[]).unwrap();
         record.changed(&(0..5000), size, &[]).unwrap();
         record.changed(&(20_000..300 * 4096), size, &[]).unwrap();
-        record.begin_change(Some(&(0..size))).unwrap();
+        record.begin_shaping(&(0..size), &[]).unwrap();
         record.end_change(Some(stamp(size)));
         assert!(is_torn(1) && is_torn(300));
         assert_eq!(

@@ -8,8 +8,8 @@ use rustix::fs::{FallocateFlags, fallocate};
 use super::seen::Seen;
 use super::tear::{Part, torn_files, torn_parts};
 use super::{
-    Complaints, LENGTH, PAGE, PART, allocate, crash, in_both_modes, mounted, options, punch, store,
-    zero_range,
+    Complaints, LENGTH, PAGE, PART, allocate, crash, flip, in_both_modes, mounted, options, punch,
+    store, zero_range,
 };
 use crate::bytes::open;
 use crate::place::Mount;
@@ -230,4 +230,49 @@ fn the_last_page_is_mended_by_all_of_it_alone() {
         let seen = torn_parts(&mount, mode, &parts);
         holds_out(&mount, mode, &deeds, seen);
     });
+}
+
+/// Bits of a page have flipped, and nobody has read it since: what a change of shape leaves of it is still damaged.
+#[test]
+fn what_is_left_of_a_damaged_page_is_still_damaged() {
+    type Change = fn(&File);
+    const CHANGES: [(&str, Change); 5] = [
+        ("a hole behind", |file| punch(file, PAGE + 2000, 10)),
+        ("a hole up to it", |file| punch(file, 0, PAGE + 500)),
+        ("zeros", |file| zero_range(file, PAGE + 500, 100)),
+        ("a cut", |file| file.set_len(PAGE + 2500).unwrap()),
+        ("cuts and growth", |file| {
+            file.set_len(PAGE + 2500).unwrap();
+            file.set_len(4 * PAGE).unwrap();
+        }),
+    ];
+    let mode = "crc32c";
+    let mount = mounted(mode);
+    let names = names(CHANGES.len());
+    names.iter().for_each(|name| store(&mount, name, 0, 4 * PAGE));
+    mount.remount(&options(mode));
+    let mut complaints = Complaints::default();
+    for (name, (_, change)) in names.iter().zip(CHANGES) {
+        flip(&mount.backing(name), PAGE + 1000);
+        let file = open(&mount.at(name));
+        change(&file);
+        let _ = file.sync_all();
+    }
+    for when in ["at once", "after a kill", "after a remount"] {
+        match when {
+            "at once" => {}
+            "after a kill" => crash(&mount, mode),
+            _ => mount.remount(&options(mode)),
+        }
+        for (name, (case, _)) in names.iter().zip(CHANGES) {
+            let file = File::open(mount.at(name)).unwrap();
+            let read = file.read_at(&mut [0; 2000], PAGE + 510);
+            let refused = read.is_err().then_some(()).ok_or("it is read".to_owned());
+            complaints.note(&format!("{case}, {when}"), refused);
+            // Its neighbour is whole.
+            let first = file.read_exact_at(&mut [0; 400], 0).map_err(|error| error.to_string());
+            complaints.note(&format!("beside {case}, {when}"), first);
+        }
+    }
+    complaints.none();
 }
