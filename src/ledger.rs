@@ -161,6 +161,14 @@ impl Ledger {
     fn begin(&self, folder: BorrowedFd<'_>) -> io::Result<()> {
         let mut sessions = self.sessions.lock();
         if sessions.fell() {
+            match sessions.keep_alive_time() {
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                    log::warn!(
+                        ".swapfs/session: {error}; a crash now would be judged less exactly"
+                    );
+                }
+                kept => kept?,
+            }
             let found = recover::recover(&self.shared, &sessions, folder)?;
             log::warn!("the last mount of this folder did not end well: {found}");
         }

@@ -121,6 +121,9 @@ pub fn check(
 ) -> io::Result<Option<Report>> {
     let Some(table) = Table::open(control, repair)? else { return Ok(Some(Report::default())) };
     let sessions = Sessions::open(control, &table, None)?;
+    if repair {
+        sessions.keep_alive_time()?;
+    }
     let table = Arc::new(table);
     let shared = Shared {
         pulse: Pulse::start(table.clone())?,

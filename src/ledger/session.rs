@@ -51,6 +51,9 @@ struct Stored {
     /// A file may have been changed so long after the daemon was last seen alive, in nanoseconds.
     #[serde(default)]
     doubt_ns: i64,
+    /// When the daemon was last seen alive, by who found that it had died and was about to change the records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    alive_ns: Option<i64>,
     /// Earlier sessions that ended so: start and end.
     earlier: Vec<(i64, i64)>,
     /// Earlier sessions that did not.
@@ -104,8 +107,10 @@ pub(super) struct Sessions {
     now_from_ns: Option<i64>,
     /// The last session did not end well, or nobody knows.
     fell: bool,
-    /// When the table was written last.
+    /// When the daemon that had the folder last was alive.
     alive_ns: i64,
+    /// What is on record of the session that fell.
+    fallen: Option<Stored>,
 }
 
 /// What the file says of the last session.
@@ -125,39 +130,29 @@ impl Sessions {
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
         let alive_ns = table.alive_ns()?;
         let (newest, _) = table.last_known();
-        let (mut earlier, mut crashed, mut number, mut fell) =
-            (Vec::new(), Vec::new(), newest, false);
-        match read(control.as_fd()) {
-            Last::Known(last) if last.number >= newest => {
-                (earlier, crashed, number) = (last.earlier, last.crashed, last.number);
+        let (mut earlier, mut crashed, mut number) = (Vec::new(), Vec::new(), newest);
+        let mut fallen = None;
+        let fell = match read(control.as_fd()) {
+            Last::Known(last) if last.number >= newest || last.is_before_recovery(newest) => {
+                earlier.clone_from(&last.earlier);
+                crashed.clone_from(&last.crashed);
+                number = last.number.max(newest);
                 match last.end_ns {
                     Some(end) => earlier.push((last.start_ns, end)),
                     None => {
-                        fell = true;
-                        let same_boot = last.boot_id == boot_id;
-                        let fall = if same_boot { Fall::Killed } else { Fall::PowerCut };
-                        // A machine that was started before the session, or a clock that was set, tells nothing.
-                        let boot_ns =
-                            Some(boot_time_ns()).filter(|boot| !same_boot && *boot > last.start_ns);
-                        crashed.push(Crash {
-                            number,
-                            fall,
-                            start_ns: last.start_ns,
-                            alive_ns,
-                            doubt_ns: if number == 0 { FIRST_DOUBT_NS } else { last.doubt_ns },
-                            boot_ns,
-                            block_size: last.block_size,
-                        });
+                        crashed.extend(last.crashes(&boot_id, alive_ns, newest));
+                        fallen = Some(last);
                     }
                 }
+                fallen.is_some()
             }
-            Last::None if table.len() == 0 => {}
+            Last::None if table.len() == 0 => false,
             // Lost, damaged, or older than the records.
             _ => {
-                fell = true;
                 crashed.push(Crash::unknown(newest, alive_ns));
+                true
             }
-        }
+        };
         keep_last(&mut earlier);
         keep_last(&mut crashed);
         let stored = Stored {
@@ -167,11 +162,13 @@ impl Sessions {
             end_ns: None,
             block_size: block_size.unwrap_or(BLOCK_BYTES_MAX),
             doubt_ns: 0,
+            alive_ns: None,
             earlier,
             crashed,
             sum: None,
         };
-        let mut sessions = Self { control, stored, now_from_ns: None, fell, alive_ns };
+        let alive_ns = fallen.as_ref().and_then(|fallen| fallen.alive_ns).unwrap_or(alive_ns);
+        let mut sessions = Self { control, stored, now_from_ns: None, fell, alive_ns, fallen };
         if block_size.is_some() {
             sessions.begin()?;
         }
@@ -215,6 +212,17 @@ impl Sessions {
             };
             cuts.into_iter().any(is_within)
         })
+    }
+
+    /// Recovery is about to change the table, whose time tells when the daemon was last alive: should it be interrupted,
+    /// the next one is to know.
+    pub(super) fn keep_alive_time(&self) -> io::Result<()> {
+        match &self.fallen {
+            Some(fallen) if fallen.alive_ns.is_none() => {
+                self.put(Stored { alive_ns: Some(self.alive_ns), ..fallen.clone() })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Notes the time, but leaves the last session's end on record until [`Sessions::begun`].
@@ -288,8 +296,12 @@ impl Sessions {
     }
 
     fn write(&self) -> io::Result<()> {
-        let sum = Some(self.stored.computed_sum()?);
-        let mut text = serde_json::to_vec(&Stored { sum, ..self.stored.clone() })?;
+        self.put(self.stored.clone())
+    }
+
+    fn put(&self, stored: Stored) -> io::Result<()> {
+        let sum = Some(stored.computed_sum()?);
+        let mut text = serde_json::to_vec(&Stored { sum, ..stored })?;
         // Room that is there when the disk is full.
         text.resize(text.len().next_multiple_of(FILE_STEP), b' ');
         match self.replace(&text) {
@@ -356,6 +368,31 @@ fn try_read(control: BorrowedFd<'_>) -> io::Result<Stored> {
 }
 
 impl Stored {
+    /// Whether it did not end well, and the recovery after it, of session `newest`, was interrupted.
+    fn is_before_recovery(&self, newest: u32) -> bool {
+        self.end_ns.is_none() && self.alive_ns.is_some() && newest == self.number + 1
+    }
+
+    /// How this session, and a recovery after it, were interrupted; the table was written last at `alive_ns`.
+    fn crashes(&self, boot_id: &str, alive_ns: i64, newest: u32) -> Vec<Crash> {
+        let same_boot = self.boot_id == boot_id;
+        // A machine that was started before the session, or a clock that was set, tells nothing.
+        let boot_ns = Some(boot_time_ns()).filter(|boot| !same_boot && *boot > self.start_ns);
+        let crash = Crash {
+            number: self.number,
+            fall: if same_boot { Fall::Killed } else { Fall::PowerCut },
+            start_ns: self.start_ns,
+            alive_ns: self.alive_ns.unwrap_or(alive_ns),
+            doubt_ns: if self.number == 0 { FIRST_DOUBT_NS } else { self.doubt_ns },
+            boot_ns,
+            block_size: self.block_size,
+        };
+        // Recovery changes no file.
+        let recovery = Crash { number: newest, start_ns: i64::MAX, ..crash };
+        let is_recovery = self.is_before_recovery(newest);
+        [Some(crash), is_recovery.then_some(recovery)].into_iter().flatten().collect()
+    }
+
     fn computed_sum(&self) -> io::Result<u32> {
         let plain = Self { sum: Some(0), ..self.clone() };
         Ok(crc(&serde_json::to_vec(&plain)?))
@@ -409,6 +446,41 @@ mod tests {
         first.end().unwrap();
         let third = open(&control, None);
         assert_eq!((third.fell(), third.stored.earlier.len(), third.crash(1)), (false, 1, None));
+    }
+
+    /// Recovery writes to the table, whose time says when the daemon that fell was alive.
+    #[test]
+    fn an_interrupted_recovery_hides_no_time_and_no_crash() {
+        let (_folder, control) = control();
+        let header = |session| super::super::table::Header {
+            ino: 3,
+            generation: 4,
+            session,
+            ..Default::default()
+        };
+        let table = Table::open(control.as_fd(), true).unwrap().unwrap();
+        open(&control, Some(65536)).begun(5).unwrap();
+        let slot = table.take((3, 4)).unwrap();
+        table.fill(slot, &header(1)).unwrap();
+        let alive_ns = table.alive_ns().unwrap();
+        let recovering = open(&control, Some(65536));
+        recovering.keep_alive_time().unwrap();
+        for interrupted in 0..2 {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            table.pulse();
+            let next = open(&control, Some(65536));
+            next.keep_alive_time().unwrap();
+            assert_eq!(next.crash(1).map(|crash| crash.alive_ns), Some(alive_ns));
+            assert_eq!((next.fell(), next.alive_ns(), next.number()), (true, alive_ns, 2));
+            assert!(table.alive_ns().unwrap() > alive_ns, "{interrupted}");
+        }
+        // With a record of its own.
+        table.set_header(slot, &header(2)).unwrap();
+        let mut next = open(&control, Some(65536));
+        assert_eq!(next.crash(1).map(|crash| crash.alive_ns), Some(alive_ns));
+        assert_eq!((next.crash(2).map(|crash| crash.fall), next.number()), (Some(Fall::Killed), 3));
+        next.begun(5).unwrap();
+        assert!(open(&control, None).crash(3).is_some_and(|crash| crash.alive_ns > alive_ns));
     }
 
     /// "One flipped bit in the session's file never hides a crash."
