@@ -1,7 +1,7 @@
 //! Puts a mount together from its configuration: arena, device, engine, tree, FUSE session.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -94,15 +94,16 @@ impl Factory for NullFactory {
 
 /// The device that moves nothing.
 pub(crate) fn open_null(
-    _config: &Config, _arena: &Arc<Arena>, probe: &Probe,
+    _config: &Config, _arena: &Arc<Arena>, probe: &Probe, _kept: &[BorrowedFd<'_>],
 ) -> Result<Arc<dyn Device>, String> {
     let options = NullOptions { alignment: probe.alignment(), clear: false };
     let device = NullDevice::new(options);
     Ok(device.map_err(|error| format!("aio: {}", reason(&error)))?)
 }
 
-/// What opens the device of a mount.
-pub(crate) type Open = fn(&Config, &Arc<Arena>, &Probe) -> Result<Arc<dyn Device>, String>;
+/// What opens the device of a mount; see [`open_device`] for the last parameter.
+pub(crate) type Open =
+    fn(&Config, &Arc<Arena>, &Probe, &[BorrowedFd<'_>]) -> Result<Arc<dyn Device>, String>;
 
 fn start(
     config: &Config, swap: &SwapFolder, mountpoint: &Path, fuse: OwnedFd, open: Open, real: bool,
@@ -117,7 +118,7 @@ fn start(
     warn_of_limits(swap, &probe, &folder);
     let ledger = if real { open_ledger(config, swap, &folder)? } else { None };
     let engine = start_engine(config, &probe, |config, arena, probe| {
-        let device = open(config, arena, probe)?;
+        let device = open(config, arena, probe, &swap.locks())?;
         Ok(match &ledger {
             Some(ledger) => Arc::new(Checked::new(device, ledger.clone())),
             None => device,
@@ -273,7 +274,9 @@ pub(crate) fn start_engine(
 }
 
 /// The device of production.
-fn open_aio(config: &Config, arena: &Arc<Arena>, probe: &Probe) -> Result<Arc<dyn Device>, String> {
+fn open_aio(
+    config: &Config, arena: &Arc<Arena>, probe: &Probe, kept: &[BorrowedFd<'_>],
+) -> Result<Arc<dyn Device>, String> {
     let settings = AioSettings {
         queue_depth: config.queue_depth,
         thread_count: config.thread_count,
@@ -282,7 +285,7 @@ fn open_aio(config: &Config, arena: &Arc<Arena>, probe: &Probe) -> Result<Arc<dy
         stripe: config.block_size,
         engine: AioEngine::Auto,
     };
-    let (device, fallback) = open_device(&settings, arena, probe.alignment(), probe.direct)
+    let (device, fallback) = open_device(&settings, arena, probe.alignment(), probe.direct, kept)
         .map_err(|error| format!("aio: {}", reason(&error)))?;
     if let Some(why) = fallback {
         log::warn!("io_uring is not available, transfers go through threads: {why}");

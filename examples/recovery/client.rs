@@ -20,8 +20,8 @@ use crate::world::{NameOp, Reading, Tracked, World, read_pages};
 /// No file becomes longer, in bytes.
 const LENGTH_MAX: u64 = 3 << 20;
 
-/// Longest call in bytes: from memory of any alignment it is one request of the kernel's.
-const CALL_MAX: u64 = (1 << 20) - PAGE as u64;
+/// Longest call in bytes: from most memory the kernel sends it in two requests, which meet within a page.
+const CALL_MAX: u64 = (3 << 19) + 512;
 
 /// Names that a client has.
 const NAMES: std::ops::Range<usize> = 3..7;
@@ -64,6 +64,7 @@ pub(crate) struct Client<'a> {
     reading: Reading<'a>,
     mode: Mode,
     read_only: bool,
+    any_strained: bool,
     watch: &'a Watch,
     clock: Option<&'a AtomicU64>,
     handles: Vec<Handle>,
@@ -78,6 +79,8 @@ pub(crate) struct Scene<'a> {
     pub(crate) reading: Reading<'a>,
     pub(crate) mode: Mode,
     pub(crate) read_only: bool,
+    /// Some file, of any client, has pages that cannot be read, or had.
+    pub(crate) any_strained: bool,
     pub(crate) watch: &'a Watch,
     /// Moments of the disk, when its power is to be cut.
     pub(crate) clock: Option<&'a AtomicU64>,
@@ -140,6 +143,7 @@ impl<'a> Client<'a> {
             reading: scene.reading,
             mode: scene.mode,
             read_only: scene.read_only,
+            any_strained: scene.any_strained,
             watch: scene.watch,
             clock: scene.clock,
             handles: Vec::new(),
@@ -547,8 +551,9 @@ impl<'a> Client<'a> {
         let at = self.clock.map(|clock| format!("@{} ", clock.load(Ordering::SeqCst)));
         self.world.note_all(&(at.unwrap_or_default() + "fsync of the root"));
         let root = self.reading.unless_gone(File::open(self.reading.mnt), "open of the root")?;
+        let strained = self.any_strained || self.world.is_strained();
         match root.sync_all() {
-            Err(error) if error.raw_os_error() == Some(libc::EIO) && self.world.is_strained() => {
+            Err(error) if error.raw_os_error() == Some(libc::EIO) && strained => {
                 // Which file's error that was it does not say.
                 return Ok(());
             }

@@ -371,8 +371,11 @@ pub(crate) fn work<'a>(
     session: &Session, wanted: &Work,
 ) -> Result<u64, Stop> {
     let Work { steps, after, clock } = *wanted;
+    let worlds: Vec<_> = worlds.collect();
+    let any_strained = worlds.iter().any(|(world, _)| world.is_strained());
     std::thread::scope(|scope| {
         let clients: Vec<_> = worlds
+            .into_iter()
             .map(|(world, seed)| {
                 let watch = std::sync::Arc::new(Watch::new());
                 let seen = std::sync::Arc::clone(&watch);
@@ -380,7 +383,8 @@ pub(crate) fn work<'a>(
                 let thread = scope.spawn(move || {
                     let reading = Reading { daemon, mnt, mixture: Mixture::Never };
                     let (mode, read_only) = (session.mode, session.read_only);
-                    let scene = Scene { reading, mode, read_only, watch: &seen, clock };
+                    let scene =
+                        Scene { reading, mode, read_only, any_strained, watch: &seen, clock };
                     let mut random = Random::new(seed);
                     let mut client = Client::new(world, &mut random, scene)?;
                     let result = match steps {

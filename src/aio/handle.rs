@@ -173,7 +173,7 @@ impl Handle {
         };
         let bounce = Bounce::new(options.block_size, options.depth())?;
         // Files of any filesystem may come, each with an alignment of its own; this side sees to it.
-        let (device, refusal) = open_device(&settings, bounce.arena(), 1, true)?;
+        let (device, refusal) = open_device(&settings, bounce.arena(), 1, true, &[])?;
         if let Some(refusal) = &refusal {
             log::warn!("an aio handle works without io_uring: {refusal}");
         }

@@ -1,6 +1,7 @@
 //! The choice of engine.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use super::device::{Device, Geometry};
@@ -12,6 +13,8 @@ use crate::pool::Arena;
 /// Starts the device that `settings` ask for, with `arena`'s memory registered where the kernel
 /// allows it. `alignment` (bytes) and `direct` are what the swap folder's probe found.
 ///
+/// The files `kept` stay open until the last transfer has ended, even that of a process that was killed.
+///
 /// With [`Engine::Auto`] the second value tells why it is not io_uring, for the daemon's warning.
 ///
 /// # Errors
@@ -20,12 +23,13 @@ use crate::pool::Arena;
 /// io_uring is switched off); those of creating threads.
 pub fn open_device(
     settings: &AioSettings, arena: &Arc<Arena>, alignment: usize, direct: bool,
+    kept: &[BorrowedFd<'_>],
 ) -> io::Result<(Arc<dyn Device>, Option<String>)> {
     let geometry = Geometry { alignment, direct };
     if settings.engine == Engine::Threads {
         return Ok((ThreadDevice::new(settings, geometry)?, None));
     }
-    match UringDevice::new(settings, Some(Arc::clone(arena)), geometry) {
+    match UringDevice::new(settings, Some(Arc::clone(arena)), geometry, kept) {
         Ok(device) => Ok((device, None)),
         Err(error) if settings.engine == Engine::Auto && settings.valid() => {
             let why = refusal(&error);

@@ -18,6 +18,7 @@ mod wake;
 pub use survey::{Survey, survey};
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
@@ -62,7 +63,8 @@ impl std::fmt::Debug for UringDevice {
 
 impl UringDevice {
     /// Makes the rings, registers `arena` with them (a refusal is a warning in the log and visible
-    /// in the statistics) and starts their threads.
+    /// in the statistics) and starts their threads. The files `kept` stay open until the last transfer has
+    /// ended: those under way when a process is killed go on without it, and a lock on such a file says so.
     ///
     /// # Errors
     ///
@@ -70,11 +72,13 @@ impl UringDevice {
     /// of creating threads.
     pub fn new(
         settings: &AioSettings, arena: Option<Arc<Arena>>, geometry: Geometry,
+        kept: &[BorrowedFd<'_>],
     ) -> io::Result<Arc<Self>> {
         if !settings.valid() || !geometry.alignment.is_power_of_two() {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
-        let rings = setup::make_rings(settings.thread_count, settings.queue_depth, arena.as_ref())?;
+        let rings =
+            setup::make_rings(settings.thread_count, settings.queue_depth, arena.as_ref(), kept)?;
         let lanes =
             rings.iter().map(|_| Lane::new().map(Arc::new)).collect::<io::Result<Vec<_>>>()?;
         // Made before the threads: dropping it ends those that started when a later one cannot.

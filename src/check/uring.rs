@@ -23,7 +23,9 @@ pub(super) fn look(config: &Config, trial: &Trial) -> Vec<Finding> {
         found.push_str("; without the flags of Linux 6.1 that save interrupts");
     }
     let rings = match &trial.arena {
-        Ok(arena) => open_device(&settings(config), arena, 512, true).map(|(device, _)| device),
+        Ok(arena) => {
+            open_device(&settings(config), arena, 512, true, &[]).map(|(device, _)| device)
+        }
         // Without memory to register, nothing is to be said about it.
         Err(_) => return vec![Finding::ok(ITEM, found)],
     };

@@ -93,7 +93,7 @@ pub struct SwapFolder {
     folder: OwnedFd,
     control: OwnedFd,
     lock: File,
-    _outside: Option<OutsideLock>,
+    outside: Option<OutsideLock>,
     state: DaemonState,
 }
 
@@ -129,7 +129,7 @@ impl SwapFolder {
         };
         let outside = OutsideLock::take(folder.as_fd(), path, &state)?;
         let path = path.to_owned();
-        let mut swap = Self { path, folder, control, lock, _outside: outside, state };
+        let mut swap = Self { path, folder, control, lock, outside, state };
         swap.enter(Phase::Starting)
             .map_err(|error| format!("{}/.swapfs/lock: {}", swap.path.display(), reason(&error)))?;
         Ok(swap)
@@ -164,6 +164,12 @@ impl SwapFolder {
     #[must_use]
     pub fn control(&self) -> BorrowedFd<'_> {
         self.control.as_fd()
+    }
+
+    /// The locks on it. Whoever else keeps these files open has them as well.
+    pub(crate) fn locks(&self) -> Vec<BorrowedFd<'_>> {
+        let outside = self.outside.as_ref().map(OutsideLock::descriptor);
+        std::iter::once(self.lock.as_fd()).chain(outside).collect()
     }
 
     /// Records the phase for whoever looks into the lock file.

@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Instant;
@@ -30,6 +30,10 @@ pub(super) struct OutsideLock {
 }
 
 impl OutsideLock {
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
     /// Takes the lock of the swap folder `swap`, which is at `path`. Waits a moment for a daemon that is just ending.
     /// `None` where this user has no folder for locks.
     ///

@@ -91,7 +91,7 @@ impl Harness {
 
     pub(crate) fn uring(settings: &AioSettings) -> Self {
         let arena = arena();
-        Self::new(UringDevice::new(settings, Some(arena.clone()), GEOMETRY).unwrap(), arena)
+        Self::new(UringDevice::new(settings, Some(arena.clone()), GEOMETRY, &[]).unwrap(), arena)
     }
 
     pub(crate) fn threads(settings: &AioSettings) -> Self {

@@ -77,7 +77,7 @@ fn unlocked() {
     // Newer kernels count the rings themselves, per user, so even they may be refused.
     let arena = super::harness::arena();
     let settings = AioSettings { thread_count: 2, ..Default::default() };
-    let (device, why) = open_device(&settings, &arena, ALIGNMENT, true).unwrap();
+    let (device, why) = open_device(&settings, &arena, ALIGNMENT, true, &[]).unwrap();
     assert_eq!(why.is_some(), device.stats().engine == "threads");
     let harness = Harness::new(device, arena);
     assert!(!harness.device.stats().registered_buffers);

@@ -192,7 +192,7 @@ fn engines_are_chosen() {
     let arena = arena();
     let open = |engine| {
         let settings = AioSettings { engine, ..settings() };
-        open_device(&settings, &arena, ALIGNMENT, true).unwrap()
+        open_device(&settings, &arena, ALIGNMENT, true, &[]).unwrap()
     };
     let (device, why) = open(Engine::Threads);
     assert_eq!((device.stats().engine, why), ("threads", None));
@@ -200,5 +200,5 @@ fn engines_are_chosen() {
     assert_eq!((device.stats().engine, why), ("io_uring", None));
     assert_eq!((device.geometry().alignment, device.geometry().direct), (ALIGNMENT, true));
     let wrong = AioSettings { queue_depth: 0, ..settings() };
-    assert!(open_device(&wrong, &arena, ALIGNMENT, true).is_err());
+    assert!(open_device(&wrong, &arena, ALIGNMENT, true, &[]).is_err());
 }

@@ -37,15 +37,15 @@ impl NewRing {
 }
 
 /// Makes `count` rings for `depth` transfers each, and a few syncs, and registers the arena with them, the memory
-/// counted once where the kernel lets rings share it.
+/// counted once where the kernel lets rings share it, and the files `kept` until the last transfer has ended.
 pub(super) fn make_rings(
-    count: u32, depth: u32, arena: Option<&Arc<Arena>>,
+    count: u32, depth: u32, arena: Option<&Arc<Arena>>, kept: &[BorrowedFd<'_>],
 ) -> io::Result<Vec<NewRing>> {
     let mut rings: Vec<NewRing> = Vec::new();
     for _ in 0..count {
         let (ring, disabled) = make_ring(depth + SYNCS_MAX)?;
         check_operations(&ring)?;
-        let files = register_files(&ring.submitter());
+        let files = register_files(&ring.submitter(), kept);
         rings.push(NewRing { ring, disabled, arena: None, files });
     }
     if let Some(arena) = arena
@@ -98,16 +98,25 @@ fn check_operations(ring: &IoUring) -> io::Result<()> {
     }
 }
 
-/// Registers an empty file table; returns its size.
-fn register_files(submitter: &Submitter<'_>) -> u32 {
+/// Registers an empty file table, behind which are the files that are kept; returns its size without these.
+fn register_files(submitter: &Submitter<'_>, kept: &[BorrowedFd<'_>]) -> u32 {
     // The kernel takes no larger table than the process may have descriptors.
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let limit = limit.and_then(|limit| u32::try_from(limit).ok()).unwrap_or(u32::MAX);
     let size = FILES_MAX.min(limit);
-    let sparse = submitter.register_files_sparse(size);
+    let size = size.saturating_sub(kept.len() as u32);
+    let all = size as usize + kept.len();
+    let sparse = submitter.register_files_sparse(all as u32);
+    let kept: Vec<i32> = kept.iter().map(AsRawFd::as_raw_fd).collect();
     // Before Linux 5.19.
-    match sparse.or_else(|_| submitter.register_files(&vec![-1; size as usize])) {
-        Ok(()) => size,
+    let registered = sparse.or_else(|_| submitter.register_files(&vec![-1; all])).and_then(|()| {
+        match kept.is_empty() {
+            true => Ok(0),
+            false => submitter.register_files_update(size, &kept),
+        }
+    });
+    match registered {
+        Ok(_) => size,
         Err(error) => {
             log::warn!("no files are registered with io_uring: {error}");
             0

@@ -1,7 +1,7 @@
 //! What only the inside can bring about: a full file table, a broken ring.
 
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,7 @@ fn device() -> (Arc<UringDevice>, Arc<Arena>, Arc<Collector>) {
     let arena = Arena::new(options).unwrap();
     let geometry = Geometry { alignment: 512, direct: false };
     let device =
-        UringDevice::new(&AioSettings::default(), Some(Arc::clone(&arena)), geometry).unwrap();
+        UringDevice::new(&AioSettings::default(), Some(Arc::clone(&arena)), geometry, &[]).unwrap();
     let sink = Arc::new(Collector::default());
     device.connect(Arc::clone(&sink) as Arc<dyn CompletionSink>);
     (device, arena, sink)
@@ -147,7 +147,7 @@ fn one_submission_per_call_holds_for_prompt_reads() {
     let (_, arena, _) = device();
     let geometry = Geometry { alignment: 512, direct: false };
     let settings = AioSettings { single_submit: true, ..AioSettings::default() };
-    let device = UringDevice::new(&settings, None, geometry).unwrap();
+    let device = UringDevice::new(&settings, None, geometry, &[]).unwrap();
     let sink = Arc::new(Collector::default());
     device.connect(sink.clone());
     let (file, mut prompt) = (file(), device.prompt().unwrap());
@@ -296,7 +296,7 @@ fn panicking_sink_does_not_hang_submitters() {
     let options = ArenaOptions { size: 64 << 10, pin_memory: false, huge_pages: false };
     let arena = Arena::new(options).unwrap();
     let geometry = Geometry { alignment: 512, direct: false };
-    let device = UringDevice::new(&AioSettings::default(), None, geometry).unwrap();
+    let device = UringDevice::new(&AioSettings::default(), None, geometry, &[]).unwrap();
     let sink = Arc::new(Panics(Collector::default(), false.into()));
     device.connect(sink.clone());
     let file = file();
@@ -304,4 +304,30 @@ fn panicking_sink_does_not_hang_submitters() {
     assert_eq!(sink.0.wait(1)[0].result, Ok(4096));
     device.submit(&mut vec![write(&arena, &file, 0)]);
     assert_eq!(sink.0.wait(1)[0].result, Err(Errno::EIO));
+}
+
+/// A lock that is kept goes with the last transfer, however its owner ends.
+#[test]
+fn what_is_kept_stays_open_until_the_rings_end() {
+    use rustix::fs::{FlockOperation, flock};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("lock");
+    let open = || std::fs::File::options().create(true).append(true).open(&path).unwrap();
+    let try_lock = |file: &std::fs::File| flock(file, FlockOperation::NonBlockingLockExclusive);
+    let lock = open();
+    try_lock(&lock).unwrap();
+    let geometry = Geometry { alignment: 512, direct: false };
+    let settings = AioSettings { thread_count: 2, ..AioSettings::default() };
+    let device = UringDevice::new(&settings, None, geometry, &[lock.as_fd()]).unwrap();
+    device.connect(Arc::new(Collector::default()));
+    drop(lock);
+    let other = open();
+    assert_eq!(try_lock(&other), Err(rustix::io::Errno::WOULDBLOCK));
+    device.shutdown();
+    drop(device);
+    let end = Instant::now() + Duration::from_secs(10);
+    while try_lock(&other).is_err() {
+        assert!(Instant::now() < end, "it is kept");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

@@ -50,7 +50,10 @@ impl Pool {
         let config = chosen.build().map_err(failed)?;
         let probe =
             Probe { direct: true, memory_alignment: 4096, offset_alignment: 4096, stated: false };
-        let engine = start_engine(&config, &probe, open_null).map_err(failed)?;
+        let engine = start_engine(&config, &probe, |config, arena, probe| {
+            open_null(config, arena, probe, &[])
+        })
+        .map_err(failed)?;
         let opened = engine.open(KEY, true, true, || Ok(Arc::new(NullFile::new(settings.io_size))));
         let handle = opened.map_err(|errno| failed(errno.desc()))?;
         let request = settings.block_size.min(REQUEST_BYTES_MAX);

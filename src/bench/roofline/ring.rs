@@ -72,8 +72,8 @@ impl Ring {
             stripe: block,
             ..AioSettings::default()
         };
-        let (device, _) =
-            open_device(&aio, sole.arena(), found.alignment(), found.direct).map_err(failed)?;
+        let (device, _) = open_device(&aio, sole.arena(), found.alignment(), found.direct, &[])
+            .map_err(failed)?;
         let (sender, completions) = unbounded();
         device.connect(Arc::new(Sink(sender)));
         let mut idle = Vec::with_capacity(depth);

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
@@ -30,6 +30,10 @@ const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Nothing dirty goes out before it is asked to: a century.
 const LINGER: Duration = Duration::from_secs(100 * 366 * 86400);
+
+/// A folder whose last owner was killed is waited for so long, and tried so often.
+const GRACE: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_millis(10);
 
 /// Partitions without a handle that the engine keeps descriptors for: a swapper's leave when released.
 const IDLE_PARTITIONS_MAX: usize = 64;
@@ -180,10 +184,18 @@ pub(super) fn take_folder(path: &Path, start: Start) -> Result<OwnedFd> {
     let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
     let folder = uninterrupted(|| rustix::fs::open(path, flags, Mode::empty()))
         .map_err(|errno| failed("open", path, errno))?;
-    match uninterrupted(|| rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive)) {
-        Ok(()) => {}
-        Err(Errno::EWOULDBLOCK) => return Err(SwapError::FolderInUse(path.to_path_buf())),
-        Err(errno) => return Err(failed("lock", path, errno)),
+    let lock = || rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive);
+    let start_of_wait = Instant::now();
+    loop {
+        match uninterrupted(lock) {
+            Ok(()) => break,
+            // The last transfers of a process that was killed hold it a moment longer.
+            Err(Errno::EWOULDBLOCK) if start_of_wait.elapsed() < GRACE => {
+                std::thread::sleep(RETRY);
+            }
+            Err(Errno::EWOULDBLOCK) => return Err(SwapError::FolderInUse(path.to_path_buf())),
+            Err(errno) => return Err(failed("lock", path, errno)),
+        }
     }
     if start == Start::Fresh {
         let entries =
@@ -287,8 +299,9 @@ pub(super) fn start_engine(options: &SwapperOptions, folder: &OwnedFd) -> Result
         stripe: options.block_size,
         engine: AioEngine::Auto,
     };
-    let (device, fallback) = open_device(&settings, &arena, alignment, found.direct)
-        .map_err(|source| SwapError::Start { what: "aio", source })?;
+    let (device, fallback) =
+        open_device(&settings, &arena, alignment, found.direct, &[folder.as_fd()])
+            .map_err(|source| SwapError::Start { what: "aio", source })?;
     if let Some(why) = fallback {
         log::warn!("io_uring is not available, transfers go through threads: {why}");
     }
