@@ -21,6 +21,7 @@ use smallvec::SmallVec;
 
 use super::op::Op;
 use super::pages::PageSet;
+use super::seam::Seams;
 use super::trays::{Place, Weight};
 use crate::error::Errno;
 
@@ -99,6 +100,8 @@ pub(crate) struct Block {
     /// Copies out under way; `shared` is cleared when the last one ends.
     pub(crate) readers: u32,
     pub(crate) partials: SmallVec<[Partial; 2]>,
+    /// Pages that may wait for the rest of a write.
+    pub(crate) seams: Seams,
     /// Operations that need the block to stay resident while they wait for the device.
     pub(crate) pins: u32,
     /// Those of the pins that end when their owner likes, not when something has moved.
@@ -144,6 +147,7 @@ impl Block {
             shared: set(),
             readers: 0,
             partials: SmallVec::new(),
+            seams: Seams::new(),
             pins: 0,
             holds: 0,
             transfers: 0,
@@ -287,6 +291,7 @@ impl Block {
         self.dirty.clear();
         self.shared.clear();
         self.partials.clear();
+        self.seams.clear();
         self.flush = false;
         self.release = false;
         self.failed = None;

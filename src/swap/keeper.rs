@@ -9,14 +9,16 @@ use super::state::State;
 
 /// How often the keeper looks.
 const TICK: Duration = Duration::from_millis(50);
+/// The same while blocks wait for the rest of a write.
+const TICK_SEAMED: Duration = Duration::from_millis(5);
 
 impl Engine {
     /// The keeper thread.
     pub(crate) fn keep(&self) {
         let linger = self.options.linger.as_millis() as u64;
-        let mut stop = false;
+        let (mut stop, mut tick) = (false, TICK);
         while !stop {
-            stop = self.with_after(TICK, |st, actions| {
+            (stop, tick) = self.with_after(tick, |st, actions| {
                 let now_ms = self.now_ms();
                 self.look_for_stalls(st, actions);
                 while st.dirty.head != NONE
@@ -24,6 +26,7 @@ impl Engine {
                 {
                     self.flush_block(st, st.dirty.head, actions);
                 }
+                self.retry_seamed(st, actions);
                 self.begin_late_swap_ins(st, actions);
                 st.trim(self.options.idle_partitions_max, actions);
                 for id in self.idle_partitions(st, now_ms, linger) {
@@ -33,7 +36,7 @@ impl Engine {
                 for reply in expired(st, now) {
                     actions.answer(Some(reply), Ok(()));
                 }
-                st.stopping
+                (st.stopping, if st.seamed.is_empty() { TICK } else { TICK_SEAMED })
             });
         }
     }

@@ -8,6 +8,7 @@ use super::direct::DirectOp;
 use super::hold::HoldOp;
 use super::intake::Payload;
 use super::lend::LendOp;
+use super::seam::Caller;
 use super::trays::Buffer;
 use crate::error::Result;
 
@@ -54,6 +55,8 @@ pub(crate) struct WriteOp {
     pub(crate) errors_before: u64,
     /// Reply only when it is on stable storage (O_SYNC, O_DSYNC).
     pub(crate) stable: bool,
+    /// Whose call it may be a piece of.
+    pub(crate) caller: Option<Caller>,
     pub(crate) reply: WriteReply,
 }
 
@@ -73,6 +76,7 @@ impl WriteOp {
             filling: None,
             errors_before: u64::MAX,
             stable: false,
+            caller: None,
             reply,
         }
     }

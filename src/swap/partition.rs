@@ -128,6 +128,8 @@ pub(crate) struct Partition {
     /// Requests to release it so far.
     pub(crate) releases: u64,
     pub(crate) written_ms: u64,
+    /// Some block of it may have seams.
+    pub(crate) has_seams: bool,
     pub(crate) settle_queued: bool,
     /// Settling failed; it waits for the next fsync.
     pub(crate) settle_failed: bool,
@@ -184,6 +186,7 @@ impl Partition {
             queued: 0,
             releases: 0,
             written_ms: 0,
+            has_seams: false,
             settle_queued: false,
             settle_failed: false,
             traffic: Traffic::default(),

@@ -184,6 +184,8 @@ pub(crate) struct State {
     pub(crate) failed: List,
     pub(crate) scratch: Vec<usize>,
     pub(crate) fill_queue: VecDeque<(BufferIndex, u64, u32)>,
+    /// Blocks that are to go out and wait for the rest of a write.
+    pub(crate) seamed: Vec<BufferIndex>,
     pub(crate) partitions: Slab<Partition>,
     pub(crate) keys: HashMap<FileKey, u32>,
     /// Partitions without handles, by when the last was released.
@@ -245,6 +247,7 @@ impl State {
             failed: List::EMPTY,
             scratch: (0..scratch_pages).collect(),
             fill_queue: VecDeque::new(),
+            seamed: Vec::new(),
             partitions: Slab::new(),
             keys: HashMap::new(),
             idle: BTreeMap::new(),

@@ -158,6 +158,9 @@ impl Engine {
         if !block.flush || !block.copying.is_empty() || st.part(id).writes_held() {
             return;
         }
+        if self.awaits_rest(st, buffer) {
+            return;
+        }
         let block = &st.blocks[buffer as usize];
         if !block.partials.is_empty() {
             let partial: Vec<usize> = block.partials.iter().map(|p| p.page).collect();

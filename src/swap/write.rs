@@ -7,6 +7,7 @@ use super::block::{BufferIndex, PARTIALS_MAX};
 use super::engine::Engine;
 use super::intake::{Around, Intake, Payload};
 use super::op::{Op, SyncOp, WriteOp, WriteReply};
+use super::seam::Caller;
 use super::small::{Need, Room};
 use super::state::{OFFSET_MAX, State, file_time_now};
 use crate::error::{Errno, Result};
@@ -54,8 +55,16 @@ impl Engine {
     /// would leave a page half lost, EFBIG, EBADF. Waits for buffers, never for the device itself, by
     /// parking the operation with a copy of what is left of `data`.
     pub fn write(&self, handle: u64, offset: u64, data: &[u8], stable: bool, reply: WriteReply) {
+        self.write_piece(handle, offset, data, stable, None, reply);
+    }
+
+    /// As [`Engine::write`], of what may be a piece of a call of `caller`'s.
+    pub fn write_piece(
+        &self, handle: u64, offset: u64, data: &[u8], stable: bool, caller: Option<Caller>,
+        reply: WriteReply,
+    ) {
         let mut op = WriteOp::new(handle, offset, data.len(), Payload::Caller, reply);
-        op.stable = stable;
+        (op.stable, op.caller) = (stable, caller);
         self.run_write(Box::new(op), data);
     }
 
@@ -302,8 +311,10 @@ impl Engine {
                     ..(bytes.end.min(first + unit) - first) as usize;
                 let zeroed =
                     (page == pages.start && zero_head) || (page + 1 == pages.end && zero_tail);
-                let end = (size - start).saturating_sub(first).min(unit) as usize;
-                block.note_edge(page, covered, end, zeroed, unit as usize);
+                let end = (size - start).saturating_sub(first).min(unit);
+                let bytes = covered.start as u64..covered.end as u64;
+                block.note_seam(page, bytes, end, op.caller, now_ms);
+                block.note_edge(page, covered, end as usize, zeroed, unit as usize);
             }
             if pages.len() > 2 {
                 block.make_valid(pages.start + 1..pages.end - 1);
@@ -318,11 +329,16 @@ impl Engine {
         });
         st.touch(buffer);
         st.resized(id, old);
+        st.part(id).has_seams |= !st.blocks[buffer as usize].seams.is_empty();
         let block = &st.blocks[buffer as usize];
         let whole = block.pages == st.shape.pages();
         // What ends in the last page may go on there: a stream of odd pieces would wait for its own transfers.
         let ended = size >= start + st.shape.block_size;
-        let full = whole && ended && block.partials.is_empty() && block.dirty.all(0..block.pages);
+        let full = whole
+            && ended
+            && block.partials.is_empty()
+            && block.seams.is_empty()
+            && block.dirty.all(0..block.pages);
         if full || block.flush {
             self.flush_block(st, buffer, actions);
         }
@@ -381,12 +397,16 @@ impl Engine {
         st.return_granted(&mut op.granted);
         let id = op.partition;
         st.part(id).active_writes -= 1;
-        let WriteOp { reply, done, stable, handle, errors_before, payload, .. } = op;
+        let WriteOp { reply, done, stable, caller, handle, errors_before, payload, .. } = op;
         let intake = st.put_away(payload);
         match result {
             // Some of it was taken before it failed: that much was written.
             Err(errno) if done == 0 => actions.answers.push(Answer::Write(reply, Err(errno))),
             _ if stable && done > 0 => {
+                // The next piece is sent when this one is stored.
+                if let Some(caller) = caller {
+                    self.close_seams(st, id, caller.thread, actions);
+                }
                 let reply = Box::new(move |outcome: Result<()>| reply(outcome.map(|()| done)));
                 let epoch = st.part(id).epoch;
                 let op = SyncOp {

@@ -265,7 +265,8 @@ impl World {
             return self.engine.write(handle, offset, data, stable, reply);
         };
         receive(&mut intake, start as usize, data);
-        let mut next = self.engine.write_from(handle, offset, intake, data.len(), stable, reply);
+        let mut next =
+            self.engine.write_from(handle, offset, intake, data.len(), stable, None, reply);
         // Nothing of what was written may be in there any more.
         next.fill(0xEE);
         self.engine.return_intake(next);

@@ -8,6 +8,7 @@ mod marks;
 mod modes;
 mod others;
 mod power;
+mod seam;
 mod seen;
 mod shape;
 mod sizes;

@@ -17,6 +17,7 @@ use crate::aio::device::Transfer;
 use crate::error::{Errno, Result};
 use crate::fs::ROOT_ID;
 use crate::fuse::session;
+use crate::swap::Caller;
 use crate::volume::{CONTROL_NAME, ControlNode, XattrAnswer};
 
 /// Inodes that may wait to be closed.
@@ -126,6 +127,7 @@ impl Front {
             Opcode::Fsync => match decode::<HandleIn>(arguments) {
                 Ok((handle, _)) => {
                     let data_only = handle.flags & FSYNC_FDATASYNC != 0;
+                    self.volume.engine.went_on(handle.fh, header.pid);
                     self.volume.engine.sync(handle.fh, data_only, Self::empty(reply));
                 }
                 Err(errno) => reply.error(errno),
@@ -133,6 +135,7 @@ impl Front {
             Opcode::Flush => match decode::<HandleIn>(arguments) {
                 Ok((handle, _)) => {
                     let wait = self.volume.close_wait();
+                    self.volume.engine.went_on(handle.fh, header.pid);
                     self.volume.engine.close(handle.fh, wait, Self::empty(reply));
                 }
                 Err(errno) => reply.error(errno),
@@ -268,11 +271,15 @@ impl Front {
             Err(errno) => reply.error(errno),
         });
         let (engine, fh, offset) = (&self.volume.engine, write.fh, write.offset);
+        let parallel = write.flags as i32 & libc::O_DIRECT != 0;
+        let caller = (!cached).then_some(Caller { thread: header.pid, parallel });
         self.aim.saw(offset, length);
         if let Room::Intake(intake) = room {
-            return Room::Intake(engine.write_from(fh, offset, intake, length, stable, answer));
+            return Room::Intake(
+                engine.write_from(fh, offset, intake, length, stable, caller, answer),
+            );
         }
-        engine.write(fh, offset, room.bytes(length), stable, answer);
+        engine.write_piece(fh, offset, room.bytes(length), stable, caller, answer);
         room
     }
 

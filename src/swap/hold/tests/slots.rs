@@ -147,7 +147,7 @@ fn write_block(rig: &Rig, handle: u64, offset: u64, fill: u8) {
     let (sender, receiver) = mpsc::channel();
     let reply = Box::new(move |outcome| sender.send(outcome).unwrap());
     let length = intake.len();
-    let mut next = rig.engine.write_from(handle, offset, intake, length, false, reply);
+    let mut next = rig.engine.write_from(handle, offset, intake, length, false, None, reply);
     // Whose memory that was must not see it.
     next.fill(0xEE);
     rig.engine.return_intake(next);

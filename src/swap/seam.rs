@@ -1,0 +1,164 @@
+//! Where a write was cut within a page.
+//!
+//! The kernel sends a long write(2) in pieces: of as many pages of the client's memory as a request may have. From memory
+//! that is not aligned as the file is, or of many small vectors, a piece ends within a page of the file, and the next
+//! one goes on there. Such a page waits for its rest before it goes out: were the daemon killed in between, the swap
+//! folder would have a page half new, half old, of a write that was answered as done.
+//!
+//! Whether a piece is the last one nobody says. A seam is closed by the bytes that go on there, by another call of the same
+//! thread, and by time: less where somebody waits for the block.
+
+use smallvec::SmallVec;
+
+use super::actions::Actions;
+use super::block::{Block, BufferIndex};
+use super::engine::Engine;
+use super::state::State;
+
+/// A piece is followed by the next one at once, unless its client gets no processor: so long is waited while somebody
+/// waits for the block, and while nobody does, in milliseconds.
+const PATIENCE_ASKED_MS: u64 = 20;
+const PATIENCE_MS: u64 = 1000;
+
+/// Seams of a block that are remembered: of more writers than these at a time the oldest is not.
+const SEAMS_MAX: usize = 4;
+
+/// Who sent a piece of a write.
+#[derive(Debug, Clone, Copy)]
+pub struct Caller {
+    /// Its thread, as the kernel numbers it.
+    pub thread: u32,
+    /// The pieces of a call may come in any order (O_DIRECT).
+    pub parallel: bool,
+}
+
+/// A page of which a piece has covered some bytes, and of which others were there before.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Seam {
+    page: usize,
+    /// The bytes covered, from the page's start.
+    start: u64,
+    end: u64,
+    thread: u32,
+    at_ms: u64,
+}
+
+/// Those of one block.
+pub(crate) type Seams = SmallVec<[Seam; 1]>;
+
+impl Block {
+    /// Bytes `start..end` of a page were written, which has `known` bytes.
+    pub(crate) fn note_seam(
+        &mut self, page: usize, covered: std::ops::Range<u64>, known: u64, caller: Option<Caller>,
+        now_ms: u64,
+    ) {
+        let (mut start, mut end) = (covered.start, covered.end);
+        let touches = |seam: &Seam| seam.page == page && start <= seam.end && end >= seam.start;
+        let before = self.seams.iter().position(touches).map(|at| self.seams.remove(at));
+        if let Some(seam) = before {
+            (start, end) = (start.min(seam.start), end.max(seam.end));
+        }
+        if start == 0 && end >= known {
+            return;
+        }
+        let Some(Caller { thread, parallel }) = caller else { return };
+        if before.is_some() || end < known || (parallel && start > 0) {
+            if self.seams.len() == SEAMS_MAX {
+                self.seams.remove(0);
+            }
+            self.seams.push(Seam { page, start, end, thread, at_ms: now_ms });
+        }
+    }
+}
+
+impl Engine {
+    /// Whether a block is to wait for the rest of a write before it goes out. It is tried again.
+    pub(crate) fn awaits_rest(&self, st: &mut State, buffer: BufferIndex) -> bool {
+        let block = &st.blocks[buffer as usize];
+        if block.seams.is_empty() {
+            return false;
+        }
+        let id = block.partition;
+        let part = st.part(id);
+        let asked = !part.sync_ops.is_empty() || part.barrier.is_some() || !st.waiting.is_empty();
+        let patience = if asked { PATIENCE_ASKED_MS } else { PATIENCE_MS };
+        let now_ms = self.now_ms();
+        let is_open = |seam: &Seam| seam.at_ms + patience > now_ms;
+        if !st.blocks[buffer as usize].seams.iter().any(is_open) {
+            st.blocks[buffer as usize].seams.clear();
+            return false;
+        }
+        if !st.seamed.contains(&buffer) {
+            st.seamed.push(buffer);
+        }
+        self.tick.notify_one();
+        true
+    }
+
+    /// Tries those again that waited.
+    pub(crate) fn retry_seamed(&self, st: &mut State, actions: &mut Actions) {
+        for buffer in std::mem::take(&mut st.seamed) {
+            self.write_out(st, buffer, actions);
+        }
+    }
+
+    /// A thread makes another call on the file: its writes before have ended.
+    pub fn went_on(&self, handle: u64, thread: u32) {
+        self.with(|st, actions| {
+            if let Ok(id) = Engine::partition_of(st, handle) {
+                self.close_seams(st, id, thread, actions);
+            }
+        });
+    }
+
+    /// The seams of a thread's writes to a partition are none.
+    pub(crate) fn close_seams(&self, st: &mut State, id: u32, thread: u32, actions: &mut Actions) {
+        if !std::mem::take(&mut st.part(id).has_seams) {
+            return;
+        }
+        let buffers: Vec<BufferIndex> = st.part(id).blocks.values().copied().collect();
+        for buffer in buffers {
+            let seams = &mut st.blocks[buffer as usize].seams;
+            if seams.is_empty() {
+                continue;
+            }
+            seams.retain(|seam| seam.thread != thread);
+            let is_left = !seams.is_empty();
+            st.part(id).has_seams |= is_left;
+            self.write_out(st, buffer, actions);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PIECE: Option<Caller> = Some(Caller { thread: 7, parallel: false });
+
+    #[test]
+    fn a_seam_is_there_until_its_page_is_whole() {
+        let mut block = Block::new();
+        block.note_seam(3, 0..3392, 4096, PIECE, 1);
+        assert_eq!(block.seams.len(), 1);
+        block.note_seam(3, 3392..4000, 4096, PIECE, 2);
+        assert_eq!((block.seams.len(), block.seams[0].end), (1, 4000));
+        block.note_seam(3, 4000..4096, 4096, PIECE, 3);
+        assert!(block.seams.is_empty());
+    }
+
+    #[test]
+    fn what_ends_with_the_file_or_begins_within_a_page_has_none() {
+        let mut block = Block::new();
+        block.note_seam(3, 0..100, 100, PIECE, 1);
+        block.note_seam(4, 100..4096, 4096, PIECE, 1);
+        block.note_seam(5, 10..20, 4096, None, 1);
+        assert!(block.seams.is_empty());
+        // The pieces of one call may come in any order.
+        let parallel = Some(Caller { thread: 7, parallel: true });
+        block.note_seam(4, 100..4096, 4096, parallel, 1);
+        assert_eq!(block.seams.len(), 1);
+        block.note_seam(4, 0..100, 4096, parallel, 1);
+        assert!(block.seams.is_empty());
+    }
+}
