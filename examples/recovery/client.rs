@@ -23,6 +23,9 @@ const LENGTH_MAX: u64 = 3 << 20;
 /// Longest call in bytes: from most memory the kernel sends it in two requests, which meet within a page.
 const CALL_MAX: u64 = (3 << 19) + 512;
 
+/// What the kernel sends in one request, from any memory.
+const REQUEST_MAX: u64 = (1 << 20) - PAGE as u64;
+
 /// Names that a client has.
 const NAMES: std::ops::Range<usize> = 3..7;
 
@@ -335,10 +338,13 @@ impl<'a> Client<'a> {
     }
 
     fn write(&mut self, at: usize, offset: u64, length: u64) -> Result<(), Stop> {
-        let range = self.prepare(length);
         let handle = &self.handles[at];
         let (id, append, stable) = (handle.id, handle.append, handle.stable);
-        let offset = if append { self.world.file(id).model.size } else { offset };
+        let size = self.world.file(id).model.size;
+        let offset = if append { size } else { offset };
+        // Of two requests that make a file longer one may have done so.
+        let length = if offset + length > size { length.min(REQUEST_MAX) } else { length };
+        let range = self.prepare(length);
         let zero = if self.memory[range.start] == 0 { " of zeros" } else { "" };
         let how = if stable { ", O_DSYNC" } else { "" };
         let memory = range.start as u64 + self.memory.as_ptr().addr() as u64;
