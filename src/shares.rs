@@ -203,7 +203,6 @@ pub struct Share {
 
 impl Share {
     /// One that nothing is taken for.
-    #[must_use]
     pub fn uncounted(user: User) -> Share {
         Share { of: None, user, count: 0 }
     }

@@ -152,7 +152,7 @@ impl Filesystem for Adapter {
         let opened = self.opened.lock().get(&fh.0).cloned();
         match opened {
             Some(Opened::Control(snapshot)) => {
-                control::read(&snapshot.content, offset, size, reply)
+                control::read(&snapshot.content, offset, size, reply);
             }
             Some(Opened::AccessLog(reader)) => {
                 let answer = Box::new(move |bytes: &[u8]| reply.data(bytes));

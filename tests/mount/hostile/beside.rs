@@ -161,10 +161,13 @@ fn poll_and_lock(going: &dyn Fn() -> bool) {
     }
 }
 
+/// Something that is done as long as its argument says so.
+type Harm = dyn FnOnce(&dyn Fn() -> bool) + Send;
+
 /// Everything at once, until `going` says no.
 fn attack(mount: &Mount, going: &(dyn Fn() -> bool + Sync)) {
     std::thread::scope(|scope| {
-        let spawn = |what: Box<dyn FnOnce(&dyn Fn() -> bool) + Send>| {
+        let spawn = |what: Box<Harm>| {
             scope.spawn(move || as_user(&mount.mnt, ATTACKER, || what(&going)));
         };
         spawn(Box::new(|going| take_everything(going)));
