@@ -11,19 +11,20 @@
 //! At most `descriptors_max` inodes keep theirs, the ones used last. The others are opened again on
 //! use: by file handle where the kernel allows it, else by the name they were last seen under. An
 //! inode that could not be opened again (the root, one without a name) is pinned: its descriptor
-//! stays. Some descriptors of the process are spared for calls that need one for a moment: files and directories
+//! stays, within the share of the user who removed it. All handles of a directory have one descriptor. Some descriptors of the process are spared for calls that need one for a moment: files and directories
 //! are not opened with them, and no inode keeps one.
 //!
 //! # Locks
 //!
-//! 1. [`Directory`]'s position, held while its entries are handed out;
+//! 1. [`Directory`]'s position, held while its entries are handed out, then its descriptor's, held while names are read;
 //! 2. the stripes of [`Tree`]'s `moves`, in ascending order: held from finding a name to entering
 //!    what it is, and around what takes a name away;
 //! 3. the walks of `moves`, held while a node is sought by its names, and around what changes them;
 //! 4. [`Tree`]'s node table, held for lookups in memory only: no system call is made and no
-//!    descriptor closed (closing the last one of a deleted file frees its blocks) under it.
+//!    descriptor closed (closing the last one of a deleted file frees its blocks) under it;
+//! 5. the table of open directories, and who has each of them open.
 //!
-//! In this order. The table's lock is never held while another is taken.
+//! In this order. The last two are never held while another of these is taken.
 
 mod change;
 mod create;
@@ -47,7 +48,9 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Mode, OFlags, Statx, StatxFlags};
 
 use crate::error::{Errno, Result};
+use crate::shares::Bounds;
 use crate::sys::{self, errno};
+use directory::OpenDirectories;
 use moves::Moves;
 use reach::Found;
 use table::{Hint, Node, Table};
@@ -74,17 +77,20 @@ const NAME_BYTES_MAX: usize = 255;
 const SPARE_DESCRIPTORS: u64 = 64;
 
 /// What [`Tree::new`] lets one choose.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// How many inodes may keep a descriptor open while nobody uses them.
     pub descriptors_max: usize,
     /// Inodes are opened again by file handle where the kernel allows it. Off: by name only.
     pub handles: bool,
+    /// What each user may have open.
+    pub bounds: Arc<Bounds>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { descriptors_max: 4000, handles: true }
+        let bounds = Bounds::new(1 << 20, 0);
+        Self { descriptors_max: 4000, handles: true, bounds }
     }
 }
 
@@ -110,6 +116,9 @@ pub struct Tree {
     /// Where the spare descriptors begin. The kernel gives the lowest free number: whoever gets this one or a higher
     /// one has taken a spare one.
     spare_from: RawFd,
+    bounds: Arc<Bounds>,
+    /// Directories that are open; lock 5 of the module's order.
+    open_directories: OpenDirectories,
     /// Locks 2 and 3 of the module's order.
     moves: Moves,
     /// Lock 4 of the module's order.
@@ -143,6 +152,8 @@ impl Tree {
             opens_handles,
             switches_owner_from: own_owner(),
             spare_from,
+            bounds: options.bounds,
+            open_directories: OpenDirectories::default(),
             moves: Moves::new(!opens_handles),
             table: Mutex::new(Table::new(options.descriptors_max, spare_from)),
         };
@@ -227,6 +238,12 @@ impl Tree {
     #[must_use]
     pub fn known_count(&self) -> usize {
         self.table.lock().len()
+    }
+
+    /// Some inodes that are known now, at most `count`; each time the next ones.
+    #[must_use]
+    pub fn some(&self, count: usize) -> Vec<u64> {
+        if count == 0 { Vec::new() } else { self.table.lock().some(count) }
     }
 
     /// The room in the swap folder's filesystem.

@@ -19,6 +19,7 @@ mod panics;
 mod paths;
 pub mod pool;
 pub mod service;
+pub mod shares;
 pub mod swap;
 pub mod sys;
 pub mod sys_process;

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use nix::sys::resource::{Resource, getrlimit};
 use parking_lot::Mutex;
 
 use crate::aio::device::Device;
@@ -21,6 +20,7 @@ use crate::fuse::{Serving, serve};
 use crate::ledger::{Checked, Checksum, Ledger};
 use crate::metrics::{Listener, Recorder, Wear, write_textfile};
 use crate::pool::{Arena, ArenaOptions};
+use crate::shares::descriptor_limit;
 use crate::swap::{Engine, EngineOptions, OpenSwapIn};
 use crate::sys_process::reason;
 use crate::volume::{Volume, VolumeOptions};
@@ -31,6 +31,12 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Partitions that stay known after their last close, however many descriptors there are: with one block
 /// each they take about 1.5 KiB of memory that is not the pool's.
 const IDLE_PARTITIONS_MAX: usize = 4096;
+
+/// The part of all descriptors that names may keep, and that of partitions which nobody has open, two for each. Half
+/// of all is for what users have open ([`Bounds`](crate::shares::Bounds)), the rest for root and the daemon itself.
+const NAMES_PART: usize = 8;
+/// See [`NAMES_PART`].
+const IDLE_PART: usize = 12;
 
 /// How often the metrics file is written anew, and what was written to the device recorded.
 const RECORD_PERIOD: Duration = Duration::from_secs(15);
@@ -250,7 +256,7 @@ pub(crate) fn start_engine(
         writeback_batch: (config.queue_depth * config.thread_count) as usize,
         min_swap_size: config.min_swap_size,
         // Two descriptors each: the file, and that of its checksums.
-        idle_partitions_max: (descriptors / 6).min(IDLE_PARTITIONS_MAX),
+        idle_partitions_max: (descriptors / IDLE_PART).min(IDLE_PARTITIONS_MAX),
         intakes: crate::fuse::intakes(config.block_size, config.fuse_threads as usize),
     };
     let arena = Arena::new(ArenaOptions {
@@ -293,11 +299,6 @@ fn open_aio(
     Ok(device)
 }
 
-/// Descriptors this process may have open.
-fn descriptor_limit() -> usize {
-    getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft.min(1 << 20) as usize)
-}
-
 fn make_volume(
     config: &Config, swap: &SwapFolder, mountpoint: &Path, probe: &Probe, engine: Arc<Engine>,
     ledger: Option<Arc<Ledger>>,
@@ -305,8 +306,9 @@ fn make_volume(
     let failed = |what: String| format!("{}: {what}", swap.path().display());
     let root =
         swap.folder().as_fd().try_clone_to_owned().map_err(|error| failed(reason(&error)))?;
-    let descriptors_max = descriptor_limit() / 4;
-    let tree = Tree::new(root, Options { descriptors_max, ..Options::default() })
+    let descriptors_max = descriptor_limit() / NAMES_PART;
+    let bounds = engine.bounds().clone();
+    let tree = Tree::new(root, Options { descriptors_max, handles: true, bounds })
         .map_err(|errno| failed(errno.desc().to_owned()))?;
     let options = VolumeOptions {
         swap_folder: swap.path().to_path_buf(),

@@ -66,13 +66,14 @@ mod sync;
 mod traffic;
 mod transfer;
 mod trays;
+mod waiting;
 mod write;
 
 pub(crate) use actions::label;
 pub use engine::{Engine, EngineOptions, OpenSwapIn, PAGE_SIZE};
 pub use intake::Intake;
 pub use op::{ReadReply, Reply, WriteReply};
-pub use open::Moment;
+pub use open::{Admission, Moment};
 pub use partition::{FileKey, PartitionStatus};
 pub use request::{Asking, Request};
 pub use seam::Caller;

@@ -10,12 +10,12 @@ mod partitions;
 mod request;
 mod rights;
 mod walk;
+mod walks;
 mod xattr;
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 
 use crate::aio::device::BackingFile;
@@ -24,9 +24,11 @@ use crate::error::{Errno, Result};
 use crate::fs::{Access, Attributes, Caller, Entry, FileKind, Gone, RenameKind, TimeChange, Tree};
 use crate::ledger::Ledger;
 use crate::metrics::{Watch, Wear};
+use crate::shares::User;
 use crate::swap::{Engine, FileKey, Reply};
 
 use directories::Directories;
+use walks::Walks;
 
 pub use control::{CONTROL_NAME, ControlNode, may_read_private};
 pub use request::{FOLDER_REQUESTS, PARTITION_REQUESTS, ROOT_REQUESTS};
@@ -83,11 +85,22 @@ pub struct Volume {
     /// Tells the kernel to forget what it has cached of a node.
     invalidate: OnceLock<Invalidate>,
     /// Requests on folders under way.
-    walks: Arc<AtomicUsize>,
+    walks: Arc<Walks>,
 }
 
 /// An answer that may come later, on another thread.
 pub type Answer<T> = Box<dyn FnOnce(Result<T>) + Send>;
+
+/// How a partition is created.
+#[derive(Debug, Clone, Copy)]
+pub struct Creation {
+    /// Permission bits.
+    pub mode: u32,
+    /// Not one that is there already.
+    pub exclusive: bool,
+    /// Open for reading, too.
+    pub read: bool,
+}
 
 /// What setattr may change; `None` leaves a value as it is.
 #[derive(Debug, Clone, Copy, Default)]
@@ -168,15 +181,15 @@ impl Volume {
         Ok(attributes)
     }
 
-    /// Opens a partition and returns its handle.
+    /// Opens a partition for a user and returns its handle.
     ///
     /// # Errors
-    /// As [`Tree::open_file`]; EIO when bytes of it were lost and `read` is asked for; ESTALE when it has
+    /// As [`Tree::open_file`]; EMFILE and ENFILE beyond the user's share; EIO when bytes of it were lost and `read` is asked for; ESTALE when it has
     /// neither a name nor a handle.
-    pub fn open(&self, id: u64, read: bool, write: bool) -> Result<u64> {
+    pub fn open(&self, user: User, id: u64, read: bool, write: bool) -> Result<u64> {
         let key = self.tree.key(id)?;
         let mut is_new = false;
-        let handle = self.engine.open(key, read, write, || {
+        let handle = self.engine.open_as(user, key, read, write, || {
             is_new = true;
             let access = if write { Access::ReadWrite } else { Access::ReadOnly };
             let descriptor = self.tree.open_file(id, access, self.options.direct)?;
@@ -210,18 +223,21 @@ impl Volume {
     /// whether it is new.
     ///
     /// # Errors
-    /// As [`Tree::create`].
+    /// As [`Tree::create`]; EMFILE and ENFILE beyond the user's share.
     pub fn create(
-        &self, parent: u64, name: &OsStr, caller: &Caller, mode: u32, exclusive: bool, read: bool,
+        &self, user: User, parent: u64, name: &OsStr, caller: &Caller, how: Creation,
     ) -> Result<(Entry, u64, bool)> {
+        let Creation { mode, exclusive, read } = how;
+        // Before anything is made.
+        let admission = self.engine.admit(user)?;
         let moment = self.engine.moment();
         let made = self.tree.create(parent, name, caller, mode, exclusive, self.options.direct)?;
         let (mut entry, descriptor) = (made.entry, made.descriptor);
         let opened = self.tree.key(entry.id).and_then(|key| {
             let file = || self.backing_file(key, descriptor, true);
             match made.is_new {
-                true => self.engine.open_new(key, read, file()?, moment),
-                false => self.engine.open(key, read, true, file),
+                true => self.engine.open_new(admission, key, read, file()?, moment),
+                false => self.engine.open_admitted(admission, key, read, true, file),
             }
         });
         match opened {
@@ -261,7 +277,7 @@ impl Volume {
     /// Changes attributes; the answer holds them as they are afterwards. A size change waits for
     /// transfers of the partition, the rest does not.
     pub fn change(
-        self: &Arc<Self>, id: u64, handle: Option<u64>, changes: Changes, privileged: bool,
+        self: &Arc<Self>, user: User, id: u64, handle: Option<u64>, changes: Changes,
         answer: Answer<Attributes>,
     ) {
         if let Err(errno) = self.change_owner_and_mode(id, &changes) {
@@ -277,17 +293,19 @@ impl Volume {
         let Some(size) = changes.size else {
             return finish(Ok(()));
         };
-        if !privileged && let Err(errno) = self.drop_privileges(id) {
+        if user.uid() != 0
+            && let Err(errno) = self.drop_privileges(id)
+        {
             return finish(Err(errno));
         }
         match handle {
             Some(handle) => self.engine.truncate(handle, size, Box::new(finish)),
-            None => self.truncate_unopened(id, size, Box::new(finish)),
+            None => self.truncate_unopened(user, id, size, Box::new(finish)),
         }
     }
 
-    fn truncate_unopened(self: &Arc<Self>, id: u64, size: u64, reply: Reply) {
-        match self.open(id, false, true) {
+    fn truncate_unopened(self: &Arc<Self>, user: User, id: u64, size: u64, reply: Reply) {
+        match self.open(user, id, false, true) {
             Ok(handle) => {
                 let engine = self.engine.clone();
                 let done = move |result| {
@@ -364,8 +382,8 @@ impl Volume {
     ///
     /// # Errors
     /// As [`Tree::unlink`].
-    pub fn unlink(&self, parent: u64, name: &OsStr) -> Result<()> {
-        let gone = self.tree.unlink(parent, name)?;
+    pub fn unlink(&self, user: User, parent: u64, name: &OsStr) -> Result<()> {
+        let gone = self.tree.unlink(user, parent, name)?;
         self.forget_bytes(gone);
         Ok(())
     }
@@ -375,9 +393,9 @@ impl Volume {
     /// # Errors
     /// As [`Tree::rename`].
     pub fn rename(
-        &self, parent: u64, name: &OsStr, new_parent: u64, new_name: &OsStr, kind: RenameKind,
+        &self, user: User, from: (u64, &OsStr), to: (u64, &OsStr), kind: RenameKind,
     ) -> Result<()> {
-        let gone = self.tree.rename(parent, name, new_parent, new_name, kind)?;
+        let gone = self.tree.rename(user, from, to, kind)?;
         self.forget_bytes(gone);
         Ok(())
     }

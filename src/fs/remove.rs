@@ -11,6 +11,7 @@ use super::reach::{Found, status_of};
 use super::table::{Displaced, Hint};
 use super::types::{FileKey, FileKind};
 use crate::error::{Errno, Result};
+use crate::shares::User;
 use crate::sys::errno;
 
 /// An inode (no directory) that has lost its last name. It lives on while it is open or known.
@@ -63,27 +64,28 @@ impl Tree {
     ///
     /// # Errors
     /// ENOENT; EISDIR; EXDEV for a mount point; else the swap folder's own.
-    pub fn unlink(&self, parent: u64, name: &OsStr) -> Result<Option<Gone>> {
-        self.remove(parent, name, AtFlags::empty())
+    pub fn unlink(&self, user: User, parent: u64, name: &OsStr) -> Result<Option<Gone>> {
+        self.remove(user, parent, name, AtFlags::empty())
     }
 
     /// Removes an empty directory.
     ///
     /// # Errors
     /// ENOENT; ENOTDIR; ENOTEMPTY; EXDEV for a mount point; else the swap folder's own.
-    pub fn rmdir(&self, parent: u64, name: &OsStr) -> Result<()> {
-        self.remove(parent, name, AtFlags::REMOVEDIR).map(|_| ())
+    pub fn rmdir(&self, user: User, parent: u64, name: &OsStr) -> Result<()> {
+        self.remove(user, parent, name, AtFlags::REMOVEDIR).map(|_| ())
     }
 
-    /// Moves `name` in `parent` to `new_name` in `new_parent`. When that takes the last name of an
+    /// Moves a name in a directory to one in another. When that takes the last name of an
     /// inode, tells which inode that was.
     ///
     /// # Errors
     /// ENOENT; EEXIST; ENOTEMPTY; EISDIR; ENOTDIR; EINVAL for a directory into itself; EPERM for
     /// the root's private name as a target; EXDEV for a mount point; else the swap folder's own.
     pub fn rename(
-        &self, parent: u64, name: &OsStr, new_parent: u64, new_name: &OsStr, kind: RenameKind,
+        &self, user: User, from: (u64, &OsStr), to: (u64, &OsStr), kind: RenameKind,
     ) -> Result<Option<Gone>> {
+        let ((parent, name), (new_parent, new_name)) = (from, to);
         self.check_existing(parent, name)?;
         self.check_new(new_parent, new_name)?;
         let directory = self.descriptor(parent)?;
@@ -113,14 +115,16 @@ impl Tree {
             }
             (_, Some(target)) => {
                 let gone;
-                (gone, _displaced) = self.lost_name(target, &new)?;
+                (gone, _displaced) = self.lost_name(user, target, &new)?;
                 Ok(gone)
             }
             (_, None) => Ok(None),
         }
     }
 
-    fn remove(&self, parent: u64, name: &OsStr, flags: AtFlags) -> Result<Option<Gone>> {
+    fn remove(
+        &self, user: User, parent: u64, name: &OsStr, flags: AtFlags,
+    ) -> Result<Option<Gone>> {
         self.check_existing(parent, name)?;
         let directory = self.descriptor(parent)?;
         // Declared first, so dropped last: closing a removed file may take long.
@@ -130,26 +134,30 @@ impl Tree {
         let found = self.find(directory.as_fd(), name)?;
         rustix::fs::unlinkat(&directory, name, flags).map_err(errno)?;
         let gone;
-        (gone, _displaced) = self.lost_name(found, &Hint::new(parent, name))?;
+        (gone, _displaced) = self.lost_name(user, found, &Hint::new(parent, name))?;
         Ok(gone)
     }
 
-    /// `found` is no longer reached by `hint`. Returns what to drop after `moves`, too.
-    fn lost_name(&self, found: Found, hint: &Hint) -> Result<(Option<Gone>, Displaced)> {
+    /// `found` is no longer reached by `hint`, by the doing of `user`. Returns what to drop after `moves`, too.
+    fn lost_name(
+        &self, user: User, found: Found, hint: &Hint,
+    ) -> Result<(Option<Gone>, Displaced)> {
         let Found { node, descriptor, .. } = found;
         // Asked again: it may have other names.
         let links = status_of(&descriptor)?.stx_nlink;
         // Some filesystems do not count a directory's links.
         let is_directory = node.kind == FileKind::Directory;
         let is_gone = links == 0 || is_directory;
+        // Before the lock, though it may not be needed.
+        let share = self.bounds.nameless.take(user, 1).ok();
         let mut table = self.table.lock();
         let is_known = table.knows(&node);
         let is_unnamed = table.unnamed(&node, hint);
-        // With its handle it can be opened again as long as it has a name anywhere.
-        let displaced = if is_known && (is_gone || (is_unnamed && !self.opens_handles)) {
-            table.pin(&node, Arc::new(descriptor))
-        } else {
-            Displaced::of(descriptor)
+        // With its handle it can be opened again as long as it has a name anywhere, or is open.
+        let keeps = is_known && (is_gone || (is_unnamed && !self.opens_handles));
+        let displaced = match share.filter(|_| keeps) {
+            Some(share) => table.pin(&node, Arc::new(descriptor), share),
+            None => Displaced::of(descriptor),
         };
         drop(table);
         let gone = Gone { key: node.key, kind: node.kind, id: is_known.then_some(node.id) };

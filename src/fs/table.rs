@@ -3,15 +3,16 @@
 //!
 //! Pure memory. What a call displaces is returned, for the caller to drop after the lock.
 
-use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
+use indexmap::IndexMap;
 use lru::LruCache;
 
 use super::ROOT_ID;
 use super::types::{FileKey, FileKind};
+use crate::shares::{Share, User};
 use crate::sys::FileHandle;
 
 /// What stays the same about an inode as long as it lives.
@@ -51,7 +52,13 @@ struct Known {
     /// The latest of its names.
     hint: Option<Hint>,
     /// Set while the inode could not be opened again; outside the limit on descriptors.
-    pinned: Option<Arc<OwnedFd>>,
+    pinned: Option<Pinned>,
+}
+
+#[derive(Debug)]
+struct Pinned {
+    descriptor: Arc<OwnedFd>,
+    _share: Share,
 }
 
 /// What a call took out of the table. Dropping it may close descriptors, so it is dropped after the
@@ -86,7 +93,10 @@ pub(super) enum Reach {
 /// The known inodes, and the descriptors of those used last.
 #[derive(Debug)]
 pub(super) struct Table {
-    nodes: HashMap<u64, Known>,
+    /// By position, too: what is looked through in small steps.
+    nodes: IndexMap<u64, Known>,
+    /// Where [`Table::some`] goes on.
+    next: usize,
     /// Of known nodes that are not pinned; at most `descriptors_max`.
     descriptors: LruCache<u64, Arc<OwnedFd>>,
     descriptors_max: usize,
@@ -99,11 +109,21 @@ impl Table {
         // Unbounded, because a bounded cache drops what it evicts itself: the limit is kept in
         // `open`.
         let descriptors = LruCache::unbounded();
-        Self { nodes: HashMap::new(), descriptors, descriptors_max, spare_from }
+        Self { nodes: IndexMap::new(), next: 0, descriptors, descriptors_max, spare_from }
     }
 
     pub(super) fn len(&self) -> usize {
         self.nodes.len()
+    }
+
+    /// Some nodes, at most `count`: each time the next ones, and those that are there come again and again.
+    pub(super) fn some(&mut self, count: usize) -> Vec<u64> {
+        let length = self.nodes.len();
+        let places = (0..count.min(length)).map(|step| (self.next + step) % length);
+        let ids = places.filter_map(|place| self.nodes.get_index(place)).map(|(id, _)| *id);
+        let some = ids.filter(|id| *id != ROOT_ID).collect();
+        self.next = (self.next + count) % length.max(1);
+        some
     }
 
     #[cfg(test)]
@@ -126,7 +146,12 @@ impl Table {
 
     pub(super) fn install_root(&mut self, node: Arc<Node>, descriptor: Arc<OwnedFd>) {
         assert_eq!(node.id, ROOT_ID, "the root's inode number is mapped to 1");
-        let known = Known { node, lookups: 1, hint: None, pinned: Some(descriptor) };
+        let known = Known {
+            node,
+            lookups: 1,
+            hint: None,
+            pinned: Some(Pinned { descriptor, _share: Share::uncounted(User::OWN) }),
+        };
         self.nodes.insert(ROOT_ID, known);
     }
 
@@ -134,7 +159,8 @@ impl Table {
     pub(super) fn reach(&mut self, id: u64) -> Option<Reach> {
         let known = self.nodes.get(&id)?;
         let node = known.node.clone();
-        let open = known.pinned.as_ref().or_else(|| self.descriptors.get(&id));
+        let pinned = known.pinned.as_ref().map(|pinned| &pinned.descriptor);
+        let open = pinned.or_else(|| self.descriptors.get(&id));
         Some(match open {
             Some(descriptor) => Reach::Open(node, descriptor.clone()),
             None => Reach::Closed(node),
@@ -150,7 +176,8 @@ impl Table {
         for _ in 0..self.nodes.len() {
             names.push(hint.name.clone());
             let parent = self.nodes.get(&hint.parent)?;
-            let open = parent.pinned.as_ref().or_else(|| self.descriptors.peek(&hint.parent));
+            let pinned = parent.pinned.as_ref().map(|pinned| &pinned.descriptor);
+            let open = pinned.or_else(|| self.descriptors.peek(&hint.parent));
             if let Some(descriptor) = open {
                 names.reverse();
                 return Some((descriptor.clone(), names));
@@ -215,7 +242,7 @@ impl Table {
                 known.lookups += 1;
                 known.hint = Some(hint);
                 // It has a name, so it need not stay pinned.
-                displaced.0.extend(known.pinned.take());
+                displaced.0.extend(known.pinned.take().map(|pinned| pinned.descriptor));
                 if !known.node.is_same(&node) {
                     // The number was reused. Who knows the old inode by this id will give as many
                     // lookups back as it took, so the count covers both.
@@ -257,12 +284,13 @@ impl Table {
     }
 
     /// Keeps `descriptor` as long as the inode is known: it has no name to come back by.
-    pub(super) fn pin(&mut self, node: &Node, descriptor: Arc<OwnedFd>) -> Displaced {
+    pub(super) fn pin(&mut self, node: &Node, descriptor: Arc<OwnedFd>, share: Share) -> Displaced {
         let mut displaced = Displaced::default();
         match self.nodes.get_mut(&node.id) {
             Some(known) if known.node.is_same(node) && node.id != ROOT_ID => {
                 known.hint = None;
-                displaced.0.extend(known.pinned.replace(descriptor));
+                let before = known.pinned.replace(Pinned { descriptor, _share: share });
+                displaced.0.extend(before.map(|pinned| pinned.descriptor));
                 displaced.0.extend(self.descriptors.pop(&node.id));
             }
             _ => displaced.0.push(descriptor),
@@ -304,9 +332,9 @@ impl Table {
         if known.lookups > 0 || id == ROOT_ID {
             return None;
         }
-        let known = self.nodes.remove(&id)?;
+        let known = self.nodes.swap_remove(&id)?;
         let mut displaced = Displaced::default();
-        displaced.0.extend(known.pinned);
+        displaced.0.extend(known.pinned.map(|pinned| pinned.descriptor));
         displaced.0.extend(self.descriptors.pop(&id));
         Some(Forgotten { node: known.node, _displaced: displaced })
     }

@@ -17,6 +17,7 @@ use tempfile::TempDir;
 
 use super::{Attributes, Caller, Entry, FileKind, Options, ROOT_ID, RenameKind, Tree};
 use crate::error::{Errno, Result};
+use crate::shares::User;
 
 /// A swap folder and its tree.
 struct Swap {
@@ -64,10 +65,9 @@ impl Swap {
 
     fn rename(&self, from: (u64, &str), to: (u64, &str)) {
         let gone = self.tree.rename(
-            from.0,
-            OsStr::new(from.1),
-            to.0,
-            OsStr::new(to.1),
+            User::OWN,
+            (from.0, OsStr::new(from.1)),
+            (to.0, OsStr::new(to.1)),
             RenameKind::Replace,
         );
         assert_eq!(gone, Ok(None));

@@ -15,7 +15,9 @@ use fuser::{
 };
 
 use super::attr::{errno, file_type};
-use super::opened::{Adapter, Opened, answer_empty, answer_entry, answer_xattr, asker, caller};
+use super::opened::{
+    Adapter, Opened, Snapshot, answer_empty, answer_entry, answer_xattr, asker, caller, user,
+};
 use super::{control, data, session};
 use crate::error::Errno;
 use crate::fs::{FileKind, ROOT_ID, RenameKind, XattrMode};
@@ -71,11 +73,11 @@ impl Filesystem for Adapter {
         answer_entry(made, reply);
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         if control::is_ours(parent, name) {
             return reply.error(errno(Errno::EPERM));
         }
-        answer_empty(self.volume.tree.rmdir(parent.0, name), reply);
+        answer_empty(self.volume.tree.rmdir(user(req), parent.0, name), reply);
     }
 
     fn symlink(
@@ -92,14 +94,15 @@ impl Filesystem for Adapter {
     }
 
     fn rename(
-        &self, _req: &Request, parent: INodeNo, name: &OsStr, newparent: INodeNo, newname: &OsStr,
+        &self, req: &Request, parent: INodeNo, name: &OsStr, newparent: INodeNo, newname: &OsStr,
         flags: RenameFlags, reply: ReplyEmpty,
     ) {
         if control::is_ours(parent, name) || control::is_ours(newparent, newname) {
             return reply.error(errno(Errno::EPERM));
         }
-        let moved = RenameKind::from_flags(flags.bits())
-            .and_then(|kind| self.volume.rename(parent.0, name, newparent.0, newname, kind));
+        let moved = RenameKind::from_flags(flags.bits()).and_then(|kind| {
+            self.volume.rename(user(req), (parent.0, name), (newparent.0, newname), kind)
+        });
         answer_empty(moved, reply);
     }
 
@@ -131,7 +134,13 @@ impl Filesystem for Adapter {
                 Some(reader) => Opened::AccessLog(reader),
                 None => return reply.error(errno(Errno::EBUSY)),
             },
-            _ => Opened::Control(self.volume.control_content(node, req.uid()).into()),
+            _ => match self.volume.engine.bounds().snapshots.take(user(req), 1) {
+                Ok(share) => {
+                    let content = self.volume.control_content(node, req.uid()).into();
+                    Opened::Control(Arc::new(Snapshot { content, _share: share }))
+                }
+                Err(full) => return reply.error(errno(full.of_files())),
+            },
         };
         control::open(self.keep(opened), node, reply);
     }
@@ -142,7 +151,9 @@ impl Filesystem for Adapter {
     ) {
         let opened = self.opened.lock().get(&fh.0).cloned();
         match opened {
-            Some(Opened::Control(content)) => control::read(&content, offset, size, reply),
+            Some(Opened::Control(snapshot)) => {
+                control::read(&snapshot.content, offset, size, reply);
+            }
             Some(Opened::AccessLog(reader)) => {
                 let answer = Box::new(move |bytes: &[u8]| reply.data(bytes));
                 self.volume.watch.access.read(reader, size as usize, answer);
@@ -175,11 +186,11 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         if control::node(ino).is_some() {
             return reply.opened(FileHandle(0), fuser::FopenFlags::empty());
         }
-        match self.volume.tree.open_dir(ino.0) {
+        match self.volume.tree.open_dir(user(req), ino.0) {
             Ok(directory) => {
                 let handle = self.keep(Opened::Directory(Arc::new(directory)));
                 reply.opened(FileHandle(handle), fuser::FopenFlags::empty());
@@ -315,14 +326,14 @@ impl Filesystem for Adapter {
     }
 
     fn poll(
-        &self, _req: &Request, ino: INodeNo, fh: FileHandle, ph: PollNotifier, events: PollEvents,
+        &self, req: &Request, ino: INodeNo, fh: FileHandle, ph: PollNotifier, events: PollEvents,
         flags: PollFlags, reply: ReplyPoll,
     ) {
         if control::node(ino).is_some() {
             return reply.poll(events & data::ALWAYS_READY);
         }
         let notify = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
-        data::poll(&self.volume, fh.0, ph, events, notify, reply);
+        data::poll(&self.volume, user(req), fh.0, ph, events, notify, reply);
     }
 
     fn lseek(

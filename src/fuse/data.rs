@@ -6,6 +6,7 @@ use fuser::{PollEvents, PollNotifier, ReplyEmpty, ReplyLseek, ReplyPoll};
 
 use super::attr::errno;
 use crate::error::{Errno, Result};
+use crate::shares::User;
 use crate::volume::Volume;
 
 /// A closure that answers a request without a payload.
@@ -43,8 +44,8 @@ pub(super) const ALWAYS_READY: PollEvents = PollEvents::POLLIN
 
 /// POLLPRI tells that the partition's status has changed since the handle was told last.
 pub(super) fn poll(
-    volume: &Arc<Volume>, handle: u64, notifier: PollNotifier, events: PollEvents, notify: bool,
-    reply: ReplyPoll,
+    volume: &Arc<Volume>, user: User, handle: u64, notifier: PollNotifier, events: PollEvents,
+    notify: bool, reply: ReplyPoll,
 ) {
     if !events.contains(PollEvents::POLLPRI) {
         // Is not told, and stays to be told.
@@ -56,7 +57,7 @@ pub(super) fn poll(
             let _ = notifier.notify();
         }) as crate::swap::Reply
     });
-    match volume.engine.poll_status(handle, wake) {
+    match volume.engine.poll_status(user, handle, wake) {
         Ok(true) => reply.poll((events & ALWAYS_READY) | PollEvents::POLLPRI),
         Ok(false) => reply.poll(events & ALWAYS_READY),
         Err(error) => reply.error(errno(error)),

@@ -13,6 +13,7 @@ mod crew;
 mod describe;
 mod device;
 mod hot;
+mod names;
 mod reads;
 mod relay;
 mod room;
@@ -150,6 +151,7 @@ impl Front {
             spawn("fuse-watch".to_owned(), move || outlive(|| crew.watch()))?;
         }
         spare::start(&front, &left, count)?;
+        names::start(&front, &left)?;
         let readers = (0..count).map(|number| {
             let device = match number {
                 0 => front.device.clone(),

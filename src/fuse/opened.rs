@@ -13,15 +13,23 @@ use parking_lot::Mutex;
 use super::attr::{TTL, errno, file_attr};
 use crate::error::{Errno, Result};
 use crate::fs::{Caller, Directory, Entry};
+use crate::shares::{Share, User};
 use crate::volume::{Asker, Volume};
 
 /// What an open handle that is no partition's stands for.
 #[derive(Debug, Clone)]
 pub(super) enum Opened {
     Directory(Arc<Directory>),
-    Control(Arc<str>),
+    Control(Arc<Snapshot>),
     /// A reader of the access log.
     AccessLog(u64),
+}
+
+/// What a file of the control folder held when it was opened.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    pub(super) content: Box<str>,
+    pub(super) _share: Share,
 }
 
 /// The filesystem as fuser calls it.
@@ -34,6 +42,10 @@ pub(super) struct Adapter {
 
 pub(super) fn caller(req: &Request, umask: u32) -> Caller {
     Caller { uid: req.uid(), gid: req.gid(), umask }
+}
+
+pub(super) fn user(req: &Request) -> User {
+    User::new(req.uid(), req.pid())
 }
 
 pub(super) fn asker(req: &Request) -> Asker {

@@ -24,6 +24,7 @@ use super::pages::PageSet;
 use super::seam::Seams;
 use super::trays::{Place, Weight};
 use crate::error::Errno;
+use crate::shares::Share;
 
 /// Index of a block that is in the pool. Which buffer, or which slot of one, it has is its `place`.
 pub(crate) type BufferIndex = u32;
@@ -112,8 +113,8 @@ pub(crate) struct Block {
     pub(crate) waiters: Vec<Op>,
     /// Writing out was asked for (a full block, close, fsync, age, pressure) and is not done.
     pub(crate) flush: bool,
-    /// Swapped in on request; stays until released.
-    pub(crate) kept: bool,
+    /// Swapped in on request; stays until released. It takes a share of whoever asked.
+    pub(crate) kept: Option<Share>,
     /// Dropped as soon as it is clean and idle.
     pub(crate) release: bool,
     /// The errno of the last write-out, when it failed.
@@ -153,7 +154,7 @@ impl Block {
             transfers: 0,
             waiters: Vec::new(),
             flush: false,
-            kept: false,
+            kept: None,
             release: false,
             failed: None,
             read_error: None,
@@ -187,7 +188,7 @@ impl Block {
         } else if self.idle() {
             match self.place {
                 Place::Slot { .. } => ListKind::Slot,
-                _ if self.kept => ListKind::Kept,
+                _ if self.kept.is_some() => ListKind::Kept,
                 _ => ListKind::Clean,
             }
         } else {
@@ -217,7 +218,7 @@ impl Block {
             busy: !self.list.evictable(),
             failed: self.list == ListKind::Failed,
             held: self.holds > 0,
-            kept: self.kept,
+            kept: self.kept.is_some(),
             dirty: !self.dirty.is_empty() || !self.writing.is_empty(),
             inflight: self.transfers > 0,
         }
@@ -286,7 +287,7 @@ impl Block {
         assert!(self.idle(), "a buffer in use is never freed");
         assert!(self.reading.is_empty() && self.writing.is_empty());
         self.partition = NONE;
-        self.kept = false;
+        self.kept = None;
         self.valid.clear();
         self.dirty.clear();
         self.shared.clear();

@@ -19,6 +19,7 @@ use crate::aio::device::{Completion, CompletionSink, Device, PromptReads, Transf
 use crate::concurrent::{self, Clock, Condvar, Mutex, Receiver, Sender, thread};
 use crate::error::{Errno, Result};
 use crate::pool::Arena;
+use crate::shares::{Bounds, descriptor_limit};
 
 /// Bytes of a page of validity, unless the device's alignment is larger.
 pub const PAGE_SIZE: u64 = 4096;
@@ -92,6 +93,7 @@ pub struct Engine {
     /// Buffers that may be held or lent; the others keep requests moving.
     pub(crate) budget: Arc<Budget>,
     state: Mutex<State>,
+    bounds: Arc<Bounds>,
     device: OnceLock<Arc<dyn Device>>,
     clock: Clock,
     pub(crate) meter: Meter,
@@ -141,6 +143,7 @@ impl Engine {
             memory,
             budget: Budget::new(buffers.saturating_sub(shape.buffers_moving())),
             state: Mutex::new(State::new(shape, buffers, intakes, SCRATCH_PAGES)),
+            bounds: Bounds::new(descriptor_limit(), buffers),
             device: OnceLock::new(),
             clock: Clock::start(),
             meter: Meter::default(),
@@ -188,6 +191,12 @@ impl Engine {
             ));
         }
         threads.push(spawn("swap-keeper".into(), Box::new(|engine| engine.keep())));
+    }
+
+    /// What each user may have of the engine, and of the mount that it is part of.
+    #[must_use]
+    pub fn bounds(&self) -> &Arc<Bounds> {
+        &self.bounds
     }
 
     pub(crate) fn device(&self) -> &Arc<dyn Device> {
@@ -309,10 +318,15 @@ impl Engine {
             };
             let id = handle.partition;
             st.part(id).handles -= 1;
+            let share = st.part(id).openers.leave(handle.user());
             if st.part(id).handles == 0 {
                 st.idle_clock += 1;
                 st.part(id).idle_since = st.idle_clock;
                 st.idle.insert(st.idle_clock, id);
+                if st.idle.len() > self.options.idle_partitions_max {
+                    // Its descriptors stay open beyond what there is for such: they are its last user's until then.
+                    st.part(id).lingering.extend(share);
+                }
             }
             st.part(id).pollers.retain(|poller| poller.handle != number);
             if st.part(id).handles == 0 && st.part(id).unlinked {

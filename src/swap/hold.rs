@@ -406,7 +406,7 @@ impl Engine {
             }
             if hold.release {
                 st.edit(*buffer, |block| {
-                    block.kept = false;
+                    block.kept = None;
                     block.release = true;
                 });
             }

@@ -18,6 +18,7 @@ use super::pages::PageSet;
 use super::seam::Caller;
 use super::state::State;
 use super::trays::Place;
+use crate::error::{Errno, Result};
 use crate::pool::WriteLease;
 
 /// Index of a buffer's worth of the arena's memory.
@@ -190,27 +191,33 @@ impl Engine {
 
     /// Makes the payload of a write that has to wait last beyond the call. Returns the intake that its
     /// caller gets for one that is kept, or gets back for one that was copied.
-    pub(super) fn make_stay(
-        &self, payload: &mut Payload, borrowed: &[u8], bytes: Range<usize>,
-    ) -> Option<Intake> {
-        match std::mem::replace(payload, Payload::Caller) {
-            Payload::Lent(intake) => {
-                let other = self.intake();
-                if other.is_some() {
-                    *payload = Payload::Kept(intake);
-                    return other;
-                }
+    ///
+    /// ENOBUFS when the user has as many writes waiting as one may have; the payload stays as it is then.
+    pub(super) fn make_stay(&self, op: &mut WriteOp, borrowed: &[u8]) -> Result<Option<Intake>> {
+        let bytes = op.done..op.length;
+        if op.payload.stays() {
+            return Ok(None);
+        }
+        let parked = self.bounds().parked.take(op.user, 1).map_err(|_| Errno::ENOBUFS)?;
+        let payload = &mut op.payload;
+        let Payload::Lent(intake) = std::mem::replace(payload, Payload::Caller) else {
+            *payload = Payload::Copied(borrowed[bytes.clone()].to_vec(), bytes.start);
+            op.parked = Some((parked, None));
+            return Ok(None);
+        };
+        // One user's leave some for others, whose bytes would have to be copied.
+        let share = self.bounds().intakes.take(op.user, 1).ok();
+        match share.and_then(|share| Some((share, self.intake()?))) {
+            Some((share, other)) => {
+                *payload = Payload::Kept(intake);
+                op.parked = Some((parked, Some(share)));
+                Ok(Some(other))
+            }
+            None => {
                 let copy = intake.pieces(bytes.clone()).concat();
                 *payload = Payload::Copied(copy, bytes.start);
-                Some(intake)
-            }
-            Payload::Caller => {
-                *payload = Payload::Copied(borrowed[bytes.clone()].to_vec(), bytes.start);
-                None
-            }
-            stays => {
-                *payload = stays;
-                None
+                op.parked = Some((parked, None));
+                Ok(Some(intake))
             }
         }
     }

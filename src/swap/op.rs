@@ -11,6 +11,7 @@ use super::lend::LendOp;
 use super::seam::Caller;
 use super::trays::Buffer;
 use crate::error::Result;
+use crate::shares::{Share, User};
 
 /// Receives a read's bytes, as consecutive runs that are valid during the call, or its errno.
 pub type ReadReply = Box<dyn FnOnce(Result<&[&[u8]]>) + Send>;
@@ -53,6 +54,10 @@ pub(crate) struct WriteOp {
     pub(crate) filling: Option<(u64, usize, u64)>,
     /// Failed transfers of the partition before it entered.
     pub(crate) errors_before: u64,
+    /// Whose handle it came through.
+    pub(crate) user: User,
+    /// What it takes while it waits with its bytes.
+    pub(crate) parked: Option<(Share, Option<Share>)>,
     /// Reply only when it is on stable storage (O_SYNC, O_DSYNC).
     pub(crate) stable: bool,
     /// Whose call it may be a piece of.
@@ -75,6 +80,8 @@ impl WriteOp {
             granted: Granted::new(),
             filling: None,
             errors_before: u64::MAX,
+            user: User::OWN,
+            parked: None,
             stable: false,
             caller: None,
             reply,
@@ -87,6 +94,8 @@ pub(crate) struct FetchOp {
     pub(crate) partition: u32,
     /// The next block.
     pub(crate) next: u64,
+    /// Who asked for it.
+    pub(crate) user: User,
     /// Releases of the partition when it began: a later one ends it.
     pub(crate) releases: u64,
     pub(crate) granted: Granted,

@@ -11,6 +11,7 @@ use super::pages::RangeSet;
 use super::traffic::Traffic;
 use crate::aio::device::BackingFile;
 use crate::error::Errno;
+use crate::shares::{Openers, Share, User};
 
 /// Identity of a file of the swap folder: device, inode and generation, so that a reused inode number
 /// is another file.
@@ -54,12 +55,14 @@ pub(crate) struct Poller {
     pub(crate) status: PartitionStatus,
     /// Called once it is another.
     pub(crate) wake: Reply,
+    pub(crate) share: Share,
 }
 
 /// Waits until nothing of a partition is in flight, or until its time is up.
 pub(crate) struct StatusWaiter {
     pub(crate) deadline: Instant,
     pub(crate) reply: Reply,
+    pub(crate) _share: Share,
 }
 
 pub(crate) struct Partition {
@@ -83,6 +86,10 @@ pub(crate) struct Partition {
     pub(crate) modified: Option<SystemTime>,
     pub(crate) blocks: BTreeMap<u64, BufferIndex>,
     pub(crate) handles: u32,
+    /// Whose handles they are.
+    pub(crate) openers: Openers,
+    /// What its last openers still have of the descriptors: there are more idle partitions than there should be.
+    pub(crate) lingering: smallvec::SmallVec<[Share; 1]>,
     /// When the last handle was released: its number among the idle ones; 0 when it has a handle.
     pub(crate) idle_since: u64,
     /// Jobs under way that will come back to this partition.
@@ -156,6 +163,8 @@ impl Partition {
             modified: None,
             blocks: BTreeMap::new(),
             handles: 0,
+            openers: Openers::default(),
+            lingering: smallvec::SmallVec::new(),
             idle_since: 0,
             jobs: 0,
             unlinked: false,
@@ -300,10 +309,19 @@ pub(crate) fn for_clients(errno: Errno) -> Errno {
     }
 }
 
+impl Handle {
+    /// Who opened it.
+    pub(crate) fn user(&self) -> User {
+        self.share.user()
+    }
+}
+
 /// An open file: what it may do and what it has been told.
 #[derive(Debug)]
 pub(crate) struct Handle {
     pub(crate) partition: u32,
+    /// Whose it is, and what it takes.
+    pub(crate) share: Share,
     /// Errors of the partition this handle has reported, or that are older than it.
     pub(crate) errors_seen: u64,
     /// Where a sequential reader would go on.

@@ -11,15 +11,19 @@ use super::partition::{FileKey, Poller};
 use super::small::{Need, Room};
 use super::state::State;
 use crate::error::{Errno, Result};
+use crate::shares::User;
 
 /// Blocks a swap-in asks for before it lets others have the lock.
 const FETCH_BLOCKS: u64 = 64;
+
+/// Handles of one partition that one user may poll at a time.
+const POLLERS_OF_USER_MAX: usize = 256;
 
 /// Partitions at rest that are dropped before others get the lock.
 const RESTING_BATCH: usize = 256;
 
 /// What can be asked of a partition that the engine knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Request {
     /// Write all dirty blocks, those whose write-out failed again.
     SwapOut,
@@ -36,6 +40,15 @@ impl Engine {
     /// # Errors
     /// ENOBUFS when the partition is larger than the pool less its reservations; EBADF.
     pub fn swap_in(&self, handle: u64) -> Result<()> {
+        self.swap_in_for(User::OWN, handle)
+    }
+
+    /// As [`Engine::swap_in`], on behalf of a user: blocks beyond the user's share come in, but may be evicted as any others.
+    ///
+    /// # Errors
+    /// As [`Engine::swap_in`].
+    pub fn swap_in_for(&self, user: User, handle: u64) -> Result<()> {
+        let user = user.looked_up();
         self.with(|st, actions| {
             let id = Engine::partition_of(st, handle)?;
             let blocks = st.part(id).size.div_ceil(st.shape.block_size);
@@ -48,6 +61,7 @@ impl Engine {
             let op = FetchOp {
                 partition: id,
                 next: 0,
+                user,
                 releases: part.releases,
                 granted: Granted::new(),
             };
@@ -103,8 +117,11 @@ impl Engine {
                 }
                 Room::Wait => return self.wait_for_buffers(st, Op::Fetch(op), 1),
             };
+            let user = op.user;
             st.edit(buffer, |block| {
-                block.kept = true;
+                if block.kept.is_none() {
+                    block.kept = self.bounds().kept.take(user, 1).ok();
+                }
                 block.release = false;
             });
             let pages = 0..st.shape.pages();
@@ -225,7 +242,7 @@ impl Engine {
         let buffers: Vec<BufferIndex> = st.part(id).blocks.values().copied().collect();
         for buffer in buffers {
             st.edit(buffer, |block| {
-                block.kept = false;
+                block.kept = None;
                 block.release = true;
             });
         }
@@ -264,7 +281,7 @@ impl Engine {
                 block.partials.clear();
                 block.flush = false;
                 block.failed = None;
-                block.kept = false;
+                block.kept = None;
             });
             if st.blocks[buffer as usize].idle() {
                 st.detach(buffer, actions);
@@ -321,8 +338,9 @@ impl Engine {
     /// handle was opened). When not, `wake` is called once it has.
     ///
     /// # Errors
-    /// EBADF.
-    pub fn poll_status(&self, handle: u64, wake: Option<Reply>) -> Result<bool> {
+    /// EBADF; ENOBUFS when the user has as many waiting as one may have.
+    pub fn poll_status(&self, user: User, handle: u64, wake: Option<Reply>) -> Result<bool> {
+        let wake = wake.map(|wake| (wake, self.bounds().pollers.take(user, 1)));
         self.with(|st, _| {
             let id = Engine::partition_of(st, handle)?;
             let unit = st.shape.unit;
@@ -332,11 +350,20 @@ impl Engine {
                 *seen = status;
                 return Ok(true);
             }
-            if let Some(wake) = wake {
+            if let Some((wake, share)) = wake {
                 // A handle's last question stands for all of them.
                 let pollers = &mut st.part(id).pollers;
-                pollers.retain(|poller| poller.handle != handle);
-                pollers.push(Poller { handle, status, wake });
+                let mut others = 0;
+                pollers.retain(|poller| {
+                    let is_other = poller.handle != handle;
+                    let is_mine = poller.share.user().uid() == user.uid();
+                    others += usize::from(is_other && is_mine);
+                    is_other
+                });
+                // All of them are looked at in each step that changes the partition.
+                let share = share.ok().filter(|_| others < POLLERS_OF_USER_MAX);
+                let share = share.ok_or(Errno::ENOBUFS)?;
+                pollers.push(Poller { handle, status, wake, share });
             }
             Ok(false)
         })
@@ -345,7 +372,10 @@ impl Engine {
     /// Wakes those who poll partitions whose status has changed.
     pub(crate) fn wake_pollers(&self, st: &mut State, actions: &mut Actions) {
         let unit = st.shape.unit;
-        for id in std::mem::take(&mut st.polled) {
+        let mut polled = std::mem::take(&mut st.polled);
+        polled.sort_unstable();
+        polled.dedup();
+        for id in polled {
             let Some(part) = st.partitions.get_mut(id as usize) else {
                 continue;
             };

@@ -14,6 +14,7 @@ use super::slab::Slab;
 use super::state::State;
 use super::status::PartitionInfo;
 use super::trays::{Occupant, Place, Weight};
+use crate::shares::{Share, User};
 
 /// Partitions at rest at most: with their 48 bytes each, their entry of 33 in a table that may be half
 /// empty, and 8 for the slot, about 11 MiB.
@@ -33,11 +34,13 @@ struct AtRest {
 pub(crate) struct Resting {
     files: Slab<AtRest>,
     keys: HashMap<FileKey, u32>,
+    /// Whose shares those take that are kept, by number, where they take any.
+    keepers: HashMap<u32, Share>,
 }
 
 impl Default for Resting {
     fn default() -> Resting {
-        Resting { files: Slab::new(), keys: HashMap::new() }
+        Resting { files: Slab::new(), keys: HashMap::new(), keepers: HashMap::new() }
     }
 }
 
@@ -99,9 +102,13 @@ impl State {
         let buffer = part.blocks[&0];
         let block = &self.blocks[buffer as usize];
         let Place::Slot { tray, slot } = block.place else { unreachable!("checked above") };
-        let (told, kept) = (block.told, block.kept);
+        let told = block.told;
+        let keeper = self.block(buffer).kept.take();
+        let kept = keeper.is_some();
         let at_rest = AtRest { key: part.key, size: part.size, tray, slot, kept };
         let number = self.resting.files.insert(at_rest) as u32;
+        let keeper = keeper.filter(Share::is_counted).map(|share| (number, share));
+        self.resting.keepers.extend(keeper);
         self.resting.keys.insert(part.key, number);
         self.trays.hand_over(tray, slot, Occupant::Resting(number));
         self.trays.weigh(tray, told, Weight { kept, ..Weight::default() });
@@ -130,10 +137,11 @@ impl State {
         let buffer = self.adopt(tray, slot, id);
         self.resting.files.remove(number as usize);
         self.resting.keys.remove(&key);
+        let keeper = self.resting.keepers.remove(&number);
         let pages = size.div_ceil(self.shape.unit) as usize;
         self.edit(buffer, |block| {
             block.valid.insert(0..pages);
-            block.kept = kept;
+            block.kept = kept.then(|| keeper.unwrap_or(Share::uncounted(User::OWN)));
         });
         self.touch(buffer);
     }
@@ -142,6 +150,7 @@ impl State {
     pub(crate) fn forget_resting(&mut self, number: u32) {
         let at_rest = self.resting.files.remove(number as usize).expect("it rests");
         self.resting.keys.remove(&at_rest.key);
+        self.resting.keepers.remove(&number);
         let weight = Weight { kept: at_rest.kept, ..Weight::default() };
         if self.trays.vacate(at_rest.tray, at_rest.slot, weight) {
             self.free.push(at_rest.tray);

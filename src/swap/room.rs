@@ -7,19 +7,30 @@ use super::block::{BufferIndex, ListKind, NONE};
 use super::buffers::{Moving, SPARE_MS};
 use super::engine::Engine;
 use super::op::Op;
+use super::partition::Handle;
 use super::state::State;
 use super::trays::{Occupant, Place};
+use super::waiting::Waiter;
+use crate::shares::User;
 
 impl Engine {
     /// Parks an operation until it can have `count` buffers.
     pub(crate) fn wait_for_buffers(&self, st: &mut State, op: Op, count: usize) {
         st.stats.buffer_waits += 1;
-        st.waiting.push_back((op, count, Instant::now()));
+        let of_handle = |handle: Option<u64>| st.handles.get(handle? as usize).map(Handle::user);
+        let user = match &op {
+            Op::Read(op) => of_handle(op.handle),
+            Op::Write(op) => Some(op.user),
+            Op::Fetch(op) => Some(op.user),
+            _ => None,
+        };
+        let waiter = Waiter { op, count, since: Instant::now() };
+        st.waiting.push(user.unwrap_or(User::OWN).uid(), waiter);
     }
 
-    /// Serves those who wait for buffers, in order, and starts what it takes to go on.
+    /// Serves those who wait for buffers, in turns by user, and starts what it takes to go on.
     pub(crate) fn pump(&self, st: &mut State, actions: &mut Actions) {
-        while let Some((mut op, mut count, since)) = st.waiting.pop_front() {
+        while let Some(Waiter { mut op, mut count, since }) = st.waiting.take() {
             let now_ms = self.now_ms();
             let patient = st.first_waits_since.is_none_or(|since| since + SPARE_MS > now_ms);
             let moving = if patient { st.moving() } else { Moving::default() };
@@ -40,10 +51,11 @@ impl Engine {
                 if let Op::Read(op) = &mut op {
                     self.unpin(st, std::mem::take(&mut op.pinned));
                 }
-                st.waiting.push_front((op, count, since));
+                st.waiting.put_back(Waiter { op, count, since });
                 st.first_waits_since.get_or_insert(now_ms);
                 return;
             }
+            st.waiting.served();
             st.first_waits_since = None;
             self.meter.waits.record(since.elapsed());
             if let Some(granted) = op.granted() {

@@ -11,13 +11,14 @@ use super::actions::Actions;
 use super::block::{Block, BufferIndex, Counts, ListKind, NONE};
 use super::direct::DirectPart;
 use super::intake::{Intake, Stretch};
-use super::op::{Op, SyncOp};
+use super::op::SyncOp;
 use super::partition::{FileKey, Handle, Partition, StatusWaiter};
 use super::resting::Resting;
 use super::slab::Slab;
 use super::stall::Watch;
 use super::traffic::Traffic;
 use super::trays::{Buffer, Place, Trays, Weights};
+use super::waiting::Waiting;
 use crate::aio::device::BackingFile;
 
 /// A list of blocks linked through their `previous` and `next`.
@@ -199,9 +200,8 @@ pub(crate) struct State {
     /// What each is for, and when it was asked for.
     pub(crate) transfers: Slab<(Purpose, Instant)>,
     pub(crate) watch: Watch,
-    /// Operations waiting for buffers, first come first served, with the number each needs, and
-    /// since when it waits.
-    pub(crate) waiting: VecDeque<(Op, usize, Instant)>,
+    /// Operations waiting for buffers.
+    pub(crate) waiting: Waiting,
     /// Since when, in milliseconds, the first of them waits.
     pub(crate) first_waits_since: Option<u64>,
     pub(crate) writes_inflight: usize,
@@ -257,7 +257,7 @@ impl State {
             handles: Slab::new(),
             transfers: Slab::new(),
             watch: Watch::default(),
-            waiting: VecDeque::new(),
+            waiting: Waiting::default(),
             first_waits_since: None,
             writes_inflight: 0,
             pending_blocks: 0,

@@ -10,6 +10,7 @@ use super::partition::{FileKey, PartitionStatus, StatusWaiter};
 use super::state::{CacheStats, State};
 use crate::aio::device::{DeviceStats, Geometry};
 use crate::error::{Errno, Result};
+use crate::shares::User;
 
 /// Where a partition's bytes are. All sizes in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,9 +190,12 @@ impl Engine {
     }
 
     /// Replies as soon as nothing of the partition is in flight or queued for it, at the latest after
-    /// `time`. At once for a partition the engine does not know.
-    pub fn wait_idle(&self, key: FileKey, time: Duration, reply: Reply) {
-        let waiter = StatusWaiter { deadline: Instant::now() + time, reply };
+    /// `time`. At once for a partition the engine does not know, and when the user has as many waiting as one may have.
+    pub fn wait_idle(&self, user: User, key: FileKey, time: Duration, reply: Reply) {
+        let Ok(share) = self.bounds().waiters.take(user, 1) else {
+            return reply(Ok(()));
+        };
+        let waiter = StatusWaiter { deadline: Instant::now() + time, reply, _share: share };
         self.with(|st, actions| match st.keys.get(&key).copied() {
             Some(id) if st.part(id).moving() => st.part(id).status_waiters.push(waiter),
             _ => actions.answer(Some(waiter.reply), Ok(())),
@@ -199,8 +203,11 @@ impl Engine {
     }
 
     /// As [`Engine::wait_idle`], for the whole pool.
-    pub fn wait_all_idle(&self, time: Duration, reply: Reply) {
-        let waiter = StatusWaiter { deadline: Instant::now() + time, reply };
+    pub fn wait_all_idle(&self, user: User, time: Duration, reply: Reply) {
+        let Ok(share) = self.bounds().waiters.take(user, 1) else {
+            return reply(Ok(()));
+        };
+        let waiter = StatusWaiter { deadline: Instant::now() + time, reply, _share: share };
         self.with(|st, actions| {
             if st.pending_blocks + st.queued > 0 {
                 st.idle_waiters.push(waiter);

@@ -59,7 +59,7 @@ impl Engine {
 
     /// Refuses everything that is parked: nothing happens any more that could let it go on.
     pub(crate) fn refuse_parked(&self, st: &mut State, actions: &mut Actions) {
-        let mut ops: Vec<Op> = st.waiting.drain(..).map(|(op, ..)| op).collect();
+        let mut ops: Vec<Op> = st.waiting.drain().collect();
         for buffer in 0..st.blocks.len() as u32 {
             if !st.blocks[buffer as usize].waiters.is_empty() {
                 ops.extend(st.edit(buffer, |block| std::mem::take(&mut block.waiters)));

@@ -7,11 +7,13 @@ use super::block::{BufferIndex, PARTIALS_MAX};
 use super::engine::Engine;
 use super::intake::{Around, Intake, Payload};
 use super::op::{Op, SyncOp, WriteOp, WriteReply};
+use super::partition::Handle;
 use super::seam::Caller;
 use super::small::{Need, Room};
 use super::state::{OFFSET_MAX, State, file_time_now};
 use crate::error::{Errno, Result};
 use crate::pool::WriteLease;
+use crate::shares::User;
 
 /// Space is reserved this much ahead of a growing file, at least and at most.
 const RESERVE_STEP_MIN: u64 = 64 * 1024;
@@ -76,11 +78,15 @@ impl Engine {
         loop {
             step = match step {
                 Step::Done(intake) => return intake.or(instead),
-                Step::Own(mut op) => {
-                    let bytes = op.done..op.length;
-                    instead = self.make_stay(&mut op.payload, borrowed, bytes);
-                    self.with(|st, actions| self.write_step(st, op, actions))
-                }
+                Step::Own(mut op) => match self.make_stay(&mut op, borrowed) {
+                    Ok(intake) => {
+                        instead = intake;
+                        self.with(|st, actions| self.write_step(st, op, actions))
+                    }
+                    Err(errno) => {
+                        self.with(|st, actions| self.refuse_write(st, *op, errno, actions))
+                    }
+                },
                 Step::Reserve(op, reservation) => {
                     let result = self.run_counted(|| reservation.run());
                     self.with(|st, actions| {
@@ -155,14 +161,14 @@ impl Engine {
         let refusal = match Engine::partition_of(st, handle) {
             Ok(id) => {
                 op.partition = id;
+                op.user = st.handles.get(handle as usize).map_or(User::OWN, Handle::user);
                 let end = op.offset.checked_add(op.length as u64);
                 end.is_none_or(|end| end > OFFSET_MAX).then_some(Errno::EFBIG)
             }
             Err(errno) => Some(errno),
         };
         if let Some(errno) = refusal {
-            actions.answers.push(Answer::Write(op.reply, Err(errno)));
-            return Err(Step::Done(st.put_away(op.payload)));
+            return Err(self.refuse_write(st, *op, errno, actions));
         }
         if self.gate_closed(st, op.partition, true) {
             if !op.payload.stays() {
@@ -389,6 +395,17 @@ impl Engine {
         part.over_reserved |= got.end > reservation.need.end;
         part.reserved.insert(got);
         Ok(())
+    }
+
+    /// Ends a write that was to wait.
+    fn refuse_write(
+        &self, st: &mut State, op: WriteOp, errno: Errno, actions: &mut Actions,
+    ) -> Step {
+        if op.entered {
+            return self.finish_write(st, op, Err(errno), actions);
+        }
+        actions.answers.push(Answer::Write(op.reply, Err(errno)));
+        Step::Done(st.put_away(op.payload))
     }
 
     fn finish_write(

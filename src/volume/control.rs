@@ -191,6 +191,7 @@ impl Volume {
             "reads": of(Operation::READ),
             "writes": of(Operation::WRITE),
             "errors": counts.iter().map(|count| count.errors).sum::<u64>(),
+            "names": self.tree.known_count(),
             "operations": operations,
         })
     }

@@ -7,7 +7,8 @@ use crate::metrics::OperationCounts;
 use crate::metrics::text::{Kind, Label, Text};
 
 /// Keys whose values go up and down; all other numbers only grow.
-const GAUGES: [&str; 16] = [
+const GAUGES: [&str; 17] = [
+    "names",
     "buffers",
     "available",
     "trays",
@@ -27,7 +28,7 @@ const GAUGES: [&str; 16] = [
 ];
 
 /// What is said of a number, where its name does not say it all.
-const HELP: [(&str, &str); 40] = [
+const HELP: [(&str, &str); 41] = [
     ("pool_buffers", "Buffers of the pool."),
     ("pool_available", "Buffers that are free, or clean and can be dropped."),
     ("pool_trays", "Buffers cut into slots for small partitions."),
@@ -65,6 +66,7 @@ const HELP: [(&str, &str); 40] = [
     ("cache_edge_fills", "Pages completed by a read before they could be written or read."),
     ("cache_errors", "Failed transfers."),
     ("fuse_requests", "Requests answered."),
+    ("fuse_names", "Names that the kernel remembers, by inode."),
     ("partitions_known", "Partitions that are open, resident or under transfer."),
     ("partitions_handles", "Open handles."),
     ("partitions_failed", "Partitions with a transfer error that is not mended."),

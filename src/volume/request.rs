@@ -1,13 +1,14 @@
 //! `user.swap.request`: text to requests, on partitions, folders and the root.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::rights::{Asker, Rights};
+use super::walks::{Asked, Pace, Walk};
 use super::{Answer, Volume};
 use crate::error::{Errno, Result};
 use crate::fs::{FileKind, ROOT_ID};
+use crate::shares::User;
 use crate::swap::Request;
 use crate::units::parse_size;
 
@@ -18,9 +19,14 @@ const PREVIEW_ENTRIES: usize = 2000;
 /// the kernel holds the folder's lock until then.
 const ANSWER_AFTER: Duration = Duration::from_millis(50);
 
-/// Requests on folders under way at once. Each has a thread, and only who asks for one after another without
-/// waiting for any has so many.
-const WALKS_MAX: usize = 64;
+/// How long is looked before a swap-in of a folder is answered: the kernel holds the folder's lock until then, too.
+const LOOK_TIME_MAX: Duration = Duration::from_millis(200);
+
+/// How often, and after which pause each time, a swap-in of a folder tries again to open a partition while too many
+/// of the user's are coming in: half a minute in all.
+const SWAP_IN_TRIES_MAX: u32 = 3000;
+/// See [`SWAP_IN_TRIES_MAX`].
+const SWAP_IN_PAUSE: Duration = Duration::from_millis(10);
 
 /// First words of the requests that a partition takes.
 pub const PARTITION_REQUESTS: [&str; 5] = ["swap_in", "swap_out", "release", "discard", "reserve"];
@@ -44,8 +50,8 @@ fn is_known(kind: FileKind, is_root: bool, verb: &str) -> bool {
 }
 
 /// What a request on a folder does with each partition below it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Each {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Each {
     SwapIn,
     Ask(Request),
 }
@@ -68,9 +74,10 @@ impl Volume {
         if !is_known(kind, id == ROOT_ID, verb) {
             return answer(Err(Errno::EINVAL));
         }
+        let user = asker.user();
         match (kind, verb, operand) {
-            (FileKind::Regular, "reserve", Some(size)) => self.reserve(id, size, answer),
-            (FileKind::Regular, "swap_in", None) => answer(self.swap_in(id)),
+            (FileKind::Regular, "reserve", Some(size)) => self.reserve(user, id, size, answer),
+            (FileKind::Regular, "swap_in", None) => answer(self.swap_in(user, id)),
             (FileKind::Regular, "discard", None) => answer(self.discard(id)),
             (FileKind::Regular, "swap_out", None) => answer(self.ask(id, Request::SwapOut)),
             (FileKind::Regular, "release", None) => answer(self.ask(id, Request::Release)),
@@ -139,15 +146,15 @@ impl Volume {
         Ok(())
     }
 
-    fn swap_in(&self, id: u64) -> Result<()> {
+    fn swap_in(&self, user: User, id: u64) -> Result<()> {
         // Neither reading nor writing: no read-ahead of its own, no refusal of lost bytes.
-        let handle = self.open(id, false, false)?;
-        let result = self.engine.swap_in(handle);
+        let handle = self.open(user, id, false, false)?;
+        let result = self.engine.swap_in_for(user, handle);
         self.engine.release(handle);
         result
     }
 
-    fn reserve(self: &Arc<Self>, id: u64, size: &str, answer: Answer<()>) {
+    fn reserve(self: &Arc<Self>, user: User, id: u64, size: &str, answer: Answer<()>) {
         let opened = parse_size(size).ok_or(Errno::EINVAL).and_then(|size| {
             // Asked before: ext4 gives a file all it has before it refuses.
             let space = self.tree.space()?;
@@ -156,7 +163,7 @@ impl Volume {
             if size > free.saturating_add(has) {
                 return Err(Errno::ENOSPC);
             }
-            let handle = self.open(id, false, true)?;
+            let handle = self.open(user, id, false, true)?;
             Ok((size, handle))
         });
         match opened {
@@ -186,87 +193,80 @@ impl Volume {
     /// Asks for all partitions below a folder, on a thread of its own. The answer comes when the first
     /// ones, as many as can be asked at once, have been; only a swap-in looks before whether they can fit.
     fn below(self: &Arc<Self>, id: u64, each: Each, asker: Asker, answer: Answer<()>) {
-        let Some(turn) = Turn::take(&self.walks) else {
-            return answer(Err(Errno::EAGAIN));
+        let user = asker.user().looked_up();
+        let asked = Asked { folder: id, each, member: asker.member() };
+        let Some(walk) = self.walks.begin(self.engine.bounds(), user, asked, answer) else {
+            return;
         };
-        let (volume, member) = (self.clone(), asker.member());
-        let walk = move || {
-            let _turn = turn;
-            let rights = Rights::of(member);
-            if each == Each::SwapIn && volume.exceeds_pool(id, &rights) {
-                return answer(Err(Errno::ENOBUFS));
-            }
-            let _asking = volume.engine.asking();
-            let started = Instant::now();
-            let mut answer = Some(answer);
-            volume.walk(id, &rights, &mut |partition| {
-                // Gone or refused meanwhile: the others go on, and this one's status tells.
-                let _ = match (partition, each) {
-                    (None, _) => Ok(()),
-                    (Some((id, _)), Each::SwapIn) => volume.swap_in(id),
-                    (Some((id, _)), Each::Ask(request)) => volume.ask(id, request),
-                };
-                if started.elapsed() > ANSWER_AFTER
-                    && let Some(answer) = answer.take()
-                {
-                    answer(Ok(()));
-                }
-                true
-            });
-            if let Some(answer) = answer {
-                answer(Ok(()));
-            }
-        };
-        let spawned = std::thread::Builder::new().name("swap-walk".into()).spawn(walk);
+        let volume = self.clone();
+        let work = move || volume.go_through(&walk, user);
+        let spawned = std::thread::Builder::new().name("swap-walk".into()).spawn(work);
         if let Err(error) = spawned {
-            // The answer went with the thread's closure; fuser then replies EIO.
+            // The walk went with the thread's closure, and was answered with EIO.
             log::error!("a request on a folder was not started: {error}");
         }
     }
 
-    fn exceeds_pool(&self, id: u64, rights: &Rights) -> bool {
+    fn go_through(self: &Arc<Self>, walk: &Walk, user: User) {
+        let Asked { folder: id, each, ref member } = walk.asked;
+        let mut pace = Pace::new(user.is_ordinary());
+        let rights = Rights::of(member.clone());
+        if each == Each::SwapIn && self.exceeds_pool(id, &rights, &mut pace) {
+            return walk.answer(Err(Errno::ENOBUFS));
+        }
+        let _asking = self.engine.asking();
+        let started = Instant::now();
+        loop {
+            self.walk(id, &rights, &mut |partition| {
+                if let Some((id, _)) = partition {
+                    self.ask_one(user, id, each);
+                }
+                if started.elapsed() > ANSWER_AFTER {
+                    walk.answer(Ok(()));
+                }
+                pace.step();
+                true
+            });
+            walk.answer(Ok(()));
+            if !walk.goes_on() {
+                return;
+            }
+        }
+    }
+
+    /// One partition's part of a request on a folder. Gone or refused meanwhile: the others go on, and this one's
+    /// status tells.
+    fn ask_one(self: &Arc<Self>, user: User, id: u64, each: Each) {
+        match each {
+            Each::SwapIn => {
+                let mut tries = 0;
+                // They come in more slowly than they are found: until some have, the user has no descriptors left.
+                while matches!(self.swap_in(user, id), Err(Errno::EMFILE | Errno::ENFILE)) {
+                    tries += 1;
+                    if tries == SWAP_IN_TRIES_MAX {
+                        break;
+                    }
+                    std::thread::sleep(SWAP_IN_PAUSE);
+                }
+            }
+            Each::Ask(request) => {
+                let _ = self.ask(id, request);
+            }
+        }
+    }
+
+    fn exceeds_pool(&self, id: u64, rights: &Rights, pace: &mut Pace) -> bool {
         let limit = self.engine.swap_in_bytes_max();
         let (mut bytes, mut entries) = (0_u64, 0);
+        let started = Instant::now();
         self.walk(id, rights, &mut |partition| {
             let footprint = partition.map_or(0, |(_, size)| self.engine.footprint(size));
             bytes = bytes.saturating_add(footprint);
             entries += 1;
-            bytes <= limit && entries < PREVIEW_ENTRIES
+            pace.step();
+            let has_time = started.elapsed() < LOOK_TIME_MAX;
+            bytes <= limit && entries < PREVIEW_ENTRIES && has_time
         });
         bytes > limit
-    }
-}
-
-/// One of the [`WALKS_MAX`], until it is dropped.
-struct Turn(Arc<AtomicUsize>);
-
-impl Turn {
-    fn take(walks: &Arc<AtomicUsize>) -> Option<Self> {
-        let before = walks.fetch_add(1, Ordering::Relaxed);
-        let turn = Self(walks.clone());
-        (before < WALKS_MAX).then_some(turn)
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn walks_are_bounded_and_given_back() {
-        let walks = Arc::default();
-        let mut turns: Vec<Turn> = (0..WALKS_MAX).filter_map(|_| Turn::take(&walks)).collect();
-        assert_eq!(turns.len(), WALKS_MAX);
-        assert!(Turn::take(&walks).is_none() && Turn::take(&walks).is_none());
-        turns.pop();
-        assert!(Turn::take(&walks).is_some());
-        drop(turns);
-        assert_eq!(walks.load(Ordering::Relaxed), 0);
     }
 }

@@ -1,6 +1,7 @@
 //! Who asks, and which partitions below a folder that concerns: the kernel has only checked the folder itself.
 
 use crate::fs::{Attributes, Judge, Tree};
+use crate::shares::User;
 
 /// Who asks.
 #[derive(Debug, Clone, Copy)]
@@ -13,22 +14,30 @@ pub struct Asker {
     pub pid: u32,
 }
 
-/// An asker with its supplementary groups, as they were when it asked.
-#[derive(Debug)]
+/// What an asker's rights follow from: user and groups, as they were when it asked.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Member {
-    asker: Asker,
+    pub(super) uid: u32,
+    gid: u32,
+    /// Supplementary ones, in ascending order.
     groups: Vec<u32>,
 }
 
 impl Asker {
+    /// As somebody who takes shares.
+    pub(super) fn user(self) -> User {
+        User::new(self.uid, self.pid)
+    }
+
     /// To be called while the asker waits for its answer: its groups are its thread's.
     pub(super) fn member(self) -> Member {
         let status = match self.pid {
             0 => None,
             pid => std::fs::read_to_string(format!("/proc/{pid}/status")).ok(),
         };
-        let groups = status.and_then(|status| groups_of(&status, self.uid)).unwrap_or_default();
-        Member { asker: self, groups }
+        let mut groups = status.and_then(|status| groups_of(&status, self.uid)).unwrap_or_default();
+        groups.sort_unstable();
+        Member { uid: self.uid, gid: self.gid, groups }
     }
 }
 
@@ -58,7 +67,7 @@ pub(super) enum Rights {
 
 impl Rights {
     pub(super) fn of(member: Member) -> Self {
-        let Asker { uid, gid, .. } = member.asker;
+        let Member { uid, gid, .. } = member;
         if uid == 0 {
             return Self::All;
         }
@@ -100,7 +109,7 @@ impl Rights {
 impl Member {
     /// Whether the mode grants all of `bits`, which are those of `others`.
     fn may(&self, bits: u32, attributes: &Attributes) -> bool {
-        let Asker { uid, gid, .. } = self.asker;
+        let Member { uid, gid, .. } = *self;
         let bits = if uid == attributes.uid {
             bits << 6
         } else if gid == attributes.gid || self.groups.contains(&attributes.gid) {

@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use super::Volume;
 use super::rights::Rights;
 use crate::fs::FileKind;
+use crate::shares::User;
 
 /// Names of a folder that are read at once.
 const BATCH_NAMES: usize = 512;
@@ -87,7 +88,8 @@ impl Volume {
         level.is_read = true;
         let attributes = self.tree.attributes(id);
         let listable = attributes.is_ok_and(|folder| rights.may_list(&self.tree, &folder));
-        let Some(directory) = listable.then(|| self.tree.open_dir(id).ok()).flatten() else {
+        let Some(directory) = listable.then(|| self.tree.open_dir(User::OWN, id).ok()).flatten()
+        else {
             return;
         };
         // What was listed before an error is asked all the same.

@@ -11,6 +11,7 @@ use super::rights::{Asker, Rights};
 use super::{Answer, Volume};
 use crate::error::{Errno, Result};
 use crate::fs::{FileKind, ROOT_ID, XattrMode};
+use crate::shares::User;
 use crate::swap::{PartitionInfo, PartitionStatus};
 
 /// What all names of swapfs's own begin with.
@@ -178,17 +179,18 @@ impl Volume {
     }
 
     /// Answers with the status as soon as nothing is in flight, or after a second.
-    pub fn wait(self: &Arc<Self>, id: u64, answer: Answer<Vec<u8>>) {
+    pub fn wait(self: &Arc<Self>, user: User, id: u64, answer: Answer<Vec<u8>>) {
         let volume = self.clone();
         if id == ROOT_ID {
             let reply = move |_| {
                 let value = if volume.engine.inflight() { "inflight" } else { "idle" };
                 answer(Ok(value.into()));
             };
-            return self.engine.wait_all_idle(WAIT_MAX, Box::new(reply));
+            return self.engine.wait_all_idle(user, WAIT_MAX, Box::new(reply));
         }
         match self.tree.key(id) {
             Ok(key) => self.engine.wait_idle(
+                user,
                 key,
                 WAIT_MAX,
                 Box::new(move |_| {

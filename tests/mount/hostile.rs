@@ -1,5 +1,6 @@
 //! Clients that mean harm, or are badly written: nobody else may suffer from them.
 
+mod beside;
 mod http;
 mod killed;
 mod many;
@@ -7,5 +8,6 @@ mod odd;
 mod prepared;
 mod pretended;
 mod rights;
+mod shares;
 mod stacked;
 mod values;

@@ -58,9 +58,9 @@ fn direct_is_passed_on() {
 
 #[test]
 fn an_unlinked_file_lives_while_it_is_known() {
-    let swap = Swap::with(Options { descriptors_max: 1, handles: true });
+    let swap = Swap::with(Options { descriptors_max: 1, ..Options::default() });
     let file = swap.make(ROOT_ID, "a");
-    swap.tree.unlink(ROOT_ID, OsStr::new("a")).unwrap().unwrap();
+    swap.tree.unlink(User::OWN, ROOT_ID, OsStr::new("a")).unwrap().unwrap();
     // Others take the only descriptor there is.
     for name in ["b", "c", "d"] {
         swap.make(ROOT_ID, name);

@@ -42,7 +42,7 @@ fn a_thousand_names_come_once_each_in_pieces_of_any_size() {
     for index in 0..1000 {
         swap.plant(&format!("file-with-a-rather-long-name-{index:04}"));
     }
-    let directory = swap.tree.open_dir(ROOT_ID).unwrap();
+    let directory = swap.tree.open_dir(User::OWN, ROOT_ID).unwrap();
     let mut expected: BTreeMap<String, u64> = std::fs::read_dir(swap.folder.path())
         .unwrap()
         .map(|entry| entry.unwrap())
@@ -63,7 +63,7 @@ fn reading_goes_on_from_any_cookie() {
     for index in 0..1000 {
         swap.plant(&format!("file-with-a-rather-long-name-{index:04}"));
     }
-    let directory = swap.tree.open_dir(ROOT_ID).unwrap();
+    let directory = swap.tree.open_dir(User::OWN, ROOT_ID).unwrap();
     let names = all(&directory, 5000);
     let mut cookies = vec![0];
     directory
@@ -78,7 +78,7 @@ fn reading_goes_on_from_any_cookie() {
         let end = (index + 4).min(names.len());
         assert_eq!(taken, names[index..end], "from {index}");
     }
-    let other = swap.tree.open_dir(ROOT_ID).unwrap();
+    let other = swap.tree.open_dir(User::OWN, ROOT_ID).unwrap();
     assert_eq!(piece(&other, cookies[500], 10).0, names[500..510], "cookies outlive a handle");
 }
 
@@ -86,7 +86,7 @@ fn reading_goes_on_from_any_cookie() {
 fn rewinding_sees_what_is_new() {
     let swap = Swap::new();
     swap.plant("a");
-    let directory = swap.tree.open_dir(ROOT_ID).unwrap();
+    let directory = swap.tree.open_dir(User::OWN, ROOT_ID).unwrap();
     let has = |name: &str| all(&directory, 2).iter().any(|(listed, _)| listed == name);
     assert!(has("a") && !has("b"));
     swap.plant("b");
@@ -103,7 +103,7 @@ fn the_private_name_is_listed_below_the_root_only() {
         std::fs::create_dir(swap.path(parent).join(".swapfs")).unwrap();
     }
     let list = |id| {
-        let mut names = all(&swap.tree.open_dir(id).unwrap(), 1);
+        let mut names = all(&swap.tree.open_dir(User::OWN, id).unwrap(), 1);
         names.sort();
         names
     };
@@ -123,7 +123,7 @@ fn kinds_are_listed() {
     std::os::unix::fs::symlink("x", swap.path("l")).unwrap();
     let mut kinds = BTreeMap::new();
     swap.tree
-        .open_dir(ROOT_ID)
+        .open_dir(User::OWN, ROOT_ID)
         .unwrap()
         .read(0, |listed| {
             kinds.insert(listed.name.to_owned(), listed.kind);
@@ -135,5 +135,5 @@ fn kinds_are_listed() {
     assert_eq!(kinds[OsStr::new("l")], FileKind::Symlink);
     assert_eq!(kinds[OsStr::new("..")], FileKind::Directory);
     let file = swap.look("f").unwrap();
-    assert_eq!(swap.tree.open_dir(file.id).map(|_| ()), Err(Errno::ENOTDIR));
+    assert_eq!(swap.tree.open_dir(User::OWN, file.id).map(|_| ()), Err(Errno::ENOTDIR));
 }

@@ -82,7 +82,7 @@ fn names_are_bytes() {
         assert!(swap.path(name).is_dir());
         assert_eq!(swap.tree.lookup(ROOT_ID, name).unwrap().id, made.id);
         assert_eq!(swap.tree.backing_path(made.id).unwrap(), swap.path(name));
-        swap.tree.rmdir(ROOT_ID, name).unwrap();
+        swap.tree.rmdir(User::OWN, ROOT_ID, name).unwrap();
     }
 }
 
@@ -92,11 +92,16 @@ fn the_private_name_is_hidden_in_the_root_only() {
     std::fs::create_dir(swap.path(".swapfs")).unwrap();
     let name = OsStr::new(".swapfs");
     assert_eq!(swap.look(".swapfs"), Err(Errno::ENOENT));
-    assert_eq!(swap.tree.rmdir(ROOT_ID, name), Err(Errno::ENOENT));
+    assert_eq!(swap.tree.rmdir(User::OWN, ROOT_ID, name), Err(Errno::ENOENT));
     assert_eq!(swap.tree.mkdir(ROOT_ID, name, &own(), 0o755), Err(Errno::EPERM));
     let file = swap.make(ROOT_ID, "file");
     assert_eq!(swap.tree.link(file.id, ROOT_ID, name), Err(Errno::EPERM));
-    let moved = swap.tree.rename(ROOT_ID, OsStr::new("file"), ROOT_ID, name, RenameKind::Replace);
+    let moved = swap.tree.rename(
+        User::OWN,
+        (ROOT_ID, OsStr::new("file")),
+        (ROOT_ID, name),
+        RenameKind::Replace,
+    );
     assert_eq!(moved, Err(Errno::EPERM));
     let below = swap.mkdir(ROOT_ID, "below");
     assert!(swap.tree.mkdir(below.id, name, &own(), 0o755).is_ok());
@@ -117,8 +122,8 @@ fn identity_survives_rename_and_hard_links() {
     // Two names of one inode: rename does nothing.
     swap.rename((ROOT_ID, "c"), (folder.id, "b"));
     assert!(swap.path("c").exists() && swap.path("folder/b").exists());
-    assert_eq!(swap.tree.unlink(folder.id, OsStr::new("b")), Ok(None));
-    let gone = swap.tree.unlink(ROOT_ID, OsStr::new("c")).unwrap().unwrap();
+    assert_eq!(swap.tree.unlink(User::OWN, folder.id, OsStr::new("b")), Ok(None));
+    let gone = swap.tree.unlink(User::OWN, ROOT_ID, OsStr::new("c")).unwrap().unwrap();
     assert_eq!((gone.key, gone.id, gone.kind), (key, Some(file.id), FileKind::Regular));
 }
 
@@ -126,7 +131,9 @@ fn identity_survives_rename_and_hard_links() {
 fn rename_replaces_refuses_and_exchanges() {
     let swap = Swap::new();
     let (a, b) = (swap.make(ROOT_ID, "a"), swap.make(ROOT_ID, "b"));
-    let rename = |kind| swap.tree.rename(ROOT_ID, OsStr::new("a"), ROOT_ID, OsStr::new("b"), kind);
+    let rename = |kind| {
+        swap.tree.rename(User::OWN, (ROOT_ID, OsStr::new("a")), (ROOT_ID, OsStr::new("b")), kind)
+    };
     assert_eq!(rename(RenameKind::NoReplace), Err(Errno::EEXIST));
     assert_eq!(rename(RenameKind::Exchange), Ok(None));
     assert_eq!(swap.look("a").unwrap().id, b.id);
@@ -150,7 +157,11 @@ fn replacing_an_unknown_file_reports_it_without_an_id() {
     let key = swap.look("b").map(|entry| swap.tree.key(entry.id).unwrap()).unwrap();
     swap.tree.forget(key.ino, 1);
     let (a, b) = (OsStr::new("a"), OsStr::new("b"));
-    let gone = swap.tree.rename(ROOT_ID, a, ROOT_ID, b, RenameKind::Replace).unwrap().unwrap();
+    let gone = swap
+        .tree
+        .rename(User::OWN, (ROOT_ID, a), (ROOT_ID, b), RenameKind::Replace)
+        .unwrap()
+        .unwrap();
     assert_eq!((gone.key, gone.id), (key, None));
 }
 
@@ -160,11 +171,11 @@ fn directories_lose_their_name_only_when_empty() {
     let folder = swap.mkdir(ROOT_ID, "folder");
     swap.make(folder.id, "file");
     let name = OsStr::new("folder");
-    assert_eq!(swap.tree.rmdir(ROOT_ID, name), Err(Errno::ENOTEMPTY));
-    assert_eq!(swap.tree.unlink(ROOT_ID, name), Err(Errno::EISDIR));
-    assert_eq!(swap.tree.rmdir(folder.id, OsStr::new("file")), Err(Errno::ENOTDIR));
-    swap.tree.unlink(folder.id, OsStr::new("file")).unwrap();
-    swap.tree.rmdir(ROOT_ID, name).unwrap();
+    assert_eq!(swap.tree.rmdir(User::OWN, ROOT_ID, name), Err(Errno::ENOTEMPTY));
+    assert_eq!(swap.tree.unlink(User::OWN, ROOT_ID, name), Err(Errno::EISDIR));
+    assert_eq!(swap.tree.rmdir(User::OWN, folder.id, OsStr::new("file")), Err(Errno::ENOTDIR));
+    swap.tree.unlink(User::OWN, folder.id, OsStr::new("file")).unwrap();
+    swap.tree.rmdir(User::OWN, ROOT_ID, name).unwrap();
     assert!(swap.tree.attributes(folder.id).is_ok(), "known until forgotten");
     assert_eq!(
         swap.tree.mkdir(folder.id, OsStr::new("late"), &own(), 0o755),
@@ -183,7 +194,7 @@ fn symlinks_are_entries_and_never_followed() {
     assert_eq!(escape.attributes.kind, FileKind::Symlink);
     assert_eq!(swap.tree.readlink(escape.id).unwrap(), outside.path().as_os_str());
     assert_eq!(swap.tree.lookup(escape.id, OsStr::new("secret")), Err(Errno::ENOTDIR));
-    assert_eq!(swap.tree.open_dir(escape.id).map(|_| ()), Err(Errno::ENOTDIR));
+    assert_eq!(swap.tree.open_dir(User::OWN, escape.id).map(|_| ()), Err(Errno::ENOTDIR));
     let open = swap.tree.open_file(escape.id, super::super::Access::ReadOnly, false);
     assert_eq!(open.map(|_| ()), Err(Errno::ELOOP));
     let created =

@@ -30,7 +30,7 @@ fn two_threads_that_find_a_new_inode_find_one_node() {
 #[test]
 fn lookups_and_forgets_balance() {
     for handles in [true, false] {
-        let swap = Swap::with(Options { descriptors_max: 4, handles });
+        let swap = Swap::with(Options { descriptors_max: 4, handles, ..Options::default() });
         let names: Vec<String> = (0..10).map(|index| format!("f{index}")).collect();
         names.iter().for_each(|name| swap.plant(name));
         thread::scope(|scope| {
@@ -56,7 +56,7 @@ fn lookups_and_forgets_balance() {
 #[test]
 fn names_that_come_and_go_leave_nothing_behind() {
     for handles in [true, false] {
-        let swap = Swap::with(Options { descriptors_max: 4, handles });
+        let swap = Swap::with(Options { descriptors_max: 4, handles, ..Options::default() });
         let folder = swap.mkdir(ROOT_ID, "folder");
         thread::scope(|scope| {
             for seed in 0..THREAD_COUNT {
@@ -80,20 +80,21 @@ fn come_and_go(swap: &Swap, folder: u64, seed: usize) {
             let id = created.entry.id;
             // The descriptor goes first: only the tree keeps the inode from now on.
             drop(created);
-            let _ = swap.tree.rename(folder, name, folder, moved, RenameKind::Replace);
+            let _ =
+                swap.tree.rename(User::OWN, (folder, name), (folder, moved), RenameKind::Replace);
             let attributes = swap.tree.attributes(id);
             assert!(attributes.is_ok_and(|attributes| attributes.ino == id), "{attributes:?}");
-            let _ = swap.tree.unlink(folder, moved);
+            let _ = swap.tree.unlink(User::OWN, folder, moved);
             swap.tree.forget(id, 1);
         }
-        let _ = swap.tree.unlink(folder, name);
+        let _ = swap.tree.unlink(User::OWN, folder, name);
     }
 }
 
 #[test]
 fn nodes_stay_reachable_while_their_folders_move() {
     for handles in [true, false] {
-        let swap = Swap::with(Options { descriptors_max: 1, handles });
+        let swap = Swap::with(Options { descriptors_max: 1, handles, ..Options::default() });
         let folder = swap.mkdir(ROOT_ID, "0");
         let files: Vec<u64> =
             (0..4).map(|index| swap.make(folder.id, &index.to_string()).id).collect();

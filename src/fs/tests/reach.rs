@@ -12,7 +12,7 @@ fn count_descriptors() -> usize {
 /// The same with file handles and by names only.
 fn both_ways(test: impl Fn(Swap)) {
     for handles in [true, false] {
-        let swap = Swap::with(Options { descriptors_max: FEW, handles });
+        let swap = Swap::with(Options { descriptors_max: FEW, handles, ..Options::default() });
         if handles && !swap.tree.opens_handles {
             eprintln!("skipped with handles: not permitted here");
             continue;
@@ -44,7 +44,7 @@ fn closed_nodes_are_opened_again() {
         assert_eq!(swap.tree.backing_path(file).unwrap(), expected);
         let linked = swap.tree.link(file, ROOT_ID, OsStr::new("linked")).unwrap();
         assert_eq!(linked.id, file);
-        let listed = swap.tree.open_dir(folder).unwrap();
+        let listed = swap.tree.open_dir(User::OWN, folder).unwrap();
         let mut count = 0;
         listed
             .read(0, |_| {
@@ -76,7 +76,7 @@ fn an_inode_that_loses_its_last_known_name_stays_reachable() {
     both_ways(|swap| {
         let file = swap.make(ROOT_ID, "a");
         swap.tree.link(file.id, ROOT_ID, OsStr::new("b")).unwrap();
-        assert_eq!(swap.tree.unlink(ROOT_ID, OsStr::new("b")), Ok(None));
+        assert_eq!(swap.tree.unlink(User::OWN, ROOT_ID, OsStr::new("b")), Ok(None));
         for name in ["1", "2", "3", "4", "5"] {
             swap.make(ROOT_ID, name);
         }
@@ -104,7 +104,7 @@ fn what_was_removed_behind_the_tree_is_stale() {
 
 #[test]
 fn a_reused_inode_number_is_another_inode() {
-    let swap = Swap::with(Options { descriptors_max: 0, handles: true });
+    let swap = Swap::with(Options { descriptors_max: 0, ..Options::default() });
     for _ in 0..2000 {
         let old = swap.make(ROOT_ID, "a");
         let old_key = swap.tree.key(old.id).unwrap();
@@ -136,7 +136,7 @@ static DESCRIPTORS: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
 #[test]
 fn descriptors_stay_bounded() {
     let _alone = DESCRIPTORS.lock();
-    let swap = Swap::with(Options { descriptors_max: FEW, handles: true });
+    let swap = Swap::with(Options { descriptors_max: FEW, ..Options::default() });
     let before = count_descriptors();
     for index in 0..2000 {
         // A new file is opened when it is first reached.
@@ -154,7 +154,10 @@ fn a_hundred_thousand_nodes_share_four_thousand_descriptors() {
     let _alone = DESCRIPTORS.lock();
     for handles in [true, false] {
         let folder = tempfile::tempdir_in("/dev/shm").unwrap();
-        let swap = Swap::in_folder(folder, Options { descriptors_max: 4000, handles });
+        let swap = Swap::in_folder(
+            folder,
+            Options { descriptors_max: 4000, handles, ..Options::default() },
+        );
         let start = std::time::Instant::now();
         let ids: Vec<u64> =
             (0..100_000).map(|index| swap.make(ROOT_ID, &index.to_string()).id).collect();

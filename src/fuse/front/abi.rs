@@ -5,6 +5,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::shares::User;
+
 /// The only major version that Linux has ever spoken.
 pub(super) const MAJOR: u32 = 7;
 
@@ -19,6 +21,8 @@ pub(super) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 pub(super) const FSYNC_FDATASYNC: u32 = 1 << 0;
 /// FUSE_NOTIFY_INVAL_INODE, in a notification's error field.
 pub(super) const NOTIFY_INVAL_INODE: i32 = 2;
+/// FUSE_NOTIFY_PRUNE (Linux 6.18).
+pub(super) const NOTIFY_PRUNE: i32 = 9;
 
 /// Requests that the front looks at; every other number is passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +96,13 @@ pub(super) struct InHeader {
     pub(super) pid: u32,
     pub(super) extensions: u16,
     pub(super) padding: u16,
+}
+
+impl InHeader {
+    /// Who asks.
+    pub(super) fn user(&self) -> User {
+        User::new(self.uid, self.pid)
+    }
 }
 
 /// `struct fuse_out_header`.
@@ -309,6 +320,15 @@ pub(super) struct EntryOut {
     pub(super) entry_valid_nsec: u32,
     pub(super) attr_valid_nsec: u32,
     pub(super) attr: Attr,
+}
+
+/// `struct fuse_notify_prune_out`; the node ids follow.
+#[derive(Debug, Clone, Copy, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct PruneOut {
+    pub(super) count: u32,
+    pub(super) padding: u32,
+    pub(super) spare: u64,
 }
 
 /// `struct fuse_notify_inval_inode_out`.

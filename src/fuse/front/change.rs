@@ -13,7 +13,7 @@ use super::{Front, answers};
 use crate::error::{Errno, Result};
 use crate::fs::{Attributes, Caller, Entry, ROOT_ID, TimeChange};
 use crate::fuse::session;
-use crate::volume::{CONTROL_NAME, Changes, ControlNode};
+use crate::volume::{CONTROL_NAME, Changes, ControlNode, Creation};
 
 /// The control folder and what is in it: nothing there can be changed.
 fn refuse_control(parent: u64, name: &OsStr) -> Result<()> {
@@ -22,10 +22,11 @@ fn refuse_control(parent: u64, name: &OsStr) -> Result<()> {
 }
 
 impl Front {
-    pub(super) fn unlink(&self, parent: u64, arguments: &[u8], reply: Reply) {
+    pub(super) fn unlink(&self, header: &InHeader, arguments: &[u8], reply: Reply) {
+        let parent = header.nodeid;
         let removed = name(arguments).and_then(|name| {
             refuse_control(parent, name)?;
-            self.volume.unlink(parent, name)
+            self.volume.unlink(header.user(), parent, name)
         });
         match removed {
             Ok(()) => reply.empty(),
@@ -42,7 +43,8 @@ impl Front {
             let read = flags & libc::O_ACCMODE != libc::O_WRONLY;
             let caller = Caller { uid: header.uid, gid: header.gid, umask: create.umask };
             let mode = create.mode & 0o7777;
-            let made = self.volume.create(header.nodeid, name, &caller, mode, exclusive, read)?;
+            let how = Creation { mode, exclusive, read };
+            let made = self.volume.create(header.user(), header.nodeid, name, &caller, how)?;
             Ok((flags, made))
         });
         let (flags, (mut entry, handle, is_new)) = match created {
@@ -93,8 +95,7 @@ impl Front {
             }
             Err(errno) => reply.error(errno),
         });
-        let privileged = header.uid == 0;
-        self.volume.change(header.nodeid, handle, changes(&asked), privileged, answer);
+        self.volume.change(header.user(), header.nodeid, handle, changes(&asked), answer);
     }
 }
 

@@ -11,7 +11,7 @@ use nix::sys::uio::{readv, writev};
 use smallvec::SmallVec;
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
-use super::abi::{InvalInodeOut, NOTIFY_INVAL_INODE, OutHeader};
+use super::abi::{InvalInodeOut, NOTIFY_INVAL_INODE, NOTIFY_PRUNE, OutHeader, PruneOut};
 use crate::metrics::{Ticket, Watch};
 
 /// Bytes that a WRITE has before its payload: `fuse_in_header` and `fuse_write_in`.
@@ -119,6 +119,12 @@ impl Device {
     pub(super) fn invalidate(&self, nodeid: u64) -> nix::Result<()> {
         let node = InvalInodeOut { ino: nodeid, offset: 0, length: 0 };
         self.send(0, NOTIFY_INVAL_INODE, &[node.as_bytes()])
+    }
+
+    /// Makes the kernel forget those of these nodes that nobody uses.
+    pub(super) fn prune(&self, nodes: &[u64]) -> nix::Result<()> {
+        let prune = PruneOut { count: nodes.len() as u32, padding: 0, spare: 0 };
+        self.send(0, NOTIFY_PRUNE, &[prune.as_bytes(), nodes.as_bytes()])
     }
 }
 

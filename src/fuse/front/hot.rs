@@ -114,8 +114,8 @@ impl Front {
             },
             Opcode::SetAttr => self.set_attributes(header, arguments, reply),
             Opcode::Create => self.create(header, arguments, reply),
-            Opcode::Unlink => self.unlink(id, arguments, reply),
-            Opcode::Open => self.open(id, arguments, reply),
+            Opcode::Unlink => self.unlink(header, arguments, reply),
+            Opcode::Open => self.open(header, arguments, reply),
             Opcode::Read => self.read(arguments, batch, reply),
             Opcode::Release => match decode::<HandleIn>(arguments) {
                 Ok((handle, _)) => {
@@ -140,7 +140,7 @@ impl Front {
                 }
                 Err(errno) => reply.error(errno),
             },
-            Opcode::GetXattr => self.get_xattr(id, arguments, reply),
+            Opcode::GetXattr => self.get_xattr(header, arguments, reply),
             // The answer to INTERRUPT says never to send another: no request can be taken back.
             Opcode::Interrupt => reply.error(Errno::ENOSYS),
             // The session itself ends when the device does.
@@ -209,11 +209,11 @@ impl Front {
         }
     }
 
-    fn open(&self, id: u64, arguments: &[u8], reply: Reply) {
+    fn open(&self, header: &InHeader, arguments: &[u8], reply: Reply) {
         let opened = decode::<OpenIn>(arguments).and_then(|(open, _)| {
             let mode = open.flags as i32 & libc::O_ACCMODE;
             let (read, write) = (mode != libc::O_WRONLY, mode != libc::O_RDONLY);
-            Ok((self.volume.open(id, read, write)?, open.flags))
+            Ok((self.volume.open(header.user(), header.nodeid, read, write)?, open.flags))
         });
         match opened {
             Ok((handle, flags)) => {
@@ -283,13 +283,15 @@ impl Front {
         room
     }
 
-    fn get_xattr(&self, id: u64, arguments: &[u8], reply: Reply) {
+    fn get_xattr(&self, header: &InHeader, arguments: &[u8], reply: Reply) {
+        let id = header.nodeid;
         let asked = decode::<GetXattrIn>(arguments)
             .and_then(|(asked, rest)| Ok((asked.size, name(rest)?)))
             .and_then(|(size, name)| Ok((size, self.volume.xattr(id, name, size == 0)?)));
         match asked {
             Ok((size, XattrAnswer::Value(value))) => answer_xattr(&value, size, reply),
             Ok((size, XattrAnswer::Wait)) => self.volume.wait(
+                header.user(),
                 id,
                 Box::new(move |result| match result {
                     Ok(value) => answer_xattr(&value, size, reply),

@@ -14,9 +14,10 @@ use swapfs::aio::{AioSettings, Engine as AioEngine};
 use swapfs::error::Errno;
 use swapfs::fs::{Caller, Options, ROOT_ID, RenameKind, Tree, XattrMode};
 use swapfs::pool::{Arena, ArenaOptions};
+use swapfs::shares::User;
 use swapfs::swap::{Engine, EngineOptions, OpenSwapIn};
 use swapfs::units::parse_size;
-use swapfs::volume::{Asker, Volume, VolumeOptions, XattrAnswer};
+use swapfs::volume::{Asker, Creation, Volume, VolumeOptions, XattrAnswer};
 
 /// An answer that takes longer never comes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -131,6 +132,8 @@ pub(crate) fn is_greedy(value: &[u8]) -> bool {
     size.is_some_and(|size| size > 1 << 20)
 }
 
+const NEW: Creation = Creation { mode: 0o644, exclusive: true, read: true };
+
 const ASKER: Asker = Asker { uid: 0, gid: 0, pid: 0 };
 
 fn asker(byte: u8) -> Asker {
@@ -174,7 +177,8 @@ pub(crate) fn request(input: &[u8]) {
     match answer {
         Ok(()) => assert!(known.contains(&verb), "{value:?} was done"),
         Err(errno) => {
-            let documented = [Errno::EINVAL, Errno::ENOBUFS, Errno::ENOSPC, Errno::EPERM];
+            let documented =
+                [Errno::EINVAL, Errno::ENOBUFS, Errno::ENOSPC, Errno::EPERM, Errno::EBUSY];
             assert!(documented.contains(&errno), "{value:?}: {errno:?}");
             assert!(known.contains(&verb) || errno == Errno::EINVAL, "{value:?}: {errno:?}");
         }
@@ -245,12 +249,10 @@ pub(crate) fn name(input: &[u8]) {
     let base = ["a", "d", "c", "link"].map(OsStr::new);
     if !base.contains(&first) && !base.contains(&second) {
         let made = match selector / 2 % 4 {
-            0 => volume.create(folder, first, &caller, 0o644, true, true).map(
-                |(entry, handle, _)| {
-                    volume.engine.release(handle);
-                    entry
-                },
-            ),
+            0 => volume.create(User::OWN, folder, first, &caller, NEW).map(|(entry, handle, _)| {
+                volume.engine.release(handle);
+                entry
+            }),
             1 => tree.mkdir(folder, first, &caller, 0o755),
             2 => tree.symlink(folder, first, &caller, second),
             _ => tree.link(ROOT_ID, folder, first),
@@ -261,9 +263,13 @@ pub(crate) fn name(input: &[u8]) {
             assert!(folder != ROOT_ID || first != ".swapfs");
             assert_eq!(volume.lookup(folder, first).unwrap().id, entry.id);
             tree.forget(entry.id, 2);
-            let moved = volume.rename(folder, first, folder, second, RenameKind::NoReplace).is_ok();
+            let moved = volume
+                .rename(User::OWN, (folder, first), (folder, second), RenameKind::NoReplace)
+                .is_ok();
             let name = if moved { second } else { first };
-            let removed = volume.unlink(folder, name).or_else(|_| tree.rmdir(folder, name));
+            let removed = volume
+                .unlink(User::OWN, folder, name)
+                .or_else(|_| tree.rmdir(User::OWN, folder, name));
             removed.unwrap();
         }
     }

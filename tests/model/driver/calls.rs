@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use swapfs::error::Result;
+use swapfs::shares::User;
 use swapfs::swap::Reply;
 
 use super::{Driver, Effect, Flight, KEEP, Outcome, PUNCH, ZERO, growing};
@@ -273,9 +274,9 @@ impl Driver {
         let time = Duration::from_millis(self.rng.below(100));
         if self.rng.percent(50) {
             let key = self.slots[slot].file.key;
-            self.world.engine.wait_idle(key, time, Box::new(reply));
+            self.world.engine.wait_idle(User::OWN, key, time, Box::new(reply));
         } else {
-            self.world.engine.wait_all_idle(time, Box::new(reply));
+            self.world.engine.wait_all_idle(User::OWN, time, Box::new(reply));
         }
         self.flights.push(Flight {
             slot,
