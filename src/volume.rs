@@ -7,6 +7,7 @@ mod control;
 mod directories;
 mod metrics;
 mod partitions;
+mod privilege;
 mod request;
 mod rights;
 mod walk;
@@ -28,7 +29,7 @@ use crate::swap::{Engine, FileKey, Reply};
 
 use directories::Directories;
 
-pub use control::{CONTROL_NAME, ControlNode, may_read_private};
+pub use control::{CONTROL_NAME, ControlNode};
 pub use request::{FOLDER_REQUESTS, PARTITION_REQUESTS, ROOT_REQUESTS};
 pub use rights::Asker;
 pub use xattr::{PARTITION_NAMES, REQUEST_NAME, ROOT_NAMES, SWAP_PREFIX, WAIT_NAME, XattrAnswer};
@@ -261,7 +262,7 @@ impl Volume {
     /// Changes attributes; the answer holds them as they are afterwards. A size change waits for
     /// transfers of the partition, the rest does not.
     pub fn change(
-        self: &Arc<Self>, id: u64, handle: Option<u64>, changes: Changes, privileged: bool,
+        self: &Arc<Self>, id: u64, handle: Option<u64>, changes: Changes, drop_privileges: bool,
         answer: Answer<Attributes>,
     ) {
         if let Err(errno) = self.change_owner_and_mode(id, &changes) {
@@ -277,7 +278,7 @@ impl Volume {
         let Some(size) = changes.size else {
             return finish(Ok(()));
         };
-        if !privileged && let Err(errno) = self.drop_privileges(id) {
+        if drop_privileges && let Err(errno) = self.drop_privileges(id) {
             return finish(Err(errno));
         }
         match handle {

@@ -19,7 +19,7 @@ use super::opened::{Adapter, Opened, answer_empty, answer_entry, answer_xattr, a
 use super::{control, data, session};
 use crate::error::Errno;
 use crate::fs::{FileKind, ROOT_ID, RenameKind, XattrMode};
-use crate::volume::{ControlNode, REQUEST_NAME, may_read_private, outcome};
+use crate::volume::{ControlNode, REQUEST_NAME, outcome};
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
@@ -55,7 +55,7 @@ impl Filesystem for Adapter {
         let Some(kind) = FileKind::of_mode(mode) else {
             return reply.error(errno(Errno::EINVAL));
         };
-        let caller = caller(req, umask);
+        let caller = caller(req, umask, mode);
         let made = self.volume.tree.mknod(parent.0, name, &caller, kind, mode & 0o7777, rdev);
         answer_entry(made, reply);
     }
@@ -67,7 +67,7 @@ impl Filesystem for Adapter {
         if control::is_ours(parent, name) {
             return reply.error(errno(Errno::EPERM));
         }
-        let made = self.volume.tree.mkdir(parent.0, name, &caller(req, umask), mode & 0o7777);
+        let made = self.volume.tree.mkdir(parent.0, name, &caller(req, umask, 0), mode & 0o7777);
         answer_entry(made, reply);
     }
 
@@ -84,7 +84,7 @@ impl Filesystem for Adapter {
         if control::is_ours(parent, link_name) {
             return reply.error(errno(Errno::EPERM));
         }
-        let caller = caller(req, 0);
+        let caller = caller(req, 0, 0);
         answer_entry(
             self.volume.tree.symlink(parent.0, link_name, &caller, target.as_os_str()),
             reply,
@@ -123,7 +123,7 @@ impl Filesystem for Adapter {
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(errno(Errno::EACCES));
         }
-        if node.is_private() && !may_read_private(req.uid()) {
+        if node.is_private() && !asker(req).may_open_private() {
             return reply.error(errno(Errno::EACCES));
         }
         let opened = match node {
@@ -131,7 +131,7 @@ impl Filesystem for Adapter {
                 Some(reader) => Opened::AccessLog(reader),
                 None => return reply.error(errno(Errno::EBUSY)),
             },
-            _ => Opened::Control(self.volume.control_content(node, req.uid()).into()),
+            _ => Opened::Control(self.volume.control_content(node, asker(req)).into()),
         };
         control::open(self.keep(opened), node, reply);
     }

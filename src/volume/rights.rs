@@ -1,5 +1,7 @@
 //! Who asks, and which partitions below a folder that concerns: the kernel has only checked the folder itself.
 
+use rustix::thread::CapabilitySet;
+
 use crate::fs::{Attributes, Judge, Tree};
 
 /// Who asks.
@@ -13,22 +15,20 @@ pub struct Asker {
     pub pid: u32,
 }
 
-/// An asker with its supplementary groups, as they were when it asked.
+/// An asker with its supplementary groups and capabilities, as they were when it asked.
 #[derive(Debug)]
 pub(super) struct Member {
     asker: Asker,
     groups: Vec<u32>,
+    capabilities: CapabilitySet,
 }
 
 impl Asker {
-    /// To be called while the asker waits for its answer: its groups are its thread's.
+    /// To be called while the asker waits for its answer: its groups and capabilities are its thread's.
     pub(super) fn member(self) -> Member {
-        let status = match self.pid {
-            0 => None,
-            pid => std::fs::read_to_string(format!("/proc/{pid}/status")).ok(),
-        };
-        let groups = status.and_then(|status| groups_of(&status, self.uid)).unwrap_or_default();
-        Member { asker: self, groups }
+        let status = self.status().unwrap_or_default();
+        let groups = groups_of(&status, self.uid).unwrap_or_default();
+        Member { asker: self, groups, capabilities: self.capabilities_in(&status) }
     }
 }
 
@@ -48,7 +48,7 @@ fn groups_of(status: &str, uid: u32) -> Option<Vec<u32>> {
 /// What an asker may reach and write. Belongs to the thread that walks for it.
 #[derive(Debug)]
 pub(super) enum Rights {
-    /// Root's.
+    /// Of whom no permission is asked.
     All,
     /// As the kernel judges, ACLs included.
     Judged(Judge),
@@ -59,10 +59,10 @@ pub(super) enum Rights {
 impl Rights {
     pub(super) fn of(member: Member) -> Self {
         let Asker { uid, gid, .. } = member.asker;
-        if uid == 0 {
+        if member.capabilities.contains(CapabilitySet::DAC_OVERRIDE) {
             return Self::All;
         }
-        match Judge::new(uid, gid, &member.groups) {
+        match Judge::new(uid, gid, &member.groups, member.capabilities) {
             Ok(judge) => Self::Judged(judge),
             Err(errno) => {
                 log::debug!("a request of user {uid} is judged by mode bits alone: {errno}");

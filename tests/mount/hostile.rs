@@ -6,6 +6,7 @@ mod many;
 mod odd;
 mod prepared;
 mod pretended;
+mod privilege;
 mod rights;
 mod stacked;
 mod values;

@@ -12,8 +12,9 @@ use super::hot::{decode, name};
 use super::{Front, answers};
 use crate::error::{Errno, Result};
 use crate::fs::{Attributes, Caller, Entry, ROOT_ID, TimeChange};
+use crate::fuse::opened::keeps_set_group_id;
 use crate::fuse::session;
-use crate::volume::{CONTROL_NAME, Changes, ControlNode};
+use crate::volume::{Asker, CONTROL_NAME, Changes, ControlNode};
 
 /// The control folder and what is in it: nothing there can be changed.
 fn refuse_control(parent: u64, name: &OsStr) -> Result<()> {
@@ -40,8 +41,14 @@ impl Front {
             let flags = create.flags as i32;
             let exclusive = flags & libc::O_EXCL != 0;
             let read = flags & libc::O_ACCMODE != libc::O_WRONLY;
-            let caller = Caller { uid: header.uid, gid: header.gid, umask: create.umask };
             let mode = create.mode & 0o7777;
+            let asker = Asker { uid: header.uid, gid: header.gid, pid: header.pid };
+            let caller = Caller {
+                uid: header.uid,
+                gid: header.gid,
+                umask: create.umask,
+                keeps_set_group_id: keeps_set_group_id(mode, asker),
+            };
             let made = self.volume.create(header.nodeid, name, &caller, mode, exclusive, read)?;
             Ok((flags, made))
         });
@@ -93,8 +100,9 @@ impl Front {
             }
             Err(errno) => reply.error(errno),
         });
-        let privileged = header.uid == 0;
-        self.volume.change(header.nodeid, handle, changes(&asked), privileged, answer);
+        // The kernel knows who may leave the set-id bits of what is truncated.
+        let drop_privileges = asked.valid & fattr::KILL_SUIDGID != 0;
+        self.volume.change(header.nodeid, handle, changes(&asked), drop_privileges, answer);
     }
 }
 
