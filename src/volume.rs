@@ -32,7 +32,9 @@ use directories::Directories;
 pub use control::{CONTROL_NAME, ControlNode};
 pub use request::{FOLDER_REQUESTS, PARTITION_REQUESTS, ROOT_REQUESTS};
 pub use rights::Asker;
-pub use xattr::{PARTITION_NAMES, REQUEST_NAME, ROOT_NAMES, SWAP_PREFIX, WAIT_NAME, XattrAnswer};
+pub use xattr::{
+    CAPABILITY_NAME, PARTITION_NAMES, REQUEST_NAME, ROOT_NAMES, SWAP_PREFIX, WAIT_NAME, XattrAnswer,
+};
 
 /// How a volume presents itself, fixed at start.
 #[derive(Debug, Clone)]

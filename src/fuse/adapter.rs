@@ -19,7 +19,7 @@ use super::opened::{Adapter, Opened, answer_empty, answer_entry, answer_xattr, a
 use super::{control, data, session};
 use crate::error::Errno;
 use crate::fs::{FileKind, ROOT_ID, RenameKind, XattrMode};
-use crate::volume::{ControlNode, REQUEST_NAME, outcome};
+use crate::volume::{CAPABILITY_NAME, ControlNode, REQUEST_NAME, outcome};
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
@@ -269,8 +269,12 @@ impl Filesystem for Adapter {
             let answer = data::empty(reply);
             return self.volume.request(ino.0, value, asker(req), answer);
         }
-        let set = XattrMode::from_flags(flags as u32)
-            .and_then(|mode| self.volume.set_xattr(ino.0, name, value, mode));
+        let set = match XattrMode::from_flags(flags as u32) {
+            Ok(mode) if name == CAPABILITY_NAME => {
+                return self.volume.set_capability(ino.0, value, mode, data::empty(reply));
+            }
+            mode => mode.and_then(|mode| self.volume.set_xattr(ino.0, name, value, mode)),
+        };
         answer_empty(set, reply);
     }
 

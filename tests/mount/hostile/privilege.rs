@@ -13,9 +13,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 use crate::bytes::open;
 use crate::place::Mount;
 use crate::requests::{ask, request, settled};
-use crate::support::{
-    MIB, errno, is_root, set_xattr, swap_xattr, user, wait_until, write_pattern, xattr_names,
-};
+use crate::support::{MIB, errno, is_root, swap_xattr, user, wait_until, write_pattern};
 
 /// Does `work` on a thread of user `uid` with these capabilities and no others.
 fn with<T: Send>(uid: u32, has: CapabilitySet, work: impl FnOnce() -> T + Send) -> T {
@@ -113,7 +111,6 @@ fn capabilities_decide_and_not_the_number_of_the_user() {
     fs::set_permissions(mount.scratch.path(), Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(&mount.mnt, Permissions::from_mode(0o733)).unwrap();
     let path = private(&mount, "theirs", 4321);
-    set_xattr(&mount.backing("theirs"), "trusted.x", b"x").unwrap();
     let searches = CapabilitySet::DAC_READ_SEARCH;
     let overrides = CapabilitySet::DAC_OVERRIDE;
     let admin = CapabilitySet::SYS_ADMIN;
@@ -129,8 +126,6 @@ fn capabilities_decide_and_not_the_number_of_the_user() {
             ask(&path, "swap_in");
             assert_eq!(settled(&path), "available");
             let found = with(uid, has, || {
-                let trusted = xattr_names(&path).contains(&"trusted.x".to_owned());
-                assert!(!trusted || has.contains(admin), "user {uid} with {has:?}");
                 ask(&mount.mnt, "release");
                 (reserves(&mount.mnt), opens(&mount.mnt))
             });
