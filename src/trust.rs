@@ -318,10 +318,6 @@ mod tests {
         let (path, folder) = folder();
         let names = [("file", Kind::File), ("folders", Kind::Folders)];
         let look = || examine(folder.as_fd(), &names);
-        // Whatever the umask.
-        let close = |name: &str| {
-            fs::set_permissions(path.path().join(name), Permissions::from_mode(0o700)).unwrap();
-        };
         look().unwrap();
         write(path.path().join("file"), "");
         make_folder(make_folder(&folder, "folders").unwrap(), "00").unwrap();

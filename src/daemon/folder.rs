@@ -93,7 +93,7 @@ pub struct SwapFolder {
     folder: OwnedFd,
     control: OwnedFd,
     lock: File,
-    _outside: Option<OutsideLock>,
+    outside: Option<OutsideLock>,
     state: DaemonState,
 }
 
@@ -129,7 +129,7 @@ impl SwapFolder {
         };
         let outside = OutsideLock::take(folder.as_fd(), path, &state)?;
         let path = path.to_owned();
-        let mut swap = Self { path, folder, control, lock, _outside: outside, state };
+        let mut swap = Self { path, folder, control, lock, outside, state };
         swap.enter(Phase::Starting)
             .map_err(|error| format!("{}/.swapfs/lock: {}", swap.path.display(), reason(&error)))?;
         Ok(swap)
@@ -166,6 +166,35 @@ impl SwapFolder {
         self.control.as_fd()
     }
 
+    /// Whether the path still leads to this folder, or a mount hides it.
+    #[must_use]
+    pub fn is_hidden(&self) -> bool {
+        let here = statat(&self.folder, "", AtFlags::EMPTY_PATH);
+        let there = rustix::fs::stat(&self.path);
+        !matches!((here, there), (Ok(a), Ok(b)) if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
+    }
+
+    /// Opens folders anew, after the process has got another view of the filesystem: those that were open lead into the old one.
+    pub(super) fn open_anew(&mut self) -> Result<(), String> {
+        let failed =
+            |error: io::Error| format!("swap folder {}: {}", plain(&self.path), reason(&error));
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder =
+            open(&self.path, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+        let control = trust::open_folder(&folder, CONTROL_FOLDER).map_err(failed)?;
+        trust::check_named(&control, LOCK_FILE, &self.lock).map_err(failed)?;
+        if let Some(outside) = &mut self.outside {
+            outside.open_anew().map_err(failed)?;
+        }
+        (self.folder, self.control) = (folder, control);
+        Ok(())
+    }
+
+    /// The folder of the locks outside, with its path.
+    pub(super) fn locks_folder(&self) -> Option<(PathBuf, BorrowedFd<'_>)> {
+        self.outside.as_ref().map(OutsideLock::folder)
+    }
+
     /// Records the phase for whoever looks into the lock file.
     pub(crate) fn enter(&mut self, phase: Phase) -> io::Result<()> {
         self.state.state = phase;
@@ -185,14 +214,6 @@ impl SwapFolder {
     pub(crate) fn finished(&mut self, failed: &[String]) -> io::Result<()> {
         self.state.failed = failed.to_vec();
         self.enter(Phase::Finished)
-    }
-
-    /// Whether the path still leads to this folder, or a mount hides it.
-    #[must_use]
-    pub fn is_hidden(&self) -> bool {
-        let here = statat(&self.folder, "", AtFlags::EMPTY_PATH);
-        let there = rustix::fs::stat(&self.path);
-        !matches!((here, there), (Ok(a), Ok(b)) if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
     }
 }
 

@@ -157,6 +157,7 @@ impl Volume {
                 "mountpoint": self.options.mountpoint.to_string_lossy(),
                 "swap_folders": [self.options.swap_folder.to_string_lossy()],
             },
+            "sandbox": crate::sandbox::State::own(),
             "pool": pool,
             "aio": aio,
             "cache": self.engine.cache_stats(),

@@ -276,12 +276,13 @@ impl Volume {
         self.tree.set_xattr(id, name, value, mode)
     }
 
-    /// Sets [`CAPABILITY_NAME`], after everything that was written before is in the swap folder: the write-out would take
-    /// it away again. Until then, and after any later write, the file has none.
+    /// Sets [`CAPABILITY_NAME`], after everything that was written before is in the swap folder, with the size: the write-out
+    /// and the settling would take it away again. Until then, and after any later write, the file has none.
     pub fn set_capability(
         self: &Arc<Self>, id: u64, value: &[u8], mode: XattrMode, answer: Answer<()>,
     ) {
-        if !self.is_dirty(id) {
+        let kind = self.tree.attributes(id).map(|attributes| attributes.kind);
+        if kind != Ok(FileKind::Regular) {
             return answer(self.tree.set_xattr(id, OsStr::new(CAPABILITY_NAME), value, mode));
         }
         let handle = match self.open(id, false, true) {
@@ -297,7 +298,7 @@ impl Volume {
                 answer(result.and_then(|()| volume.tree.set_xattr(id, name, &value, mode)));
             }));
         };
-        self.engine.sync(handle, true, Box::new(written));
+        self.engine.sync(handle, false, Box::new(written));
     }
 
     /// Returns true when the pool has bytes of the partition that the swap folder has not.

@@ -8,5 +8,6 @@ mod prepared;
 mod pretended;
 mod privilege;
 mod rights;
+mod sandbox;
 mod stacked;
 mod values;
