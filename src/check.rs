@@ -8,6 +8,7 @@ mod folder;
 mod fuse;
 mod limits;
 mod memory;
+mod sandbox;
 mod speed;
 mod uring;
 
@@ -127,6 +128,7 @@ pub fn run(
     findings.extend(memory::look(config, &trial));
     drop(trial);
     findings.extend(limits::look());
+    findings.push(sandbox::look(config));
     ask()?;
     let deadline = Instant::now() + FOLDERS_TIME;
     for (place, left) in places.iter().zip((1..=places.len()).rev()) {

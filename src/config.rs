@@ -57,6 +57,15 @@ pub enum Checksum {
     None,
 }
 
+/// What the daemon gives up once it is mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sandbox {
+    /// All that serving does not take, and can be given up.
+    Full,
+    /// Nothing.
+    None,
+}
+
 /// A checked configuration. [`Config::default`] is the built-in one.
 ///
 /// The fields are what the daemon works with; [`Config::to_json`] and [`Config::rows`] report the same
@@ -103,6 +112,8 @@ pub struct Config {
     pub stall_timeout: u32,
     /// Idle processors are kept awake while a client makes one small call after the other.
     pub keep_awake: bool,
+    /// What the daemon gives up once it is mounted.
+    pub sandbox: Sandbox,
     /// env_logger filter.
     pub log: String,
     /// The standard options of mount(8).
@@ -240,6 +251,10 @@ impl Config {
             },
             stall_timeout: s.count("stall_timeout"),
             keep_awake: s.switch("keep_awake"),
+            sandbox: match s.text("sandbox").as_str() {
+                "none" => Sandbox::None,
+                _ => Sandbox::Full,
+            },
             log: s.text("log"),
             mount: s.mount.clone(),
             settings,

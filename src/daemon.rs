@@ -3,6 +3,7 @@
 //!
 //! What is mounted comes from a [`Factory`]; nothing here knows about partitions.
 
+mod confine;
 mod folder;
 mod logger;
 mod manager;
@@ -12,6 +13,7 @@ mod process;
 mod report;
 mod session;
 mod stats;
+mod unmounter;
 
 pub use folder::{DaemonState, Phase, SwapFolder, read_state};
 pub use manager::stop_time;
@@ -35,6 +37,7 @@ use crate::fuse::mount::{self, Detach, MountCall};
 use crate::sys_process;
 use manager::Manager;
 use report::Reporter;
+use unmounter::Unmounter;
 
 /// The mounted filesystem, as the daemon sees it.
 pub trait Service: Send + Sync {
@@ -173,6 +176,8 @@ fn lock_and_serve(
     request: &MountRequest, factory: &dyn Factory, reporter: &mut Reporter,
 ) -> Result<(), String> {
     prepare_process();
+    let unmounter = Unmounter::start(&request.mountpoint)
+        .map_err(|error| format!("fork: {}", sys_process::reason(&error)))?;
     let mut swap = SwapFolder::lock(
         &request.swap_folder,
         &request.mountpoint,
@@ -190,18 +195,21 @@ fn lock_and_serve(
         })?
         .dev();
     let fuse = mount_folder(request, factory)?;
-    let service = match factory.start(&request.config, &swap, &request.mountpoint, fuse) {
+    let started = confine::confine(&request.config, &mut swap, &request.mountpoint)
+        .and_then(|()| logger::start_writer())
+        .and_then(|()| factory.start(&request.config, &swap, &request.mountpoint, fuse));
+    let service = match started {
         Ok(service) => service,
         Err(line) => {
-            if let Err(error) = mount::unmount(&request.mountpoint, Detach::Lazily) {
+            if let Err(error) = unmounter.detach() {
                 log::warn!("{}: {error}", request.mountpoint.display());
             }
             return Err(line);
         }
     };
     let manager = Manager::new(reporter.is_terminal(), request.config.pool_size);
-    session::Session::new(service, &mut swap, &request.mountpoint, signals, device_before, manager)
-        .run(reporter)
+    let shell = session::Shell { unmounter, signals, manager, device_before };
+    session::Session::new(service, &mut swap, request, shell).run(reporter)
 }
 
 fn mount_folder(request: &MountRequest, factory: &dyn Factory) -> Result<OwnedFd, String> {
@@ -230,6 +238,10 @@ fn prepare_process() {
         log::debug!("chdir /: {error}");
     }
     sys_process::return_freed_memory();
+    // A core file would have clients' bytes in it, the whole pool.
+    if let Err(errno) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {
+        log::debug!("RLIMIT_CORE: {}", errno.desc());
+    }
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(errno) = raised {

@@ -13,5 +13,6 @@ mod opened;
 mod session;
 pub mod trial;
 
+pub(crate) use front::WAKE_REQUESTS;
 pub use front::intakes;
 pub use session::{Serving, serve};

@@ -4,6 +4,7 @@
 
 pub mod aio;
 pub mod bench;
+mod capabilities;
 pub mod check;
 pub mod cli;
 mod concurrent;
@@ -14,10 +15,12 @@ pub mod fs;
 pub mod fuse;
 pub mod install;
 pub mod ledger;
+mod machine;
 pub mod metrics;
 mod panics;
 mod paths;
 pub mod pool;
+mod sandbox;
 pub mod service;
 pub mod shares;
 pub mod swap;

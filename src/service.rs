@@ -114,10 +114,6 @@ pub(crate) type Open =
 fn start(
     config: &Config, swap: &SwapFolder, mountpoint: &Path, fuse: OwnedFd, open: Open, real: bool,
 ) -> Result<Arc<dyn Service>, String> {
-    keep_capabilities();
-    if let Err(errno) = crate::sys::obey_quotas() {
-        log::warn!("quotas and reserved blocks are not obeyed: {}", errno.desc());
-    }
     let folder = swap.path().display().to_string();
     let probe = probe(swap.folder())
         .map_err(|errno| format!("{folder}: cannot store files there: {}", errno.desc()))?;
@@ -208,16 +204,6 @@ fn open_ledger(
             Ok(None)
         }
         opened => opened.map_err(|error| format!("{folder}/.swapfs: {}", reason(&error))),
-    }
-}
-
-/// Lets the daemon of root create files in the callers' names and still pass every permission check;
-/// the kernel has checked theirs. Threads started from here on inherit it.
-fn keep_capabilities() {
-    if nix::unistd::geteuid().is_root()
-        && let Err(errno) = crate::sys::keep_capabilities()
-    {
-        log::warn!("creating files for other users may fail: securebits: {}", errno.desc());
     }
 }
 

@@ -60,19 +60,6 @@ mod ioctl {
     nix::ioctl_readwrite!(fiemap, b'f', 11, super::Fiemap);
 }
 
-/// Gives the calling thread a table of descriptors of its own, with the three standard ones alone: what the others have
-/// open is closed when they end, whatever this one waits for. Nothing in this thread may use a descriptor made before.
-///
-/// # Errors
-/// ENOSYS before Linux 5.9; ENOMEM.
-pub(crate) fn leave_descriptors() -> Result<()> {
-    // SAFETY: close_range takes numbers alone. What it closes is closed in this thread's new table, so that no
-    // descriptor which another thread owns changes.
-    let outcome =
-        unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_UNSHARE) };
-    Errno::result(outcome).map(drop)
-}
-
 /// Lets the calling thread run before all ordinary ones, when it does little and must be in time.
 ///
 /// # Errors

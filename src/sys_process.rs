@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -145,6 +145,26 @@ pub(crate) fn fork_single_threaded() -> io::Result<ForkResult> {
     Ok(unsafe { nix::unistd::fork() }?)
 }
 
+/// Closes all descriptors but the three standard ones and `kept`. For a process that was just forked and returns to nobody
+/// who owns one of the others.
+pub(crate) fn close_all_but<const N: usize>(mut kept: [RawFd; N]) -> io::Result<()> {
+    kept.sort_unstable();
+    let mut from: u32 = 3;
+    for end in kept.into_iter().map(Some).chain([None]) {
+        let (last, next) = match end.map(i32::cast_unsigned) {
+            Some(kept) => (kept.checked_sub(1), kept.saturating_add(1)),
+            None => (Some(u32::MAX), u32::MAX),
+        };
+        if let Some(last) = last.filter(|last| *last >= from) {
+            // SAFETY: close_range takes numbers alone; the caller makes sure that nobody uses what they stand for.
+            let closed = unsafe { libc::syscall(libc::SYS_close_range, from, last, 0) };
+            Errno::result(closed)?;
+        }
+        from = next.max(3);
+    }
+    Ok(())
+}
+
 /// Tells malloc to give large freed blocks back and to keep few heaps. Call before threads start.
 pub(crate) fn return_freed_memory() {
     // SAFETY: mallopt takes two integers and has no memory of ours; an unknown parameter is refused.
@@ -177,7 +197,7 @@ pub(crate) fn receive_descriptor(socket: BorrowedFd<'_>) -> io::Result<Option<Ow
     use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
     let mut byte = [0_u8; 1];
     let mut parts = [io::IoSliceMut::new(&mut byte)];
-    let mut space = nix::cmsg_space!([std::os::fd::RawFd; 1]);
+    let mut space = nix::cmsg_space!([RawFd; 1]);
     let message = loop {
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
         match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags) {

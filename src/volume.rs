@@ -7,6 +7,7 @@ mod control;
 mod directories;
 mod metrics;
 mod partitions;
+mod privilege;
 mod request;
 mod rights;
 mod walk;
@@ -30,10 +31,12 @@ use crate::swap::{Engine, FileKey, Reply};
 use directories::Directories;
 use walks::Walks;
 
-pub use control::{CONTROL_NAME, ControlNode, may_read_private};
+pub use control::{CONTROL_NAME, ControlNode};
 pub use request::{FOLDER_REQUESTS, PARTITION_REQUESTS, ROOT_REQUESTS};
 pub use rights::Asker;
-pub use xattr::{PARTITION_NAMES, REQUEST_NAME, ROOT_NAMES, SWAP_PREFIX, WAIT_NAME, XattrAnswer};
+pub use xattr::{
+    CAPABILITY_NAME, PARTITION_NAMES, REQUEST_NAME, ROOT_NAMES, SWAP_PREFIX, WAIT_NAME, XattrAnswer,
+};
 
 /// How a volume presents itself, fixed at start.
 #[derive(Debug, Clone)]
@@ -117,6 +120,8 @@ pub struct Changes {
     pub atime: Option<TimeChange>,
     /// Time of last modification.
     pub mtime: Option<TimeChange>,
+    /// With a size: the set-id bits go. The kernel knows whom they stay for.
+    pub drop_privileges: bool,
 }
 
 impl Volume {
@@ -293,7 +298,7 @@ impl Volume {
         let Some(size) = changes.size else {
             return finish(Ok(()));
         };
-        if user.uid() != 0
+        if changes.drop_privileges
             && let Err(errno) = self.drop_privileges(id)
         {
             return finish(Err(errno));

@@ -21,7 +21,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_swapfs");
 const NOBODY: u32 = 65_534;
 
 /// What is always looked at.
-const ITEMS: [&str; 22] = [
+const ITEMS: [&str; 23] = [
     "fuse-device",
     "mount",
     "async-direct-io",
@@ -35,6 +35,7 @@ const ITEMS: [&str; 22] = [
     "huge-pages",
     "open-files",
     "libaio",
+    "sandbox",
     "folder",
     "filesystem",
     "write-permission",

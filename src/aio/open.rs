@@ -41,8 +41,8 @@ pub fn open_device(
 
 /// Why io_uring is refused, with the likely cause.
 pub(crate) fn refusal(error: &io::Error) -> String {
-    let switch = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
-    match switch.as_deref().map(str::trim) {
+    let switch = crate::machine::text(crate::machine::IO_URING_DISABLED);
+    match switch.as_deref() {
         Ok(value @ ("1" | "2")) => format!("{error} (sysctl kernel.io_uring_disabled is {value})"),
         _ => match error.raw_os_error() {
             Some(libc::EPERM | libc::ENOSYS) => {

@@ -13,7 +13,7 @@ use rustix::fs::{OFlags, fstatvfs};
 use super::{Finding, Place, Verdict, device, speed};
 use crate::aio::probe::{create, probe, unreservable};
 use crate::config::Config;
-use crate::daemon::{Phase, read_state};
+use crate::daemon::{DaemonState, Phase, read_state};
 use crate::error::errno_of;
 use crate::fuse::mount::{MountEntry, entry_of_path, is_dead, parse_mount_table};
 use crate::sys_process::{quoted, reason};
@@ -37,6 +37,9 @@ pub(super) fn look(
     let (path, found) = find(place);
     let works = found.verdict != Verdict::Fails;
     tell(found);
+    if let Some(finding) = daemon_of(&path).and_then(|state| super::sandbox::of_daemon(state.pid)) {
+        tell(finding);
+    }
     let (true, Ok(folder)) = (works, File::open(&path)) else {
         return;
     };
@@ -103,9 +106,8 @@ fn present(path: &Path) -> Finding {
             format!("check the folder beneath: {}", quoted(&entry.source)),
         );
     }
-    let running = |pid: i32| Path::new(&format!("/proc/{pid}")).exists();
-    match read_state(path) {
-        Some(state) if state.state != Phase::Finished && running(state.pid) => {
+    match daemon_of(path) {
+        Some(state) => {
             let (pid, mountpoint) = (state.pid, quoted(&state.mountpoint));
             Finding::slow(
                 "folder",
@@ -115,8 +117,14 @@ fn present(path: &Path) -> Finding {
                 format!("swapfs umount {mountpoint}"),
             )
         }
-        _ => Finding::ok("folder", "there"),
+        None => Finding::ok("folder", "there"),
     }
+}
+
+/// The daemon that has the folder.
+fn daemon_of(path: &Path) -> Option<DaemonState> {
+    let running = |pid: i32| Path::new(&format!("/proc/{pid}")).exists();
+    read_state(path).filter(|state| state.state != Phase::Finished && running(state.pid))
 }
 
 /// The mount that a path lies on.

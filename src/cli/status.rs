@@ -50,6 +50,8 @@ struct MountRow {
     pid: Option<i32>,
     /// False when its daemon is gone; another user's mount is not asked.
     alive: bool,
+    /// What its daemon has not given up of its rights.
+    kept: Vec<String>,
     pool: Option<PoolRow>,
 }
 
@@ -84,16 +86,21 @@ impl MountRow {
         if let Err(refusal) = entry.check() {
             eprintln!("swapfs: {refusal}");
             let (mountpoint, swap_folder) = (at.clone(), entry.source.clone());
-            return Self { mountpoint, swap_folder, pid: None, alive: true, pool: None };
+            let kept = Vec::new();
+            return Self { mountpoint, swap_folder, pid: None, alive: true, kept, pool: None };
         }
         let alive = !mount::probe(at).is_err_and(|error| mount::is_dead(&error));
         let stats = MountStats::read(at);
+        let mut kept = stats.as_ref().map_or_else(Vec::new, MountStats::kept);
+        // A user's daemon sees what the user sees.
+        kept.retain(|part| entry.owner == Some(0) || part != "other files");
         let stated = stats.as_ref().and_then(MountStats::swap_folder);
         Self {
             mountpoint: at.clone(),
             swap_folder: stated.unwrap_or_else(|| entry.source.clone()),
             pid: stats.as_ref().and_then(MountStats::pid),
             alive,
+            kept,
             pool: PoolRow::read(at),
         }
     }
@@ -134,7 +141,12 @@ fn show_mounts(json: bool) -> Result<(), Failure> {
     let header = ["MOUNTPOINT", "SWAP FOLDER", "PID", "POOL", "AVAILABLE", "DIRTY", "IN FLIGHT"];
     let mut table = table(&header);
     table.add_rows(rows.iter().map(MountRow::columns));
-    print(&table.trim_fmt())
+    print(&table.trim_fmt())?;
+    for row in rows.iter().filter(|row| !row.kept.is_empty()) {
+        let (at, kept) = (plain(&row.mountpoint), row.kept.join(", "));
+        print(&format!("{at}: the daemon has not given up {kept}"))?;
+    }
+    Ok(())
 }
 
 /// A row about a partition; sizes in bytes.

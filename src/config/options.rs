@@ -78,7 +78,7 @@ impl OptionDefinition {
 }
 
 /// Every mount option of swapfs.
-pub const OPTIONS: [OptionDefinition; 22] = [
+pub const OPTIONS: [OptionDefinition; 23] = [
     option("pool_size", size(KIB, SIZE_MAX), "1 GiB", "Bytes of the buffer pool"),
     option(
         "block_size",
@@ -166,6 +166,12 @@ pub const OPTIONS: [OptionDefinition; 22] = [
         Kind::Switch,
         "on",
         "Keep idle processors awake while a client makes one small call after the other",
+    ),
+    option(
+        "sandbox",
+        Kind::Choice(&["full", "none"]),
+        "full",
+        "Once mounted, give up all rights, files and system calls that serving does not take; none: keep them",
     ),
     option(
         "log",

@@ -172,6 +172,35 @@ impl SwapFolder {
         std::iter::once(self.lock.as_fd()).chain(outside).collect()
     }
 
+    /// Whether the path still leads to this folder, or a mount hides it.
+    #[must_use]
+    pub fn is_hidden(&self) -> bool {
+        let here = statat(&self.folder, "", AtFlags::EMPTY_PATH);
+        let there = rustix::fs::stat(&self.path);
+        !matches!((here, there), (Ok(a), Ok(b)) if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
+    }
+
+    /// Opens folders anew, after the process has got another view of the filesystem: those that were open lead into the old one.
+    pub(super) fn open_anew(&mut self) -> Result<(), String> {
+        let failed =
+            |error: io::Error| format!("swap folder {}: {}", plain(&self.path), reason(&error));
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder =
+            open(&self.path, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+        let control = trust::open_folder(&folder, CONTROL_FOLDER).map_err(failed)?;
+        trust::check_named(&control, LOCK_FILE, &self.lock).map_err(failed)?;
+        if let Some(outside) = &mut self.outside {
+            outside.open_anew().map_err(failed)?;
+        }
+        (self.folder, self.control) = (folder, control);
+        Ok(())
+    }
+
+    /// The folder of the locks outside, with its path.
+    pub(super) fn locks_folder(&self) -> Option<(PathBuf, BorrowedFd<'_>)> {
+        self.outside.as_ref().map(OutsideLock::folder)
+    }
+
     /// Records the phase for whoever looks into the lock file.
     pub(crate) fn enter(&mut self, phase: Phase) -> io::Result<()> {
         self.state.state = phase;
@@ -191,14 +220,6 @@ impl SwapFolder {
     pub(crate) fn finished(&mut self, failed: &[String]) -> io::Result<()> {
         self.state.failed = failed.to_vec();
         self.enter(Phase::Finished)
-    }
-
-    /// Whether the path still leads to this folder, or a mount hides it.
-    #[must_use]
-    pub fn is_hidden(&self) -> bool {
-        let here = statat(&self.folder, "", AtFlags::EMPTY_PATH);
-        let there = rustix::fs::stat(&self.path);
-        !matches!((here, there), (Ok(a), Ok(b)) if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
     }
 }
 

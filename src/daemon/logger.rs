@@ -17,6 +17,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use jiff::Timestamp;
 use nix::sys::signal::{SigSet, SigmaskHow};
+use parking_lot::Mutex;
 use rustix::fs::{OFlags, renameat};
 
 use super::SwapFolder;
@@ -41,6 +42,9 @@ static STARTING: AtomicBool = AtomicBool::new(false);
 /// The way to the thread that writes the file, where there is one.
 static WRITER: OnceLock<Sender<Line>> = OnceLock::new();
 
+/// The file and its lines, until the thread that writes them is started: a daemon that gives up rights has one thread.
+static UNWRITTEN: Mutex<Option<(File, Receiver<Line>)>> = Mutex::new(None);
+
 /// The file, to become standard error.
 static FILE: OnceLock<File> = OnceLock::new();
 
@@ -51,7 +55,7 @@ enum Line {
     Mark(#[expect(dead_code, reason = "its end is the answer")] Sender<()>),
 }
 
-/// Starts logging by the filter. The first call counts.
+/// Starts logging by the filter; a file is written from [`start_writer`] on. The first call counts.
 pub(super) fn start(filter: &str, swap: &SwapFolder, foreground: bool) -> Result<(), String> {
     let mut builder = env_logger::Builder::new();
     builder.parse_filters(filter).format_timestamp_millis();
@@ -62,8 +66,9 @@ pub(super) fn start(filter: &str, swap: &SwapFolder, foreground: bool) -> Result
         if let Ok(file) = file.try_clone() {
             let _ = FILE.set(file);
         }
-        let lines = start_writer(file)
-            .map_err(|error| format!("cannot start a thread: {}", reason(&error)))?;
+        let (sender, lines) = bounded(LINES_MAX);
+        *UNWRITTEN.lock() = Some((file, lines));
+        let lines = WRITER.get_or_init(|| sender).clone();
         builder.target(env_logger::Target::Pipe(Box::new(Lines { lines, dropped: 0 })));
         STARTING.store(true, Ordering::Relaxed);
     }
@@ -92,6 +97,8 @@ pub(super) fn started() {
 
 /// Waits for the last lines, but not for a device that hangs.
 pub(super) fn finish() {
+    // A start that failed early has lines as well.
+    let _ = start_writer();
     if let Some(writer) = WRITER.get() {
         wait_for(writer);
     }
@@ -120,16 +127,19 @@ fn log_panic(panic: &PanicHookInfo<'_>) -> bool {
     true
 }
 
-/// Starts the thread. It takes no signals: those are for the daemon's own threads, which block them later.
-fn start_writer(file: File) -> io::Result<Sender<Line>> {
-    let (sender, lines) = bounded(LINES_MAX);
-    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-    let started = std::thread::Builder::new()
-        .name(WRITER_NAME.to_owned())
-        .spawn(move || outlive(|| write_lines(&file, &lines)));
-    before.thread_set_mask()?;
-    started?;
-    Ok(WRITER.get_or_init(|| sender).clone())
+/// Starts the thread that writes the file, where there is one to be written. It takes no signals: those are for the daemon's
+/// own threads.
+pub(super) fn start_writer() -> Result<(), String> {
+    let Some((file, lines)) = UNWRITTEN.lock().take() else { return Ok(()) };
+    let start = || {
+        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        let started = std::thread::Builder::new()
+            .name(WRITER_NAME.to_owned())
+            .spawn(move || outlive(|| write_lines(&file, &lines)));
+        before.thread_set_mask()?;
+        started.map(drop)
+    };
+    start().map_err(|error: io::Error| format!("cannot start a thread: {}", reason(&error)))
 }
 
 fn write_lines(mut file: &File, lines: &Receiver<Line>) {

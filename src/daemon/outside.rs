@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, fstat, open, unlinkat};
@@ -71,6 +71,21 @@ impl OutsideLock {
     }
 }
 
+impl OutsideLock {
+    /// The folder of the locks, with its path.
+    pub(super) fn folder(&self) -> (PathBuf, BorrowedFd<'_>) {
+        let (parent, name) = run_folder();
+        (PathBuf::from(parent).join(name).join(FOLDER), self.folder.as_fd())
+    }
+
+    /// Opens the folder anew, as [`SwapFolder::open_anew`](super::SwapFolder::open_anew).
+    pub(super) fn open_anew(&mut self) -> io::Result<()> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        self.folder = open(&self.folder().0, flags, Mode::empty())?;
+        Ok(())
+    }
+}
+
 impl Drop for OutsideLock {
     fn drop(&mut self) {
         // While the lock is held: whoever waits for it finds that the name is gone and makes a new file.
@@ -80,12 +95,17 @@ impl Drop for OutsideLock {
     }
 }
 
-/// The folder of the locks, made when there is none; `None` where the system has no place for it.
-fn locks_folder() -> Result<Option<OwnedFd>, String> {
-    let (parent, name) = match trust::own_user() {
+/// Where this user's things of the running system are: a folder, and its name in that.
+fn run_folder() -> (String, String) {
+    match trust::own_user() {
         0 => ("/".to_owned(), "run".to_owned()),
         user => ("/run/user".to_owned(), user.to_string()),
-    };
+    }
+}
+
+/// The folder of the locks, made when there is none; `None` where the system has no place for it.
+fn locks_folder() -> Result<Option<OwnedFd>, String> {
+    let (parent, name) = run_folder();
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let Ok(parent) = open(parent.as_str(), flags, Mode::empty()) else { return Ok(None) };
     // Where it belongs to somebody else, as in a container, there is no such place.
@@ -101,7 +121,6 @@ fn locks_folder() -> Result<Option<OwnedFd>, String> {
 mod tests {
     use super::*;
     use crate::daemon::folder::Phase;
-    use std::os::fd::AsFd;
 
     /// "Who has the lock is the only one, and the name is gone with the last."
     #[test]

@@ -79,6 +79,14 @@ impl DaemonProcess {
         matches!((theirs, ours), (Ok(a), Ok(b)) if (a.st_dev, a.st_ino) == (b.dev(), b.ino()))
     }
 
+    /// Whether it sees other mounts than this process; `None` where this user may not see that.
+    pub fn has_own_mounts(&self) -> Option<bool> {
+        let theirs = readlinkat(&self.folder, "ns/mnt", Vec::new()).ok()?;
+        let ours = std::fs::read_link("/proc/self/ns/mnt").ok()?;
+        use std::os::unix::ffi::OsStrExt;
+        Some(theirs.as_bytes() != ours.as_os_str().as_bytes())
+    }
+
     /// Reads one of its files in `/proc`.
     pub fn read(&self, name: &str) -> io::Result<String> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -1,7 +1,6 @@
 //! From the mount to the exit: readiness, signals, the end of the session.
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,8 +13,9 @@ use nix::sys::signal::{SigSet, Signal};
 use super::folder::Phase;
 use super::manager::Manager;
 use super::report::Reporter;
-use super::{Service, SwapFolder};
-use crate::fuse::mount::{self, Detach, UnmountError};
+use super::unmounter::Unmounter;
+use super::{MountRequest, Service, SwapFolder};
+use crate::fuse::mount::{Detach, UnmountError};
 use crate::panics::outlive;
 use crate::sys_process::reason;
 
@@ -44,37 +44,36 @@ enum Event {
 pub(super) struct Session<'a> {
     service: Arc<dyn Service>,
     swap: &'a mut SwapFolder,
-    mountpoint: &'a Path,
+    request: &'a MountRequest,
     sender: Sender<Event>,
     events: Receiver<Event>,
-    signals: SigSet,
-    manager: Manager,
-    /// `st_dev` of the mountpoint before the mount.
-    device_before: u64,
+    shell: Shell,
     /// `st_dev` of the mount once it answers.
     device: Option<u64>,
     /// The session is over.
     has_ended: bool,
 }
 
+/// What a session has around it.
+pub(super) struct Shell {
+    pub(super) unmounter: Unmounter,
+    pub(super) signals: SigSet,
+    pub(super) manager: Manager,
+    /// `st_dev` of the mountpoint before the mount.
+    pub(super) device_before: u64,
+}
+
 impl<'a> Session<'a> {
     pub(super) fn new(
-        service: Arc<dyn Service>, swap: &'a mut SwapFolder, mountpoint: &'a Path, signals: SigSet,
-        device_before: u64, manager: Manager,
+        service: Arc<dyn Service>, swap: &'a mut SwapFolder, request: &'a MountRequest,
+        shell: Shell,
     ) -> Self {
         let (sender, events) = unbounded();
-        Self {
-            service,
-            swap,
-            mountpoint,
-            sender,
-            events,
-            signals,
-            manager,
-            device_before,
-            device: None,
-            has_ended: false,
-        }
+        Self { service, swap, request, sender, events, shell, device: None, has_ended: false }
+    }
+
+    fn mountpoint(&self) -> &'a Path {
+        &self.request.mountpoint
     }
 
     /// Runs to the end. The error is the daemon's last line.
@@ -87,27 +86,28 @@ impl<'a> Session<'a> {
             self.give_up();
             return Err(line);
         }
+        super::confine::filter_calls(&self.request.config);
         self.enter(Phase::Mounted);
         log::info!(
             "{} mounted at {}, pid {}",
             self.swap.path().display(),
-            self.mountpoint.display(),
+            self.mountpoint().display(),
             std::process::id()
         );
         reporter.ready();
-        self.manager.ready(self.swap.path(), self.mountpoint);
+        self.shell.manager.ready(self.swap.path(), self.mountpoint());
         let ended = outlive(|| self.wait_for_end());
         self.finish(ended)
     }
 
-    fn spawn_threads(&self) -> io::Result<()> {
+    fn spawn_threads(&mut self) -> io::Result<()> {
         let (service, sender) = (self.service.clone(), self.sender.clone());
         spawn("serve", move || {
             let served = std::panic::catch_unwind(AssertUnwindSafe(|| service.serve()));
             let served = served.unwrap_or_else(|_| Err(io::Error::other("panicked")));
             let _ = sender.send(Event::Ended(served));
         })?;
-        let (signals, sender) = (self.signals, self.sender.clone());
+        let (signals, sender) = (self.shell.signals, self.sender.clone());
         spawn("signals", move || {
             outlive(|| {
                 while let Ok(signal) = signals.wait() {
@@ -118,10 +118,10 @@ impl<'a> Session<'a> {
                 }
             });
         })?;
-        let (mountpoint, sender) = (self.mountpoint.to_owned(), self.sender.clone());
-        let device_before = self.device_before;
+        let answered = self.shell.unmounter.first_call(self.shell.device_before)?;
+        let sender = self.sender.clone();
         spawn("readiness", move || {
-            first_call(&mountpoint, device_before, &sender);
+            let _ = sender.send(Event::Answered(answered()));
         })
     }
 
@@ -142,7 +142,7 @@ impl<'a> Session<'a> {
     }
 
     fn wait_for_answer(&mut self) -> Result<(), String> {
-        let shown = self.mountpoint.display();
+        let shown = self.mountpoint().display();
         match self.events.recv_timeout(START_TIMEOUT) {
             Ok(Event::Answered(Ok(device))) => {
                 self.device = Some(device);
@@ -166,7 +166,7 @@ impl<'a> Session<'a> {
 
     fn ended_early(&mut self, ended: io::Result<()>) -> String {
         self.has_ended = true;
-        let shown = self.mountpoint.display();
+        let shown = self.mountpoint().display();
         match ended {
             Ok(()) => format!("{shown} was unmounted while starting"),
             Err(error) => format!("the session of {shown} failed: {}", reason(&error)),
@@ -209,16 +209,16 @@ impl<'a> Session<'a> {
 
     /// Synchronizes and unmounts; false when the mount cannot be taken away.
     fn stop(&self) -> bool {
-        self.manager.stopping();
+        self.shell.manager.stopping();
         if let Err(names) = self.service.synchronize() {
             log::error!("before the unmount: {}", not_stored(&names));
         }
-        let shown = self.mountpoint.display();
+        let shown = self.mountpoint().display();
         if self.service.is_stuck() {
             log::error!("the device does not answer: clients of {shown} get errors now");
-            mount::abort(self.mountpoint, self.device);
+            self.shell.unmounter.abort(self.device);
         }
-        match mount::unmount_or_detach(self.mountpoint) {
+        match self.shell.unmounter.unmount() {
             Ok(Detach::WhenIdle) => log::info!("{shown} unmounted"),
             Ok(Detach::Lazily) => {
                 log::warn!("{shown} was busy: gone for new users, serving the others to their end");
@@ -236,8 +236,8 @@ impl<'a> Session<'a> {
     /// After the session: the rest goes to stable storage, and the lock file says how it went.
     fn finish(mut self, ended: io::Result<()>) -> Result<(), String> {
         self.enter(Phase::Finishing);
-        self.manager.stopping();
-        self.remove_dead_mount();
+        self.shell.manager.stopping();
+        self.say(self.shell.unmounter.tidy(self.device));
         let stored = self.service.finish();
         let failed = stored.as_ref().err().map_or(&[][..], Vec::as_slice);
         if let Err(error) = self.swap.finished(failed) {
@@ -255,45 +255,16 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// A session that ended without an unmount leaves a mount on which every call fails.
-    fn remove_dead_mount(&self) {
-        let mounts = mount::swapfs_mounts().unwrap_or_default();
-        let ours = |entry: &mount::MountEntry| {
-            Some(entry.device) == self.device && entry.mountpoint == self.mountpoint
-        };
-        match mounts.iter().any(ours) {
-            true => self.detach(),
-            // Whoever unmounted may not have known that there is a helper.
-            false => mount::forget(self.mountpoint),
-        }
-    }
-
     fn detach(&self) {
-        match mount::unmount(self.mountpoint, Detach::Lazily) {
-            Ok(()) | Err(UnmountError::NotMounted) => {}
-            Err(error) => log::warn!("cannot unmount {}: {error}", self.mountpoint.display()),
-        }
+        self.say(self.shell.unmounter.detach());
     }
-}
 
-/// The first call on the mount: it returns when the session answers. Then what needs an answering mount.
-fn first_call(mountpoint: &Path, device_before: u64, sender: &Sender<Event>) {
-    // A daemon that is killed now leaves this call without an answer. Only when /dev/fuse is closed does it end, and
-    // that must not be open in the thread that waits.
-    if let Err(errno) = crate::sys::leave_descriptors() {
-        log::debug!("close_range: {}", errno.desc());
-    }
-    let answered = std::fs::metadata(mountpoint).and_then(|metadata| {
-        let device = metadata.dev();
-        match device == device_before {
-            true => Err(io::Error::other("something else is mounted there")),
-            false => Ok(device),
+    /// A mount that is gone is as it should be.
+    fn say(&self, unmounted: Result<(), UnmountError>) {
+        match unmounted {
+            Ok(()) | Err(UnmountError::NotMounted) => {}
+            Err(error) => log::warn!("cannot unmount {}: {error}", self.mountpoint().display()),
         }
-    });
-    let answers = answered.is_ok();
-    let _ = sender.send(Event::Answered(answered));
-    if answers && let Err(error) = mount::map_as_a_disk(mountpoint) {
-        log::debug!("read_ahead_kb, strict_limit: {}", reason(&error));
     }
 }
 

@@ -46,6 +46,14 @@ impl MountStats {
         Some(self.0.pointer("/mount/swap_folders/0")?.as_str()?.into())
     }
 
+    /// What its daemon has not given up, in words of `stats.json`; empty where it says nothing about that.
+    #[must_use]
+    pub fn kept(&self) -> Vec<String> {
+        let kept = self.0.pointer("/sandbox/kept").and_then(Json::as_array);
+        let words = kept.into_iter().flatten().filter_map(Json::as_str);
+        words.map(|word| word.replace('_', " ")).collect()
+    }
+
     /// A count of the `pool` object, such as `dirty`.
     #[must_use]
     pub fn pool(&self, name: &str) -> Option<u64> {

@@ -208,8 +208,8 @@ fn creation_mode(
     if !has_default_acl(directory) {
         mode &= !caller.umask;
     }
-    // The daemon may make set-group-id files of groups its caller is not in; the caller may not.
-    if mode & SET_GROUP_ID != 0 && kind != FileKind::Directory && caller.uid != 0 {
+    // The daemon may make set-group-id files of groups its caller is not in; most callers may not.
+    if mode & SET_GROUP_ID != 0 && kind != FileKind::Directory && !caller.keeps_set_group_id {
         let status = status_of(directory)?;
         let inherits_group = u32::from(status.stx_mode) & SET_GROUP_ID != 0;
         if inherits_group && status.stx_gid != caller.gid {

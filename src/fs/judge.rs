@@ -15,21 +15,25 @@ use crate::sys::{self, errno};
 pub struct Judge {
     uid: u32,
     gid: u32,
-    capabilities: CapabilitySets,
+    own: CapabilitySets,
+    /// The user's, as far as the daemon has them.
+    theirs: CapabilitySets,
     bound_to_thread: PhantomData<*const ()>,
 }
 
 impl Judge {
-    /// Gives this thread the groups of a user.
+    /// Gives this thread the groups of a user, who has these capabilities.
     ///
     /// # Errors
     /// EPERM when the kernel refuses to judge for others, as it does without CAP_SETUID and CAP_SETGID; ENOSYS
     /// before Linux 5.8.
-    pub fn new(uid: u32, gid: u32, groups: &[u32]) -> Result<Self> {
+    pub fn new(uid: u32, gid: u32, groups: &[u32], capabilities: CapabilitySet) -> Result<Self> {
         let groups: Vec<Gid> = groups.iter().map(|group| Gid::from_raw(*group)).collect();
         rustix::thread::set_thread_groups(&groups).map_err(errno)?;
-        let capabilities = rustix::thread::capabilities(None).map_err(errno)?;
-        let judge = Self { uid, gid, capabilities, bound_to_thread: PhantomData };
+        let own = rustix::thread::capabilities(None).map_err(errno)?;
+        let effective = capabilities.intersection(own.permitted);
+        let theirs = CapabilitySets { effective, ..own };
+        let judge = Self { uid, gid, own, theirs, bound_to_thread: PhantomData };
         // Whether the question can be asked at all.
         let anything = rustix::fs::open("/", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty());
         judge.allows(anything.map_err(errno)?, rustix::fs::Access::EXISTS)?;
@@ -40,10 +44,9 @@ impl Judge {
     fn allows(&self, descriptor: impl AsFd, access: rustix::fs::Access) -> Result<bool> {
         let _acting = sys::act_as(self.uid, self.gid)?;
         // The daemon's own would override every permission.
-        let none = CapabilitySets { effective: CapabilitySet::empty(), ..self.capabilities };
-        rustix::thread::set_capabilities(None, none).map_err(errno)?;
+        rustix::thread::set_capabilities(None, self.theirs).map_err(errno)?;
         let allowed = sys::may_access(descriptor, access);
-        rustix::thread::set_capabilities(None, self.capabilities).map_err(errno)?;
+        rustix::thread::set_capabilities(None, self.own).map_err(errno)?;
         match allowed {
             Err(crate::error::Errno::EACCES) => Ok(false),
             other => other.map(|()| true),

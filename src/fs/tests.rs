@@ -84,7 +84,7 @@ fn own() -> Caller {
 }
 
 fn caller(uid: u32, gid: u32, umask: u32) -> Caller {
-    Caller { uid, gid, umask }
+    Caller { uid, gid, umask, keeps_set_group_id: uid == 0 }
 }
 
 /// Whether this is root with everything that takes; prints the skip otherwise.

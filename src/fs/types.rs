@@ -13,6 +13,8 @@ pub struct Caller {
     pub gid: u32,
     /// Taken out of the mode, unless the directory has a default ACL.
     pub umask: u32,
+    /// The caller may make set-group-id files of groups that it is not in.
+    pub keeps_set_group_id: bool,
 }
 
 /// What kind of inode it is.

@@ -21,7 +21,7 @@ use super::opened::{
 use super::{control, data, session};
 use crate::error::Errno;
 use crate::fs::{FileKind, ROOT_ID, RenameKind, XattrMode};
-use crate::volume::{ControlNode, REQUEST_NAME, may_read_private, outcome};
+use crate::volume::{CAPABILITY_NAME, ControlNode, REQUEST_NAME, outcome};
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
@@ -57,7 +57,7 @@ impl Filesystem for Adapter {
         let Some(kind) = FileKind::of_mode(mode) else {
             return reply.error(errno(Errno::EINVAL));
         };
-        let caller = caller(req, umask);
+        let caller = caller(req, umask, mode);
         let made = self.volume.tree.mknod(parent.0, name, &caller, kind, mode & 0o7777, rdev);
         answer_entry(made, reply);
     }
@@ -69,7 +69,7 @@ impl Filesystem for Adapter {
         if control::is_ours(parent, name) {
             return reply.error(errno(Errno::EPERM));
         }
-        let made = self.volume.tree.mkdir(parent.0, name, &caller(req, umask), mode & 0o7777);
+        let made = self.volume.tree.mkdir(parent.0, name, &caller(req, umask, 0), mode & 0o7777);
         answer_entry(made, reply);
     }
 
@@ -86,7 +86,7 @@ impl Filesystem for Adapter {
         if control::is_ours(parent, link_name) {
             return reply.error(errno(Errno::EPERM));
         }
-        let caller = caller(req, 0);
+        let caller = caller(req, 0, 0);
         answer_entry(
             self.volume.tree.symlink(parent.0, link_name, &caller, target.as_os_str()),
             reply,
@@ -126,7 +126,7 @@ impl Filesystem for Adapter {
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(errno(Errno::EACCES));
         }
-        if node.is_private() && !may_read_private(req.uid()) {
+        if node.is_private() && !asker(req).may_open_private() {
             return reply.error(errno(Errno::EACCES));
         }
         let opened = match node {
@@ -136,7 +136,7 @@ impl Filesystem for Adapter {
             },
             _ => match self.volume.engine.bounds().snapshots.take(user(req), 1) {
                 Ok(share) => {
-                    let content = self.volume.control_content(node, req.uid()).into();
+                    let content = self.volume.control_content(node, asker(req)).into();
                     Opened::Control(Arc::new(Snapshot { content, _share: share }))
                 }
                 Err(full) => return reply.error(errno(full.of_files())),
@@ -280,8 +280,12 @@ impl Filesystem for Adapter {
             let answer = data::empty(reply);
             return self.volume.request(ino.0, value, asker(req), answer);
         }
-        let set = XattrMode::from_flags(flags as u32)
-            .and_then(|mode| self.volume.set_xattr(ino.0, name, value, mode));
+        let set = match XattrMode::from_flags(flags as u32) {
+            Ok(mode) if name == CAPABILITY_NAME => {
+                return self.volume.set_capability(ino.0, value, mode, data::empty(reply));
+            }
+            mode => mode.and_then(|mode| self.volume.set_xattr(ino.0, name, value, mode)),
+        };
         answer_empty(set, reply);
     }
 

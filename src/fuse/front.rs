@@ -30,6 +30,8 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use zerocopy::FromBytes;
 
+pub(crate) use self::awake::REQUESTS as WAKE_REQUESTS;
+
 use self::abi::{InHeader, InitIn, MAJOR, MINOR_MIN, Opcode, ReadIn};
 use self::awake::Awake;
 use self::crew::{Crew, Turn};

@@ -40,8 +40,15 @@ pub(super) struct Adapter {
     next_handle: AtomicU64,
 }
 
-pub(super) fn caller(req: &Request, umask: u32) -> Caller {
-    Caller { uid: req.uid(), gid: req.gid(), umask }
+pub(super) fn caller(req: &Request, umask: u32, mode: u32) -> Caller {
+    let keeps_set_group_id = keeps_set_group_id(mode, asker(req));
+    Caller { uid: req.uid(), gid: req.gid(), umask, keeps_set_group_id }
+}
+
+/// Whether a file that is made with this mode keeps its set-group-id bit whatever its group. Looks at the asker only
+/// when there is such a bit.
+pub(super) fn keeps_set_group_id(mode: u32, asker: Asker) -> bool {
+    mode & libc::S_ISGID != 0 && asker.keeps_set_group_id()
 }
 
 pub(super) fn user(req: &Request) -> User {

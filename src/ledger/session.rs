@@ -127,7 +127,7 @@ impl Sessions {
         control: BorrowedFd<'_>, table: &Table, block_size: Option<u64>,
     ) -> io::Result<Self> {
         let control = control.try_clone_to_owned()?;
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+        let boot_id = crate::machine::text(crate::machine::BOOT_ID)?;
         let alive_ns = table.alive_ns()?;
         let (newest, _) = table.last_known();
         let (mut earlier, mut crashed, mut number) = (Vec::new(), Vec::new(), newest);

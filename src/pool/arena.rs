@@ -6,13 +6,14 @@
 use std::ffi::c_void;
 use std::fmt::Debug;
 use std::io;
-use std::num::NonZero;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags};
+
+use crate::machine;
 
 /// Bytes of the only huge page size that is asked for.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
@@ -230,7 +231,7 @@ impl Arena {
     /// As many threads clear pages as there are processors: one takes 0.2 seconds for a GiB, and more where a
     /// machine's host has to find the memory first.
     fn populate(&self) -> io::Result<()> {
-        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let threads = machine::processors();
         let share =
             self.size.div_ceil(threads.min(POPULATING_MAX)).next_multiple_of(HUGE_PAGE_BYTES);
         std::thread::scope(|scope| {
@@ -334,12 +335,10 @@ fn map_hugetlb(size: usize) -> Option<NonNull<u8>> {
 
 /// Free, unreserved huge pages of 2 MiB.
 fn free_huge_pages() -> usize {
-    let read = |name: &str| -> usize {
-        let path = format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{name}");
-        let text = std::fs::read_to_string(path).unwrap_or_default();
-        text.trim().parse().unwrap_or(0)
+    let read = |path: &str| -> usize {
+        machine::text(path).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
     };
-    read("free_hugepages").saturating_sub(read("resv_hugepages"))
+    read(machine::HUGE_PAGES_FREE).saturating_sub(read(machine::HUGE_PAGES_RESERVED))
 }
 
 /// Small pages; with `huge`, aligned so that the kernel can make them huge, and advised to.

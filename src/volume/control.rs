@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use serde_json::json;
 
-use super::Volume;
+use super::{Asker, Volume};
 use crate::fs::{Attributes, FileKind, ROOT_ID};
 use crate::metrics::Operation;
 use crate::paths::plain_json;
@@ -15,12 +15,6 @@ pub const CONTROL_NAME: &str = ".swapfs";
 
 /// Days of writing that `stats.json` lists.
 const DAYS_SHOWN: usize = 30;
-
-/// Whether a user may read what names partitions.
-#[must_use]
-pub fn may_read_private(uid: u32) -> bool {
-    uid == 0 || uid == rustix::process::geteuid().as_raw()
-}
 
 /// A node of the control folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,16 +88,19 @@ impl ControlNode {
 }
 
 impl Volume {
-    /// What a control file holds now for the user `uid`; empty for the folder and the access log.
+    /// What a control file holds now for `asker`; empty for the folder and the access log.
     #[must_use]
-    pub fn control_content(&self, node: ControlNode, uid: u32) -> String {
+    pub fn control_content(&self, node: ControlNode, asker: Asker) -> String {
+        self.content(node, || asker.reads_all())
+    }
+
+    /// What a control file holds for somebody who may or may not read what names others' partitions.
+    fn content(&self, node: ControlNode, reads_all: impl FnOnce() -> bool) -> String {
         let pretty = |value: serde_json::Value| plain_json(&format!("{value:#}\n"));
         match node {
             ControlNode::Folder | ControlNode::AccessLog => String::new(),
             ControlNode::Stats => pretty(self.stats()),
-            ControlNode::Metrics => {
-                self.metrics(&[], may_read_private(uid) || self.root_is_public())
-            }
+            ControlNode::Metrics => self.metrics(&[], self.root_is_public() || reads_all()),
             ControlNode::Config => pretty(self.options.config.clone()),
             ControlNode::Partitions => pretty(self.partition_list()),
         }
@@ -121,16 +118,18 @@ impl Volume {
     pub fn control_attributes(&self, node: ControlNode) -> Attributes {
         let now = SystemTime::now();
         let folder = node == ControlNode::Folder;
+        // Being user 0 is not enough to read root's: with this mode the kernel asks for a capability.
+        let private = if rustix::process::geteuid().is_root() { 0o000 } else { 0o400 };
         Attributes {
             ino: node.id(),
-            size: if node.is_private() { 0 } else { self.control_content(node, 0).len() as u64 },
+            size: if node.is_private() { 0 } else { self.content(node, || true).len() as u64 },
             blocks: 0,
             block_size: 4096,
             atime: now,
             mtime: now,
             ctime: now,
             kind: if folder { FileKind::Directory } else { FileKind::Regular },
-            mode: if folder { 0o555 } else { if node.is_private() { 0o400 } else { 0o444 } },
+            mode: if folder { 0o555 } else { if node.is_private() { private } else { 0o444 } },
             nlink: if folder { 2 } else { 1 },
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
@@ -158,6 +157,7 @@ impl Volume {
                 "mountpoint": self.options.mountpoint.to_string_lossy(),
                 "swap_folders": [self.options.swap_folder.to_string_lossy()],
             },
+            "sandbox": crate::sandbox::State::own(),
             "pool": pool,
             "aio": aio,
             "cache": self.engine.cache_stats(),

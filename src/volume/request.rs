@@ -84,7 +84,7 @@ impl Volume {
             (FileKind::Directory, "synchronize_writes", None) if id == ROOT_ID => {
                 self.everything(Request::SwapOut, answer);
             }
-            (FileKind::Directory, "release", None) if id == ROOT_ID && self.is_owner(asker) => {
+            (FileKind::Directory, "release", None) if id == ROOT_ID && asker.owns_mount() => {
                 self.everything(Request::Release, answer);
             }
             (FileKind::Directory, "reserve_buffers" | "release_reserved_buffers", _)
@@ -103,17 +103,13 @@ impl Volume {
         }
     }
 
-    fn is_owner(&self, asker: Asker) -> bool {
-        asker.uid == 0 || asker.uid == rustix::process::geteuid().as_raw()
-    }
-
     fn reservation(&self, verb: &str, operand: Option<&str>, asker: Asker) -> Result<()> {
         let count = match (verb, operand) {
             ("reserve_buffers", Some(count)) => Some(count.parse().map_err(|_| Errno::EINVAL)?),
             ("release_reserved_buffers", None) => None,
             _ => return Err(Errno::EINVAL),
         };
-        if !self.is_owner(asker) {
+        if !asker.owns_mount() {
             return Err(Errno::EPERM);
         }
         match count {

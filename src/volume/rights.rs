@@ -1,5 +1,8 @@
 //! Who asks, and which partitions below a folder that concerns: the kernel has only checked the folder itself.
 
+use rustix::thread::CapabilitySet;
+
+use crate::capabilities;
 use crate::fs::{Attributes, Judge, Tree};
 use crate::shares::User;
 
@@ -14,13 +17,14 @@ pub struct Asker {
     pub pid: u32,
 }
 
-/// What an asker's rights follow from: user and groups, as they were when it asked.
+/// What an asker's rights follow from: user, groups and capabilities, as they were when it asked.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Member {
     pub(super) uid: u32,
     gid: u32,
     /// Supplementary ones, in ascending order.
     groups: Vec<u32>,
+    capabilities: CapabilitySet,
 }
 
 impl Asker {
@@ -29,15 +33,13 @@ impl Asker {
         User::new(self.uid, self.pid)
     }
 
-    /// To be called while the asker waits for its answer: its groups are its thread's.
+    /// To be called while the asker waits for its answer: its groups and capabilities are its thread's.
     pub(super) fn member(self) -> Member {
-        let status = match self.pid {
-            0 => None,
-            pid => std::fs::read_to_string(format!("/proc/{pid}/status")).ok(),
-        };
-        let mut groups = status.and_then(|status| groups_of(&status, self.uid)).unwrap_or_default();
+        let status = capabilities::status(self.pid).unwrap_or_default();
+        let mut groups = groups_of(&status, self.uid).unwrap_or_default();
         groups.sort_unstable();
-        Member { uid: self.uid, gid: self.gid, groups }
+        let capabilities = capabilities::in_status(&status, self.pid, self.uid);
+        Member { uid: self.uid, gid: self.gid, groups, capabilities }
     }
 }
 
@@ -57,7 +59,7 @@ fn groups_of(status: &str, uid: u32) -> Option<Vec<u32>> {
 /// What an asker may reach and write. Belongs to the thread that walks for it.
 #[derive(Debug)]
 pub(super) enum Rights {
-    /// Root's.
+    /// Of whom no permission is asked.
     All,
     /// As the kernel judges, ACLs included.
     Judged(Judge),
@@ -68,10 +70,10 @@ pub(super) enum Rights {
 impl Rights {
     pub(super) fn of(member: Member) -> Self {
         let Member { uid, gid, .. } = member;
-        if uid == 0 {
+        if member.capabilities.contains(CapabilitySet::DAC_OVERRIDE) {
             return Self::All;
         }
-        match Judge::new(uid, gid, &member.groups) {
+        match Judge::new(uid, gid, &member.groups, member.capabilities) {
             Ok(judge) => Self::Judged(judge),
             Err(errno) => {
                 log::debug!("a request of user {uid} is judged by mode bits alone: {errno}");

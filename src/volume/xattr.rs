@@ -17,12 +17,15 @@ use crate::swap::{PartitionInfo, PartitionStatus};
 /// What all names of swapfs's own begin with.
 pub const SWAP_PREFIX: &str = "user.swap.";
 
-/// What names begin with that filesystems list for superusers only.
-const SUPERUSERS_PREFIX: &str = "trusted.";
+/// What names begin with that pass to the swap folder.
+const USERS_PREFIX: &[u8] = b"user.";
 
-/// What names begin with that mean something to the filesystem itself, and those that are passed on.
-const SYSTEM_PREFIX: &[u8] = b"system.";
-const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
+/// A program's own rights. The kernel asks who sets it for a capability, and lets a write of the file take it away.
+pub const CAPABILITY_NAME: &str = "security.capability";
+
+/// The other names that pass to the swap folder.
+const PASSED: [&[u8]; 3] =
+    [b"system.posix_acl_access", b"system.posix_acl_default", CAPABILITY_NAME.as_bytes()];
 
 /// The attribute that takes requests.
 pub const REQUEST_NAME: &str = "user.swap.request";
@@ -71,12 +74,13 @@ pub enum XattrAnswer {
     Wait,
 }
 
-/// Refuses the filesystem's own attributes but for ACLs. The kernel asks for no right to change one: it leaves that to the
-/// filesystem, and the swap folder's sees root.
-fn refuse_system(name: &[u8]) -> Result<()> {
-    match name.starts_with(SYSTEM_PREFIX) && !ACLS.contains(&name) {
-        true => Err(Errno::EOPNOTSUPP),
-        false => Ok(()),
+/// Refuses names that are neither the users' nor among those that the kernel itself answers for. Of `system.*` it leaves
+/// the right to change them to the filesystem, and the swap folder's sees the daemon; `trusted.*` and `security.*` are
+/// labels that others on the machine believe: overlayfs, IMA, SELinux. Setting them takes a right that the daemon gives up.
+fn filter(name: &[u8]) -> Result<()> {
+    match name.starts_with(USERS_PREFIX) || PASSED.contains(&name) {
+        true => Ok(()),
+        false => Err(Errno::EOPNOTSUPP),
     }
 }
 
@@ -91,8 +95,11 @@ impl Volume {
     /// # Errors
     /// ENODATA when there is none; what the swap folder fails with.
     pub fn xattr(&self, id: u64, name: &OsStr, length_only: bool) -> Result<XattrAnswer> {
-        refuse_system(name.as_bytes())?;
+        filter(name.as_bytes())?;
         let Some(own) = own_name(name) else {
+            if name == CAPABILITY_NAME && self.is_dirty(id) {
+                return Err(Errno::ENODATA);
+            }
             if name.as_bytes().starts_with(SWAP_PREFIX.as_bytes()) {
                 return Err(Errno::ENODATA);
             }
@@ -201,19 +208,19 @@ impl Volume {
         }
     }
 
-    /// All names that `asker` may know, each followed by a NUL. Values that a copy left in the swap folder
+    /// All names that pass, each followed by a NUL. Values that a copy left in the swap folder
     /// under our names are shadowed. The kernel lets everybody list who finds the file: that a transfer of it
-    /// failed is told to those alone who may read it, and names for superusers to these.
+    /// failed is told to those alone who may read it.
     ///
     /// # Errors
     /// What the swap folder fails with.
     pub fn list_xattrs(&self, id: u64, asker: Asker) -> Result<Vec<u8>> {
         let mut names = Vec::new();
         for name in self.tree.list_xattrs(id)?.split_inclusive(|byte| *byte == 0) {
-            let hidden = name.starts_with(SWAP_PREFIX.as_bytes())
-                || refuse_system(name.strip_suffix(b"\0").unwrap_or(name)).is_err()
-                || (asker.uid != 0 && name.starts_with(SUPERUSERS_PREFIX.as_bytes()));
-            if !hidden {
+            let bare = name.strip_suffix(b"\0").unwrap_or(name);
+            let hidden = name.starts_with(SWAP_PREFIX.as_bytes()) || filter(bare).is_err();
+            let is_lost = || bare == CAPABILITY_NAME.as_bytes() && self.is_dirty(id);
+            if !hidden && !is_lost() {
                 names.extend_from_slice(name);
             }
         }
@@ -246,9 +253,6 @@ impl Volume {
     /// Whether who asks could open the partition for reading. Asked on a thread of its own, as [`Rights`]
     /// demand.
     fn may_read(&self, id: u64, asker: Asker) -> bool {
-        if asker.uid == 0 {
-            return true;
-        }
         let (tree, member) = (&self.tree, asker.member());
         let judge = move || {
             let attributes = tree.attributes(id);
@@ -267,11 +271,42 @@ impl Volume {
     /// EPERM for swapfs's own names, which are read-only ([`REQUEST_NAME`] is [`Volume::request`]'s); what
     /// the swap folder fails with.
     pub fn set_xattr(&self, id: u64, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()> {
-        refuse_system(name.as_bytes())?;
+        filter(name.as_bytes())?;
         if name.as_bytes().starts_with(SWAP_PREFIX.as_bytes()) {
             return Err(Errno::EPERM);
         }
         self.tree.set_xattr(id, name, value, mode)
+    }
+
+    /// Sets [`CAPABILITY_NAME`], after everything that was written before is in the swap folder, with the size: the write-out
+    /// and the settling would take it away again. Until then, and after any later write, the file has none.
+    pub fn set_capability(
+        self: &Arc<Self>, id: u64, value: &[u8], mode: XattrMode, answer: Answer<()>,
+    ) {
+        let kind = self.tree.attributes(id).map(|attributes| attributes.kind);
+        if kind != Ok(FileKind::Regular) {
+            return answer(self.tree.set_xattr(id, OsStr::new(CAPABILITY_NAME), value, mode));
+        }
+        let handle = match self.open(User::OWN, id, false, true) {
+            Ok(handle) => handle,
+            Err(errno) => return answer(Err(errno)),
+        };
+        let (volume, value) = (self.clone(), value.to_vec());
+        let written = move |result: Result<()>| {
+            volume.engine.release(handle);
+            let engine = volume.engine.clone();
+            engine.run_blocking(Box::new(move || {
+                let name = OsStr::new(CAPABILITY_NAME);
+                answer(result.and_then(|()| volume.tree.set_xattr(id, name, &value, mode)));
+            }));
+        };
+        self.engine.sync(handle, false, Box::new(written));
+    }
+
+    /// Returns true when the pool has bytes of the partition that the swap folder has not.
+    fn is_dirty(&self, id: u64) -> bool {
+        let info = self.tree.key(id).ok().and_then(|key| self.engine.info(key));
+        info.is_some_and(|info| info.dirty > 0)
     }
 
     /// Removes an attribute of the user's.
@@ -279,7 +314,7 @@ impl Volume {
     /// # Errors
     /// EPERM for swapfs's own names; ENODATA.
     pub fn remove_xattr(&self, id: u64, name: &OsStr) -> Result<()> {
-        refuse_system(name.as_bytes())?;
+        filter(name.as_bytes())?;
         if name.as_bytes().starts_with(SWAP_PREFIX.as_bytes()) {
             return Err(Errno::EPERM);
         }

@@ -304,6 +304,82 @@ fn stored_values_under_our_names_are_shadowed() {
     assert_eq!(xattr_names(&path), full(&NAMES));
 }
 
+/// What others on the machine believe (overlayfs, IMA, SELinux) is not to be set through the daemon, by nobody, nor read.
+#[test]
+fn labels_of_others_do_not_pass() {
+    if !crate::support::is_root() {
+        return;
+    }
+    let mount = Mount::new("pool_size=8m");
+    let path = mount.at("file");
+    fs::write(&path, "text").unwrap();
+    for path in [&path, &mount.mnt] {
+        for name in [
+            "trusted.x",
+            "trusted.overlay.opaque",
+            "security.ima",
+            "security.evm",
+            "security.capabilityx",
+            "security.x",
+            "users.x",
+            "osx.x",
+        ] {
+            assert_eq!(set_xattr(path, name, b"1"), Err(Errno::OPNOTSUPP), "{name}");
+            assert_eq!(xattr(path, name), Err(Errno::OPNOTSUPP), "{name}");
+            assert_eq!(removexattr(path, name), Err(Errno::OPNOTSUPP), "{name}");
+        }
+    }
+    // Nor what is there already.
+    for name in ["trusted.x", "trusted.overlay.opaque"] {
+        set_xattr(&mount.backing("file"), name, b"1").unwrap();
+        assert_eq!(xattr(&path, name), Err(Errno::OPNOTSUPP), "{name}");
+        assert!(!xattr_names(&path).contains(&name.to_owned()));
+        assert_eq!(xattr(&mount.backing("file"), name).unwrap(), b"1");
+    }
+}
+
+/// A program's capabilities are for the bytes that they were given to: any write takes them away, at once, and a write-out
+/// of older bytes does not.
+#[test]
+fn capabilities_of_a_file_last_until_it_is_written() {
+    if !crate::support::is_root() {
+        return;
+    }
+    // VFS_CAP_REVISION_2, effective, CAP_NET_RAW.
+    let capability: Vec<u8> = [0x0200_0001_u32, 1 << 13, 0, 0, 0].map(u32::to_le_bytes).concat();
+    let name = "security.capability";
+    let mount = Mount::new("pool_size=8m");
+    for (round, bytes) in [5, 5000, 3 << 20].into_iter().enumerate() {
+        let file = format!("file{round}");
+        let (path, backing) = (mount.at(&file), mount.backing(&file));
+        let handle = File::create_new(&path).unwrap();
+        handle.write_all_at(&vec![7; bytes], 0).unwrap();
+        set_xattr(&path, name, &capability).unwrap();
+        assert_eq!(xattr(&path, name).unwrap(), capability, "{bytes}");
+        assert!(xattr_names(&path).contains(&name.to_owned()));
+        handle.sync_all().unwrap();
+        drop(handle);
+        assert_eq!(xattr(&path, name).unwrap(), capability, "{bytes}");
+        assert_eq!(xattr(&backing, name).unwrap(), capability, "{bytes}");
+        let handle = File::options().write(true).open(&path).unwrap();
+        for way in ["write", "truncate", "chown"] {
+            match way {
+                "write" => handle.write_all_at(b"x", 1).unwrap(),
+                "truncate" => handle.set_len(3).unwrap(),
+                _ => std::os::unix::fs::fchown(&handle, Some(1234), None).unwrap(),
+            }
+            assert_eq!(xattr(&path, name), Err(Errno::NODATA), "{way} of {bytes}");
+            assert!(!xattr_names(&path).contains(&name.to_owned()));
+            handle.sync_all().unwrap();
+            assert_eq!(xattr(&backing, name), Err(Errno::NODATA), "{way} of {bytes}");
+            set_xattr(&path, name, &capability).unwrap();
+            assert_eq!(xattr(&path, name).unwrap(), capability);
+        }
+        removexattr(&path, name).unwrap();
+        assert_eq!(xattr(&backing, name), Err(Errno::NODATA));
+    }
+}
+
 /// "`system.*` attributes other than ACLs are passed to the swap folder as root": they are refused to everybody, for the
 /// kernel leaves the right to change them to the filesystem.
 #[test]

@@ -209,6 +209,8 @@ pub(super) mod fattr {
     pub(in super::super) const FH: u32 = 1 << 6;
     pub(in super::super) const ATIME_NOW: u32 = 1 << 7;
     pub(in super::super) const MTIME_NOW: u32 = 1 << 8;
+    /// The asker may not leave set-user-id and set-group-id bits as they are.
+    pub(in super::super) const KILL_SUIDGID: u32 = 1 << 11;
 }
 
 /// `struct fuse_open_out`.

@@ -11,11 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-/// Where the kernel is told. Open to root.
-const REQUESTS: &str = "/dev/cpu_dma_latency";
+use crate::machine;
 
-/// Names what puts idle processors to sleep.
-const DRIVER: &str = "/sys/devices/system/cpu/cpuidle/current_driver";
+/// Where the kernel is told. Open to root.
+pub(crate) const REQUESTS: &str = "/dev/cpu_dma_latency";
 
 /// With more processors none is kept awake: all of them would be, for the sake of two.
 const PROCESSORS_MAX: usize = 16;
@@ -42,13 +41,13 @@ pub(super) struct Awake {
 impl Awake {
     /// That asks for nothing where that is not `wanted`, not allowed or of no use.
     pub(super) fn new(wanted: bool) -> Awake {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let processors = machine::processors();
         // On one processor nobody wakes another.
         let requests = match wanted && (2..=PROCESSORS_MAX).contains(&processors) {
             true => OpenOptions::new().write(true).open(REQUESTS).ok(),
             false => None,
         };
-        let is_guest = std::fs::read_to_string(DRIVER).is_ok_and(|name| name.trim() == "haltpoll");
+        let is_guest = machine::text(machine::IDLE_DRIVER).is_ok_and(|name| name == "haltpoll");
         Awake {
             requests: requests.map(Mutex::new),
             wish: if is_guest { GUEST_US } else { HOST_US },

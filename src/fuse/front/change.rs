@@ -12,8 +12,9 @@ use super::hot::{decode, name};
 use super::{Front, answers};
 use crate::error::{Errno, Result};
 use crate::fs::{Attributes, Caller, Entry, ROOT_ID, TimeChange};
+use crate::fuse::opened::keeps_set_group_id;
 use crate::fuse::session;
-use crate::volume::{CONTROL_NAME, Changes, ControlNode, Creation};
+use crate::volume::{Asker, CONTROL_NAME, Changes, ControlNode, Creation};
 
 /// The control folder and what is in it: nothing there can be changed.
 fn refuse_control(parent: u64, name: &OsStr) -> Result<()> {
@@ -41,8 +42,14 @@ impl Front {
             let flags = create.flags as i32;
             let exclusive = flags & libc::O_EXCL != 0;
             let read = flags & libc::O_ACCMODE != libc::O_WRONLY;
-            let caller = Caller { uid: header.uid, gid: header.gid, umask: create.umask };
             let mode = create.mode & 0o7777;
+            let asker = Asker { uid: header.uid, gid: header.gid, pid: header.pid };
+            let caller = Caller {
+                uid: header.uid,
+                gid: header.gid,
+                umask: create.umask,
+                keeps_set_group_id: keeps_set_group_id(mode, asker),
+            };
             let how = Creation { mode, exclusive, read };
             let made = self.volume.create(header.user(), header.nodeid, name, &caller, how)?;
             Ok((flags, made))
@@ -119,6 +126,7 @@ fn changes(asked: &SetAttrIn) -> Changes {
         size: has(fattr::SIZE).then_some(asked.size),
         atime: time(fattr::ATIME, fattr::ATIME_NOW, asked.atime, asked.atimensec),
         mtime: time(fattr::MTIME, fattr::MTIME_NOW, asked.mtime, asked.mtimensec),
+        drop_privileges: has(fattr::KILL_SUIDGID),
     }
 }
 

@@ -67,7 +67,7 @@ pub(super) struct Crew {
 impl Crew {
     pub(super) fn new(threads: usize, awake: Awake) -> Crew {
         // On one processor the client can only come once the leader sleeps.
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let processors = crate::machine::processors();
         Crew {
             threads,
             lookout: if processors > 1 { LOOKOUT } else { Duration::ZERO },

@@ -241,7 +241,7 @@ pub(crate) fn name(input: &[u8]) {
     let (first, second) = (&rest[..length], rest.get(length + 1..).unwrap_or_default());
     let (first, second) = (OsStr::from_bytes(first), OsStr::from_bytes(second));
     let (volume, tree) = (&world.volume, &world.volume.tree);
-    let caller = Caller { uid: 0, gid: 0, umask: 0o022 };
+    let caller = Caller { uid: 0, gid: 0, umask: 0o022, keeps_set_group_id: true };
     let folder = match selector % 2 {
         0 => ROOT_ID,
         _ => volume.lookup(ROOT_ID, OsStr::new("d")).unwrap().id,

@@ -1,0 +1,278 @@
+//! The process that stays outside and unmounts.
+//!
+//! The daemon gives up the right to unmount, and the sight of the mountpoint, before it serves anybody. What it needs of
+//! these later is done by a process that is forked before: it has no descriptor of the daemon's, hears one of five requests
+//! at a time, about this one mountpoint, and ends with the daemon.
+
+use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::SigSet;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid};
+use parking_lot::Mutex;
+use rustix::thread::CapabilitySet;
+use serde::{Deserialize, Serialize};
+
+use crate::fuse::mount::{self, Detach, UnmountError};
+use crate::sandbox;
+use crate::sys_process::{close_all_but, fork_single_threaded, reason};
+
+/// How long the process may take to go, when the daemon ends.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Its name in lists of processes.
+const NAME: &std::ffi::CStr = c"swapfs-unmount";
+
+/// What it keeps of root's rights: unmounting, and reaching a mountpoint whatever is above it.
+const KEPT: CapabilitySet = CapabilitySet::SYS_ADMIN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::DAC_READ_SEARCH);
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+enum Request {
+    /// Asks the mount its first question, by a process of its own, which answers through the pipe. `device_before` is
+    /// the mountpoint's `st_dev` before it was mounted on.
+    FirstCall { device_before: u64 },
+    /// As [`mount::unmount_or_detach`].
+    Unmount,
+    /// Detaches at once.
+    Detach,
+    /// As [`mount::abort`].
+    Abort { device: Option<u64> },
+    /// Takes away what is left of the mount after the session's end.
+    Tidy { device: Option<u64> },
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+enum Answer {
+    Done,
+    DoneLazily,
+    Busy,
+    NotMounted,
+    Failed(String),
+}
+
+/// What the first call on the mount came to.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+enum First {
+    Device(u64),
+    Errno(i32),
+    /// Something else is mounted there.
+    Other,
+}
+
+/// The daemon's end of it.
+#[derive(Debug)]
+pub(super) struct Unmounter {
+    channel: Mutex<BufReader<UnixStream>>,
+    first: Option<PipeReader>,
+    child: Pid,
+}
+
+impl Unmounter {
+    /// Starts the process. The caller must have one thread only.
+    pub(super) fn start(mountpoint: &Path) -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let (first, answers) = io::pipe()?;
+        match fork_single_threaded()? {
+            ForkResult::Parent { child } => {
+                Ok(Self { channel: Mutex::new(BufReader::new(ours)), first: Some(first), child })
+            }
+            ForkResult::Child => {
+                drop((ours, first));
+                if prepare(&theirs, &answers).is_ok() {
+                    serve(mountpoint, theirs, &answers);
+                }
+                std::process::exit(0)
+            }
+        }
+    }
+
+    fn ask(&self, request: Request) -> Result<Answer, UnmountError> {
+        let mut channel = self.channel.lock();
+        let answer = send(channel.get_mut(), &request).and_then(|()| receive(&mut *channel));
+        match answer {
+            Ok(Some(answer)) => Ok(answer),
+            _ => Err(UnmountError::Failed("the process that unmounts has gone".to_owned())),
+        }
+    }
+
+    fn unmount_by(&self, request: Request) -> Result<Detach, UnmountError> {
+        match self.ask(request)? {
+            Answer::Done => Ok(Detach::WhenIdle),
+            Answer::DoneLazily => Ok(Detach::Lazily),
+            Answer::Busy => Err(UnmountError::Busy),
+            Answer::NotMounted => Err(UnmountError::NotMounted),
+            Answer::Failed(why) => Err(UnmountError::Failed(why)),
+        }
+    }
+
+    /// Unmounts; when the mount is busy, detaches it so that new users see it gone.
+    pub(super) fn unmount(&self) -> Result<Detach, UnmountError> {
+        self.unmount_by(Request::Unmount)
+    }
+
+    /// Detaches the mount at once.
+    pub(super) fn detach(&self) -> Result<(), UnmountError> {
+        self.unmount_by(Request::Detach).map(drop)
+    }
+
+    /// Ends the connection behind the mount, whose `st_dev` is `device`.
+    pub(super) fn abort(&self, device: Option<u64>) {
+        if let Err(error) = self.ask(Request::Abort { device }) {
+            log::warn!("{error}");
+        }
+    }
+
+    /// Takes away a mount that its session has left behind, and what mount(8) knows of it.
+    pub(super) fn tidy(&self, device: Option<u64>) -> Result<(), UnmountError> {
+        self.unmount_by(Request::Tidy { device }).map(drop)
+    }
+
+    /// Has the first call made on the mount; the result waits for its answer, and is to be asked once.
+    pub(super) fn first_call(
+        &mut self, device_before: u64,
+    ) -> io::Result<impl FnOnce() -> io::Result<u64> + Send + use<>> {
+        let gone = || io::Error::other("the process that unmounts has gone");
+        let answers = self.first.take().ok_or_else(gone)?;
+        self.unmount_by(Request::FirstCall { device_before }).map_err(io::Error::other)?;
+        Ok(move || match receive(&mut BufReader::new(answers))?.ok_or_else(gone)? {
+            First::Device(device) => Ok(device),
+            First::Errno(code) => Err(io::Error::from_raw_os_error(code)),
+            First::Other => Err(io::Error::other("something else is mounted there")),
+        })
+    }
+}
+
+impl Drop for Unmounter {
+    fn drop(&mut self) {
+        let _ = self.channel.lock().get_ref().shutdown(std::net::Shutdown::Both);
+        let start = Instant::now();
+        while waitpid(self.child, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive)
+            && start.elapsed() < END_TIMEOUT
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+fn send(mut to: impl Write, message: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    to.write_all(&line)
+}
+
+/// The next message; `None` at the end.
+fn receive<T: for<'a> Deserialize<'a>>(from: &mut impl BufRead) -> io::Result<Option<T>> {
+    /// No message is longer.
+    const BYTES_MAX: u64 = 64 << 10;
+    let mut line = Vec::new();
+    match from.take(BYTES_MAX).read_until(b'\n', &mut line)? {
+        0 => Ok(None),
+        _ => Ok(Some(serde_json::from_slice(&line)?)),
+    }
+}
+
+/// What the process is before it listens: without the daemon's descriptors, its terminal and its signals, and without
+/// rights that unmounting does not take.
+fn prepare(channel: &UnixStream, answers: &PipeWriter) -> io::Result<()> {
+    SigSet::all().thread_block()?;
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    nix::unistd::dup2_stderr(&null)?;
+    close_all_but([channel.as_raw_fd(), answers.as_raw_fd()])?;
+    let _ = nix::unistd::setsid();
+    let _ = rustix::thread::set_name(NAME);
+    // Whoever may not unmount himself has fusermount3 do it, which takes its rights from its file.
+    let own = rustix::thread::capabilities(None)?;
+    if own.effective.contains(CapabilitySet::SYS_ADMIN) {
+        let _ = sandbox::give_up_capabilities(KEPT);
+        let _ = sandbox::give_up_new_privileges();
+    }
+    Ok(())
+}
+
+/// Does what is asked until the daemon has gone.
+fn serve(mountpoint: &Path, channel: UnixStream, answers: &PipeWriter) {
+    let mut channel = BufReader::new(channel);
+    while let Ok(Some(request)) = receive(&mut channel) {
+        let answer = match request {
+            Request::FirstCall { device_before } => first_call(mountpoint, device_before, answers),
+            Request::Unmount => answer(mount::unmount_or_detach(mountpoint)),
+            Request::Detach => answer(detach(mountpoint)),
+            Request::Abort { device } => {
+                mount::abort(
+                    mountpoint,
+                    device.filter(|device| !is_elsewhere(mountpoint, *device)),
+                );
+                Answer::Done
+            }
+            Request::Tidy { device } => answer(tidy(mountpoint, device)),
+        };
+        let _ = waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG));
+        if send(channel.get_mut(), &answer).is_err() {
+            return;
+        }
+    }
+}
+
+fn answer(result: Result<Detach, UnmountError>) -> Answer {
+    match result {
+        Ok(Detach::WhenIdle) => Answer::Done,
+        Ok(Detach::Lazily) => Answer::DoneLazily,
+        Err(UnmountError::Busy) => Answer::Busy,
+        Err(UnmountError::NotMounted) => Answer::NotMounted,
+        Err(UnmountError::Failed(why)) => Answer::Failed(why),
+    }
+}
+
+fn detach(mountpoint: &Path) -> Result<Detach, UnmountError> {
+    mount::unmount(mountpoint, Detach::Lazily).map(|()| Detach::Lazily)
+}
+
+/// Returns true when the mount with this `st_dev` is at another place, and so none of this daemon's.
+fn is_elsewhere(mountpoint: &Path, device: u64) -> bool {
+    let mounts = mount::swapfs_mounts().unwrap_or_default();
+    let mut same = mounts.iter().filter(|mount| mount.device == device).peekable();
+    same.peek().is_some() && same.all(|mount| mount.mountpoint != mountpoint)
+}
+
+/// A session that ended without an unmount leaves a mount on which every call fails.
+fn tidy(mountpoint: &Path, device: Option<u64>) -> Result<Detach, UnmountError> {
+    let mounts = mount::swapfs_mounts().unwrap_or_default();
+    let is_ours =
+        |entry: &mount::MountEntry| Some(entry.device) == device && entry.mountpoint == mountpoint;
+    if mounts.iter().any(is_ours) {
+        return detach(mountpoint);
+    }
+    // Whoever unmounted may not have known that there is a helper.
+    mount::forget(mountpoint);
+    Ok(Detach::WhenIdle)
+}
+
+/// Makes the first call in a process of its own: it returns when the session answers. Then what needs an answering mount.
+fn first_call(mountpoint: &Path, device_before: u64, answers: &PipeWriter) -> Answer {
+    match fork_single_threaded() {
+        Err(error) => return Answer::Failed(format!("fork: {}", reason(&error))),
+        Ok(ForkResult::Parent { .. }) => return Answer::Done,
+        Ok(ForkResult::Child) => {}
+    }
+    // The daemon's end is to be the end of the other process alone.
+    let _ = close_all_but([answers.as_raw_fd()]);
+    let first = match std::fs::metadata(mountpoint) {
+        Ok(found) if found.dev() == device_before => First::Other,
+        Ok(found) => First::Device(found.dev()),
+        Err(error) => First::Errno(error.raw_os_error().unwrap_or(libc::EIO)),
+    };
+    let _ = send(answers, &first);
+    if matches!(first, First::Device(_)) {
+        let _ = mount::map_as_a_disk(mountpoint);
+    }
+    std::process::exit(0)
+}
