@@ -71,21 +71,37 @@ impl Record {
 
     /// Records that a write is about to be handed on.
     pub(in crate::ledger) fn begin_write(&self, writing: &Writing) -> Result<()> {
-        let Writing { bytes, pages, sums } = writing;
+        let Writing { bytes, pages, .. } = writing;
         assert!(bytes.start <= bytes.end && pages.start <= pages.end, "prepared so");
-        let mut settled = 0;
         let Some(place) = self.make_room(pages)? else {
             self.shared.pulse.begin();
             self.state.lock().writes += 1;
             return Ok(());
         };
+        let recorded = self.record_write(&place, writing);
+        self.unsynced.store(true, Ordering::Release);
+        match recorded.or_else(|errno| self.is_short(errno)) {
+            Ok(()) => self.shared.pulse.begin(),
+            Err(errno) => {
+                self.state.lock().writes -= 1;
+                return Err(errno);
+            }
+        }
+        Ok(())
+    }
+
+    fn record_write(&self, place: &Place, writing: &Writing) -> Result<()> {
+        let Writing { pages, sums, .. } = writing;
+        let mut settled = 0;
         self.change(|state| {
+            // Under way from here on: who ends a change of shape meanwhile must not record the file as settled.
+            state.writes += 1;
             state.header.flags |= ACTIVE;
             state.header.session = self.shared.session;
             state.known_pages = state.known_pages.max(pages.end);
             settled = state.header.size;
         })?;
-        let recorded = self.each_batch(&place, pages.clone(), |first, entries| {
+        self.each_batch(place, pages.clone(), |first, entries| {
             for (page, entry) in (first..).zip(entries) {
                 let new = sums.get((page - pages.start) as usize).copied().unwrap_or(WRITING);
                 // Of bytes that were there before there was a record, nobody can tell that they are still there.
@@ -93,12 +109,7 @@ impl Record {
                 *entry = Entry { new, previous: if foreign { WRITTEN } else { entry.new } };
             }
             true
-        });
-        self.unsynced.store(true, Ordering::Release);
-        recorded.or_else(|errno| self.is_short(errno))?;
-        self.shared.pulse.begin();
-        self.state.lock().writes += 1;
-        Ok(())
+        })
     }
 
     /// A write that [`Record::begin_write`] knows of has ended; `look` tells what the file is like now.

@@ -296,3 +296,28 @@ fn a_page_that_lost_its_entry_in_a_power_cut_is_refused() {
     unknown.distrust();
     assert_eq!(unknown.verify(0, &bytes[..8192]), (0, Some(Errno::EUCLEAN)));
 }
+
+/// A change of shape that ends beside the beginning of a write must not record the file as one that nothing is written to.
+#[test]
+fn while_a_write_is_under_way_the_record_says_so() {
+    let place = Place::new(Checksum::Writes, 0);
+    let record = &place.record;
+    place.write(0, &[1; 4096]);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                record.begin_change().unwrap();
+                record.end_change(Some(stamp(4096)));
+            }
+        });
+        for _ in 0..3000 {
+            place.begin(0, &[2; 4096]);
+            assert!(place.header().has(ACTIVE));
+            std::thread::yield_now();
+            assert!(place.header().has(ACTIVE));
+            place.end(0..4096, Outcome::Stored, 4096);
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
