@@ -12,13 +12,14 @@ mod pages;
 mod reconcile;
 mod shape;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
-use super::entry::{ENTRY_BYTES, pages_of};
+use super::entry::{ENTRY_BYTES, Entry, pages_of};
 use super::pulse::Pulse;
 use super::stamp::Stamp;
 use super::table::{
@@ -83,6 +84,8 @@ struct State {
     files: u32,
     /// Torn bytes that are not on record, because nothing may be written.
     torn: Vec<Range<u64>>,
+    /// What became of pages that were being written, for the same reason.
+    decided: BTreeMap<u64, Entry>,
     /// Pages of an interrupted change of shape, for the same reason: their sums may be those from before it.
     changing: Range<u64>,
 }
@@ -118,6 +121,7 @@ impl Record {
             changes: 0,
             files: 0,
             torn: Vec::new(),
+            decided: BTreeMap::new(),
             changing: 0..0,
         };
         if let Some((slot, header)) = known {

@@ -24,6 +24,9 @@ const FILE_STEP: usize = 4096;
 /// Bytes of the file that are read at most.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
+/// So much of it is searched for a flipped bit: more than any has.
+const MENDED_BYTES_MAX: usize = 16384;
+
 /// Sessions that ended well, and that did not, whose times are remembered.
 const SESSIONS_MAX: usize = 64;
 
@@ -356,9 +359,31 @@ fn read(control: BorrowedFd<'_>) -> Last {
 
 fn try_read(control: BorrowedFd<'_>) -> io::Result<Stored> {
     let file = trust::open_file(control, NAME, OFlags::RDONLY)?;
-    let mut text = String::new();
-    file.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
-    let stored: Stored = serde_json::from_str(&text)?;
+    let mut text = Vec::new();
+    file.take(FILE_BYTES_MAX).read_to_end(&mut text)?;
+    parse(&text).or_else(|error| mended(&mut text).ok_or(error))
+}
+
+/// The file with one bit turned back, if that is what it lacks: the sum tells.
+fn mended(text: &mut [u8]) -> Option<Stored> {
+    let length = text.iter().rposition(|byte| *byte != b' ')? + 1;
+    for bit in 0..length.min(MENDED_BYTES_MAX) * 8 {
+        text[bit / 8] ^= 1 << (bit % 8);
+        match parse(text) {
+            Ok(stored) if stored.sum.is_some() => {
+                log::warn!(".swapfs/session: a bit of byte {} had flipped", bit / 8);
+                return Some(stored);
+            }
+            _ => text[bit / 8] ^= 1 << (bit % 8),
+        }
+    }
+    None
+}
+
+fn parse(text: &[u8]) -> io::Result<Stored> {
+    // What follows the text is room, whatever it holds.
+    let mut texts = serde_json::Deserializer::from_slice(text).into_iter();
+    let stored: Stored = texts.next().ok_or(io::ErrorKind::UnexpectedEof)??;
     match stored.sum {
         Some(sum) if sum != stored.computed_sum()? => Err(io::Error::other("damaged")),
         // The first format.
@@ -496,12 +521,23 @@ mod tests {
             super::super::table::Header { ino: 3, generation: 4, session: 1, ..Default::default() };
         table.fill(slot, &header).unwrap();
         let length = good.iter().rposition(|byte| *byte == b'}').unwrap() + 1;
-        for bit in 0..length * 8 {
-            let mut bytes = good.clone();
+        let flipped = |bit: usize, bytes: &[u8]| {
+            let mut bytes = bytes.to_vec();
             bytes[bit / 8] ^= 1 << (bit % 8);
             put(&path, &bytes);
+        };
+        for bit in 0..(length + 4) * 8 {
+            flipped(bit, &good);
             let next = open(&control, None);
             assert!(next.fell() && next.crash(1).is_some(), "bit {bit}");
+        }
+        put(&path, &good);
+        // Nor a good end a crash.
+        open(&control, Some(65536)).end().unwrap();
+        let good = std::fs::read(&path).unwrap();
+        for bit in (0..(length + 4) * 8).step_by(7) {
+            flipped(bit, &good);
+            assert!(!open(&control, None).fell(), "bit {bit}");
         }
         std::fs::remove_file(&path).unwrap();
         assert!(open(&control, None).crash(1).is_some());

@@ -192,12 +192,24 @@ impl Record {
         let all = bytes.len() as u64;
         let compare = self.compares();
         let counters = &self.shared.counters;
-        let changing = self.state.lock().changing.clone();
-        let (mut wrong, mut at) = (None, 0);
         let pages = pages_of(&(offset..offset + all));
+        let (changing, decided) = {
+            let state = self.state.lock();
+            let decided = state.decided.range(pages.clone());
+            (
+                state.changing.clone(),
+                decided.map(|(page, entry)| (*page, *entry)).collect::<Vec<_>>(),
+            )
+        };
+        let (mut wrong, mut at) = (None, 0);
         let read = self.each_batch(place, pages, |first, entries| {
             if wrong.is_some() {
                 return false;
+            }
+            for (page, entry) in &decided {
+                if let Some(at) = page.checked_sub(first).filter(|at| *at < entries.len() as u64) {
+                    entries[at as usize] = *entry;
+                }
             }
             let end = (at + entries.len() * PAGE_BYTES as usize).min(bytes.len());
             let pages = || bytes[at..end].chunks(PAGE_BYTES as usize);

@@ -1,5 +1,6 @@
 //! A record and its file after a crash, or after others have had the file: which marks stay, and which are made.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
@@ -56,6 +57,7 @@ impl Record {
         };
         let groups = self.groups(&place, &changing, &mut found)?;
         let mut torn: Vec<Range<u64>> = Vec::new();
+        let mut decisions = BTreeMap::new();
         for group in groups {
             let decided = decide(&group, &mut found);
             for ((page, entry), now) in group.pages.iter().zip(decided) {
@@ -64,6 +66,8 @@ impl Record {
                 }
                 if now != *entry && found.write {
                     self.shared.table.write_entries(&place, *page, &[now])?;
+                } else if now != *entry {
+                    decisions.insert(*page, now);
                 }
             }
         }
@@ -85,6 +89,7 @@ impl Record {
             false => {
                 let mut state = self.state.lock();
                 state.torn.clone_from(&torn);
+                state.decided = decisions;
                 state.changing = changing;
                 state.header = reconciled(state.header, &found, state.header.has(HAS_TORN));
                 if found.judgement.meaning == Meaning::Others {
