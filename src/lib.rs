@@ -9,6 +9,7 @@ pub mod cli;
 mod concurrent;
 pub mod config;
 pub mod daemon;
+mod descent;
 pub mod error;
 pub mod fs;
 pub mod fuse;

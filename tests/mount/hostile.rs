@@ -1,5 +1,6 @@
 //! Clients that mean harm, or are badly written: nobody else may suffer from them.
 
+mod deep;
 mod http;
 mod killed;
 mod many;
