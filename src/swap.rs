@@ -65,6 +65,7 @@ mod sync;
 mod traffic;
 mod transfer;
 mod trays;
+mod unstored;
 mod write;
 
 pub(crate) use actions::label;
@@ -79,3 +80,4 @@ pub use status::{Overlay, PartitionCounts, PartitionInfo, PoolInfo};
 pub use swapper::{SwapError, Swapper, SwapperOptions};
 pub use sync::FailedReply;
 pub use traffic::{PartitionRow, Times, Traffic};
+pub use unstored::Unstored;

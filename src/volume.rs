@@ -18,6 +18,8 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
+
 use crate::aio::device::BackingFile;
 use crate::aio::file::DiskFile;
 use crate::error::{Errno, Result};
@@ -82,6 +84,8 @@ pub struct Volume {
     wear: OnceLock<Wear>,
     /// Tells the kernel to forget what it has cached of a node.
     invalidate: OnceLock<Invalidate>,
+    /// Why names and records could not be stored, when that was tried last.
+    unsynchronized: Mutex<Option<Errno>>,
     /// Requests on folders under way.
     walks: Arc<AtomicUsize>,
 }
@@ -121,6 +125,7 @@ impl Volume {
             directories: Directories::new(),
             wear: OnceLock::new(),
             invalidate: OnceLock::new(),
+            unsynchronized: Mutex::new(None),
             walks: Arc::default(),
         })
     }
@@ -397,7 +402,9 @@ impl Volume {
         self.engine.sync_all(Box::new(move |mut failed| {
             let engine = volume.engine.clone();
             engine.run_blocking(Box::new(move || {
-                if let Err(errno) = volume.synchronize_folder() {
+                let synchronized = volume.synchronize_folder();
+                *volume.unsynchronized.lock() = synchronized.err();
+                if let Err(errno) = synchronized {
                     failed.push(format!("{}: {errno:?}", volume.options.swap_folder.display()));
                 }
                 answer(failed);

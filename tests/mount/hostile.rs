@@ -8,5 +8,6 @@ mod odd;
 mod prepared;
 mod pretended;
 mod rights;
+mod spoilt;
 mod stacked;
 mod values;
