@@ -4,6 +4,7 @@
 //! standard error, 2 wrong usage.
 
 mod bar;
+mod below;
 mod bench;
 mod check;
 mod completions;
@@ -50,7 +51,7 @@ use clap::{ArgAction, Parser, Subcommand};
 
 use crate::config::ConfigError;
 use crate::daemon::Factory;
-use crate::paths::{plain_json, plain_lines};
+use crate::paths::{plain, plain_json, plain_lines};
 use request::Request;
 
 /// A FUSE filesystem that moves tensors between memory and NVMe through one bounded buffer pool.
@@ -231,6 +232,14 @@ fn print(text: &str) -> Result<(), Failure> {
             Err(Failure::Failed(format!("standard output: {reason}")))
         }
         _ => Ok(()),
+    }
+}
+
+/// The line about a path that cannot be looked at.
+fn line_about(path: &Path, error: &std::io::Error) -> String {
+    match crate::fuse::mount::is_dead(error) {
+        true => crate::fuse::mount::dead_mount_line(path),
+        false => format!("{}: {}", plain(path), crate::sys_process::reason(error)),
     }
 }
 

@@ -196,7 +196,7 @@ fn lock_and_serve(
         .dev();
     let fuse = mount_folder(request, factory)?;
     let started = confine::confine(&request.config, &mut swap, &request.mountpoint)
-        .and_then(|()| logger::start_writer())
+        .and_then(|()| logger::start_writer(Some(&swap)))
         .and_then(|()| factory.start(&request.config, &swap, &request.mountpoint, fuse));
     let service = match started {
         Ok(service) => service,

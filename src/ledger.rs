@@ -263,7 +263,7 @@ impl Ledger {
             Ok(record)
         });
         loaded.or_else(|errno| {
-            log::error!("ledger: record {slot}: {}; its checksums are dropped", errno.desc());
+            log::error!(partition = slot; "ledger: record {slot}: {}; its checksums are dropped", errno.desc());
             self.give_back(header, slot);
             new(None)
         })
@@ -287,12 +287,13 @@ impl Ledger {
             Counters::add(&self.shared.counters.dropped, 1);
             let name = crate::swap::label(file);
             log::warn!(
+                partition = name.as_str();
                 "{name} was changed by others while not mounted: it is read as it is, unverified"
             );
         }
         if !torn.is_empty() {
             let name = crate::swap::label(file);
-            log::error!("{name}: torn, not whole since the crash: {}", recover::listed(&torn));
+            log::error!(partition = name.as_str(); "{name}: torn, not whole since the crash: {}", recover::listed(&torn));
         }
         Ok(())
     }

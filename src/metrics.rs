@@ -8,6 +8,7 @@
 mod access;
 mod histogram;
 pub mod http;
+pub(crate) mod lines;
 mod listener;
 mod recorder;
 mod requests;

@@ -1,5 +1,6 @@
 //! Paths in JSON, which has no bytes that are not text.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -150,7 +151,25 @@ fn replaced(text: &str, kept: &str, escape: impl Fn(char) -> String) -> String {
 /// A path for a message: as it is, but for what would end the line, steer a terminal or deceive who reads it. Users name
 /// files as they like, and others read the messages.
 pub(crate) fn plain(path: &Path) -> String {
-    plain_text(&path.to_string_lossy())
+    plain_text(&shortened(path).to_string_lossy())
+}
+
+/// Bytes of the longest path that any call takes.
+const PATH_BYTES_MAX: usize = 4095;
+
+/// Bytes that are shown of the beginning, and of the end, of a path that is longer.
+const SHOWN_BYTES: usize = 1024;
+
+/// A path for people. One that is longer than any call takes is cut in its middle: it may be of any length, and there may be
+/// as many of them as users like.
+pub(crate) fn shortened(path: &Path) -> Cow<'_, Path> {
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.len() <= PATH_BYTES_MAX {
+        return path.into();
+    }
+    let (start, end) = (&bytes[..SHOWN_BYTES], &bytes[bytes.len() - SHOWN_BYTES..]);
+    let left_out = format!("[{} bytes left out]", bytes.len() - 2 * SHOWN_BYTES);
+    PathBuf::from(OsString::from_vec([start, left_out.as_bytes(), end].concat())).into()
 }
 
 #[cfg(test)]
@@ -179,6 +198,16 @@ mod tests {
         assert_eq!(plain(Path::new("/a b/ü\\'")), "/a b/ü\\'");
         assert_eq!(plain(Path::new("a\n\x1b[2Jb")), "a\\n\\u{1b}[2Jb");
         assert_eq!(plain(&PathBuf::from(OsString::from_vec(b"x\xff".to_vec()))), "x\u{fffd}");
+    }
+
+    #[test]
+    fn paths_that_no_call_takes_are_shortened() {
+        let longest = "d/".repeat(2047) + "f";
+        assert_eq!(plain(Path::new(&longest)), longest);
+        let longer = "a/".repeat(500_000) + "file";
+        let shown = plain(Path::new(&longer));
+        assert!(shown.starts_with("a/a/") && shown.ends_with("/a/file"), "{shown}");
+        assert!(shown.contains("[997956 bytes left out]") && shown.len() < 2100, "{shown}");
     }
 
     /// "Bidirectional and zero-width characters reach the terminal raw."

@@ -66,6 +66,7 @@ mod sync;
 mod traffic;
 mod transfer;
 mod trays;
+mod unstored;
 mod waiting;
 mod write;
 
@@ -82,3 +83,4 @@ pub use status::{Overlay, PartitionCounts, PartitionInfo, PoolInfo};
 pub use swapper::{SwapError, Swapper, SwapperOptions};
 pub use sync::FailedReply;
 pub use traffic::{PartitionRow, Times, Traffic};
+pub use unstored::Unstored;

@@ -19,6 +19,8 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
+
 use crate::aio::device::BackingFile;
 use crate::aio::file::DiskFile;
 use crate::error::{Errno, Result};
@@ -87,6 +89,8 @@ pub struct Volume {
     wear: OnceLock<Wear>,
     /// Tells the kernel to forget what it has cached of a node.
     invalidate: OnceLock<Invalidate>,
+    /// Why names and records could not be stored, when that was tried last.
+    unsynchronized: Mutex<Option<Errno>>,
     /// Requests on folders under way.
     walks: Arc<Walks>,
 }
@@ -139,6 +143,7 @@ impl Volume {
             directories: Directories::new(),
             wear: OnceLock::new(),
             invalidate: OnceLock::new(),
+            unsynchronized: Mutex::new(None),
             walks: Arc::default(),
         })
     }
@@ -420,7 +425,9 @@ impl Volume {
         self.engine.sync_all(Box::new(move |mut failed| {
             let engine = volume.engine.clone();
             engine.run_blocking(Box::new(move || {
-                if let Err(errno) = volume.synchronize_folder() {
+                let synchronized = volume.synchronize_folder();
+                *volume.unsynchronized.lock() = synchronized.err();
+                if let Err(errno) = synchronized {
                     failed.push(format!("{}: {errno:?}", volume.options.swap_folder.display()));
                 }
                 answer(failed);

@@ -62,13 +62,14 @@ fn print_report(report: &Report) -> Result<(), Failure> {
         }
         print(&rows.to_string())?;
     }
-    let Report { checked, bytes, unknown, changed, gone, .. } = report;
+    let Report { checked, bytes, unknown, changed, gone, left_out, .. } = report;
     let size = crate::units::format_exact(*bytes);
     let mut line = format!("{checked} partitions verified ({size}), {} damaged", report.damaged());
     for (count, what) in [
         (unknown, "without a record"),
         (changed, "changed by others"),
         (gone, "records of files that are gone"),
+        (left_out, "directories that could not be read"),
     ] {
         if *count > 0 {
             line.push_str(&format!(", {count} {what}"));

@@ -89,7 +89,7 @@ pub struct UmountHelper {
     /// Detach at once for new users.
     #[arg(short)]
     pub lazy: bool,
-    /// Accepted and ignored.
+    /// Unmount although something cannot be stored: it is named, and lost.
     #[arg(short)]
     pub force: bool,
     /// Accepted and ignored.
@@ -115,7 +115,8 @@ impl UmountHelper {
             enter(namespace)?;
         }
         let detach = if self.lazy { Detach::Lazily } else { Detach::WhenIdle };
-        UmountArgs { mountpoint: self.mountpoint, timeout: UMOUNT_TIMEOUT_S }.unmount(detach)
+        let Self { mountpoint, force, .. } = self;
+        UmountArgs { mountpoint, timeout: UMOUNT_TIMEOUT_S, force }.unmount(detach)
     }
 }
 

@@ -3,6 +3,7 @@
 mod targets;
 mod wait;
 
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -13,11 +14,12 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use super::bar::byte_bar;
-use super::{Failure, print_json};
+use super::below::{Below, Partition, files_below};
+use super::{Failure, line_about, print_json};
 use crate::paths::plain;
 use crate::sys_process::{reason, text_xattr};
 use crate::units::format_short;
-use targets::{Mounts, expand, files_below};
+use targets::{Mounts, expand};
 
 /// The attribute that asks.
 const REQUEST_XATTR: &str = "user.swap.request";
@@ -173,10 +175,15 @@ fn send(path: &Path, file: BorrowedFd<'_>, request: Request, root: &Path) -> Res
 
 /// The line about a swap-in that the pool can never hold, with figures.
 fn no_room(path: &Path, root: &Path) -> String {
-    let size = match files_below(path) {
-        Ok(files) => files.iter().map(|file| file.size).sum(),
-        Err(_) => 0,
-    };
+    let mut size = 0_u64;
+    let _ = files_below(path, &mut |found| {
+        if let Below::Partition(file) = found
+            && let Ok(Some(partition)) = file.open()
+        {
+            size = size.saturating_add(partition.size().unwrap_or(0));
+        }
+        ControlFlow::<()>::Continue(())
+    });
     let (shown, size) = (plain(path), format_short(size));
     let count = |name: &str| number(root, &format!("user.swap.pool.{name}"));
     let figures = || {
@@ -206,30 +213,41 @@ impl<'a> Report<'a> {
         if target.root.is_none() {
             return report;
         }
-        let files = match files_below(&target.path) {
-            Ok(files) => files,
-            Err(line) => {
-                report.error.get_or_insert(line);
-                return report;
-            }
-        };
         // Of a directory: `inflight` when anything is, `available` when everything is.
         let mut status = "available";
-        for file in &files {
-            let own = text_xattr(&file.path, "user.swap.status").ok().flatten();
-            match own.as_deref() {
-                Some("inflight") => status = "inflight",
-                Some("not_available") if status == "available" => status = "not_available",
-                // Removed meanwhile, or fine.
-                _ => {}
+        let walked = files_below(&target.path, &mut |found| {
+            match found {
+                Below::Partition(file) => {
+                    // Others were removed meanwhile.
+                    if let Ok(Some(partition)) = file.open() {
+                        report.add(&partition, &mut status);
+                    }
+                }
+                Below::LeftOut(folder, error) => {
+                    report.error.get_or_insert_with(|| line_about(&folder, &error));
+                }
             }
-            report.size += file.size;
-            report.resident += number(&file.path, "user.swap.resident").unwrap_or(0);
-            if report.error.is_none() {
-                report.error = text_xattr(&file.path, "user.swap.error").ok().flatten();
-            }
+            ControlFlow::<()>::Continue(())
+        });
+        if let Err(error) = walked {
+            report.error.get_or_insert_with(|| line_about(&target.path, &error));
+            return report;
         }
         report.status = Some(status);
         report
+    }
+
+    fn add(&mut self, partition: &Partition, status: &mut &'static str) {
+        match partition.text("user.swap.status").ok().flatten().as_deref() {
+            Some("inflight") => *status = "inflight",
+            Some("not_available") if *status == "available" => *status = "not_available",
+            _ => {}
+        }
+        let resident = partition.number("user.swap.resident").ok().flatten();
+        self.resident += resident.unwrap_or(0);
+        self.size += partition.size().unwrap_or(0);
+        if self.error.is_none() {
+            self.error = partition.text("user.swap.error").ok().flatten();
+        }
     }
 }

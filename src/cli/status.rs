@@ -1,12 +1,14 @@
 //! `swapfs status`.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
 
-use super::{Failure, print, print_json, table};
+use super::below::{Below, Partition, files_below};
+use super::{Failure, line_about, print, print_json, table};
 use crate::daemon::MountStats;
 use crate::fuse::mount::{self, MountEntry};
 use crate::paths::plain;
@@ -29,14 +31,15 @@ impl StatusArgs {
         if self.paths.is_empty() {
             return show_mounts(self.json);
         }
-        let mut partitions = Vec::new();
+        let (mut partitions, mut left_out) = (Vec::new(), LeftOut::default());
         for path in &self.paths {
-            collect(path, &mut partitions)?;
+            collect(path, &mut partitions, &mut left_out)?;
         }
-        if self.json {
-            return print_json(&partitions);
+        match self.json {
+            true => print_json(&partitions)?,
+            false => show_partitions(&partitions)?,
         }
-        show_partitions(&partitions)
+        left_out.result()
     }
 }
 
@@ -165,16 +168,16 @@ struct PartitionRow {
 }
 
 impl PartitionRow {
-    fn read(path: &Path) -> io::Result<Self> {
-        let bytes = |name: &str| number(path, &format!("user.swap.{name}"));
+    fn read(path: PathBuf, partition: &Partition) -> io::Result<Self> {
+        let bytes = |name: &str| partition.number(&format!("user.swap.{name}"));
         Ok(Self {
-            path: path.to_owned(),
-            status: text_xattr(path, "user.swap.status")?.unwrap_or_else(dash),
+            path,
+            status: partition.text("user.swap.status")?.unwrap_or_else(dash),
             size: bytes("size")?.unwrap_or(0),
             resident: bytes("resident")?.unwrap_or(0),
             dirty: bytes("dirty")?.unwrap_or(0),
             inflight: bytes("inflight")?.unwrap_or(0),
-            error: text_xattr(path, "user.swap.error")?,
+            error: partition.text("user.swap.error")?,
             stalled_s: bytes("stalled")?,
         })
     }
@@ -193,48 +196,64 @@ fn number(path: &Path, name: &str) -> io::Result<Option<u64>> {
     Ok(text_xattr(path, name)?.and_then(|text| text.trim().parse().ok()))
 }
 
-/// Adds the rows of a file, or of every regular file below a directory.
-fn collect(path: &Path, rows: &mut Vec<PartitionRow>) -> Result<(), Failure> {
-    let failed = |path: &Path, error: &io::Error| -> Failure {
-        match mount::is_dead(error) {
-            true => Failure::Failed(mount::dead_mount_line(path)),
-            false => Failure::Failed(format!("{}: {}", plain(path), reason(error))),
+/// What could not be looked at.
+#[derive(Debug, Default)]
+struct LeftOut {
+    /// The line about the first.
+    first: Option<String>,
+    more: u64,
+}
+
+impl LeftOut {
+    fn add(&mut self, path: &Path, error: &io::Error) {
+        match &self.first {
+            None => self.first = Some(line_about(path, error)),
+            Some(_) => self.more += 1,
         }
-    };
+    }
+
+    fn result(self) -> Result<(), Failure> {
+        match (self.first, self.more) {
+            (None, _) => Ok(()),
+            (Some(line), 0) => Err(Failure::Failed(line)),
+            (Some(line), more) => Err(Failure::Failed(format!("{line}; {more} more are left out"))),
+        }
+    }
+}
+
+/// Adds the rows of a file, or of every regular file below a directory.
+fn collect(
+    path: &Path, rows: &mut Vec<PartitionRow>, left_out: &mut LeftOut,
+) -> Result<(), Failure> {
+    let failed = |error: io::Error| Failure::Failed(line_about(path, &error));
     mount::refuse_foreign(path).map_err(|refusal| refusal.to_string())?;
-    let entry = mount::entry_of_path(path).map_err(|error| failed(path, &error))?;
-    match entry.map(|entry| entry.check()) {
+    match mount::entry_of_path(path).map_err(failed)?.map(|entry| entry.check()) {
         Some(Ok(())) => {}
         Some(Err(refusal)) => return Err(Failure::Failed(refusal.to_string())),
         None => {
             return Err(Failure::Failed(format!("{} is not on a swapfs mount", plain(path))));
         }
     }
-    let metadata = std::fs::metadata(path).map_err(|error| failed(path, &error))?;
-    if !metadata.is_dir() {
-        rows.push(PartitionRow::read(path).map_err(|error| failed(path, &error))?);
-        return Ok(());
-    }
-    let mut folders = vec![path.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let entries = match std::fs::read_dir(&folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            other => other.map_err(|error| failed(&folder, &error))?,
-        };
-        for entry in entries {
-            let entry = entry.map_err(|error| failed(&folder, &error))?;
-            match entry.file_type() {
-                Ok(kind) if kind.is_dir() => folders.push(entry.path()),
-                Ok(kind) if kind.is_file() => match PartitionRow::read(&entry.path()) {
-                    Ok(row) => rows.push(row),
-                    // Removed since the folder was read.
+    let _ = files_below(path, &mut |found| {
+        match found {
+            Below::LeftOut(folder, error) => left_out.add(&folder, &error),
+            Below::Partition(file) => {
+                let row = file.open().and_then(|partition| {
+                    partition
+                        .map(|partition| PartitionRow::read(file.path(), &partition))
+                        .transpose()
+                });
+                match row {
+                    Ok(row) => rows.extend(row),
+                    // Removed since its directory was read.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(error) => return Err(failed(&entry.path(), &error)),
-                },
-                _ => {}
+                    Err(error) => left_out.add(&file.path(), &error),
+                }
             }
         }
-    }
+        ControlFlow::<()>::Continue(())
+    })
+    .map_err(failed)?;
     rows.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(())
 }

@@ -19,6 +19,7 @@ use crate::daemon::{DaemonProcess, MountStats, read_state};
 use crate::fuse::mount::{self, Detach, Disbelief, MountEntry, UnmountError};
 use crate::paths::plain;
 use crate::sys_process::{fork_single_threaded, reason, text_xattr};
+use crate::trust::own_user;
 
 /// Seconds that an unmount takes at most, when nothing else is said.
 pub(super) const UMOUNT_TIMEOUT_S: u64 = 600;
@@ -37,6 +38,9 @@ pub struct UmountArgs {
     /// Seconds for all of it; when they have passed, what is still to do is said.
     #[arg(long, value_name = "S", default_value_t = UMOUNT_TIMEOUT_S)]
     pub timeout: u64,
+    /// Unmount although something cannot be stored: it is named, and lost.
+    #[arg(long)]
+    pub force: bool,
 }
 
 impl UmountArgs {
@@ -62,13 +66,18 @@ impl UmountArgs {
         };
         let stats = MountStats::read(at);
         let daemon = stats.as_ref().and_then(|stats| Daemon::open(at, stats));
-        synchronize(at, root, deadline, self.timeout)?;
+        let is_stored = match synchronize(at, root, deadline, self.timeout) {
+            Ok(()) => true,
+            Err(left) if left.holds_up && !self.force => return Err(left.failure),
+            Err(_) => false,
+        };
         match unmount_patiently(at, detach) {
             Ok(()) | Err(UnmountError::NotMounted) => {}
             Err(UnmountError::Busy) => {
                 let shown = at.display();
+                let stored = if is_stored { "everything" } else { "all that can be stored" };
                 return Err(Failure::Failed(format!(
-                    "{shown} is busy; everything is on stable storage, but it stays mounted until \
+                    "{shown} is busy; {stored} is on stable storage, but it stays mounted until \
                      nobody uses it (who does: fuser -vm {shown})"
                 )));
             }
@@ -76,9 +85,21 @@ impl UmountArgs {
         }
         match (daemon, detach) {
             (Some(daemon), Detach::WhenIdle) => Ok(daemon.wait(deadline, self.timeout)?),
-            _ => Ok(()),
+            _ if is_stored => Ok(()),
+            _ => Err(Failure::Failed(format!(
+                "{}: unmounted, but not everything is on stable storage: the daemon's log names what is not",
+                plain(at)
+            ))),
         }
     }
+}
+
+/// Why not everything is on stable storage.
+struct Left {
+    failure: Failure,
+    /// False where nothing is left but what other users have spoilt of their own: that is never stored, and would keep the
+    /// mount for ever.
+    holds_up: bool,
 }
 
 /// Takes another user's mount away. It is asked nothing: it may never answer, and what it says is not believed.
@@ -118,9 +139,10 @@ fn clear_dead(at: &Path) -> Failure {
 ///
 /// A child process does it. A thread that waits for the mount cannot be ended by anything but the
 /// mount's answer, and would keep this process past its timeout.
-fn synchronize(at: &Path, root: File, deadline: Instant, timeout_s: u64) -> Result<(), Failure> {
+fn synchronize(at: &Path, root: File, deadline: Instant, timeout_s: u64) -> Result<(), Left> {
     let failed = |why: &str| {
-        Failure::Failed(format!("cannot synchronize {}: {why}; still mounted", at.display()))
+        let line = format!("cannot synchronize {}: {why}; still mounted", at.display());
+        Left { failure: Failure::Failed(line), holds_up: true }
     };
     let answer = start_fsync(root).map_err(|error| failed(&reason(&error)))?;
     // Not opened by name: names in the root wait for the fsync.
@@ -139,13 +161,18 @@ fn synchronize(at: &Path, root: File, deadline: Instant, timeout_s: u64) -> Resu
     match read_answer(answer).map_err(|error| failed(&reason(&error)))? {
         0 => Ok(()),
         code => {
-            let partitions = MountStats::read(at).and_then(|stats| stats.failed_partitions());
-            let count = match partitions {
+            let stats = MountStats::read(at);
+            let count = match stats.as_ref().and_then(MountStats::failed_partitions) {
                 Some(1) => " (1 partition is not on stable storage)".to_owned(),
                 Some(count) => format!(" ({count} partitions are not on stable storage)"),
                 None => String::new(),
             };
-            Err(failed(&format!("{}{count}", Errno::from_raw(code).desc())))
+            let left = failed(&format!("{}{count}", Errno::from_raw(code).desc()));
+            let unstored = stats.and_then(|stats| stats.unstored()).unwrap_or_default();
+            let asker = own_user();
+            let holds_up =
+                unstored.is_empty() || unstored.iter().any(|unstored| unstored.holds_up(asker));
+            Err(Left { holds_up, ..left })
         }
     }
 }

@@ -44,6 +44,9 @@ const KEPT: [(&str, Kind); 9] = [
 /// Bytes of a lock file that are read at most.
 const STATE_BYTES_MAX: usize = 16 << 20;
 
+/// Partitions that a lock file names as not stored; the others are counted.
+const FAILED_MAX: usize = 1000;
+
 /// How often a waiting mount looks again.
 pub(super) const RETRY: Duration = Duration::from_millis(50);
 
@@ -218,7 +221,11 @@ impl SwapFolder {
 
     /// Records the partitions that are not on stable storage, for whoever waits for this daemon.
     pub(crate) fn finished(&mut self, failed: &[String]) -> io::Result<()> {
-        self.state.failed = failed.to_vec();
+        self.state.failed = failed.iter().take(FAILED_MAX).cloned().collect();
+        let more = failed.len().saturating_sub(FAILED_MAX);
+        if more > 0 {
+            self.state.failed.push(format!("{more} more"));
+        }
         self.enter(Phase::Finished)
     }
 }

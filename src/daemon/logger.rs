@@ -4,29 +4,32 @@
 //! The file lies on the device that the daemon swaps to. A thread of its own writes it, so that a device that
 //! hangs keeps nobody else from working.
 //!
+//! What clients can cause again and again is limited ([`limit`]), and so is the file's length ([`file`]).
+//!
 //! A panic is logged before its thread unwinds. What the runtime itself has to say, before it aborts for want of
 //! memory, goes to standard error, which is the log file once the mount answers.
+
+mod file;
+mod limit;
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::panic::PanicHookInfo;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use jiff::Timestamp;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use parking_lot::Mutex;
-use rustix::fs::{OFlags, renameat};
 
 use super::SwapFolder;
+use crate::metrics::lines::{LINES, Lines as Counts};
 use crate::panics::outlive;
 use crate::sys_process::reason;
-use crate::trust;
-
-/// A log file of this many bytes is set aside at the next start.
-const LOG_BYTES_MAX: u64 = 16 << 20;
+use file::LogFile;
+use limit::{Limiter, Verdict};
 
 /// Lines that wait for the file; more are dropped and counted.
 const LINES_MAX: usize = 4096;
@@ -43,10 +46,12 @@ static STARTING: AtomicBool = AtomicBool::new(false);
 static WRITER: OnceLock<Sender<Line>> = OnceLock::new();
 
 /// The file and its lines, until the thread that writes them is started: a daemon that gives up rights has one thread.
-static UNWRITTEN: Mutex<Option<(File, Receiver<Line>)>> = Mutex::new(None);
+static UNWRITTEN: Mutex<Option<(LogFile, Receiver<Line>)>> = Mutex::new(None);
 
-/// The file, to become standard error.
-static FILE: OnceLock<File> = OnceLock::new();
+/// The file, which is standard error once nobody else watches that.
+static FILE: Mutex<Option<File>> = Mutex::new(None);
+
+static LIMITER: OnceLock<Mutex<Limiter>> = OnceLock::new();
 
 /// What the writing thread gets.
 enum Line {
@@ -60,12 +65,10 @@ pub(super) fn start(filter: &str, swap: &SwapFolder, foreground: bool) -> Result
     let mut builder = env_logger::Builder::new();
     builder.parse_filters(filter).format_timestamp_millis();
     if !foreground {
-        let file = open(swap).map_err(|error| {
+        let file = LogFile::open(swap).map_err(|error| {
             format!("{}/.swapfs/log: {}", swap.path().display(), reason(&error))
         })?;
-        if let Ok(file) = file.try_clone() {
-            let _ = FILE.set(file);
-        }
+        *FILE.lock() = file.file().ok();
         let (sender, lines) = bounded(LINES_MAX);
         *UNWRITTEN.lock() = Some((file, lines));
         let lines = WRITER.get_or_init(|| sender).clone();
@@ -89,16 +92,30 @@ pub(super) fn start(filter: &str, swap: &SwapFolder, foreground: bool) -> Result
 
 /// From here on nobody watches standard error: it is the log's.
 pub(super) fn started() {
+    let file = FILE.lock();
     STARTING.store(false, Ordering::Relaxed);
-    if let Some(file) = FILE.get() {
+    if let Some(file) = &*file {
         let _ = nix::unistd::dup2_stderr(file);
     }
 }
 
-/// Waits for the last lines, but not for a device that hangs.
+/// The log goes to another file from here on.
+fn begun(new: &LogFile) {
+    let mut file = FILE.lock();
+    *file = new.file().ok();
+    if let (Some(file), false) = (&*file, STARTING.load(Ordering::Relaxed)) {
+        let _ = nix::unistd::dup2_stderr(file);
+    }
+}
+
+/// Says what was left out and not said, and waits for the last lines, but not for a device that hangs.
 pub(super) fn finish() {
     // A start that failed early has lines as well.
-    let _ = start_writer();
+    let _ = start_writer(None);
+    let untold = LIMITER.get().map_or(0, |limiter| limiter.lock().untold());
+    if untold > 0 {
+        log::info!("{untold} lines like others before were left out");
+    }
     if let Some(writer) = WRITER.get() {
         wait_for(writer);
     }
@@ -118,6 +135,13 @@ fn log_panic(panic: &PanicHookInfo<'_>) -> bool {
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("without a name");
     let Some(writer) = WRITER.get().filter(|_| name != WRITER_NAME) else { return false };
+    // The thread may be the one that has the limiter.
+    if let Some(mut limiter) = LIMITER.get().and_then(Mutex::try_lock)
+        && let Some(at) = panic.location()
+        && limiter.judge_kind((at.file(), at.line()), None, Instant::now()) == Verdict::LeaveOut
+    {
+        return true;
+    }
     let why = panic.payload_as_str().unwrap_or("no text").replace('\n', " ");
     let place = panic.location().map(ToString::to_string).unwrap_or_default();
     let now = Timestamp::now();
@@ -128,25 +152,29 @@ fn log_panic(panic: &PanicHookInfo<'_>) -> bool {
 }
 
 /// Starts the thread that writes the file, where there is one to be written. It takes no signals: those are for the daemon's
-/// own threads.
-pub(super) fn start_writer() -> Result<(), String> {
-    let Some((file, lines)) = UNWRITTEN.lock().take() else { return Ok(()) };
+/// own threads. A folder that was opened anew since is told.
+pub(super) fn start_writer(swap: Option<&SwapFolder>) -> Result<(), String> {
+    let Some((mut file, lines)) = UNWRITTEN.lock().take() else { return Ok(()) };
     let start = || {
+        if let Some(swap) = swap {
+            file.move_to(swap)?;
+        }
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         let started = std::thread::Builder::new()
             .name(WRITER_NAME.to_owned())
-            .spawn(move || outlive(|| write_lines(&file, &lines)));
+            .spawn(move || outlive(|| write_lines(&mut file, &lines)));
         before.thread_set_mask()?;
         started.map(drop)
     };
     start().map_err(|error: io::Error| format!("cannot start a thread: {}", reason(&error)))
 }
 
-fn write_lines(mut file: &File, lines: &Receiver<Line>) {
+fn write_lines(file: &mut LogFile, lines: &Receiver<Line>) {
     while let Ok(line) = lines.recv() {
-        if let Line::Text(text) = line {
-            // A full disk takes no log; there is nobody to tell.
-            let _ = file.write_all(&text);
+        if let Line::Text(text) = line
+            && file.write(&text)
+        {
+            begun(file);
         }
     }
 }
@@ -166,7 +194,10 @@ impl Write for Lines {
         all.extend_from_slice(text);
         match self.lines.try_send(Line::Text(all)) {
             Ok(()) => self.dropped = 0,
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => self.dropped += 1,
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.dropped += 1;
+                Counts::count(&LINES.dropped);
+            }
         }
         Ok(text.len())
     }
@@ -174,17 +205,6 @@ impl Write for Lines {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-fn open(swap: &SwapFolder) -> io::Result<File> {
-    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE;
-    let open = || trust::open_file(swap.control(), "log", flags);
-    let file = open()?;
-    if file.metadata().is_ok_and(|metadata| metadata.len() > LOG_BYTES_MAX) {
-        renameat(swap.control(), "log", swap.control(), "log.1")?;
-        return open();
-    }
-    Ok(file)
 }
 
 struct DaemonLog(env_logger::Logger);
@@ -195,9 +215,20 @@ impl log::Log for DaemonLog {
     }
 
     fn log(&self, record: &log::Record<'_>) {
+        if !self.0.matches(record) {
+            return;
+        }
+        let limiter = LIMITER.get_or_init(Mutex::default);
+        let verdict = limiter.lock().judge(record, Instant::now());
+        let Verdict::Log { left_out } = verdict else { return };
+        if left_out > 0 {
+            let mut note = log::Record::builder();
+            note.level(record.level()).target(record.target());
+            let text = format_args!("{left_out} lines like the next one were left out");
+            self.0.log(&note.args(text).build());
+        }
         self.0.log(record);
-        let for_user = record.level() <= log::Level::Warn && self.0.matches(record);
-        if for_user && STARTING.load(Ordering::Relaxed) {
+        if record.level() <= log::Level::Warn && STARTING.load(Ordering::Relaxed) {
             eprintln!("swapfs: {}: {}", record.level().as_str().to_lowercase(), record.args());
         }
     }

@@ -60,6 +60,21 @@ impl MountStats {
         self.0.get("pool")?.get(name)?.as_u64()
     }
 
+    /// The partitions that could not be stored; `None` when the mount does not tell.
+    #[must_use]
+    pub fn unstored(&self) -> Option<Vec<Unstored>> {
+        let rows = self.0.get("unstored")?.as_array()?;
+        let row = |row: &Json| {
+            let uid = row.get("uid").and_then(Json::as_u64);
+            Some(Unstored {
+                uid: uid.and_then(|uid| uid.try_into().ok()),
+                error: row.get("error")?.as_str()?.to_owned(),
+                partitions: row.get("partitions")?.as_u64()?,
+            })
+        };
+        rows.iter().map(row).collect()
+    }
+
     /// How many partitions have a failed transfer.
     #[must_use]
     pub fn failed_partitions(&self) -> Option<u64> {
@@ -67,9 +82,48 @@ impl MountStats {
     }
 }
 
+/// Partitions of one owner that could not be stored, for one reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unstored {
+    /// Their owner; `None` when the mount does not know.
+    pub uid: Option<u32>,
+    /// The error's name.
+    pub error: String,
+    /// How many these are.
+    pub partitions: u64,
+}
+
+/// Errors that a partition's owner can cause, and that trying again does not mend: its bytes in the swap folder are damaged,
+/// its quota is used up, it was changed there. All others may be the device's, and end.
+const OF_THE_OWNER: [&str; 8] =
+    ["EBADMSG", "EUCLEAN", "EDQUOT", "EACCES", "EPERM", "EFBIG", "ESTALE", "ETXTBSY"];
+
+impl Unstored {
+    /// Whether an unmount by the user `asker` is to wait for them: they are this user's or root's, or may be stored later.
+    #[must_use]
+    pub fn holds_up(&self, asker: u32) -> bool {
+        let is_others = self.uid.is_some_and(|uid| uid != 0 && uid != asker);
+        !is_others || !OF_THE_OWNER.contains(&self.error.as_str())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_have_spoilt_holds_nobody_up() {
+        let of = |uid: Json, error: &str| {
+            let row = json!({ "uid": uid, "error": error, "partitions": 2 });
+            let stats = MountStats(json!({ "unstored": [row] })).unstored().unwrap();
+            stats.iter().any(|unstored| unstored.holds_up(7))
+        };
+        assert!(!of(json!(8), "EUCLEAN") && !of(json!(8), "EBADMSG"));
+        assert!(of(json!(7), "EUCLEAN") && of(json!(0), "EUCLEAN") && of(json!(null), "EUCLEAN"));
+        assert!(of(json!(8), "EIO") && of(json!(8), "ENOSPC") && of(json!(-1), "EUCLEAN"));
+        assert_eq!(MountStats(json!({})).unstored(), None);
+        assert_eq!(MountStats(json!({ "unstored": [1] })).unstored(), None);
+    }
     use serde_json::json;
 
     #[test]

@@ -23,7 +23,7 @@ use super::verdict::{Meaning, judge};
 use super::walk::{Found, walk};
 use super::{Checksum, Counters, identity_of};
 use crate::error::{Errno, errno_of};
-use crate::paths::plain;
+use crate::paths::{plain, shortened};
 
 /// Bytes read at a time.
 const CHUNK_BYTES: u64 = 1 << 20;
@@ -54,7 +54,7 @@ pub struct Bad {
 /// A partition with something to tell.
 #[derive(Debug, Clone, Serialize)]
 pub struct Finding {
-    /// Below the swap folder.
+    /// Below the swap folder. One that is longer than any call takes is cut in its middle.
     #[serde(with = "crate::paths::exact")]
     pub path: PathBuf,
     /// What is not whole of it.
@@ -74,8 +74,10 @@ pub struct Report {
     pub unknown: u64,
     /// Partitions that others have changed since: read as they are, and unverified.
     pub changed: u64,
-    /// Records of files that are gone.
+    /// Records of files that are gone. Not counted, and kept, while any directory was left out.
     pub gone: u64,
+    /// Directories that could not be read.
+    pub left_out: u64,
     /// Partitions that are damaged, torn, or padded.
     pub findings: Vec<Finding>,
     /// What was found was repaired.
@@ -150,7 +152,7 @@ pub fn check(
         listener,
     };
     let mut stopped = false;
-    walk(folder, &mut |found| {
+    check.report.left_out = walk(folder, &mut |found| {
         stopped = !check.partition(found)?;
         Ok(!stopped)
     })?;
@@ -158,7 +160,8 @@ pub fn check(
         return Ok(None);
     }
     for (_, slot) in check.shared.table.all() {
-        if !check.seen.contains(&slot) {
+        // Where not everything was seen, what was not may be there.
+        if check.report.left_out == 0 && !check.seen.contains(&slot) {
             check.report.gone += 1;
             if let (true, Ok(header)) = (repair, check.shared.table.header(slot)) {
                 check.shared.table.give_back(&header, slot);
@@ -179,7 +182,7 @@ impl Check<'_> {
         let file = match found.open(false) {
             Ok(file) => File::from(file),
             Err(error) => {
-                log::warn!("{}: {error}", plain(&found.path));
+                log::warn!("{}: {error}", plain(found.path));
                 return Ok(true);
             }
         };
@@ -188,7 +191,7 @@ impl Check<'_> {
         let table = &self.shared.table;
         let Some(slot) = table.find(identity) else {
             self.report.unknown += 1;
-            self.listener.read(&found.path, stamp.size);
+            self.listener.read(found.path, stamp.size);
             return Ok(true);
         };
         self.seen.insert(slot);
@@ -209,11 +212,11 @@ impl Check<'_> {
             // Of all else nothing is known.
             Meaning::Others => {
                 self.report.changed += 1;
-                self.listener.read(&found.path, stamp.size);
+                self.listener.read(found.path, stamp.size);
             }
             Meaning::Ours | Meaning::Uncertain => {
                 self.report.checked += 1;
-                if !self.verify(&record, &file, &found.path, &mut bad)? {
+                if !self.verify(&record, &file, found.path, &mut bad)? {
                     return Ok(false);
                 }
             }
@@ -228,7 +231,7 @@ impl Check<'_> {
             }
         }
         if !bad.is_empty() || padding > 0 {
-            let path = found.path.clone();
+            let path = shortened(found.path).into_owned();
             self.report.findings.push(Finding { path, bad: ranges(&bad), padding });
         }
         Ok(true)

@@ -301,7 +301,7 @@ impl Record {
         }
         if let Err(errno) = self.change(change) {
             let slot = self.state.lock().slot.unwrap_or_default();
-            log::error!("ledger: record {slot}: {}", errno.desc());
+            log::error!(partition = slot; "ledger: record {slot}: {}", errno.desc());
         }
     }
 

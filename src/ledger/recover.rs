@@ -97,7 +97,8 @@ pub(super) fn recover(
                 Ok(()) => {}
                 Err(error) => {
                     recovered.left += 1;
-                    log::warn!("{}: {error}", plain(&found.path));
+                    let name = plain(found.path);
+                    log::warn!(partition = name.as_str(); "{name}: {error}");
                 }
             }
         }
@@ -120,7 +121,8 @@ fn partition(
         let writable = File::from(found.open(true)?);
         writable.set_len(header.next)?;
         recovered.cut += 1;
-        log::warn!("{}: padding cut, {} bytes", plain(&found.path), header.next);
+        let name = plain(found.path);
+        log::warn!(partition = name.as_str(); "{name}: padding cut, {} bytes", header.next);
         stamp = Stamp::of(&file)?;
     }
     let was_cut = stamp.size == header.next && header.has(PADDED);
@@ -134,7 +136,8 @@ fn partition(
     recovered.others += u64::from(judgement.meaning == Meaning::Others);
     if !torn.is_empty() {
         recovered.torn += 1;
-        log::error!("{}: torn, not whole since the crash: {}", plain(&found.path), listed(&torn));
+        let name = plain(found.path);
+        log::error!(partition = name.as_str(); "{name}: torn, not whole since the crash: {}", listed(&torn));
     }
     Ok(())
 }

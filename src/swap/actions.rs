@@ -49,14 +49,20 @@ pub(crate) enum Note {
 impl Note {
     fn log(&self) {
         match self {
-            Note::Dropped { file, offset } => log::error!(
-                "bytes of {} at {offset} that could not be written were dropped: the pool has no other room",
-                label(&**file)
-            ),
-            Note::Changed { file, known, found } => log::warn!(
-                "{} was changed beneath the mount: {known} bytes became {found}",
-                label(&**file)
-            ),
+            Note::Dropped { file, offset } => {
+                let name = label(&**file);
+                log::error!(
+                    partition = name.as_str();
+                    "bytes of {name} at {offset} that could not be written were dropped: the pool has no other room"
+                );
+            }
+            Note::Changed { file, known, found } => {
+                let name = label(&**file);
+                log::warn!(
+                    partition = name.as_str();
+                    "{name} was changed beneath the mount: {known} bytes became {found}"
+                );
+            }
         }
     }
 }
@@ -72,10 +78,11 @@ pub(crate) struct Failure {
 
 impl Failure {
     fn log(&self) {
+        let name = label(&*self.file);
         log::error!(
-            "{} of {} failed: offset {}, length {}: {:?} ({})",
+            partition = name.as_str();
+            "{} of {name} failed: offset {}, length {}: {:?} ({})",
             self.operation,
-            label(&*self.file),
             self.offset,
             self.length,
             self.errno,

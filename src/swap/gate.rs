@@ -213,7 +213,7 @@ impl Engine {
             }
             if let Err(errno) = &result {
                 let name = super::actions::label(&*file);
-                log::error!("setting size or time of {name} failed: {errno:?} ({})", errno.desc());
+                log::error!(partition = name.as_str(); "setting size or time of {name} failed: {errno:?} ({})", errno.desc());
             }
             drop(file);
             engine.with(|st, actions| {

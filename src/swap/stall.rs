@@ -60,8 +60,12 @@ impl Stall {
     pub(crate) fn log(&self) {
         let (name, s) = (label(&*self.file), self.waited.as_secs());
         match self.ended {
-            false => log::error!("{name}: the device has not answered for {s} s, still waiting"),
-            true => log::warn!("{name}: the device answers again, after {s} s"),
+            false => {
+                log::error!(partition = name.as_str(); "{name}: the device has not answered for {s} s, still waiting");
+            }
+            true => {
+                log::warn!(partition = name.as_str(); "{name}: the device answers again, after {s} s");
+            }
         }
     }
 }

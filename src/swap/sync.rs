@@ -8,6 +8,7 @@ use super::block::BufferIndex;
 use super::engine::Engine;
 use super::op::{BarrierOp, Change, Reply, SyncOp};
 use super::state::State;
+use super::unstored::{in_turns, owner};
 use crate::concurrent::Mutex;
 use crate::error::Result;
 
@@ -84,7 +85,8 @@ impl Engine {
                 let (group, file) = (group.clone(), st.file(partition));
                 let reply = Box::new(move |result: Result<()>| {
                     if let Err(errno) = result {
-                        group.failed.lock().push(format!("{}: {errno:?}", label(&*file)));
+                        let name = format!("{}: {errno:?}", label(&*file));
+                        group.failed.lock().push((owner(&*file), name));
                     }
                     group.end_one();
                 });
@@ -256,13 +258,14 @@ impl Engine {
     }
 }
 
-/// Receives the backing paths of the partitions that could not be put on stable storage.
+/// Receives the backing paths of the partitions that could not be put on stable storage, those of each owner in turn.
 pub type FailedReply = Box<dyn FnOnce(Vec<String>) + Send>;
 
 /// The partitions of one [`Engine::sync_all`].
 struct Group {
     left: AtomicUsize,
-    failed: Mutex<Vec<String>>,
+    /// With their owners.
+    failed: Mutex<Vec<(Option<u32>, String)>>,
     reply: Mutex<Option<FailedReply>>,
 }
 
@@ -275,7 +278,7 @@ impl Group {
         let reply = self.reply.lock().take();
         let failed = std::mem::take(&mut *self.failed.lock());
         if let Some(reply) = reply {
-            reply(failed);
+            reply(in_turns(failed));
         }
     }
 }

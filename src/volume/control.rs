@@ -9,6 +9,7 @@ use super::{Asker, Volume};
 use crate::fs::{Attributes, FileKind, ROOT_ID};
 use crate::metrics::Operation;
 use crate::paths::plain_json;
+use crate::swap::Unstored;
 
 /// The control folder's name in the root; readdir does not list it.
 pub const CONTROL_NAME: &str = ".swapfs";
@@ -164,11 +165,25 @@ impl Volume {
             "checksum": self.ledger.as_ref().map(|ledger| ledger.stats()),
             "fuse": self.request_stats(),
             "partitions": self.engine.partitions(),
+            "unstored": self.unstored(),
+            "log": crate::metrics::lines::LINES.to_json(),
             "wear": self.wear().map(|wear| {
                 let (total, today) = wear.total_and_today();
                 json!({ "written_bytes": total, "today_bytes": today, "days": wear.days(DAYS_SHOWN) })
             }),
         })
+    }
+
+    /// What could not be stored; names and records are nobody's.
+    fn unstored(&self) -> Vec<Unstored> {
+        let mut unstored = self.engine.unstored();
+        let folder = *self.unsynchronized.lock();
+        unstored.extend(folder.map(|errno| Unstored {
+            uid: None,
+            error: format!("{errno:?}"),
+            partitions: 0,
+        }));
+        unstored
     }
 
     fn request_stats(&self) -> serde_json::Value {

@@ -28,7 +28,7 @@ const GAUGES: [&str; 17] = [
 ];
 
 /// What is said of a number, where its name does not say it all.
-const HELP: [(&str, &str); 41] = [
+const HELP: [(&str, &str); 45] = [
     ("pool_buffers", "Buffers of the pool."),
     ("pool_available", "Buffers that are free, or clean and can be dropped."),
     ("pool_trays", "Buffers cut into slots for small partitions."),
@@ -69,6 +69,10 @@ const HELP: [(&str, &str); 41] = [
     ("fuse_names", "Names that the kernel remembers, by inode."),
     ("partitions_known", "Partitions that are open, resident or under transfer."),
     ("partitions_handles", "Open handles."),
+    ("log_lines", "Lines of the daemon's log."),
+    ("log_left_out", "Lines left out of the log because there were too many of their kind."),
+    ("log_dropped", "Lines that the log file did not take."),
+    ("log_rotations", "How often the log file was set aside for a new one."),
     ("partitions_failed", "Partitions with a transfer error that is not mended."),
 ];
 
@@ -94,7 +98,7 @@ fn numbers(text: &mut Text, stats: &Value) {
     let version = stats["mount"]["version"].as_str().unwrap_or_default();
     text.family("swapfs_build_info", "The running version.", Kind::Gauge)
         .sample(&[("version", version)], 1);
-    for object in ["pool", "aio", "cache", "checksum", "fuse", "partitions"] {
+    for object in ["pool", "aio", "cache", "checksum", "fuse", "partitions", "log"] {
         for (key, value) in stats[object].as_object().into_iter().flatten() {
             match value {
                 Value::Number(number) => family(text, object, key, &number.to_string()),

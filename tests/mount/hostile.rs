@@ -1,6 +1,8 @@
 //! Clients that mean harm, or are badly written: nobody else may suffer from them.
 
 mod beside;
+mod deep;
+mod exchanged;
 mod http;
 mod killed;
 mod many;
@@ -11,5 +13,6 @@ mod privilege;
 mod rights;
 mod sandbox;
 mod shares;
+mod spoilt;
 mod stacked;
 mod values;

@@ -2,12 +2,12 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use glob::{MatchOptions, glob_with};
 use rustix::fs::{Mode, OFlags};
 
+use crate::cli::line_about;
 use crate::fuse::mount::{self, MountEntry};
 use crate::paths::plain;
 use crate::sys_process::reason;
@@ -85,54 +85,6 @@ impl Mounts {
     }
 }
 
-/// The line about a path that cannot be looked at.
-pub(super) fn line_about(path: &Path, error: &io::Error) -> String {
-    match mount::is_dead(error) {
-        true => mount::dead_mount_line(path),
-        false => format!("{}: {}", plain(path), reason(error)),
-    }
-}
-
-/// A partition.
-#[derive(Debug)]
-pub(super) struct FileBelow {
-    pub(super) path: PathBuf,
-    /// Bytes.
-    pub(super) size: u64,
-}
-
-/// The file itself, or every regular file below a directory on the same mount; the error is the line
-/// for the user. What vanishes meanwhile is left out.
-pub(super) fn files_below(path: &Path) -> Result<Vec<FileBelow>, String> {
-    let metadata = std::fs::metadata(path).map_err(|error| line_about(path, &error))?;
-    let mut files = Vec::new();
-    if !metadata.is_dir() {
-        files.push(FileBelow { path: path.to_owned(), size: metadata.len() });
-        return Ok(files);
-    }
-    let mut folders = vec![path.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let entries = match std::fs::read_dir(&folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            other => other.map_err(|error| line_about(&folder, &error))?,
-        };
-        for entry in entries {
-            let entry = entry.map_err(|error| line_about(&folder, &error))?;
-            match entry.metadata() {
-                Ok(found) if found.dev() != metadata.dev() => {}
-                Ok(found) if found.is_dir() => folders.push(entry.path()),
-                Ok(found) if found.is_file() => {
-                    files.push(FileBelow { path: entry.path(), size: found.len() });
-                }
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(line_about(&entry.path(), &error)),
-            }
-        }
-    }
-    Ok(files)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,22 +120,5 @@ mod tests {
         let line = |name: &str, why: &str| vec![Err(format!("{}: {why}", plain(&at(name))))];
         assert_eq!(names(&at("z*")), line("z*", "nothing matches"));
         assert_eq!(names(&at("a[")), line("a[", "invalid range pattern"));
-    }
-
-    #[test]
-    fn all_regular_files_below_are_found() {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        std::fs::create_dir_all(at("a/b")).unwrap();
-        for (name, text) in [("one", "1"), ("a/two", "22"), ("a/b/three", "333")] {
-            std::fs::write(at(name), text).unwrap();
-        }
-        std::os::unix::fs::symlink("/etc", at("a/link")).unwrap();
-        let mut sizes: Vec<u64> =
-            files_below(folder.path()).unwrap().iter().map(|file| file.size).collect();
-        sizes.sort_unstable();
-        assert_eq!(sizes, [1, 2, 3]);
-        assert_eq!(files_below(&at("a/two")).unwrap()[0].size, 2);
-        assert!(files_below(&at("none")).is_err());
     }
 }

@@ -9,6 +9,7 @@ use zerocopy::FromBytes;
 use super::abi::{InHeader, ReadIn, SetAttrIn, WriteIn, fattr};
 use super::device::HEADER_BYTES;
 use crate::metrics::{Note, Operation};
+use crate::paths::shortened;
 use crate::volume::{ControlNode, Volume};
 
 /// Longest part of a request that is looked at: two names of 255 bytes and what stands before them.
@@ -65,7 +66,7 @@ fn text(volume: &Volume, opcode: u32, id: u64, arguments: &[u8]) -> String {
         if let Some(name) = name {
             path.push(name);
         }
-        quoted(path.as_os_str())
+        quoted(shortened(&path).as_os_str())
     };
     let child = |skip| path(Some(names(arguments, skip).next().unwrap_or_default()));
     let with_name = |skip| {
@@ -76,7 +77,7 @@ fn text(volume: &Volume, opcode: u32, id: u64, arguments: &[u8]) -> String {
     let moved = |skip| {
         let target = volume.tree.path_of(number(arguments, 0));
         let target = target.join(names(arguments, skip).nth(1).unwrap_or_default());
-        format!("{},{}", child(skip), quoted(target.as_os_str()))
+        format!("{},{}", child(skip), quoted(shortened(&target).as_os_str()))
     };
     match opcode {
         1 | 10 | 11 => child(0),
@@ -91,7 +92,7 @@ fn text(volume: &Volume, opcode: u32, id: u64, arguments: &[u8]) -> String {
         45 => moved(16),
         13 => {
             let source = volume.tree.path_of(number(arguments, 0));
-            format!("{},{}", quoted(source.as_os_str()), child(8))
+            format!("{},{}", quoted(shortened(&source).as_os_str()), child(8))
         }
         14 => format!("{},{:#x}", path(None), word(arguments, 0)),
         15 => match ReadIn::read_from_prefix(arguments) {

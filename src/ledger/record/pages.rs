@@ -141,7 +141,7 @@ impl Record {
         });
         if let Err(errno) = ended.or_else(|errno| self.is_short(errno)) {
             let slot = self.state.lock().slot.unwrap_or_default();
-            log::error!("ledger: record {slot}: {}", errno.desc());
+            log::error!(partition = slot; "ledger: record {slot}: {}", errno.desc());
         }
         if outcome != Outcome::Failed {
             Counters::add(&self.shared.counters.summed, pages.end - pages.start);
