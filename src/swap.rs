@@ -77,7 +77,7 @@ pub use op::{ReadReply, Reply, WriteReply};
 pub use open::{Admission, Moment};
 pub use partition::{FileKey, PartitionStatus};
 pub use request::{Asking, Request};
-pub use seam::Caller;
+pub use seam::{Caller, Manner};
 pub use state::CacheStats;
 pub use status::{Overlay, PartitionCounts, PartitionInfo, PoolInfo};
 pub use swapper::{SwapError, Swapper, SwapperOptions};

@@ -15,7 +15,7 @@ use super::block::BufferIndex;
 use super::engine::Engine;
 use super::op::{WriteOp, WriteReply};
 use super::pages::PageSet;
-use super::seam::Caller;
+use super::seam::Manner;
 use super::state::State;
 use super::trays::Place;
 use crate::error::{Errno, Result};
@@ -174,18 +174,18 @@ impl Engine {
         self.with(|st, _| st.intakes.push(intake));
     }
 
-    /// As [`Engine::write_piece`], of the first `length` bytes that `intake` received. Returns the intake for the next
+    /// As [`Engine::write_as`], of the first `length` bytes that `intake` received. Returns the intake for the next
     /// write: the same one, or another when its memory has become a block's, or its bytes have to wait.
     ///
     /// # Panics
     /// When `length` is more than the intake has, or the intake is another engine's.
     pub fn write_from(
-        &self, handle: u64, offset: u64, intake: Intake, length: usize, stable: bool,
-        caller: Option<Caller>, reply: WriteReply,
+        &self, handle: u64, offset: u64, intake: Intake, length: usize, manner: Manner,
+        reply: WriteReply,
     ) -> Intake {
         assert!(length <= intake.len(), "{length} bytes of {}", intake.len());
         let mut op = WriteOp::new(handle, offset, length, Payload::Lent(intake), reply);
-        (op.stable, op.caller) = (stable, caller);
+        op.manner = manner;
         self.run_write(Box::new(op), &[]).expect("an intake comes back for the one that was lent")
     }
 

@@ -8,7 +8,7 @@ use super::direct::DirectOp;
 use super::hold::HoldOp;
 use super::intake::Payload;
 use super::lend::LendOp;
-use super::seam::Caller;
+use super::seam::Manner;
 use super::trays::Buffer;
 use crate::error::Result;
 use crate::shares::{Share, User};
@@ -58,10 +58,7 @@ pub(crate) struct WriteOp {
     pub(crate) user: User,
     /// What it takes while it waits with its bytes.
     pub(crate) parked: Option<(Share, Option<Share>)>,
-    /// Reply only when it is on stable storage (O_SYNC, O_DSYNC).
-    pub(crate) stable: bool,
-    /// Whose call it may be a piece of.
-    pub(crate) caller: Option<Caller>,
+    pub(crate) manner: Manner,
     pub(crate) reply: WriteReply,
 }
 
@@ -82,8 +79,7 @@ impl WriteOp {
             errors_before: u64::MAX,
             user: User::OWN,
             parked: None,
-            stable: false,
-            caller: None,
+            manner: Manner::default(),
             reply,
         }
     }

@@ -32,6 +32,15 @@ pub struct Caller {
     pub parallel: bool,
 }
 
+/// How a write is to be done.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Manner {
+    /// It is answered when it is on stable storage.
+    pub stable: bool,
+    /// Whose call it may be a piece of.
+    pub caller: Option<Caller>,
+}
+
 /// A page of which a piece has covered some bytes, and of which others were there before.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Seam {

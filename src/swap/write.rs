@@ -8,7 +8,7 @@ use super::engine::Engine;
 use super::intake::{Around, Intake, Payload};
 use super::op::{Op, SyncOp, WriteOp, WriteReply};
 use super::partition::Handle;
-use super::seam::Caller;
+use super::seam::Manner;
 use super::small::{Need, Room};
 use super::state::{OFFSET_MAX, State, file_time_now};
 use crate::error::{Errno, Result};
@@ -57,16 +57,15 @@ impl Engine {
     /// would leave a page half lost, EFBIG, EBADF. Waits for buffers, never for the device itself, by
     /// parking the operation with a copy of what is left of `data`.
     pub fn write(&self, handle: u64, offset: u64, data: &[u8], stable: bool, reply: WriteReply) {
-        self.write_piece(handle, offset, data, stable, None, reply);
+        self.write_as(handle, offset, data, Manner { stable, caller: None }, reply);
     }
 
-    /// As [`Engine::write`], of what may be a piece of a call of `caller`'s.
-    pub fn write_piece(
-        &self, handle: u64, offset: u64, data: &[u8], stable: bool, caller: Option<Caller>,
-        reply: WriteReply,
+    /// As [`Engine::write`], of what may be a piece of somebody's call.
+    pub fn write_as(
+        &self, handle: u64, offset: u64, data: &[u8], manner: Manner, reply: WriteReply,
     ) {
         let mut op = WriteOp::new(handle, offset, data.len(), Payload::Caller, reply);
-        (op.stable, op.caller) = (stable, caller);
+        op.manner = manner;
         self.run_write(Box::new(op), data);
     }
 
@@ -319,7 +318,7 @@ impl Engine {
                     (page == pages.start && zero_head) || (page + 1 == pages.end && zero_tail);
                 let end = (size - start).saturating_sub(first).min(unit);
                 let bytes = covered.start as u64..covered.end as u64;
-                block.note_seam(page, bytes, end, op.caller, now_ms);
+                block.note_seam(page, bytes, end, op.manner.caller, now_ms);
                 block.note_edge(page, covered, end as usize, zeroed, unit as usize);
             }
             if pages.len() > 2 {
@@ -414,14 +413,14 @@ impl Engine {
         st.return_granted(&mut op.granted);
         let id = op.partition;
         st.part(id).active_writes -= 1;
-        let WriteOp { reply, done, stable, caller, handle, errors_before, payload, .. } = op;
+        let WriteOp { reply, done, manner, handle, errors_before, payload, .. } = op;
         let intake = st.put_away(payload);
         match result {
             // Some of it was taken before it failed: that much was written.
             Err(errno) if done == 0 => actions.answers.push(Answer::Write(reply, Err(errno))),
-            _ if stable && done > 0 => {
+            _ if manner.stable && done > 0 => {
                 // The next piece is sent when this one is stored.
-                if let Some(caller) = caller {
+                if let Some(caller) = manner.caller {
                     self.close_seams(st, id, caller.thread, actions);
                 }
                 let reply = Box::new(move |outcome: Result<()>| reply(outcome.map(|()| done)));

@@ -7,7 +7,7 @@ use swapfs::aio::device::BackingFile;
 use swapfs::aio::fault::FaultPlan;
 use swapfs::aio::memory::{MemoryFolder, MemoryOptions};
 use swapfs::error::{Errno, Result};
-use swapfs::swap::{EngineOptions, OpenSwapIn};
+use swapfs::swap::{EngineOptions, Manner, OpenSwapIn};
 
 use super::rig::{BLOCK, Kind, Pending, Rng, TestFile, World, receive};
 
@@ -237,7 +237,14 @@ fn what_lies_as_in_its_block_is_taken_in_by_exchange() {
         let before = intake.as_ptr();
         let (pending, reply) = Pending::new();
         let reply = Box::new(reply);
-        intake = world.engine.write_from(handle, offset as u64, intake, length, false, None, reply);
+        intake = world.engine.write_from(
+            handle,
+            offset as u64,
+            intake,
+            length,
+            Manner::default(),
+            reply,
+        );
         assert_eq!(pending.wait(&world, "write"), Ok(length));
         assert_eq!(intake.as_ptr() != before, exchanged, "{fill}");
         intake.fill(0xEE);

@@ -12,7 +12,9 @@ use swapfs::aio::device::{
 use swapfs::aio::fault::{FaultDevice, FaultPlan};
 use swapfs::aio::memory::{MemoryDevice, MemoryFile, MemoryFolder, MemoryOptions};
 use swapfs::pool::{Arena, ArenaOptions};
-use swapfs::swap::{Engine, EngineOptions, FileKey, Intake, OpenSwapIn, Request, WriteReply};
+use swapfs::swap::{
+    Engine, EngineOptions, FileKey, Intake, Manner, OpenSwapIn, Request, WriteReply,
+};
 
 pub(crate) const BLOCK: u64 = 64 * 1024;
 
@@ -265,8 +267,14 @@ impl World {
             return self.engine.write(handle, offset, data, stable, reply);
         };
         receive(&mut intake, start as usize, data);
-        let mut next =
-            self.engine.write_from(handle, offset, intake, data.len(), stable, None, reply);
+        let mut next = self.engine.write_from(
+            handle,
+            offset,
+            intake,
+            data.len(),
+            Manner { stable, caller: None },
+            reply,
+        );
         // Nothing of what was written may be in there any more.
         next.fill(0xEE);
         self.engine.return_intake(next);

@@ -17,7 +17,7 @@ use crate::aio::device::Transfer;
 use crate::error::{Errno, Result};
 use crate::fs::ROOT_ID;
 use crate::fuse::session;
-use crate::swap::Caller;
+use crate::swap::{Caller, Manner};
 use crate::volume::{CONTROL_NAME, ControlNode, XattrAnswer};
 
 /// Inodes that may wait to be closed.
@@ -273,13 +273,12 @@ impl Front {
         let (engine, fh, offset) = (&self.volume.engine, write.fh, write.offset);
         let parallel = write.flags as i32 & libc::O_DIRECT != 0;
         let caller = (!cached).then_some(Caller { thread: header.pid, parallel });
+        let manner = Manner { stable, caller };
         self.aim.saw(offset, length);
         if let Room::Intake(intake) = room {
-            return Room::Intake(
-                engine.write_from(fh, offset, intake, length, stable, caller, answer),
-            );
+            return Room::Intake(engine.write_from(fh, offset, intake, length, manner, answer));
         }
-        engine.write_piece(fh, offset, room.bytes(length), stable, caller, answer);
+        engine.write_as(fh, offset, room.bytes(length), manner, answer);
         room
     }
 

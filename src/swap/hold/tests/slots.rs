@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::*;
+use crate::swap::Manner;
 
 /// The file's number, and its bytes.
 type Small = (u64, Vec<u8>);
@@ -147,7 +148,7 @@ fn write_block(rig: &Rig, handle: u64, offset: u64, fill: u8) {
     let (sender, receiver) = mpsc::channel();
     let reply = Box::new(move |outcome| sender.send(outcome).unwrap());
     let length = intake.len();
-    let mut next = rig.engine.write_from(handle, offset, intake, length, false, None, reply);
+    let mut next = rig.engine.write_from(handle, offset, intake, length, Manner::default(), reply);
     // Whose memory that was must not see it.
     next.fill(0xEE);
     rig.engine.return_intake(next);
