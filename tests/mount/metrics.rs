@@ -100,16 +100,21 @@ fn operations_bytes_errors_and_times_are_counted() {
 #[test]
 fn waits_for_buffers_are_timed() {
     let mount = Mount::new("pool_size=8m");
-    std::thread::scope(|scope| {
-        for name in ["a", "b", "c", "d"] {
-            let file = open(&mount.at(name));
-            scope.spawn(move || write_pattern(&file, 24 * MIB, 1 << 20));
-        }
-    });
-    let families = metrics(&mount);
-    let waited = value(&families, "swapfs_cache_buffer_waits_total", &[]);
+    let write_all = || {
+        std::thread::scope(|scope| {
+            for name in ["a", "b", "c", "d"] {
+                let file = open(&mount.at(name));
+                scope.spawn(move || write_pattern(&file, 24 * MIB, 1 << 20));
+            }
+        });
+        let families = metrics(&mount);
+        (value(&families, "swapfs_cache_buffer_waits_total", &[]), families)
+    };
+    // On a busy machine the device may keep up with the writers.
+    let tries = (0..20).map(|_| write_all());
+    let found = tries.into_iter().find(|(waited, _)| *waited > 0.0);
+    let (waited, families) = found.expect("20 times 96 MiB went through 8 MiB, and nobody waited");
     let timed = families["swapfs_pool_wait_seconds"].samples.last().unwrap();
-    assert!(waited > 0.0, "96 MiB went through 8 MiB");
     assert_eq!((timed.name.as_str(), timed.value), ("swapfs_pool_wait_seconds_count", waited));
 }
 
