@@ -27,7 +27,7 @@ pub mod worker;
 use std::fmt;
 
 pub use case::{Access, Case, Order, Start};
-pub use cleanup::{Cleanup, Made, Process};
+pub use cleanup::{Cleanup, Made, Process, check_place};
 pub use files::MARK_XATTR;
 pub use report::{Report, Row};
 pub use roofline::Roofline;

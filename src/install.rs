@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 use record::{Entry, Record};
 use steps::Step;
 
+use crate::trust;
+
 /// One thing to put in place; paths as the installed system sees them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Item {
@@ -139,6 +141,7 @@ pub fn install(
     let steps: Vec<Step<'_>> =
         items.iter().map(|item| Step::plan(prefix, item, &record)).collect::<Result<_, _>>()?;
     refuse_unwritable(&steps, &record)?;
+    refuse_exchangeable(prefix, &steps)?;
     if !dry_run && steps.iter().any(Step::changes) {
         // Before the first change: what is interrupted can be undone.
         for step in steps.iter().filter(|step| step.changes()) {
@@ -156,6 +159,19 @@ pub fn install(
         }
     }
     Ok(steps.into_iter().map(Step::done).collect())
+}
+
+/// Refuses a prefix below which somebody else could exchange what is put there.
+fn refuse_exchangeable(prefix: &Path, steps: &[Step<'_>]) -> Result<(), InstallError> {
+    if prefix == Path::new("/") {
+        return Ok(());
+    }
+    for step in steps.iter().filter(|step| step.changes()) {
+        let there = step.target().ancestors().skip(1).find(|folder| folder.is_dir());
+        trust::refuse_exchangeable(there.unwrap_or(prefix))
+            .map_err(|error| InstallError::InTheWay(error.to_string()))?;
+    }
+    Ok(())
 }
 
 /// Takes away what [`install`] put below `prefix`.

@@ -13,6 +13,7 @@ mod descent;
 pub mod error;
 pub mod fs;
 pub mod fuse;
+mod held;
 pub mod install;
 pub mod ledger;
 pub mod metrics;

@@ -10,15 +10,19 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Mode, OFlags, RawMode, ResolveFlags, Stat, fcntl_setfl, fstat, mkdirat,
-    openat2, statat,
+    openat2, statat, unlinkat,
 };
 use rustix::io::Errno;
 
 /// Write permission for the group or for others.
 const FOREIGN_WRITE: RawMode = 0o022;
+
+/// Only owners rename and remove names in such a directory.
+const STICKY: RawMode = 0o1000;
 
 /// What a name is expected to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +62,16 @@ pub(crate) struct Untrusted {
     fault: Fault,
 }
 
+/// A folder in which somebody else could exchange what is made there.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{name} {fault}, so somebody else could exchange what is made there; use a folder that only root and you may change"
+)]
+struct Exchangeable {
+    name: String,
+    fault: Fault,
+}
+
 impl Untrusted {
     fn error(name: &OsStr, fault: Fault) -> io::Error {
         let name = crate::paths::plain(name.as_ref());
@@ -76,26 +90,112 @@ pub(crate) fn is_own(metadata: &std::fs::Metadata) -> bool {
     metadata.is_file() && owners.contains(&metadata.uid()) && metadata.mode() & FOREIGN_WRITE == 0
 }
 
+/// Makes sure that nobody else can exchange what this user makes in a folder: it and all above it are root's or this user's,
+/// and where others may write, only owners rename and remove (the sticky bit). This user's own group is no other.
+///
+/// # Errors
+/// What can be exchanged and why; what a look fails with.
+pub(crate) fn refuse_exchangeable(folder: &Path) -> io::Result<()> {
+    let folder = std::fs::canonicalize(folder)?;
+    for above in folder.ancestors() {
+        let found = std::fs::symlink_metadata(above)?;
+        let is_own_group = found.gid() == rustix::process::getegid().as_raw();
+        let foreign = if is_own_group { 0o002 } else { FOREIGN_WRITE };
+        let (mode, owner) = (found.mode() & 0o7777, found.uid());
+        let fault = match mode & STICKY == 0 && mode & foreign != 0 {
+            _ if ![0, own_user()].contains(&owner) => Fault::Owner(owner, own_user()),
+            true => Fault::Mode(mode),
+            false => continue,
+        };
+        let name = crate::paths::plain(above);
+        let error = Exchangeable { name, fault };
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, error));
+    }
+    Ok(())
+}
+
+/// Makes a folder that nobody else may enter, in the first of some places where nobody else can exchange it.
+///
+/// # Errors
+/// Why it cannot be made in the first of them.
+pub(crate) fn private_folder<'a>(
+    places: impl IntoIterator<Item = &'a Path>, prefix: &str,
+) -> io::Result<PathBuf> {
+    let mut first = None;
+    for place in places {
+        let made = refuse_exchangeable(place)
+            .and_then(|()| Ok(nix::unistd::mkdtemp(&place.join(format!("{prefix}XXXXXX")))?));
+        match made {
+            Ok(path) => return Ok(path),
+            Err(error) => first.get_or_insert((place, error)),
+        };
+    }
+    let (place, error) = first.unwrap_or((Path::new("/"), io::ErrorKind::NotFound.into()));
+    let why = crate::sys_process::reason(&error);
+    Err(io::Error::other(format!("{}: no temporary folder: {why}", place.display())))
+}
+
+/// Removes a directory with everything in it, when it is still the one that is open. No symbolic link is followed.
+pub(crate) fn remove_folder(
+    parent: BorrowedFd<'_>, name: &OsStr, folder: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let is_ours = |status: Stat| -> io::Result<bool> {
+        let ours = fstat(folder)?;
+        Ok((status.st_dev, status.st_ino) == (ours.st_dev, ours.st_ino))
+    };
+    empty(folder)?;
+    match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(status) if is_ours(status)? => Ok(unlinkat(parent, name, AtFlags::REMOVEDIR)?),
+        Ok(_) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes everything in a directory.
+fn empty(folder: BorrowedFd<'_>) -> io::Result<()> {
+    for entry in Dir::read_from(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        match unlinkat(folder, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(Errno::ISDIR | Errno::PERM) => {
+                let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+                let below = openat2(folder, name, flags, Mode::empty(), ResolveFlags::NO_XDEV)?;
+                empty(below.as_fd())?;
+                unlinkat(folder, name, AtFlags::REMOVEDIR)?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
 /// Opens a regular file of this user's below `folder`, or makes it when `flags` say so. It is never truncated by this:
 /// it may turn out to be another's file.
 ///
 /// # Errors
 /// [`Untrusted`], or what opening fails with.
-pub(crate) fn open_file(folder: impl AsFd, name: &str, flags: OFlags) -> io::Result<File> {
+pub(crate) fn open_file(
+    folder: impl AsFd, name: impl AsRef<OsStr>, flags: OFlags,
+) -> io::Result<File> {
     open_file_of(&[own_user()], folder, name, flags)
 }
 
 /// As [`open_file`], of any of these users.
 pub(crate) fn open_file_of(
-    owners: &[u32], folder: impl AsFd, name: &str, flags: OFlags,
+    owners: &[u32], folder: impl AsFd, name: impl AsRef<OsStr>, flags: OFlags,
 ) -> io::Result<File> {
+    let name = name.as_ref();
     assert!(!flags.contains(OFlags::TRUNC), "another's file would be truncated");
     let how = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let opened = openat2(folder, name, how, mode_of(flags), ResolveFlags::NO_SYMLINKS);
     let file = opened.map_err(|error| refusal(name, error, Kind::File))?;
     let status = fstat(&file)?;
     if let Some(fault) = fault(&status, Kind::File, owners) {
-        return Err(Untrusted::error(name.as_ref(), fault));
+        return Err(Untrusted::error(name, fault));
     }
     // O_NONBLOCK was for what is no regular file. On one, io_uring would take it at its word.
     fcntl_setfl(&file, flags & (OFlags::APPEND | OFlags::DIRECT))?;
@@ -179,9 +279,11 @@ pub(crate) fn check_named(folder: impl AsFd, name: &str, file: impl AsFd) -> io:
 }
 
 /// Returns true when `name` leads to the open file.
-pub(crate) fn is_named(folder: impl AsFd, name: &str, file: impl AsFd) -> io::Result<bool> {
+pub(crate) fn is_named(
+    folder: impl AsFd, name: impl AsRef<OsStr>, file: impl AsFd,
+) -> io::Result<bool> {
     let open = fstat(file)?;
-    match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+    match statat(folder, name.as_ref(), AtFlags::SYMLINK_NOFOLLOW) {
         Ok(named) => Ok((named.st_dev, named.st_ino) == (open.st_dev, open.st_ino)),
         Err(Errno::NOENT) => Ok(false),
         Err(error) => Err(error.into()),
@@ -210,7 +312,7 @@ fn fault(status: &Stat, kind: Kind, owners: &[u32]) -> Option<Fault> {
 }
 
 /// The error of an open that failed: some errnos tell what the name leads to.
-fn refusal(name: &str, error: Errno, kind: Kind) -> io::Error {
+fn refusal(name: impl AsRef<OsStr>, error: Errno, kind: Kind) -> io::Error {
     let fault = match (error, kind) {
         (Errno::LOOP, _) => Fault::Link,
         // A FIFO that nobody reads, a socket, a directory.
@@ -325,6 +427,8 @@ mod tests {
         look().unwrap();
         write(path.path().join("file"), "");
         make_folder(make_folder(&folder, "folders").unwrap(), "00").unwrap();
+        close("folders/00");
+        close("folders");
         look().unwrap();
         symlink("/etc", path.path().join("folders/01")).unwrap();
         assert!(reason(look()).starts_with("folders/01 is a symbolic link"));

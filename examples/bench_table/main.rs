@@ -22,6 +22,8 @@ mod work;
 mod zero3_round;
 
 use std::error::Error;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -358,8 +360,16 @@ fn run(arguments: &Arguments) -> Outcome<()> {
     Ok(())
 }
 
+/// Puts a new file in the place of whatever has the name: a link there is replaced, not followed.
 fn write(path: &Path, text: &str) -> Outcome<()> {
-    std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()).into())
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let written =
+        tempfile::NamedTempFile::new_in(parent.unwrap_or(Path::new("."))).and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+            Ok(file.persist(path)?)
+        });
+    written.map(drop).map_err(|error| format!("{}: {error}", path.display()).into())
 }
 
 fn main() -> ExitCode {

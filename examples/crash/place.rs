@@ -64,8 +64,7 @@ impl Place {
     }
 
     fn with_swap(program: &Path, swap: PathBuf, folder: &Path) -> Result<Place, String> {
-        let made = tempfile::Builder::new().prefix("swapfs-crash-").tempdir_in(folder);
-        let scratch = made.map_err(|error| format!("{}: {error}", folder.display()))?;
+        let scratch = scratch(folder)?;
         // On a disk of its own the swap folder outlives this place; elsewhere it is part of it.
         let own_disk = swap.parent().is_some_and(|disk| disk.join("lost+found").is_dir());
         let swap = if own_disk { swap } else { scratch.path().join("swap") };
@@ -128,10 +127,16 @@ pub(crate) struct Image {
     pub(crate) copy: PathBuf,
 }
 
+/// A folder that nobody else can exchange.
+fn scratch(folder: &Path) -> Result<TempDir, String> {
+    let made = swapfs::bench::check_place(folder)
+        .and_then(|()| tempfile::Builder::new().prefix("swapfs-crash-").tempdir_in(folder));
+    made.map_err(|error| format!("{}: {error}", folder.display()))
+}
+
 impl Image {
     pub(crate) fn new(folder: &Path) -> Result<Image, String> {
-        let made = tempfile::Builder::new().prefix("swapfs-crash-").tempdir_in(folder);
-        let scratch = made.map_err(|error| format!("{}: {error}", folder.display()))?;
+        let scratch = scratch(folder)?;
         let at = |name: &str| scratch.path().join(name);
         let image =
             Image { outer: at("outer"), disk: at("disk"), copy: at("copy"), _scratch: scratch };

@@ -159,7 +159,8 @@ fn unmount(path: &Path) {
 }
 
 fn scratch(folder: &Path) -> Result<TempDir, Failure> {
-    let made = tempfile::Builder::new().prefix("swapfs-recovery-").tempdir_in(folder);
+    let made = swapfs::bench::check_place(folder)
+        .and_then(|()| tempfile::Builder::new().prefix("swapfs-recovery-").tempdir_in(folder));
     made.map_err(|error| trouble(format!("a scratch folder: {error}")))
 }
 

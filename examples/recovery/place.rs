@@ -116,6 +116,7 @@ pub(crate) struct Place {
 impl Place {
     /// A fresh one below `folder`; the swap folder is `swap` when that is given.
     pub(crate) fn new(program: &Path, folder: &Path, swap: Option<PathBuf>) -> io::Result<Place> {
+        swapfs::bench::check_place(folder)?;
         let scratch = tempfile::Builder::new().prefix("swapfs-recovery-").tempdir_in(folder)?;
         let at = |name: &str| scratch.path().join(name);
         let swap = swap.unwrap_or_else(|| at("swap"));

@@ -30,7 +30,8 @@ impl Mount {
         let own = std::env::current_exe().map_err(|error| error.to_string())?;
         let beside = own.ancestors().nth(2).unwrap_or(Path::new("/")).join("swapfs");
         let program = program.map_or(beside, Path::to_owned);
-        let scratch = tempfile::Builder::new().prefix("swapfs-soak-").tempdir_in(folder);
+        let scratch = swapfs::bench::check_place(folder)
+            .and_then(|()| tempfile::Builder::new().prefix("swapfs-soak-").tempdir_in(folder));
         let scratch = scratch.map_err(|error| format!("{}: {error}", folder.display()))?;
         let (swap, mnt) = (scratch.path().join("swap"), scratch.path().join("mnt"));
         for folder in [&swap, &mnt] {

@@ -94,6 +94,7 @@ struct Place {
 
 impl Place {
     fn new(arguments: &Arguments, way: Way) -> Outcome<Self> {
+        swapfs::bench::check_place(&arguments.folder)?;
         let root = TempDir::with_prefix_in("swapfs-round-", &arguments.folder)?;
         for name in ["swap", "mnt"] {
             fs::create_dir(root.path().join(name))?;

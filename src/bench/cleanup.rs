@@ -1,7 +1,9 @@
 //! What a benchmark has made, so that it is taken away again: at the end, after an error, and on a signal.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -10,16 +12,28 @@ use std::sync::Arc;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
+use rustix::fs::{Mode, OFlags, mkdirat};
 
 use crate::fuse::mount::{Detach, unmount};
+use crate::held::Held;
 use crate::sys_process::{end_by, ending_signals};
+use crate::trust;
+
+/// Refuses a folder in which somebody else could exchange what this process makes there, or which is reached through one.
+///
+/// # Errors
+///
+/// What can be exchanged, and why.
+pub fn check_place(folder: &Path) -> io::Result<()> {
+    trust::refuse_exchangeable(folder)
+}
 
 #[derive(Debug)]
 enum Item {
     Process(Pid),
-    File(PathBuf),
-    /// With everything in it.
-    Folder(PathBuf),
+    File(Held),
+    /// With everything in it: the folder above, the name in it, and the folder itself.
+    Folder(OwnedFd, OsString, OwnedFd),
     /// A mount of `program`'s.
     Mount {
         program: PathBuf,
@@ -122,34 +136,36 @@ impl Cleanup {
         self.make(|| Ok((create()?, Item::Undo(Undo(Box::new(undo))))))
     }
 
-    /// Creates a file that must not be there yet, or (`take_over`) takes one over that is.
+    /// Creates a file, or takes one over, by what `make` does, and puts it on the list.
     ///
     /// # Errors
     ///
-    /// Those of open(2).
-    pub(super) fn file(&self, path: &Path, take_over: bool) -> io::Result<(File, Made)> {
-        use std::os::unix::fs::OpenOptionsExt;
+    /// Those of `make`.
+    pub(super) fn file(
+        &self, make: impl FnOnce() -> io::Result<(File, Held)>,
+    ) -> io::Result<((File, Held), Made)> {
         self.make(|| {
-            let mut options = File::options();
-            options.read(true).write(true).create_new(!take_over).mode(0o600);
-            options.custom_flags(libc::O_NOFOLLOW);
-            Ok((options.open(path)?, Item::File(path.to_owned())))
+            let (file, held) = make()?;
+            Ok(((file, held.clone()), Item::File(held)))
         })
     }
 
-    /// Creates a folder of its own in `parent`.
+    /// Creates a folder of its own in `parent`, which nobody else may enter, and nobody else may exchange.
     ///
     /// # Errors
     ///
-    /// Those of mkdir(2).
+    /// Those of mkdir(2); a parent in which others could put another folder in its place.
     pub fn folder(&self, parent: &Path) -> io::Result<(PathBuf, Made)> {
-        use std::os::unix::fs::DirBuilderExt;
+        trust::refuse_exchangeable(parent)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let mut number = 0;
         loop {
-            let path = parent.join(format!("swapfs-bench-{}-{number}", std::process::id()));
+            let name = format!("swapfs-bench-{}-{number}", std::process::id());
             let made = self.make(|| {
-                std::fs::DirBuilder::new().mode(0o700).create(&path)?;
-                Ok((path.clone(), Item::Folder(path.clone())))
+                let above = rustix::fs::open(parent, flags, Mode::empty())?;
+                mkdirat(&above, &*name, Mode::RWXU)?;
+                let folder = trust::open_folder(&above, &name)?;
+                Ok((parent.join(&name), Item::Folder(above, name.clone().into(), folder)))
             });
             match made {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
@@ -273,8 +289,10 @@ impl Item {
                 let _ = nix::sys::wait::waitpid(pid, None);
             }
             Self::Undo(Undo(undo)) => undo(),
-            Self::File(path) => gone(&path, std::fs::remove_file(&path)),
-            Self::Folder(path) => gone(&path, std::fs::remove_dir_all(&path)),
+            Self::File(held) => gone(held.name(), held.remove()),
+            Self::Folder(above, name, folder) => {
+                gone(name.as_ref(), trust::remove_folder(above.as_fd(), &name, folder.as_fd()));
+            }
             Self::Mount { program, mountpoint } => {
                 let mut command = Command::new(program);
                 command.arg0("swapfs").arg("umount").arg(&mountpoint);
@@ -291,18 +309,26 @@ impl Item {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::held::Folder;
 
     #[test]
     fn what_was_made_is_gone_and_nothing_else() {
         let place = tempfile::tempdir().unwrap();
+        // Other tests of this program clear the umask.
+        let own = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(place.path(), own).unwrap();
         let cleanup = Cleanup::new();
         let theirs = place.path().join("theirs");
         std::fs::write(&theirs, "x").unwrap();
-        let error = cleanup.file(&theirs, false).unwrap_err();
+        let create = |path: &Path| {
+            let (folder, name) = Folder::of(path).unwrap();
+            cleanup.file(|| Held::create(&folder, &name))
+        };
+        let error = create(&theirs).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         let (folder, made_folder) = cleanup.folder(place.path()).unwrap();
-        let (_, made) = cleanup.file(&folder.join("ours"), false).unwrap();
-        let (_, kept) = cleanup.file(&place.path().join("kept"), false).unwrap();
+        let (_, made) = create(&folder.join("ours")).unwrap();
+        let (_, kept) = create(&place.path().join("kept")).unwrap();
         kept.keep();
         let process = cleanup.process(Command::new("sleep").arg("1000")).unwrap();
         let pid = process.child.id();

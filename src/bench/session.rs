@@ -13,7 +13,8 @@ use super::protocol::{Job, Setup};
 use super::report::{Report, Row};
 use super::runner::{Round, alternate};
 use super::settings::{Engine, Settings};
-use super::{Result, fio};
+use super::{BenchError, Result, fio};
+use crate::paths::plain;
 use crate::sys_process::is_on_tmpfs;
 
 /// What DeepSpeed's processes run.
@@ -100,10 +101,28 @@ impl<'a> Bench<'a> {
     /// Anything that fails on the way, with the file's name.
     pub fn round(&mut self, engine: Engine, case: Case, number: u32) -> Result<Round> {
         let jobs = self.jobs(engine, case, number)?;
+        self.run(engine, &jobs).map_err(|error| self.named(error))
+    }
+
+    /// With the names of the files in place of the paths that lead to them.
+    fn named(&self, error: BenchError) -> BenchError {
+        let BenchError::Failed(mut line) = error else { return error };
+        let files = self.files.values().flatten().flatten();
+        let mut names: Vec<(String, String)> =
+            files.map(|file| (file.path().display().to_string(), plain(&file.name))).collect();
+        // One may begin with another.
+        names.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
+        for (path, name) in names {
+            line = line.replace(&path, &name);
+        }
+        BenchError::Failed(line)
+    }
+
+    fn run(&mut self, engine: Engine, jobs: &[Job]) -> Result<Round> {
         let round = match engine {
-            Engine::Fio | Engine::FioHuge => fio::round(self.cleanup, self.settings, &jobs),
-            Engine::Deepspeed => self.deepspeed_crew()?.round(&jobs),
-            _ => self.crew()?.round(&jobs),
+            Engine::Fio | Engine::FioHuge => fio::round(self.cleanup, self.settings, jobs),
+            Engine::Deepspeed => self.deepspeed_crew()?.round(jobs),
+            _ => self.crew()?.round(jobs),
         }?;
         if !self.settings.sync {
             // Not in anybody's time, least of all in that of the next one's turn.
@@ -199,11 +218,11 @@ impl<'a> Bench<'a> {
         }
         let files = &self.files[&key];
         for file in files.iter().flatten() {
-            file.begin(case.start())?;
+            file.begin(case.start(), engine.is_fio())?;
         }
         let job = |(process, files): (usize, &Vec<BenchFile>)| Job {
             engine,
-            files: files.iter().map(|file| file.path.clone()).collect(),
+            files: files.iter().map(|file| file.path()).collect(),
             each: settings.bytes_each(case),
             access: case.access(),
             order: case.order(),

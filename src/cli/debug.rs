@@ -4,7 +4,6 @@
 mod redact;
 
 use std::io::{IsTerminal, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -17,6 +16,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::watch::{parse_seconds, read_control, read_json};
 use super::{Failure, print};
 use crate::daemon::{DaemonProcess, MountStats};
+use crate::held::{Folder, Held};
 use crate::metrics::today;
 use crate::paths::plain;
 use crate::sys_process::{quoted, reason};
@@ -91,14 +91,8 @@ impl DebugArgs {
         let path = self.output.clone().unwrap_or_else(|| format!("{name}.tar.gz").into());
         let failed = |error: std::io::Error| format!("{}: {}", plain(&path), reason(&error));
         // Others may write to the folder: a new file, for this user alone.
-        let file = std::fs::File::options()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(&path)
-            .map_err(failed)?;
-        let made = file.metadata().map_err(failed)?;
+        let (folder, in_it) = Folder::of(&path).map_err(failed)?;
+        let (file, made) = Held::create(&folder, &in_it).map_err(failed)?;
         let archive = Archive {
             tar: tar::Builder::new(GzEncoder::new(file, Compression::default())),
             folder: name,
@@ -119,12 +113,7 @@ impl DebugArgs {
             }
             Err(failure) => {
                 // Half an archive is of no use.
-                let is_ours = |found: std::fs::Metadata| {
-                    (found.dev(), found.ino()) == (made.dev(), made.ino())
-                };
-                if std::fs::symlink_metadata(&path).is_ok_and(is_ours) {
-                    let _ = std::fs::remove_file(&path);
-                }
+                let _ = made.remove();
                 Err(match failure {
                     Failed::Archive(error) => failed(error).into(),
                     Failed::Mount(failure) => failure,

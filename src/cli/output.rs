@@ -1,12 +1,20 @@
 //! Files for results, which never replace anybody else's.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, access};
+use rustix::fs::{
+    Access, AtFlags, Mode, OFlags, accessat, fcntl_setfl, fstat, fstatfs, openat, renameat,
+    unlinkat,
+};
+use rustix::io::Errno;
 
 use crate::sys_process::reason;
+use crate::trust::{is_named, own_user};
 
 /// What a file has, and how it is known again: only such a file is replaced.
 #[derive(Debug, Clone, Copy)]
@@ -17,19 +25,23 @@ pub(super) struct Content {
     pub(super) is_ours: fn(&str) -> bool,
 }
 
-/// A file that may be written: it is new, our own of an earlier run, or no regular file.
+/// A file that may be written: it is new, our own of an earlier run, or no regular file. Its folder, and what is no regular
+/// file, is opened once: names may be exchanged by others until there is something to write.
 #[derive(Debug)]
 pub(super) struct Output {
     path: PathBuf,
+    folder: OwnedFd,
+    name: OsString,
     kind: Kind,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Kind {
     New,
-    Ours,
+    /// The file that is to be replaced.
+    Ours(File),
     /// A device, a pipe.
-    Special,
+    Special(File),
 }
 
 impl Output {
@@ -39,27 +51,35 @@ impl Output {
     /// One line that names the path.
     pub(super) fn prepare(path: &Path, content: Content) -> Result<Self, String> {
         let failed = |why: &str| format!("{}: {why}", path.display());
+        let why = |error: io::Error| failed(&reason(&error));
+        let name = path.file_name().ok_or_else(|| failed("Is a directory"))?.to_owned();
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::open(parent(path), flags, Mode::empty())
+            .map_err(|error| why(error.into()))?;
         let kind = match std::fs::metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Kind::New,
-            Err(error) => return Err(failed(&reason(&error))),
+            Err(error) => return Err(why(error)),
             Ok(metadata) if metadata.is_dir() => return Err(failed("Is a directory")),
-            Ok(metadata) if !metadata.is_file() => Kind::Special,
+            Ok(metadata) if !metadata.is_file() => Kind::Special(open_special(path).map_err(why)?),
             Ok(_) => {
-                let bytes = std::fs::read(path).map_err(|error| failed(&reason(&error)))?;
+                let file = open_regular(&folder, &name).map_err(why)?;
+                let mut bytes = Vec::new();
+                let read = (&file).take(LENGTH_MAX).read_to_end(&mut bytes);
+                read.map_err(why)?;
                 if !(content.is_ours)(&String::from_utf8_lossy(&bytes)) {
                     let name = content.name;
                     return Err(failed(&format!(
                         "exists and is no {name} that swapfs made; name another"
                     )));
                 }
-                Kind::Ours
+                Kind::Ours(file)
             }
         };
-        if kind != Kind::Special {
-            access(parent(path), Access::WRITE_OK)
-                .map_err(|error| failed(&reason(&error.into())))?;
+        if !matches!(kind, Kind::Special(_)) {
+            accessat(&folder, c".", Access::WRITE_OK, AtFlags::empty())
+                .map_err(|error| why(error.into()))?;
         }
-        Ok(Self { path: path.to_owned(), kind })
+        Ok(Self { path: path.to_owned(), folder, name, kind })
     }
 
     /// Where.
@@ -70,10 +90,10 @@ impl Output {
     /// Whether one of them would replace the other.
     pub(super) fn is_same_as(&self, other: &Self) -> bool {
         let place = |output: &Self| {
-            let folder = std::fs::canonicalize(parent(&output.path)).ok();
-            (folder, output.path.file_name().map(std::ffi::OsStr::to_owned))
+            let folder = fstat(&output.folder).ok().map(|found| (found.st_dev, found.st_ino));
+            (folder, output.name.clone())
         };
-        self.kind != Kind::Special && place(self) == place(other)
+        !matches!(self.kind, Kind::Special(_)) && place(self) == place(other)
     }
 
     /// Writes all of it; a file of an earlier run stays whole until then.
@@ -81,31 +101,78 @@ impl Output {
     /// # Errors
     /// One line that names the path.
     pub(super) fn write(&self, text: &str) -> Result<(), String> {
-        let written = match self.kind {
-            Kind::Special => {
-                File::options().write(true).open(&self.path).and_then(|file| fill(file, text))
-            }
-            Kind::New => File::create_new(&self.path).and_then(|file| fill(file, text)),
-            Kind::Ours => self.replace(text),
+        let written = match &self.kind {
+            Kind::Special(file) => fill(file, text),
+            Kind::New => self.create(&self.name).and_then(|file| fill(&file, text)),
+            Kind::Ours(before) => self.replace(before, text),
         };
         written.map_err(|error| format!("{}: {}", self.path.display(), reason(&error)))
     }
 
-    fn replace(&self, text: &str) -> io::Result<()> {
-        let mut name = self.path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}", std::process::id()));
-        let fresh = self.path.with_file_name(name);
-        let written = File::create_new(&fresh)
-            .and_then(|file| fill(file, text))
-            .and_then(|()| std::fs::rename(&fresh, &self.path));
-        if written.is_err() {
-            let _ = std::fs::remove_file(&fresh);
+    fn create(&self, name: &OsStr) -> io::Result<File> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+        let mode = Mode::from_raw_mode(0o666);
+        Ok(openat(&self.folder, name, flags | OFlags::CLOEXEC, mode)?.into())
+    }
+
+    fn replace(&self, before: &File, text: &str) -> io::Result<()> {
+        let mut fresh = self.name.clone();
+        fresh.push(format!(".{}", std::process::id()));
+        let file = self.create(&fresh)?;
+        let written = fill(&file, text).and_then(|()| {
+            // Both names may be others' by now.
+            let is_same = is_named(&self.folder, &self.name, before)?
+                && is_named(&self.folder, &fresh, &file)?;
+            match is_same {
+                true => Ok(renameat(&self.folder, &fresh, &self.folder, &self.name)?),
+                false => Err(io::Error::other("was replaced meanwhile; name another")),
+            }
+        });
+        if written.is_err() && is_named(&self.folder, &fresh, &file).unwrap_or(false) {
+            let _ = unlinkat(&self.folder, &fresh, AtFlags::empty());
         }
         written
     }
 }
 
-fn fill(mut file: File, text: &str) -> io::Result<()> {
+/// Bytes of a file that are read to know it again.
+const LENGTH_MAX: u64 = 64 << 20;
+
+/// The filesystem of pipes without names.
+const PIPEFS: i64 = 0x5049_5045;
+
+/// Opens what is no regular file, for writing; a pipe has to have a reader.
+fn open_special(path: &Path) -> io::Result<File> {
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let found = file.metadata()?;
+    if found.is_file() {
+        return Err(io::Error::other("was replaced meanwhile; name another"));
+    }
+    // Whoever has put it there decides how long writing takes. A shell's pipe is nobody's, whoever opened it.
+    let is_named = found.file_type().is_fifo() && fstatfs(&file)?.f_type != PIPEFS;
+    if is_named && ![0, own_user()].contains(&found.uid()) {
+        return Err(io::Error::other("is a pipe of somebody else's; name another"));
+    }
+    fcntl_setfl(&file, OFlags::empty())?;
+    Ok(file)
+}
+
+/// Opens a regular file, for reading. A symbolic link is none.
+fn open_regular(folder: &OwnedFd, name: &OsStr) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = match openat(folder, name, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(Errno::LOOP) => return Err(io::Error::other("is a symbolic link; name another")),
+        Err(error) => return Err(error.into()),
+    };
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("was replaced meanwhile; name another")),
+    }
+}
+
+fn fill(mut file: &File, text: &str) -> io::Result<()> {
     file.write_all(text.as_bytes())
 }
 

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use super::mount::{self, Detach, MountCall, UnmountError};
 use super::session::WANTED;
 use crate::sys_process::reason;
+use crate::trust::private_folder;
 
 /// Where the trial's folder may be made, after the user's own choice.
 const PLACES: [&str; 2] = ["/dev/shm", "/var/tmp"];
@@ -100,21 +101,10 @@ struct PrivateFolder {
 
 impl PrivateFolder {
     fn make() -> Result<Self, String> {
-        let mut result = Err(String::new());
         let chosen = std::env::temp_dir();
-        for place in std::iter::once(chosen.as_path()).chain(PLACES.iter().map(Path::new)) {
-            match nix::unistd::mkdtemp(&place.join("swapfs-check-XXXXXX")) {
-                Ok(path) => return Ok(Self { path }),
-                // The first place's reason is the one to tell.
-                Err(errno) if result.is_err() => {
-                    let place = place.display();
-                    let line = format!("{place}: no temporary folder: {}", errno.desc());
-                    result = result.map_err(|first| if first.is_empty() { line } else { first });
-                }
-                Err(_) => {}
-            }
-        }
-        result
+        let places = std::iter::once(chosen.as_path()).chain(PLACES.iter().map(Path::new));
+        let made = private_folder(places, "swapfs-check-");
+        made.map(|path| Self { path }).map_err(|error| reason(&error))
     }
 
     fn unmount(&self) -> Result<(), UnmountError> {

@@ -1,4 +1,6 @@
 use super::*;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 
 /// What two installs want of the same system.
 fn wanted() -> Vec<Item> {
@@ -51,9 +53,9 @@ fn tree(folder: &Path) -> Vec<(PathBuf, String)> {
 #[test]
 fn what_is_put_is_taken_away_and_nothing_else() {
     use Outcome::{Created, LeftAlone, Removed, Unchanged};
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder_of_our_own();
     let prefix = folder.path();
-    std::fs::create_dir(prefix.join("etc")).unwrap();
+    DirBuilder::new().mode(0o755).create(prefix.join("etc")).unwrap();
     let table = "# a comment about /b\n/x /y ext4 defaults 0 0";
     std::fs::write(prefix.join("etc/table"), table).unwrap();
     let before = tree(prefix);
@@ -80,7 +82,7 @@ fn what_is_put_is_taken_away_and_nothing_else() {
 
 #[test]
 fn an_older_install_is_replaced_and_a_strangers_file_is_not() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder_of_our_own();
     let prefix = folder.path();
     put(prefix, &wanted());
     let mut newer = wanted();
@@ -111,8 +113,8 @@ fn an_older_install_is_replaced_and_a_strangers_file_is_not() {
         "{error}"
     );
     assert_eq!(tree(prefix), whole, "nothing was changed before the refusal");
-    let other = tempfile::tempdir().unwrap();
-    std::fs::create_dir_all(other.path().join("sbin")).unwrap();
+    let other = folder_of_our_own();
+    DirBuilder::new().mode(0o755).create(other.path().join("sbin")).unwrap();
     std::fs::write(other.path().join("sbin/helper"), "somebody's").unwrap();
     let error = install(other.path(), Layout::Local, &wanted(), false).unwrap_err().to_string();
     assert!(error.contains("sbin/helper is there already, and not by `swapfs install`"), "{error}");
@@ -121,7 +123,7 @@ fn an_older_install_is_replaced_and_a_strangers_file_is_not() {
 
 #[test]
 fn what_changed_since_is_left_alone() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder_of_our_own();
     let prefix = folder.path();
     put(prefix, &wanted());
     std::fs::remove_file(prefix.join("sbin/helper")).unwrap();
@@ -132,4 +134,12 @@ fn what_changed_since_is_left_alone() {
     use Outcome::{LeftAlone, Missing};
     assert_eq!(outcomes(&done), [Missing, LeftAlone, Missing]);
     assert_eq!(std::fs::read_to_string(prefix.join("sbin/helper")).unwrap(), "somebody's");
+}
+
+/// Other tests of this program clear the umask.
+fn folder_of_our_own() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let own = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(folder.path(), own).unwrap();
+    folder
 }

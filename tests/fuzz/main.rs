@@ -144,6 +144,7 @@ fn http_exchanges() {
     replay("http");
 }
 
+#[test]
 fn ledgers() {
     replay("ledger");
 }

@@ -1,6 +1,7 @@
 //! Clients that mean harm, or are badly written: nobody else may suffer from them.
 
 mod deep;
+mod exchanged;
 mod http;
 mod killed;
 mod many;
