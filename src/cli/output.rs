@@ -4,15 +4,17 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    Access, AtFlags, Mode, OFlags, accessat, fcntl_setfl, fstat, openat, renameat, unlinkat,
+    Access, AtFlags, Mode, OFlags, accessat, fcntl_setfl, fstat, fstatfs, openat, renameat,
+    unlinkat,
 };
 use rustix::io::Errno;
 
 use crate::sys_process::reason;
-use crate::trust::is_named;
+use crate::trust::{is_named, own_user};
 
 /// What a file has, and how it is known again: only such a file is replaced.
 #[derive(Debug, Clone, Copy)]
@@ -136,12 +138,21 @@ impl Output {
 /// Bytes of a file that are read to know it again.
 const LENGTH_MAX: u64 = 64 << 20;
 
+/// The filesystem of pipes without names.
+const PIPEFS: i64 = 0x5049_5045;
+
 /// Opens what is no regular file, for writing; a pipe has to have a reader.
 fn open_special(path: &Path) -> io::Result<File> {
     let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
-    if file.metadata()?.is_file() {
+    let found = file.metadata()?;
+    if found.is_file() {
         return Err(io::Error::other("was replaced meanwhile; name another"));
+    }
+    // Whoever has put it there decides how long writing takes. A shell's pipe is nobody's, whoever opened it.
+    let is_named = found.file_type().is_fifo() && fstatfs(&file)?.f_type != PIPEFS;
+    if is_named && ![0, own_user()].contains(&found.uid()) {
+        return Err(io::Error::other("is a pipe of somebody else's; name another"));
     }
     fcntl_setfl(&file, OFlags::empty())?;
     Ok(file)

@@ -99,7 +99,7 @@ impl Record {
     pub(super) fn write(&self) -> Result<(), InstallError> {
         let lines = self.entries.iter().map(Entry::to_text);
         let text = HEADER.to_owned() + &lines.collect::<String>();
-        std::fs::create_dir_all(self.place.parent().unwrap_or(Path::new("/")))
+        super::steps::make_folder(&self.place)
             .and_then(|()| replace(&self.place, text.as_bytes(), 0o644))
             .map_err(failed(&self.place))
     }

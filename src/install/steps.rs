@@ -152,7 +152,8 @@ impl<'a> Step<'a> {
     }
 }
 
-fn make_folder(file: &Path) -> io::Result<()> {
+/// Makes the folder of a file, for nobody else to write.
+pub(super) fn make_folder(file: &Path) -> io::Result<()> {
     let folder = file.parent().unwrap_or(Path::new("/"));
     DirBuilder::new().recursive(true).mode(0o755).create(folder)
 }

@@ -1,4 +1,6 @@
 use super::*;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 
 /// What two installs want of the same system.
 fn wanted() -> Vec<Item> {
@@ -53,7 +55,7 @@ fn what_is_put_is_taken_away_and_nothing_else() {
     use Outcome::{Created, LeftAlone, Removed, Unchanged};
     let folder = folder_of_our_own();
     let prefix = folder.path();
-    std::fs::create_dir(prefix.join("etc")).unwrap();
+    DirBuilder::new().mode(0o755).create(prefix.join("etc")).unwrap();
     let table = "# a comment about /b\n/x /y ext4 defaults 0 0";
     std::fs::write(prefix.join("etc/table"), table).unwrap();
     let before = tree(prefix);
@@ -112,7 +114,7 @@ fn an_older_install_is_replaced_and_a_strangers_file_is_not() {
     );
     assert_eq!(tree(prefix), whole, "nothing was changed before the refusal");
     let other = folder_of_our_own();
-    std::fs::create_dir_all(other.path().join("sbin")).unwrap();
+    DirBuilder::new().mode(0o755).create(other.path().join("sbin")).unwrap();
     std::fs::write(other.path().join("sbin/helper"), "somebody's").unwrap();
     let error = install(other.path(), Layout::Local, &wanted(), false).unwrap_err().to_string();
     assert!(error.contains("sbin/helper is there already, and not by `swapfs install`"), "{error}");

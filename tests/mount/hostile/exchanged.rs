@@ -2,7 +2,6 @@
 //! root's is written to, and nobody waits.
 
 use std::fs::{self, File, Permissions};
-use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -254,20 +253,20 @@ fn results_are_written_to_no_file_of_roots() {
     is_done(&bench(&place.sticky, &plot));
     is_done(&bench(&place.sticky, &plot));
     fs::remove_file(&path).unwrap();
-    // A pipe that is read, exchanged for a link to root's file as often as possible.
-    let mut pipe = as_user(&place.folder, ATTACKER, || {
+    // A pipe with a reader, exchanged for a link to root's file as often as possible.
+    let pipe = as_user(&place.folder, ATTACKER, || {
         make_fifo(Path::new("plot.svg"));
         symlink(&place.target, "link").unwrap();
         File::options().read(true).custom_flags(libc::O_NONBLOCK).open("plot.svg").unwrap()
     });
-    let mut read = vec![0; 1 << 20];
+    is_refused(&bench(&place.sticky, &plot), &path);
     let exchange = || renameat_with(CWD, "plot.svg", CWD, "link", RenameFlags::EXCHANGE).is_ok();
     let succeeded = race(&place, exchange, || {
         bench(&place.sticky, &plot);
         place.is_whole();
     });
     assert!(succeeded > 10, "{succeeded}");
-    let _ = pipe.read(&mut read);
+    drop(pipe);
 }
 
 /// `tune` and `check` make their files without names, and logs behind the folder's first descriptor.
