@@ -156,8 +156,8 @@ fn send(path: &Path, file: BorrowedFd<'_>, request: Request, root: &Path) -> Res
     let refusal = loop {
         match rustix::fs::setxattr(&link, REQUEST_XATTR, value, XattrFlags::empty()) {
             Ok(()) => return Ok(()),
-            // Requests on many folders are under way.
-            Err(Errno::AGAIN) if tries < BUSY_TRIES => tries += 1,
+            // As many requests on folders are under way as the user, or all, may have.
+            Err(Errno::BUSY) if tries < BUSY_TRIES => tries += 1,
             Err(refusal) => break refusal,
         }
         std::thread::sleep(BUSY_RETRY);
