@@ -209,6 +209,10 @@ impl Engine {
         let part = st.part(id);
         part.written_end = part.written_end.max(start + from + bytes);
         part.written.insert(block);
+        // Whatever was noted: what gets bytes is not to be punched.
+        if !part.ahead.is_empty() {
+            part.ahead.remove(start + from..start + pages.end as u64 * self.shape.unit);
+        }
         let lease = self.memory.for_write(st, buffer, from + done..from + bytes);
         let purpose = Purpose::Write { buffer, pages, bytes, done };
         self.start_transfer(st, id, purpose, start + from + done, Action::Write(lease), actions);

@@ -29,6 +29,7 @@ mod rights;
 mod rush;
 mod small;
 mod space;
+mod sparse;
 mod stall;
 mod stop;
 mod support;
