@@ -123,9 +123,12 @@ pub(crate) struct Partition {
     pub(crate) sync_failed: bool,
     /// Errno of the last failed transfer, until rewritten.
     pub(crate) error: Option<Errno>,
-    /// Errno of the last failed transfer, mended or not, for handles that have not reported it yet.
+    /// Failed transfers so far, in both directions.
+    pub(crate) failures: u64,
+    /// Errno of the last time that bytes could not be stored, mended or not, for handles that have not reported it yet.
     pub(crate) last_errno: Errno,
-    /// Grows with every failed transfer; handles remember how far they have reported.
+    /// Grows every time that bytes could not be stored; handles remember how far they have reported. What could not be
+    /// read is not among them: its reader was told, if there was one.
     pub(crate) error_count: u64,
     /// Pages whose bytes were dropped after a failed write, or could not be read.
     pub(crate) lost: RangeSet,
@@ -189,6 +192,7 @@ impl Partition {
             unsynced: false,
             sync_failed: false,
             error: None,
+            failures: 0,
             last_errno: Errno::EIO,
             error_count: 0,
             lost: RangeSet::default(),
@@ -286,8 +290,20 @@ impl Partition {
         self.disk_size.min(self.size)
     }
 
-    pub(crate) fn record_error(&mut self, errno: Errno) {
+    /// A transfer has failed.
+    pub(crate) fn note_failure(&mut self, errno: Errno) {
         self.error = Some(errno);
+        self.failures += 1;
+    }
+
+    /// Something could not be stored: every handle has to report it.
+    pub(crate) fn record_error(&mut self, errno: Errno) {
+        self.note_failure(errno);
+        self.owe_error(errno);
+    }
+
+    /// As [`Partition::record_error`], of a failure that is noted already.
+    pub(crate) fn owe_error(&mut self, errno: Errno) {
         self.last_errno = for_clients(errno);
         self.error_count += 1;
     }

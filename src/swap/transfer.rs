@@ -341,7 +341,7 @@ impl Engine {
         let bytes = if damaged { bytes.start..bytes.start + unit } else { bytes };
         if damaged && st.part(id).unreadable.overlaps(&bytes) {
             st.stats.errors += 1;
-            st.part(id).record_error(errno);
+            st.part(id).note_failure(errno);
         } else {
             self.failure(st, id, "swap in", bytes.clone(), errno, actions);
         }
@@ -353,7 +353,7 @@ impl Engine {
         actions: &mut Actions,
     ) {
         st.stats.errors += 1;
-        st.part(id).record_error(errno);
+        st.part(id).note_failure(errno);
         let (file, length) = (st.file(id), bytes.end - bytes.start);
         actions.failures.push(Failure { operation, file, offset: bytes.start, length, errno });
     }
@@ -391,7 +391,11 @@ impl Engine {
         let pages = page..page + 1;
         match outcome {
             Ok(_) => self.was_readable(st, buffer, &pages),
-            Err(errno) => self.read_failed(st, buffer, &pages, errno, actions),
+            Err(errno) => {
+                self.read_failed(st, buffer, &pages, errno, actions);
+                // What was written of the page cannot be stored.
+                st.part(id).owe_error(errno);
+            }
         }
         self.transfer_ended(st, buffer, actions);
     }
@@ -440,7 +444,10 @@ impl Engine {
                 part.lost.remove(landed.clone());
                 part.unreadable.remove(landed);
             }
-            Err(errno) => self.failure(st, id, "swap out", start..start + bytes, errno, actions),
+            Err(errno) => {
+                self.failure(st, id, "swap out", start..start + bytes, errno, actions);
+                st.part(id).owe_error(errno);
+            }
         }
         st.writes_inflight -= 1;
         st.edit(buffer, |block| {

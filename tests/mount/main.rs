@@ -36,4 +36,5 @@ mod support;
 #[path = "../terminal/mod.rs"]
 mod terminal;
 mod times;
+mod told;
 mod xattrs;
