@@ -10,6 +10,8 @@ use super::actions::Actions;
 use super::block::BufferIndex;
 use super::engine::{Engine, PAGE_SIZE};
 use super::op::{BarrierOp, Change, Op, Reply};
+use super::partition::Partition;
+use super::space::is_full;
 use super::state::{OFFSET_MAX, State, file_time_now};
 use crate::error::{Errno, Result};
 
@@ -25,7 +27,7 @@ impl Change {
 
 /// From where on nothing is reserved any more in a file that was cut to `size`. The filesystem keeps
 /// whole blocks of its own; a page may be larger.
-fn beyond(size: u64, unit: u64) -> u64 {
+pub(super) fn beyond(size: u64, unit: u64) -> u64 {
     size.next_multiple_of(PAGE_SIZE) / unit * unit
 }
 
@@ -56,7 +58,7 @@ impl Engine {
     pub(crate) fn change(&self, handle: u64, change: Change, reply: Reply) {
         self.with(|st, actions| match Engine::partition_of(st, handle) {
             Ok(partition) => {
-                let op = Box::new(BarrierOp { partition, change, reply: Some(reply) });
+                let op = BarrierOp::new(partition, change, Some(reply));
                 self.enter_barrier(st, op, actions);
             }
             Err(errno) => actions.answer(Some(reply), Err(errno)),
@@ -88,6 +90,12 @@ impl Engine {
 
     /// Runs the change that waits at the gate once it is alone.
     pub(crate) fn try_barrier(&self, st: &mut State, id: u32, actions: &mut Actions) {
+        let part = st.part(id);
+        let Some(barrier) = &part.barrier else { return };
+        let flushes_first = barrier.change.wants_clean() && part.active_writes == 0;
+        if flushes_first && !part.barrier_running && self.flushes_for_room(st, id, actions) {
+            return; // Comes back here when a transfer has ended.
+        }
         let part = st.part(id);
         let Some(barrier) = &part.barrier else { return };
         let drained = part.active_writes == 0
@@ -140,11 +148,15 @@ impl Engine {
         st.begin_call(id);
         let part = st.part(id);
         part.jobs += 1;
-        let (file, size) = (part.file.clone(), part.size);
+        let (file, old, disk_size) = (part.file.clone(), part.size, part.disk_size);
         let change = &part.barrier.as_ref().expect("the caller looked").change;
         match *change {
             Change::Truncate(size) => actions.jobs.push(Box::new(move |engine| {
-                let result = file.set_len(size);
+                let mut result = file.set_len(size);
+                // Growing the file gives back nothing of what lies beyond: nobody here made it longer.
+                if result.is_ok() && disk_size < size && size <= old {
+                    result = file.set_len(size);
+                }
                 drop(file);
                 engine.with(|st, actions| {
                     if result.is_ok() {
@@ -155,15 +167,17 @@ impl Engine {
             })),
             Change::Allocate { mode, offset, length } => {
                 // A file that is longer in the pool gets its length when its bytes get there, not one in between.
-                let mode = if offset + length <= size { mode | KEEP_SIZE } else { mode };
+                let mode = if offset + length <= old { mode | KEEP_SIZE } else { mode };
                 actions.jobs.push(Box::new(move |engine| {
                     let result = file.allocate(mode, offset, length);
                     drop(file);
                     engine.with(|st, actions| {
-                        if result.is_ok() {
-                            engine.allocated(st, id, mode, offset..offset + length, actions);
+                        let range = offset..offset + length;
+                        match result {
+                            Ok(()) => engine.allocated(st, id, mode, range),
+                            Err(errno) => engine.not_allocated(st, id, mode, range, errno),
                         }
-                        engine.end_barrier(st, id, result, actions);
+                        engine.end_change(st, id, result, actions);
                     });
                 }));
             }
@@ -172,7 +186,7 @@ impl Engine {
                 drop(file);
                 engine.with(|st, actions| {
                     engine.space_reserved(st, id, size, result);
-                    engine.end_barrier(st, id, result, actions);
+                    engine.end_change(st, id, result, actions);
                 });
             })),
             Change::Discard => {
@@ -184,61 +198,25 @@ impl Engine {
         }
     }
 
-    /// Makes the backing file's size and modification time the logical ones, and gives back space that
-    /// was reserved ahead of a writer.
-    fn run_settle(
-        &self, st: &mut State, id: u32, file: std::sync::Arc<dyn crate::aio::device::BackingFile>,
-        actions: &mut Actions,
-    ) {
-        let part = st.part(id);
-        let size = part.size;
-        let kept = part.user_end.max(size);
-        // With dirty bytes left the file still grows. Without, it may be too short: bytes at its end were punched or
-        // lost before they were written.
-        let cut = part.disk_size > size
-            || (part.clean() && (part.over_reserved || part.disk_size < size));
-        // Growing a file gives nothing back: what lies beyond its new end goes with a second call.
-        let twice = part.over_reserved && part.disk_size < size;
-        let modified = part.modified.filter(|_| part.clean() && part.failed_blocks == 0);
-        actions.jobs.push(Box::new(move |engine| {
-            let mut result = if cut { file.set_len(size) } else { Ok(()) };
-            if result.is_ok() && cut && twice {
-                result = file.set_len(size);
-            }
-            if result.is_ok() && cut && kept > size {
-                result = file.reserve(size, kept - size);
-            }
-            if let (Ok(()), Some(time)) = (&result, modified) {
-                result = file.set_modified(time);
-            }
-            if let Err(errno) = &result {
-                let name = super::actions::label(&*file);
-                log::error!(partition = name.as_str(); "setting size or time of {name} failed: {errno:?} ({})", errno.desc());
-            }
-            drop(file);
-            engine.with(|st, actions| {
-                let unit = st.shape.unit;
-                let part = st.part(id);
-                if let Err(errno) = result {
-                    part.record_error(errno);
-                    part.settle_failed = true;
-                }
-                if cut && result.is_ok() {
-                    part.disk_size = size;
-                    part.over_reserved = false;
-                    part.reserved.remove(beyond(kept, unit)..u64::MAX);
-                }
-                if part.modified == modified && result.is_ok() {
-                    part.modified = None;
-                }
-                part.settle_queued = false;
-                engine.end_barrier(st, id, result, actions);
-            });
-        }));
+    /// As [`Engine::end_barrier`], of one that needed space: it waits while files hold some ahead.
+    fn end_change(&self, st: &mut State, id: u32, result: Result<()>, actions: &mut Actions) {
+        let waits = st.part(id).barrier.as_ref().expect("it was running").space_waits;
+        let is_refused = result.is_err_and(is_full);
+        if !is_refused || !self.may_get_space(st, id, waits) {
+            return self.end_barrier(st, id, result, actions);
+        }
+        let mut op = self.open_gate(st, id, actions);
+        op.space_waits += 1;
+        // As those that queue at the gate.
+        st.part(id).jobs += 1;
+        st.space.waiters.push(Op::Barrier(op));
+        self.take_space_back(st, actions);
+        self.restart_flushes(st, id, actions);
+        self.quiet_down(st, id, actions);
     }
 
-    /// Opens the gate again.
-    fn end_barrier(&self, st: &mut State, id: u32, result: Result<()>, actions: &mut Actions) {
+    /// Lets those in who queue at the gate; the change that was inside is the caller's.
+    fn open_gate(&self, st: &mut State, id: u32, actions: &mut Actions) -> Box<BarrierOp> {
         if st.part(id).barrier_running {
             st.end_call(id);
         }
@@ -252,10 +230,21 @@ impl Engine {
         let changes = queued.iter().filter(|op| matches!(op, Op::Barrier(_)));
         part.jobs += changes.count() as u32;
         actions.ready.extend(queued);
+        op
+    }
+
+    /// Opens the gate again.
+    pub(super) fn end_barrier(
+        &self, st: &mut State, id: u32, result: Result<()>, actions: &mut Actions,
+    ) {
+        let op = self.open_gate(st, id, actions);
         actions.answer(op.reply, result);
-        if let Change::Settle { then } = op.change {
+        if let Change::Settle { then, for_room } = op.change {
             for op in then {
                 self.after_transfers(st, op, actions);
+            }
+            if for_room {
+                self.gave_back(st, id, actions);
             }
         }
         self.restart_flushes(st, id, actions);
@@ -281,16 +270,16 @@ impl Engine {
         st.part(id).size = size;
         st.resized(id, old);
         let part = st.part(id);
-        let cut = size <= part.disk_size;
+        let cut = size <= old || size <= part.disk_size;
         part.disk_size = size;
         part.written_end = part.written_end.min(size);
         part.written.remove(size.next_multiple_of(block_size)..u64::MAX);
-        if size < old || cut {
-            // Cutting a file gives back what lies beyond its new end, also when its size stays. One that
-            // was shorter still has grown, and gave nothing back.
-            part.reserved.remove(beyond(size, unit)..u64::MAX);
-            part.over_reserved = !cut;
-            part.user_end = 0;
+        if cut {
+            // Cutting a file gives back what lies beyond its new end, also when its size stays.
+            let rest = beyond(size, unit)..u64::MAX;
+            part.reserved.remove(rest.clone());
+            part.ahead.remove(rest.clone());
+            part.user.remove(rest);
         }
         if size < old {
             part.lost.remove(size.next_multiple_of(unit)..u64::MAX);
@@ -368,9 +357,17 @@ impl Engine {
         }
     }
 
-    fn allocated(
-        &self, st: &mut State, id: u32, mode: i32, range: Range<u64>, _actions: &mut Actions,
-    ) {
+    /// An allocation was refused; the filesystem keeps what it found until it ran out.
+    fn not_allocated(&self, st: &mut State, id: u32, mode: i32, range: Range<u64>, errno: Errno) {
+        if is_full(errno) && mode & PUNCH_HOLE == 0 {
+            let unit = st.shape.unit;
+            let part = st.part(id);
+            let end = part.size.next_multiple_of(unit);
+            part.hold_ahead(range.start / unit * unit..range.end.next_multiple_of(unit), end);
+        }
+    }
+
+    fn allocated(&self, st: &mut State, id: u32, mode: i32, range: Range<u64>) {
         let unit = st.shape.unit;
         if mode & (PUNCH_HOLE | ZERO_RANGE) != 0 {
             self.drop_pages(st, id, range.clone());
@@ -384,8 +381,10 @@ impl Engine {
         let part = st.part(id);
         let outward = range.start / unit * unit..range.end.next_multiple_of(unit);
         if mode & PUNCH_HOLE != 0 {
-            part.reserved.remove(outward);
+            part.punched(range.clone(), outward, unit);
         } else {
+            part.ahead.remove(outward.clone());
+            part.user.insert(outward.clone());
             part.reserved.insert(outward);
         }
         if mode & KEEP_SIZE == 0 {
@@ -393,31 +392,28 @@ impl Engine {
             part.size = part.size.max(range.end);
             part.disk_size = part.disk_size.max(range.end);
             st.resized(id, old);
-        } else if mode & PUNCH_HOLE == 0 {
-            part.user_end = part.user_end.max(range.end);
         }
         // The call has set the backing file's own time.
         let part = st.part(id);
         part.modified = (!part.clean()).then(file_time_now);
     }
+}
 
-    /// Settles a partition that nobody has open, as soon as it is clean.
-    pub(crate) fn settle_if_due(&self, st: &mut State, id: u32, actions: &mut Actions) {
-        let part = st.part(id);
-        if part.handles == 0 && !part.unlinked {
-            self.settle(st, id, actions);
+impl Partition {
+    /// A hole was made, of which `outward` are the pages. Beyond its end a backing file keeps what it has: what is
+    /// there of a file that is longer in the pool is given back when that has arrived.
+    fn punched(&mut self, range: Range<u64>, outward: Range<u64>, unit: u64) {
+        let whole = range.start.next_multiple_of(unit)..range.end.min(self.size) / unit * unit;
+        let missed = self.disk_size.next_multiple_of(unit).max(whole.start)..whole.end;
+        let kept: Vec<Range<u64>> = self.reserved.within(missed).collect();
+        self.reserved.remove(outward);
+        if whole.start < whole.end {
+            self.ahead.remove(whole.clone());
+            self.user.remove(whole);
         }
-    }
-
-    /// Settles a partition unless it has something to write first.
-    pub(crate) fn settle(&self, st: &mut State, id: u32, actions: &mut Actions) {
-        let part = st.part(id);
-        let due = part.clean() && part.needs_settling() && part.failed_blocks == 0;
-        if due && !part.settle_queued && !part.settle_failed {
-            part.settle_queued = true;
-            let change = Change::Settle { then: Vec::new() };
-            let op = Box::new(BarrierOp { partition: id, change, reply: None });
-            self.enter_barrier(st, op, actions);
+        for range in kept {
+            self.reserved.insert(range.clone());
+            self.ahead.insert(range);
         }
     }
 }

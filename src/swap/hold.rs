@@ -438,6 +438,7 @@ impl Engine {
         part.written_ms = now_ms;
         let whole = hold.bytes.start..hold.bytes.end.next_multiple_of(unit);
         part.lost.remove(whole.clone());
+        part.ahead.remove(whole.start / unit * unit..whole.end);
         part.unreadable.remove(whole);
         st.resized(hold.partition, old);
     }

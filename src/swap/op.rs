@@ -54,6 +54,8 @@ pub(crate) struct WriteOp {
     pub(crate) filling: Option<(u64, usize, u64)>,
     /// Failed transfers of the partition before it entered.
     pub(crate) errors_before: u64,
+    /// How often it has waited for space.
+    pub(crate) space_waits: u8,
     /// Whose handle it came through.
     pub(crate) user: User,
     /// What it takes while it waits with its bytes.
@@ -77,6 +79,7 @@ impl WriteOp {
             granted: Granted::new(),
             filling: None,
             errors_before: u64::MAX,
+            space_waits: 0,
             user: User::OWN,
             parked: None,
             manner: Manner::default(),
@@ -109,16 +112,33 @@ pub(crate) enum Change {
     Reserve(u64),
     /// Forget what the pool holds.
     Discard,
-    /// Make the backing file's size and time the logical ones; excludes writes only.
+    /// Make the backing file's size, space and time the logical ones; excludes writes only.
     Settle {
         then: Vec<SyncOp>,
+        /// Somebody needs the space that is held ahead: what is dirty goes out first.
+        for_room: bool,
     },
+}
+
+impl Change {
+    /// It runs when nothing is dirty any more.
+    pub(crate) fn wants_clean(&self) -> bool {
+        matches!(self, Change::Settle { for_room: true, .. })
+    }
 }
 
 pub(crate) struct BarrierOp {
     pub(crate) partition: u32,
     pub(crate) change: Change,
+    /// How often it has waited for space.
+    pub(crate) space_waits: u8,
     pub(crate) reply: Option<Reply>,
+}
+
+impl BarrierOp {
+    pub(crate) fn new(partition: u32, change: Change, reply: Option<Reply>) -> Box<BarrierOp> {
+        Box::new(BarrierOp { partition, change, space_waits: 0, reply })
+    }
 }
 
 /// Waits for everything written before its epoch, then for stable storage.

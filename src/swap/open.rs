@@ -180,7 +180,7 @@ impl Engine {
                 part.reserved.insert(0..status.size.next_multiple_of(unit));
             }
             if status.allocated > status.size.next_multiple_of(unit.max(65536)) {
-                part.user_end = status.allocated;
+                part.user.insert(status.size.next_multiple_of(unit)..status.allocated);
             }
             let id = st.partitions.insert(part) as u32;
             st.keys.insert(key, id);

@@ -178,6 +178,35 @@ impl RangeSet {
         self.ranges.get(first).filter(|r| r.start <= at).map_or(at, |r| r.end)
     }
 
+    /// The members within `range`.
+    pub(crate) fn within(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
+        let first = self.ranges.partition_point(|r| r.end <= range.start);
+        let here = self.ranges[first..].iter().take_while(move |r| r.start < range.end);
+        let members = here.map(move |r| r.start.max(range.start)..r.end.min(range.end));
+        members.filter(|r| !r.is_empty())
+    }
+
+    /// What of `range` is no member.
+    pub(crate) fn gaps(&self, range: Range<u64>) -> SmallVec<[Range<u64>; 2]> {
+        let mut gaps = SmallVec::new();
+        let mut at = range.start;
+        for member in self.within(range.clone()) {
+            if at < member.start {
+                gaps.push(at..member.start);
+            }
+            at = member.end;
+        }
+        if at < range.end {
+            gaps.push(at..range.end);
+        }
+        gaps
+    }
+
+    /// The last of its ranges.
+    pub(crate) fn last(&self) -> Option<Range<u64>> {
+        self.ranges.last().cloned()
+    }
+
     pub(crate) fn covers(&self, range: &Range<u64>) -> bool {
         let first = self.ranges.partition_point(|r| r.end <= range.start);
         range.is_empty()
@@ -244,5 +273,17 @@ mod tests {
         assert_eq!(pairs(&set), [(0, 100)]);
         set.remove(0..100);
         assert!(set.is_empty());
+    }
+
+    #[test]
+    fn members_and_gaps_make_up_a_range() {
+        let mut set = RangeSet::default();
+        set.insert(10..20);
+        set.insert(30..40);
+        let within: Vec<_> = set.within(15..35).collect();
+        assert_eq!(within, [15..20, 30..35]);
+        assert_eq!(set.gaps(0..50)[..], [0..10, 20..30, 40..50]);
+        assert_eq!((set.gaps(12..18).len(), set.within(20..30).count()), (0, 0));
+        assert_eq!((set.gaps(20..30)[..].to_vec(), set.last()), (vec![20..30], Some(30..40)));
     }
 }

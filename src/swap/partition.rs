@@ -78,10 +78,12 @@ pub(crate) struct Partition {
     pub(crate) written: RangeSet,
     /// Byte ranges whose space is known to be allocated.
     pub(crate) reserved: RangeSet,
-    /// We allocated beyond the end and have to give it back.
-    pub(crate) over_reserved: bool,
-    /// End of what the user allocated beyond the end (fallocate with KEEP_SIZE); kept.
-    pub(crate) user_end: u64,
+    /// Byte ranges, in whole pages, that we allocated, or tried to, and that nobody has written: to be given back.
+    pub(crate) ahead: RangeSet,
+    /// Byte ranges that the user allocated (fallocate); kept beyond the end, too.
+    pub(crate) user: RangeSet,
+    /// What it holds ahead is being given back, because somebody has no space.
+    pub(crate) gives_back: bool,
     /// Modification time, while it differs from the backing file's.
     pub(crate) modified: Option<SystemTime>,
     pub(crate) blocks: BTreeMap<u64, BufferIndex>,
@@ -121,9 +123,12 @@ pub(crate) struct Partition {
     pub(crate) sync_failed: bool,
     /// Errno of the last failed transfer, until rewritten.
     pub(crate) error: Option<Errno>,
-    /// Errno of the last failed transfer, mended or not, for handles that have not reported it yet.
+    /// Failed transfers so far, in both directions.
+    pub(crate) failures: u64,
+    /// Errno of the last time that bytes could not be stored, mended or not, for handles that have not reported it yet.
     pub(crate) last_errno: Errno,
-    /// Grows with every failed transfer; handles remember how far they have reported.
+    /// Grows every time that bytes could not be stored; handles remember how far they have reported. What could not be
+    /// read is not among them: its reader was told, if there was one.
     pub(crate) error_count: u64,
     /// Pages whose bytes were dropped after a failed write, or could not be read.
     pub(crate) lost: RangeSet,
@@ -158,8 +163,9 @@ impl Partition {
             written_end: 0,
             written: RangeSet::default(),
             reserved: RangeSet::default(),
-            over_reserved: false,
-            user_end: 0,
+            ahead: RangeSet::default(),
+            user: RangeSet::default(),
+            gives_back: false,
             modified: None,
             blocks: BTreeMap::new(),
             handles: 0,
@@ -186,6 +192,7 @@ impl Partition {
             unsynced: false,
             sync_failed: false,
             error: None,
+            failures: 0,
             last_errno: Errno::EIO,
             error_count: 0,
             lost: RangeSet::default(),
@@ -231,13 +238,14 @@ impl Partition {
 
     /// The backing file's size, allocation or time is not yet the logical one.
     pub(crate) fn needs_settling(&self) -> bool {
-        self.disk_size != self.size || self.modified.is_some() || self.over_reserved
+        self.disk_size != self.size || self.modified.is_some() || !self.ahead.is_empty()
     }
 
     /// No write-out may start: a change is running, or runs as soon as transfers have drained.
     pub(crate) fn writes_held(&self) -> bool {
-        self.barrier.is_some()
-            && (self.barrier_running || self.active_reads + self.active_writes == 0)
+        let Some(op) = &self.barrier else { return false };
+        let is_alone = self.active_reads + self.active_writes == 0;
+        self.barrier_running || (is_alone && !op.change.wants_clean())
     }
 
     pub(crate) fn account_epoch(&mut self, before: Option<u64>, after: Option<u64>) {
@@ -282,8 +290,20 @@ impl Partition {
         self.disk_size.min(self.size)
     }
 
-    pub(crate) fn record_error(&mut self, errno: Errno) {
+    /// A transfer has failed.
+    pub(crate) fn note_failure(&mut self, errno: Errno) {
         self.error = Some(errno);
+        self.failures += 1;
+    }
+
+    /// Something could not be stored: every handle has to report it.
+    pub(crate) fn record_error(&mut self, errno: Errno) {
+        self.note_failure(errno);
+        self.owe_error(errno);
+    }
+
+    /// As [`Partition::record_error`], of a failure that is noted already.
+    pub(crate) fn owe_error(&mut self, errno: Errno) {
         self.last_errno = for_clients(errno);
         self.error_count += 1;
     }

@@ -1,11 +1,13 @@
 //! What users ask for by name: swap in, swap out, release, discard, reservations. Each returns at once;
 //! waiting is asking for the status.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::actions::Actions;
 use super::block::BufferIndex;
 use super::engine::Engine;
+use super::gate::beyond;
 use super::op::{BarrierOp, Change, FetchOp, Granted, Op, Reply};
 use super::partition::{FileKey, Poller};
 use super::small::{Need, Room};
@@ -174,8 +176,8 @@ impl Engine {
     fn ask_to_discard(&self, st: &mut State, id: u32, reply: Option<Reply>, actions: &mut Actions) {
         st.part(id).jobs += 1;
         st.part(id).releases += 1;
-        let op = BarrierOp { partition: id, change: Change::Discard, reply };
-        self.enter_barrier(st, Box::new(op), actions);
+        let op = BarrierOp::new(id, Change::Discard, reply);
+        self.enter_barrier(st, op, actions);
         self.quiet_down(st, id, actions);
         st.part(id).jobs -= 1;
         st.drop_if_unused(id, actions);
@@ -264,10 +266,18 @@ impl Engine {
     /// After a discard's turn has come: nothing is in flight and nobody inside.
     pub(crate) fn discarded(&self, st: &mut State, id: u32, actions: &mut Actions) {
         st.status_may_change(id);
+        // What was reserved for the dropped bytes is given back.
+        let dropped = self.dirty_ranges(st, id);
+        let unit = st.shape.unit;
         let part = st.part(id);
         part.size = part.size.min(part.disk_size);
-        // What was reserved for the dropped bytes is given back.
-        part.over_reserved |= part.reserved.end() > part.size.max(part.user_end);
+        let rest = beyond(part.size, unit)..u64::MAX;
+        let whole = |bytes: Range<u64>| bytes.start / unit * unit..bytes.end.next_multiple_of(unit);
+        let holes = dropped.within(0..rest.start).flat_map(|bytes| part.written.gaps(whole(bytes)));
+        let unwritten: Vec<Range<u64>> = holes.chain(part.reserved.within(rest)).collect();
+        for bytes in unwritten.into_iter().flat_map(|bytes| part.user.gaps(bytes)) {
+            part.ahead.insert(bytes);
+        }
         part.modified = None;
         part.error = None;
         part.lost = super::pages::RangeSet::default();
@@ -327,10 +337,12 @@ impl Engine {
         let part = st.part(id);
         if result.is_ok() {
             part.reserved.insert(0..size / unit * unit);
-            part.user_end = part.user_end.max(size);
+            part.user.insert(0..size.next_multiple_of(unit));
+            part.ahead.remove(0..size.next_multiple_of(unit));
         } else {
             // Some filesystems keep what they found until they ran out.
-            part.over_reserved = true;
+            let end = part.size.next_multiple_of(unit);
+            part.hold_ahead(0..size.next_multiple_of(unit), end);
         }
     }
 

@@ -15,6 +15,7 @@ use super::op::SyncOp;
 use super::partition::{FileKey, Handle, Partition, StatusWaiter};
 use super::resting::Resting;
 use super::slab::Slab;
+use super::space::Space;
 use super::stall::Watch;
 use super::traffic::Traffic;
 use super::trays::{Buffer, Place, Trays, Weights};
@@ -204,6 +205,7 @@ pub(crate) struct State {
     pub(crate) waiting: Waiting,
     /// Since when, in milliseconds, the first of them waits.
     pub(crate) first_waits_since: Option<u64>,
+    pub(crate) space: Space,
     pub(crate) writes_inflight: usize,
     /// Blocks under transfer or queued for it.
     pub(crate) pending_blocks: u64,
@@ -259,6 +261,7 @@ impl State {
             watch: Watch::default(),
             waiting: Waiting::default(),
             first_waits_since: None,
+            space: Space::default(),
             writes_inflight: 0,
             pending_blocks: 0,
             idle_waiters: Vec::new(),

@@ -39,7 +39,7 @@ pub struct Overlay {
     pub size: u64,
     /// Modification time, when the backing file's is not the logical one.
     pub modified: Option<SystemTime>,
-    /// Bytes reserved ahead of a writer, which st_blocks must not count.
+    /// Bytes that are reserved and that nobody has written, which st_blocks must not count.
     pub excess: u64,
 }
 
@@ -125,12 +125,8 @@ impl Engine {
     pub fn overlay(&self, key: FileKey) -> Option<Overlay> {
         self.with(|st, _| {
             let id = *st.keys.get(&key)?;
-            let unit = st.shape.unit;
             let part = st.part(id);
-            let kept = part.size.max(part.user_end).next_multiple_of(unit);
-            let excess =
-                if part.over_reserved { part.reserved.end().saturating_sub(kept) } else { 0 };
-            Some(Overlay { size: part.size, modified: part.modified, excess })
+            Some(Overlay { size: part.size, modified: part.modified, excess: part.held_ahead() })
         })
     }
 
@@ -263,7 +259,7 @@ impl Engine {
         Ok(size)
     }
 
-    fn dirty_ranges(&self, st: &mut State, id: u32) -> RangeSet {
+    pub(super) fn dirty_ranges(&self, st: &mut State, id: u32) -> RangeSet {
         let unit = st.shape.unit;
         let size = st.part(id).size;
         let mut ranges = RangeSet::default();

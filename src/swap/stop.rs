@@ -60,6 +60,7 @@ impl Engine {
     /// Refuses everything that is parked: nothing happens any more that could let it go on.
     pub(crate) fn refuse_parked(&self, st: &mut State, actions: &mut Actions) {
         let mut ops: Vec<Op> = st.waiting.drain().collect();
+        ops.append(&mut st.space.waiters);
         for buffer in 0..st.blocks.len() as u32 {
             if !st.blocks[buffer as usize].waiters.is_empty() {
                 ops.extend(st.edit(buffer, |block| std::mem::take(&mut block.waiters)));
@@ -97,7 +98,7 @@ impl Engine {
             Op::Barrier(op) => {
                 let BarrierOp { change, reply, .. } = *op;
                 actions.answer(reply, Err(errno));
-                if let Change::Settle { then } = change {
+                if let Change::Settle { then, .. } = change {
                     for op in then {
                         actions.answer(Some(op.reply), Err(errno));
                     }

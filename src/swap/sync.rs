@@ -210,9 +210,8 @@ impl Engine {
             }
         }
         if !settle.is_empty() {
-            let change = Change::Settle { then: settle };
-            let op = Box::new(BarrierOp { partition: id, change, reply: None });
-            self.enter_barrier(st, op, actions);
+            let change = Change::Settle { then: settle, for_room: false };
+            self.enter_barrier(st, BarrierOp::new(id, change, None), actions);
         }
     }
 

@@ -162,7 +162,7 @@ impl Engine {
                 inflight: info.inflight,
                 traffic: part.traffic,
                 handles: part.handles,
-                failures: part.error_count,
+                failures: part.failures,
                 error: info.error,
             };
             (part.file.clone(), row)

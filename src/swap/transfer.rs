@@ -209,6 +209,10 @@ impl Engine {
         let part = st.part(id);
         part.written_end = part.written_end.max(start + from + bytes);
         part.written.insert(block);
+        // Whatever was noted: what gets bytes is not to be punched.
+        if !part.ahead.is_empty() {
+            part.ahead.remove(start + from..start + pages.end as u64 * self.shape.unit);
+        }
         let lease = self.memory.for_write(st, buffer, from + done..from + bytes);
         let purpose = Purpose::Write { buffer, pages, bytes, done };
         self.start_transfer(st, id, purpose, start + from + done, Action::Write(lease), actions);
@@ -337,7 +341,7 @@ impl Engine {
         let bytes = if damaged { bytes.start..bytes.start + unit } else { bytes };
         if damaged && st.part(id).unreadable.overlaps(&bytes) {
             st.stats.errors += 1;
-            st.part(id).record_error(errno);
+            st.part(id).note_failure(errno);
         } else {
             self.failure(st, id, "swap in", bytes.clone(), errno, actions);
         }
@@ -349,7 +353,7 @@ impl Engine {
         actions: &mut Actions,
     ) {
         st.stats.errors += 1;
-        st.part(id).record_error(errno);
+        st.part(id).note_failure(errno);
         let (file, length) = (st.file(id), bytes.end - bytes.start);
         actions.failures.push(Failure { operation, file, offset: bytes.start, length, errno });
     }
@@ -387,7 +391,11 @@ impl Engine {
         let pages = page..page + 1;
         match outcome {
             Ok(_) => self.was_readable(st, buffer, &pages),
-            Err(errno) => self.read_failed(st, buffer, &pages, errno, actions),
+            Err(errno) => {
+                self.read_failed(st, buffer, &pages, errno, actions);
+                // What was written of the page cannot be stored.
+                st.part(id).owe_error(errno);
+            }
         }
         self.transfer_ended(st, buffer, actions);
     }
@@ -436,7 +444,10 @@ impl Engine {
                 part.lost.remove(landed.clone());
                 part.unreadable.remove(landed);
             }
-            Err(errno) => self.failure(st, id, "swap out", start..start + bytes, errno, actions),
+            Err(errno) => {
+                self.failure(st, id, "swap out", start..start + bytes, errno, actions);
+                st.part(id).owe_error(errno);
+            }
         }
         st.writes_inflight -= 1;
         st.edit(buffer, |block| {

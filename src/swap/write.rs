@@ -10,18 +10,14 @@ use super::op::{Op, SyncOp, WriteOp, WriteReply};
 use super::partition::Handle;
 use super::seam::Manner;
 use super::small::{Need, Room};
+use super::space::Reservation;
 use super::state::{OFFSET_MAX, State, file_time_now};
 use crate::error::{Errno, Result};
 use crate::pool::WriteLease;
 use crate::shares::User;
 
-/// Space is reserved this much ahead of a growing file, at least and at most.
-const RESERVE_STEP_MIN: u64 = 64 * 1024;
-/// See [`RESERVE_STEP_MIN`].
-const RESERVE_STEP_MAX: u64 = 64 * 1024 * 1024;
-
 /// Where in a block the client's bytes go, or have gone.
-struct Place {
+pub(super) struct Place {
     buffer: BufferIndex,
     /// Bytes within the block.
     bytes: Range<u64>,
@@ -32,13 +28,13 @@ struct Place {
 }
 
 /// A claimed run of one block that the client's bytes go into next.
-struct Plan {
+pub(super) struct Plan {
     place: Place,
     lease: WriteLease,
 }
 
 /// What a try at a write came to.
-enum Step {
+pub(super) enum Step {
     Copy(Box<WriteOp>, Plan),
     /// It has to wait, but its bytes are still the caller's: copy them, then try again.
     Own(Box<WriteOp>),
@@ -89,9 +85,9 @@ impl Engine {
                 Step::Reserve(op, reservation) => {
                     let result = self.run_counted(|| reservation.run());
                     self.with(|st, actions| {
-                        match self.reserved(st, op.partition, reservation, result) {
+                        match self.note_reserved(st, op.partition, reservation, result, actions) {
                             Ok(()) => self.write_step(st, op, actions),
-                            Err(errno) => self.finish_write(st, *op, Err(errno), actions),
+                            Err(errno) => self.without_space(st, op, errno, actions),
                         }
                     })
                 }
@@ -301,6 +297,9 @@ impl Engine {
         part.modified = Some(file_time_now());
         part.written_ms = now_ms;
         let (epoch, size) = (part.epoch, part.size);
+        if !part.ahead.is_empty() {
+            part.ahead.remove(start + pages.start as u64 * unit..start + pages.end as u64 * unit);
+        }
         if !part.lost.is_empty() || !part.unreadable.is_empty() {
             // Edges that stay partial were refused before, so whole pages are new.
             let new = start + pages.start as u64 * unit..start + pages.end as u64 * unit;
@@ -350,52 +349,6 @@ impl Engine {
         st.wake(buffer, actions);
     }
 
-    /// Gets space for the write: here, or by a job when transfers of the partition are under way,
-    /// because fallocate then may wait for the filesystem's lock on the file.
-    fn reserve_for(&self, st: &mut State, op: Box<WriteOp>, actions: &mut Actions) -> Step {
-        let (id, unit) = (op.partition, st.shape.unit);
-        let part = st.part(id);
-        let need = op.offset / unit * unit..(op.offset + op.length as u64).next_multiple_of(unit);
-        let mut wish = need.clone();
-        let grows = need.end > part.reserved.end() && need.end > part.size;
-        if grows && !part.reserved.is_empty() && part.user_end == 0 {
-            wish.end += need.end.clamp(RESERVE_STEP_MIN, RESERVE_STEP_MAX);
-        }
-        let reservation = Reservation { file: part.file.clone(), need, wish };
-        let here = part.writes == 0;
-        if !here && !op.payload.stays() {
-            return Step::Own(op);
-        }
-        part.jobs += 1;
-        st.begin_call(id);
-        if here {
-            return Step::Reserve(op, reservation);
-        }
-        actions.jobs.push(Box::new(move |engine| {
-            let result = reservation.run();
-            engine.with(|st, actions| match engine.reserved(st, id, reservation, result) {
-                Ok(()) => actions.ready.push(Op::Write(op)),
-                Err(errno) => {
-                    engine.finish_write(st, *op, Err(errno), actions);
-                }
-            });
-        }));
-        Step::Done(None)
-    }
-
-    /// Notes what was reserved.
-    fn reserved(
-        &self, st: &mut State, id: u32, reservation: Reservation, result: Result<Range<u64>>,
-    ) -> Result<()> {
-        st.end_call(id);
-        let part = st.part(id);
-        part.jobs -= 1;
-        let got = result?;
-        part.over_reserved |= got.end > reservation.need.end;
-        part.reserved.insert(got);
-        Ok(())
-    }
-
     /// Ends a write that was to wait.
     fn refuse_write(
         &self, st: &mut State, op: WriteOp, errno: Errno, actions: &mut Actions,
@@ -407,7 +360,7 @@ impl Engine {
         Step::Done(st.put_away(op.payload))
     }
 
-    fn finish_write(
+    pub(super) fn finish_write(
         &self, st: &mut State, mut op: WriteOp, result: Result<()>, actions: &mut Actions,
     ) -> Step {
         st.return_granted(&mut op.granted);
@@ -441,24 +394,6 @@ impl Engine {
         self.quiet_down(st, id, actions);
         st.drop_if_unused(id, actions);
         Step::Done(intake)
-    }
-}
-
-/// Space to get from the filesystem: what is needed, and what would serve the next writes too.
-struct Reservation {
-    file: std::sync::Arc<dyn crate::aio::device::BackingFile>,
-    need: Range<u64>,
-    wish: Range<u64>,
-}
-
-impl Reservation {
-    fn run(&self) -> Result<Range<u64>> {
-        let reserve = |range: &Range<u64>| self.file.reserve(range.start, range.end - range.start);
-        match reserve(&self.wish) {
-            Ok(()) => Ok(self.wish.clone()),
-            Err(_) if self.wish != self.need => reserve(&self.need).map(|()| self.need.clone()),
-            Err(errno) => Err(errno),
-        }
     }
 }
 

@@ -30,7 +30,7 @@ impl SmallDisk {
         (folder, at)
     }
 
-    fn in_memory() -> Self {
+    pub(crate) fn in_memory() -> Self {
         let (folder, at) = Self::folder();
         let (none, flags) = (None::<&str>, MsFlags::empty());
         nix::mount::mount(none, &at, Some("tmpfs"), flags, Some("size=64m")).unwrap();

@@ -14,13 +14,13 @@ use crate::support::{
     wait_until, write_pattern, xattr,
 };
 
-const OPTIONS: &str = "pool_size=16m,checksum=crc32c,open_swap_in=none";
+pub(crate) const OPTIONS: &str = "pool_size=16m,checksum=crc32c,open_swap_in=none";
 
 /// The change times of two moments so far apart differ.
 const TICK: Duration = Duration::from_millis(30);
 
 /// A partition that is in the swap folder alone.
-fn stored(mount: &Mount, name: &str, length: u64) {
+pub(crate) fn stored(mount: &Mount, name: &str, length: u64) {
     let file = File::create(mount.at(name)).unwrap();
     write_pattern(&file, length, 300_000);
     file.sync_all().unwrap();
@@ -35,7 +35,7 @@ fn rewrite(path: &Path, offset: u64, length: usize) {
     file.sync_all().unwrap();
 }
 
-fn release(path: &Path) {
+pub(crate) fn release(path: &Path) {
     crate::support::set_xattr(path, "user.swap.request", b"release").unwrap();
     while swap_xattr(path, "wait") == "inflight" {}
 }
@@ -50,7 +50,7 @@ fn flip(path: &Path, offset: u64) {
 }
 
 /// Flips a bit as a device would: the file's times stay as they were when swapfs settled it.
-fn rot(mount: &Mount, name: &str, offset: u64) {
+pub(crate) fn rot(mount: &Mount, name: &str, offset: u64) {
     flip(&mount.backing(name), offset);
 }
 

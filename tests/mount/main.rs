@@ -29,10 +29,12 @@ mod rights;
 mod rush;
 mod small;
 mod space;
+mod sparse;
 mod stall;
 mod stop;
 mod support;
 #[path = "../terminal/mod.rs"]
 mod terminal;
 mod times;
+mod told;
 mod xattrs;
