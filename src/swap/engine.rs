@@ -269,9 +269,6 @@ impl Engine {
             self.refuse_parked(st, actions);
         }
         st.shrink_to_limit(actions);
-        if !st.polled.is_empty() {
-            self.wake_pollers(st, actions);
-        }
         #[cfg(any(test, feature = "shuttle", feature = "fuzz"))]
         st.check();
     }
@@ -311,7 +308,6 @@ impl Engine {
     /// Ends a handle. Dirty blocks are queued for writing; what an unlinked partition still has is
     /// dropped with its last handle.
     pub fn release(&self, handle: u64) {
-        let number = handle;
         self.with(|st, actions| {
             let Some(handle) = st.handles.remove(handle as usize) else {
                 return;
@@ -328,7 +324,6 @@ impl Engine {
                     st.part(id).lingering.extend(share);
                 }
             }
-            st.part(id).pollers.retain(|poller| poller.handle != number);
             if st.part(id).handles == 0 && st.part(id).unlinked {
                 self.discard_unlinked(st, id, actions);
             } else {

@@ -429,7 +429,6 @@ impl Engine {
     fn note_update(&self, st: &mut State, hold: &Hold) {
         let unit = st.shape.unit;
         let now_ms = self.now_ms();
-        st.status_may_change(hold.partition);
         st.note_written(hold.partition, hold.bytes.end - hold.bytes.start);
         let part = st.part(hold.partition);
         let old = part.size;

@@ -48,16 +48,6 @@ impl PartitionStatus {
     }
 }
 
-/// Who polls a partition's status.
-pub(crate) struct Poller {
-    pub(crate) handle: u64,
-    /// What it was when asked.
-    pub(crate) status: PartitionStatus,
-    /// Called once it is another.
-    pub(crate) wake: Reply,
-    pub(crate) share: Share,
-}
-
 /// Waits until nothing of a partition is in flight, or until its time is up.
 pub(crate) struct StatusWaiter {
     pub(crate) deadline: Instant,
@@ -129,7 +119,6 @@ pub(crate) struct Partition {
     pub(crate) lost: RangeSet,
     pub(crate) unreadable: RangeSet,
     pub(crate) status_waiters: Vec<StatusWaiter>,
-    pub(crate) pollers: Vec<Poller>,
     /// Swap-ins under way.
     pub(crate) queued: u32,
     /// Requests to release it so far.
@@ -191,7 +180,6 @@ impl Partition {
             lost: RangeSet::default(),
             unreadable: RangeSet::default(),
             status_waiters: Vec::new(),
-            pollers: Vec::new(),
             queued: 0,
             releases: 0,
             written_ms: 0,
@@ -332,6 +320,4 @@ pub(crate) struct Handle {
     pub(crate) ahead_to: u64,
     /// Opened for reading and writing, and has not started its swap-in yet: how often the partition had been released.
     pub(crate) swap_in_due: Option<u64>,
-    /// The status last reported to a poll.
-    pub(crate) status_seen: PartitionStatus,
 }
