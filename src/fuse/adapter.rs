@@ -316,10 +316,14 @@ impl Filesystem for Adapter {
     }
 
     fn fallocate(
-        &self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32,
+        &self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32,
         reply: ReplyEmpty,
     ) {
         let reply = data::empty(reply);
+        // The kernel leaves this to the filesystem here, without a word of its own.
+        if let Err(errno) = self.volume.drop_privileges_unless_exempt(asker(req), ino.0) {
+            return reply(Err(errno));
+        }
         self.volume.engine.allocate(fh.0, mode, offset, length, reply);
     }
 

@@ -468,7 +468,7 @@ impl Engine {
     fn leave(&self, st: &mut State, id: u32, access: Access, actions: &mut Actions) {
         *active(st, id, access) -= 1;
         self.quiet_down(st, id, actions);
-        if st.part(id).unlinked && st.part(id).handles == 0 {
+        if st.part(id).gone() {
             self.discard_unlinked(st, id, actions);
         }
         st.drop_if_unused(id, actions);

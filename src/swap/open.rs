@@ -197,8 +197,7 @@ impl Engine {
     ) -> Result<u64> {
         let part = st.part(id);
         // Of one without a name and a handle the bytes are being dropped.
-        let is_gone = part.unlinked && part.handles == 0;
-        let refusal = match is_gone {
+        let refusal = match part.gone() {
             true => Some(Errno::ESTALE),
             false => (read && !part.lost.is_empty()).then_some(Errno::EIO),
         };

@@ -86,6 +86,8 @@ pub(crate) struct Partition {
     pub(crate) jobs: u32,
     /// Its last name is gone.
     pub(crate) unlinked: bool,
+    /// Without a name, but somebody has found it by one and may open it still.
+    pub(crate) known: bool,
     pub(crate) active_reads: u32,
     pub(crate) active_writes: u32,
     /// The change that wants to be, or is, alone.
@@ -157,6 +159,7 @@ impl Partition {
             idle_since: 0,
             jobs: 0,
             unlinked: false,
+            known: false,
             active_reads: 0,
             active_writes: 0,
             barrier: None,
@@ -208,8 +211,13 @@ impl Partition {
             && self.gate_queue.is_empty()
             && self.sync_ops.is_empty()
             && self.status_waiters.is_empty()
-            && (self.unlinked
+            && ((self.unlinked && !self.known)
                 || (!self.needs_settling() && self.lost.is_empty() && self.error.is_none()))
+    }
+
+    /// Returns true when nobody can reach it any more: it has neither a name nor a handle, and nobody will open it.
+    pub(crate) fn gone(&self) -> bool {
+        self.unlinked && !self.known && self.handles == 0
     }
 
     /// Nothing waits to be written, or is being written.
