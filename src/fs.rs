@@ -219,6 +219,13 @@ impl Tree {
         self.table.lock().node(id).filter(|node| node.key == *key).map(|_| id)
     }
 
+    /// Returns true for an inode that has lost its last name and that nobody had a share left to keep: what was known
+    /// of it is gone.
+    #[must_use]
+    pub fn is_abandoned(&self, id: u64) -> bool {
+        self.table.lock().is_abandoned(id)
+    }
+
     /// The path of an id below the swap folder, by the names it was last seen under: for messages, not to
     /// reach it. Empty for the root; `#ID` stands for what has no name.
     #[must_use]

@@ -265,8 +265,6 @@ pub struct Bounds {
     pub listings: Arc<Shares>,
     /// Open files of the control folder.
     pub snapshots: Arc<Shares>,
-    /// Those who wait in poll(2) for a change of status.
-    pub pollers: Arc<Shares>,
     /// Those who wait in `user.swap.wait`.
     pub waiters: Arc<Shares>,
     /// Blocks that stay because they were swapped in on request.
@@ -289,7 +287,6 @@ impl Bounds {
             nameless: Shares::new(descriptors / 32, descriptors / 16),
             listings: Shares::new(16, 64),
             snapshots: Shares::new(32, 128),
-            pollers: Shares::new(4096, 16_384),
             waiters: Shares::new(1024, 4096),
             kept: Shares::new(buffers * 3 / 8, buffers * 3 / 4),
             parked: Shares::new(512, 2048),

@@ -24,7 +24,9 @@ use parking_lot::Mutex;
 use crate::aio::device::BackingFile;
 use crate::aio::file::DiskFile;
 use crate::error::{Errno, Result};
-use crate::fs::{Access, Attributes, Caller, Entry, FileKind, Gone, RenameKind, TimeChange, Tree};
+use crate::fs::{
+    Access, Attributes, Caller, Entry, FileKind, Forgotten, Gone, RenameKind, TimeChange, Tree,
+};
 use crate::ledger::Ledger;
 use crate::metrics::{Watch, Wear};
 use crate::shares::User;
@@ -63,8 +65,19 @@ pub struct VolumeOptions {
 /// request where they would make thirty-two.
 const PREFERRED_IO_BYTES: u32 = 128 * 1024;
 
+/// What of a node the kernel is to forget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stale {
+    /// Its attributes. Waits for nothing: may be told while a request is answered.
+    Attributes,
+    /// Its pages too. Waits for the node's lock and writeback: not to be told where requests are answered.
+    Everything,
+}
+
 /// Makes the kernel forget what it has cached of a node.
-struct Invalidate(Box<dyn Fn(u64) + Send + Sync>);
+pub type Forgetting = Box<dyn Fn(u64, Stale) + Send + Sync>;
+
+struct Invalidate(Forgetting);
 
 impl std::fmt::Debug for Invalidate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -124,8 +137,8 @@ pub struct Changes {
     pub atime: Option<TimeChange>,
     /// Time of last modification.
     pub mtime: Option<TimeChange>,
-    /// With a size: the set-id bits go. The kernel knows whom they stay for.
-    pub drop_privileges: bool,
+    /// With a size: the set-id bits go that do not stay for this asker, who has not CAP_FSETID.
+    pub drop_privileges: Option<Asker>,
 }
 
 impl Volume {
@@ -195,7 +208,7 @@ impl Volume {
     ///
     /// # Errors
     /// As [`Tree::open_file`]; EMFILE and ENFILE beyond the user's share; EIO when bytes of it were lost and `read` is asked for; ESTALE when it has
-    /// neither a name nor a handle.
+    /// neither a name nor a handle, and is not kept.
     pub fn open(&self, user: User, id: u64, read: bool, write: bool) -> Result<u64> {
         let key = self.tree.key(id)?;
         let mut is_new = false;
@@ -203,9 +216,8 @@ impl Volume {
             is_new = true;
             let access = if write { Access::ReadWrite } else { Access::ReadOnly };
             let descriptor = self.tree.open_file(id, access, self.options.direct)?;
-            // What was dirty of a file without name and handle is dropped: whoever found it by a name that
-            // was replaced meanwhile looks the name up again (the kernel does, on ESTALE).
-            if self.tree.attributes(id)?.nlink == 0 && self.engine.info(key).is_none() {
+            // What was dirty of it has been dropped.
+            if self.tree.is_abandoned(id) && self.engine.info(key).is_none() {
                 return Err(Errno::ESTALE);
             }
             self.backing_file(key, descriptor, write)
@@ -215,7 +227,7 @@ impl Volume {
         }
         // Its last name may have gone before the engine knew it, and nobody would tell it again.
         if is_new && self.tree.attributes(id).is_ok_and(|now| now.nlink == 0) {
-            self.engine.unlinked(key);
+            self.lost_last_name(key, !self.tree.is_abandoned(id));
         }
         Ok(handle)
     }
@@ -259,7 +271,7 @@ impl Volume {
                 Ok((entry, handle, made.is_new))
             }
             Err(errno) => {
-                self.tree.forget(entry.id, 1);
+                self.forget(entry.id, 1);
                 Err(errno)
             }
         }
@@ -303,8 +315,8 @@ impl Volume {
         let Some(size) = changes.size else {
             return finish(Ok(()));
         };
-        if changes.drop_privileges
-            && let Err(errno) = self.drop_privileges(id)
+        if let Some(asker) = changes.drop_privileges
+            && let Err(errno) = self.drop_privileges(asker, id)
         {
             return finish(Err(errno));
         }
@@ -375,19 +387,6 @@ impl Volume {
         }
     }
 
-    /// Clears the set-user-id and set-group-id bits, as a write or truncate by an ordinary user does.
-    ///
-    /// # Errors
-    /// ESTALE, and what chmod fails with.
-    pub fn drop_privileges(&self, id: u64) -> Result<()> {
-        let mode = self.tree.attributes(id)?.mode;
-        let mut kept = mode & !0o4000;
-        if mode & 0o010 != 0 {
-            kept &= !0o2000;
-        }
-        if kept == mode { Ok(()) } else { self.tree.set_mode(id, kept) }
-    }
-
     /// Removes a name; the space of a partition that has lost its last one comes back at once.
     ///
     /// # Errors
@@ -412,11 +411,33 @@ impl Volume {
 
     fn forget_bytes(&self, gone: Option<Gone>) {
         if let Some(gone) = gone {
-            self.engine.unlinked(gone.key);
+            self.lost_last_name(gone.key, gone.id.is_some());
             if let Some(ledger) = &self.ledger {
                 ledger.unlinked(gone.key);
             }
         }
+    }
+
+    /// A file has no name any more. One that is still known may be opened until it is forgotten: by somebody who has
+    /// looked it up before its name was removed or replaced.
+    fn lost_last_name(&self, key: FileKey, known: bool) {
+        self.engine.unlinked(key, known);
+        // It may have been forgotten before the engine was told that it is known.
+        if known && self.tree.id_of_key(&key).is_none() {
+            self.engine.forgotten(key);
+        }
+    }
+
+    /// Takes lookups back, as [`Tree::forget_for_now`] does. The bytes of a file without a name go with the last one.
+    pub fn forget(&self, id: u64, count: u64) -> Option<Forgotten> {
+        let forgotten = self.tree.forget_for_now(id, count)?;
+        if let Some(key) = forgotten.nameless() {
+            self.engine.forgotten(key);
+            if let Some(ledger) = &self.ledger {
+                ledger.unlinked(key);
+            }
+        }
+        Some(forgotten)
     }
 
     /// Everything on stable storage, names included; answers with what could not be written.
@@ -448,8 +469,15 @@ impl Volume {
     }
 
     /// Names what makes the kernel forget its pages and attributes of a node. Once, at start.
-    pub fn set_invalidate(&self, invalidate: Box<dyn Fn(u64) + Send + Sync>) {
+    pub fn set_invalidate(&self, invalidate: Forgetting) {
         let _ = self.invalidate.set(Invalidate(invalidate));
+    }
+
+    /// Makes the kernel forget what it has cached of a node.
+    fn invalidate(&self, id: u64, what: Stale) {
+        if let Some(invalidate) = self.invalidate.get() {
+            (invalidate.0)(id, what);
+        }
     }
 
     /// Absolute path of the swap folder.

@@ -326,7 +326,7 @@ fn resting() {
     let threads = [visit([0, 1, 2]), visit([2, 3, 0]), visit([1, 0, 3])];
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     // Nobody has it open: what the pool has of it goes, and whoever comes later starts anew.
-    world.engine.unlinked(key(files[3]));
+    world.engine.unlinked(key(files[3]), false);
     let world = Arc::try_unwrap(world).unwrap_or_else(|_| panic!("all threads have ended"));
     for (file, left) in world.end().into_iter().enumerate().take(3) {
         assert!(left.iter().all(|byte| *byte == b'a' + file as u8), "{file}");

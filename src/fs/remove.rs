@@ -21,7 +21,7 @@ pub struct Gone {
     pub key: FileKey,
     /// What it is.
     pub kind: FileKind,
-    /// Its node id, if it is known.
+    /// Its node id, if it is known and can still be reached by it.
     pub id: Option<u64>,
 }
 
@@ -155,12 +155,19 @@ impl Tree {
         let is_unnamed = table.unnamed(&node, hint);
         // With its handle it can be opened again as long as it has a name anywhere, or is open.
         let keeps = is_known && (is_gone || (is_unnamed && !self.opens_handles));
+        let mut stays = false;
         let displaced = match share.filter(|_| keeps) {
-            Some(share) => table.pin(&node, Arc::new(descriptor), share),
+            Some(share) => {
+                stays = true;
+                table.pin(&node, Arc::new(descriptor), share)
+            }
             None => Displaced::of(descriptor),
         };
+        if links == 0 && !stays {
+            table.abandon(&node);
+        }
         drop(table);
-        let gone = Gone { key: node.key, kind: node.kind, id: is_known.then_some(node.id) };
+        let gone = Gone { key: node.key, kind: node.kind, id: stays.then_some(node.id) };
         Ok(((links == 0 && !is_directory).then_some(gone), displaced))
     }
 }

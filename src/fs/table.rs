@@ -53,6 +53,8 @@ struct Known {
     hint: Option<Hint>,
     /// Set while the inode could not be opened again; outside the limit on descriptors.
     pinned: Option<Pinned>,
+    /// It has lost its last name, and nobody had a share left to keep it.
+    abandoned: bool,
 }
 
 #[derive(Debug)]
@@ -78,7 +80,17 @@ impl Displaced {
 #[must_use = "to be dropped after the lock"]
 pub struct Forgotten {
     pub(super) node: Arc<Node>,
+    was_pinned: bool,
     _displaced: Displaced,
+}
+
+impl Forgotten {
+    /// The inode's identity, if it had lost the name that it was known by.
+    #[must_use]
+    pub fn nameless(&self) -> Option<FileKey> {
+        let is_file = self.node.kind == FileKind::Regular;
+        (self.was_pinned && is_file).then_some(self.node.key)
+    }
 }
 
 /// How [`Table::reach`] answers.
@@ -151,6 +163,7 @@ impl Table {
             lookups: 1,
             hint: None,
             pinned: Some(Pinned { descriptor, _share: Share::uncounted(User::OWN) }),
+            abandoned: false,
         };
         self.nodes.insert(ROOT_ID, known);
     }
@@ -228,8 +241,8 @@ impl Table {
         let mut displaced = Displaced::default();
         match self.nodes.get_mut(&id) {
             None => {
-                let known =
-                    Known { node: Arc::new(node), lookups: 1, hint: Some(hint), pinned: None };
+                let (node, hint) = (Arc::new(node), Some(hint));
+                let known = Known { node, lookups: 1, hint, pinned: None, abandoned: false };
                 self.nodes.insert(id, known);
             }
             Some(known) if id == ROOT_ID || (known.node.is_same(&node) && links == 0) => {
@@ -247,6 +260,7 @@ impl Table {
                     // The number was reused. Who knows the old inode by this id will give as many
                     // lookups back as it took, so the count covers both.
                     known.node = Arc::new(node);
+                    known.abandoned = false;
                 }
             }
         }
@@ -298,6 +312,17 @@ impl Table {
         displaced
     }
 
+    /// The inode has no name any more and is not kept.
+    pub(super) fn abandon(&mut self, node: &Node) {
+        if let Some(known) = self.nodes.get_mut(&node.id).filter(|known| known.node.is_same(node)) {
+            known.abandoned = true;
+        }
+    }
+
+    pub(super) fn is_abandoned(&self, id: u64) -> bool {
+        self.nodes.get(&id).is_none_or(|known| known.abandoned)
+    }
+
     /// The inode is reached by another name from now on.
     pub(super) fn renamed(&mut self, node: &Node, hint: Hint) {
         if let Some(known) = self.nodes.get_mut(&node.id)
@@ -333,9 +358,9 @@ impl Table {
             return None;
         }
         let known = self.nodes.swap_remove(&id)?;
-        let mut displaced = Displaced::default();
+        let (mut displaced, was_pinned) = (Displaced::default(), known.pinned.is_some());
         displaced.0.extend(known.pinned.map(|pinned| pinned.descriptor));
         displaced.0.extend(self.descriptors.pop(&id));
-        Some(Forgotten { node: known.node, _displaced: displaced })
+        Some(Forgotten { node: known.node, was_pinned, _displaced: displaced })
     }
 }

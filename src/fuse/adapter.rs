@@ -2,6 +2,10 @@
 //!
 //! LOOKUP, GETATTR, OPEN, READ, FLUSH, RELEASE, FSYNC and GETXATTR only get here for the control folder:
 //! for everything else the front answers them, and WRITE, CREATE, UNLINK, SETATTR, IOCTL and FORGET always.
+//!
+//! POLL is left to fuser, which answers ENOSYS: the kernel then never asks again and calls every file ready. It has
+//! to, because io_uring retries a buffered write 128 times while the file polls ready, and asks twice each time.
+//! Whoever waits for a status reads `user.swap.wait`.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -9,9 +13,8 @@ use std::sync::Arc;
 
 use fuser::{
     CopyFileRangeFlags, FileHandle, Filesystem, INodeNo, KernelConfig, LockOwner, OpenAccMode,
-    OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyPoll,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    OpenFlags, RenameFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
 };
 
 use super::attr::{errno, file_type};
@@ -313,10 +316,14 @@ impl Filesystem for Adapter {
     }
 
     fn fallocate(
-        &self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32,
+        &self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32,
         reply: ReplyEmpty,
     ) {
         let reply = data::empty(reply);
+        // The kernel leaves this to the filesystem here, without a word of its own.
+        if let Err(errno) = self.volume.drop_privileges_unless_exempt(asker(req), ino.0) {
+            return reply(Err(errno));
+        }
         self.volume.engine.allocate(fh.0, mode, offset, length, reply);
     }
 
@@ -327,17 +334,6 @@ impl Filesystem for Adapter {
     ) {
         // Never asked again: the kernel copies by read and write, which go through the pool.
         reply.error(errno(Errno::ENOSYS));
-    }
-
-    fn poll(
-        &self, req: &Request, ino: INodeNo, fh: FileHandle, ph: PollNotifier, events: PollEvents,
-        flags: PollFlags, reply: ReplyPoll,
-    ) {
-        if control::node(ino).is_some() {
-            return reply.poll(events & data::ALWAYS_READY);
-        }
-        let notify = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
-        data::poll(&self.volume, user(req), fh.0, ph, events, notify, reply);
     }
 
     fn lseek(

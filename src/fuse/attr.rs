@@ -10,7 +10,9 @@ use crate::fs::{Attributes, FileKind};
 /// How long the kernel may keep names and attributes. It drops them itself when it changes something.
 pub(super) const TTL: Duration = Duration::from_secs(1);
 
+/// A file that is gone is one that is not there, as in the front.
 pub(super) fn errno(errno: Errno) -> fuser::Errno {
+    let errno = if errno == Errno::ESTALE { Errno::ENOENT } else { errno };
     fuser::Errno::from_i32(errno as i32)
 }
 

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use fuser::{PollEvents, PollNotifier, ReplyEmpty, ReplyLseek, ReplyPoll};
+use fuser::{ReplyEmpty, ReplyLseek};
 
 use super::attr::errno;
 use crate::error::{Errno, Result};
-use crate::shares::User;
 use crate::volume::Volume;
 
 /// A closure that answers a request without a payload.
@@ -34,32 +33,4 @@ pub(super) fn lseek(
             Err(error) => reply.error(errno(error)),
         }
     }));
-}
-
-/// What a regular file always is.
-pub(super) const ALWAYS_READY: PollEvents = PollEvents::POLLIN
-    .union(PollEvents::POLLOUT)
-    .union(PollEvents::POLLRDNORM)
-    .union(PollEvents::POLLWRNORM);
-
-/// POLLPRI tells that the partition's status has changed since the handle was told last.
-pub(super) fn poll(
-    volume: &Arc<Volume>, user: User, handle: u64, notifier: PollNotifier, events: PollEvents,
-    notify: bool, reply: ReplyPoll,
-) {
-    if !events.contains(PollEvents::POLLPRI) {
-        // Is not told, and stays to be told.
-        return reply.poll(events & ALWAYS_READY);
-    }
-    let wake = notify.then(|| {
-        Box::new(move |_| {
-            // Fails when nobody polls any more.
-            let _ = notifier.notify();
-        }) as crate::swap::Reply
-    });
-    match volume.engine.poll_status(user, handle, wake) {
-        Ok(true) => reply.poll((events & ALWAYS_READY) | PollEvents::POLLPRI),
-        Ok(false) => reply.poll(events & ALWAYS_READY),
-        Err(error) => reply.error(errno(error)),
-    }
 }

@@ -43,7 +43,7 @@ use super::session::REQUEST_BYTES_MAX;
 use crate::fs::Forgotten;
 use crate::metrics::Ticket;
 use crate::panics::outlive;
-use crate::volume::Volume;
+use crate::volume::{Forgetting, Volume};
 
 /// Writes that may wait for buffers, or for transfers, where they were received; the bytes of more are
 /// copied. Enough for eight clients with four each.
@@ -126,11 +126,11 @@ impl Front {
     }
 
     /// What makes the kernel forget a node's pages and attributes.
-    pub(super) fn invalidator(&self) -> Box<dyn Fn(u64) + Send + Sync> {
+    pub(super) fn invalidator(&self) -> Forgetting {
         let device = self.device.clone();
-        Box::new(move |nodeid| {
+        Box::new(move |nodeid, what| {
             // Fails when the kernel does not know the node: then it has nothing to forget.
-            let _ = device.invalidate(nodeid);
+            let _ = device.invalidate(nodeid, what);
         })
     }
 

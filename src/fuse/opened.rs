@@ -127,7 +127,7 @@ impl Adapter {
                 let id = INodeNo(if dots { listed.ino } else { attributes.ino });
                 let full = reply.add(id, listed.next_offset, listed.name, &TTL, &attr, generation);
                 if full && !dots {
-                    volume.tree.forget(attributes.ino, 1);
+                    volume.forget(attributes.ino, 1);
                 }
                 !full
             })

@@ -198,7 +198,7 @@ impl Engine {
         answer(reply.expect("ended once"), pieces, actions);
         st.part(id).active_reads -= 1;
         self.quiet_down(st, id, actions);
-        if st.part(id).unlinked && st.part(id).handles == 0 {
+        if st.part(id).gone() {
             self.discard_unlinked(st, id, actions);
         }
         st.drop_if_unused(id, actions);

@@ -269,9 +269,6 @@ impl Engine {
             self.refuse_parked(st, actions);
         }
         st.shrink_to_limit(actions);
-        if !st.polled.is_empty() {
-            self.wake_pollers(st, actions);
-        }
         #[cfg(any(test, feature = "shuttle", feature = "fuzz"))]
         st.check();
     }
@@ -311,7 +308,6 @@ impl Engine {
     /// Ends a handle. Dirty blocks are queued for writing; what an unlinked partition still has is
     /// dropped with its last handle.
     pub fn release(&self, handle: u64) {
-        let number = handle;
         self.with(|st, actions| {
             let Some(handle) = st.handles.remove(handle as usize) else {
                 return;
@@ -328,10 +324,9 @@ impl Engine {
                     st.part(id).lingering.extend(share);
                 }
             }
-            st.part(id).pollers.retain(|poller| poller.handle != number);
-            if st.part(id).handles == 0 && st.part(id).unlinked {
+            if st.part(id).gone() {
                 self.discard_unlinked(st, id, actions);
-            } else {
+            } else if !(st.part(id).handles == 0 && st.part(id).unlinked) {
                 self.flush_partition(st, id, actions);
                 self.settle_if_due(st, id, actions);
                 self.pack(st, id);
@@ -347,18 +342,33 @@ impl Engine {
     }
 
     /// Tells the engine that the last name of a file is gone: without handles, its buffers and its
-    /// space are given up at once.
-    pub fn unlinked(&self, key: FileKey) {
+    /// space are given up at once, or if it is still `known` when it is [forgotten](Engine::forgotten).
+    pub fn unlinked(&self, key: FileKey, known: bool) {
         self.with(|st, actions| {
             let Some(id) = st.keys.get(&key).copied() else {
                 return st.forget_resting_key(key);
             };
-            st.part(id).unlinked = true;
-            if st.part(id).handles == 0 {
-                self.discard_unlinked(st, id, actions);
-            }
-            st.drop_if_unused(id, actions);
+            let part = st.part(id);
+            (part.unlinked, part.known) = (true, known);
+            self.drop_if_gone(st, id, actions);
         });
+    }
+
+    /// Nobody will open this file any more, if it has no name.
+    pub fn forgotten(&self, key: FileKey) {
+        self.with(|st, actions| {
+            if let Some(id) = st.keys.get(&key).copied() {
+                st.part(id).known = false;
+                self.drop_if_gone(st, id, actions);
+            }
+        });
+    }
+
+    fn drop_if_gone(&self, st: &mut State, id: u32, actions: &mut Actions) {
+        if st.part(id).gone() {
+            self.discard_unlinked(st, id, actions);
+        }
+        st.drop_if_unused(id, actions);
     }
 
     pub(crate) fn discard_unlinked(&self, st: &mut State, id: u32, actions: &mut Actions) {

@@ -266,7 +266,6 @@ impl Engine {
         if size < old {
             self.drop_pages(st, id, size..u64::MAX);
         }
-        st.status_may_change(id);
         st.part(id).size = size;
         st.resized(id, old);
         let part = st.part(id);
@@ -377,7 +376,6 @@ impl Engine {
             part.unreadable.remove(whole);
             part.clear_error_if_mended();
         }
-        st.status_may_change(id);
         let part = st.part(id);
         let outward = range.start / unit * unit..range.end.next_multiple_of(unit);
         if mode & PUNCH_HOLE != 0 {

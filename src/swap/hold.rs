@@ -429,7 +429,6 @@ impl Engine {
     fn note_update(&self, st: &mut State, hold: &Hold) {
         let unit = st.shape.unit;
         let now_ms = self.now_ms();
-        st.status_may_change(hold.partition);
         st.note_written(hold.partition, hold.bytes.end - hold.bytes.start);
         let part = st.part(hold.partition);
         let old = part.size;
@@ -470,7 +469,7 @@ impl Engine {
     fn leave(&self, st: &mut State, id: u32, access: Access, actions: &mut Actions) {
         *active(st, id, access) -= 1;
         self.quiet_down(st, id, actions);
-        if st.part(id).unlinked && st.part(id).handles == 0 {
+        if st.part(id).gone() {
             self.discard_unlinked(st, id, actions);
         }
         st.drop_if_unused(id, actions);

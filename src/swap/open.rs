@@ -195,11 +195,9 @@ impl Engine {
         &self, st: &mut State, id: u32, read: bool, write: bool, share: Share,
         actions: &mut Actions,
     ) -> Result<u64> {
-        let unit = st.shape.unit;
         let part = st.part(id);
         // Of one without a name and a handle the bytes are being dropped.
-        let is_gone = part.unlinked && part.handles == 0;
-        let refusal = match is_gone {
+        let refusal = match part.gone() {
             true => Some(Errno::ESTALE),
             false => (read && !part.lost.is_empty()).then_some(Errno::EIO),
         };
@@ -221,7 +219,6 @@ impl Engine {
             in_a_row: 0,
             ahead_to: 0,
             swap_in_due: (read && write).then_some(releases),
-            status_seen: part.status(unit),
         };
         let handle = st.handles.insert(handle) as u64;
         if read && write {

@@ -48,16 +48,6 @@ impl PartitionStatus {
     }
 }
 
-/// Who polls a partition's status.
-pub(crate) struct Poller {
-    pub(crate) handle: u64,
-    /// What it was when asked.
-    pub(crate) status: PartitionStatus,
-    /// Called once it is another.
-    pub(crate) wake: Reply,
-    pub(crate) share: Share,
-}
-
 /// Waits until nothing of a partition is in flight, or until its time is up.
 pub(crate) struct StatusWaiter {
     pub(crate) deadline: Instant,
@@ -98,6 +88,8 @@ pub(crate) struct Partition {
     pub(crate) jobs: u32,
     /// Its last name is gone.
     pub(crate) unlinked: bool,
+    /// Without a name, but somebody has found it by one and may open it still.
+    pub(crate) known: bool,
     pub(crate) active_reads: u32,
     pub(crate) active_writes: u32,
     /// The change that wants to be, or is, alone.
@@ -134,7 +126,6 @@ pub(crate) struct Partition {
     pub(crate) lost: RangeSet,
     pub(crate) unreadable: RangeSet,
     pub(crate) status_waiters: Vec<StatusWaiter>,
-    pub(crate) pollers: Vec<Poller>,
     /// Swap-ins under way.
     pub(crate) queued: u32,
     /// Requests to release it so far.
@@ -174,6 +165,7 @@ impl Partition {
             idle_since: 0,
             jobs: 0,
             unlinked: false,
+            known: false,
             active_reads: 0,
             active_writes: 0,
             barrier: None,
@@ -198,7 +190,6 @@ impl Partition {
             lost: RangeSet::default(),
             unreadable: RangeSet::default(),
             status_waiters: Vec::new(),
-            pollers: Vec::new(),
             queued: 0,
             releases: 0,
             written_ms: 0,
@@ -227,8 +218,13 @@ impl Partition {
             && self.gate_queue.is_empty()
             && self.sync_ops.is_empty()
             && self.status_waiters.is_empty()
-            && (self.unlinked
+            && ((self.unlinked && !self.known)
                 || (!self.needs_settling() && self.lost.is_empty() && self.error.is_none()))
+    }
+
+    /// Returns true when nobody can reach it any more: it has neither a name nor a handle, and nobody will open it.
+    pub(crate) fn gone(&self) -> bool {
+        self.unlinked && !self.known && self.handles == 0
     }
 
     /// Nothing waits to be written, or is being written.
@@ -352,6 +348,4 @@ pub(crate) struct Handle {
     pub(crate) ahead_to: u64,
     /// Opened for reading and writing, and has not started its swap-in yet: how often the partition had been released.
     pub(crate) swap_in_due: Option<u64>,
-    /// The status last reported to a poll.
-    pub(crate) status_seen: PartitionStatus,
 }

@@ -104,7 +104,7 @@ impl Engine {
             }
             st.part(partition).active_reads -= 1;
             self.quiet_down(st, partition, actions);
-            if st.part(partition).unlinked && st.part(partition).handles == 0 {
+            if st.part(partition).gone() {
                 self.discard_unlinked(st, partition, actions);
             }
             st.drop_if_unused(partition, actions);

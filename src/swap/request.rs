@@ -9,7 +9,7 @@ use super::block::BufferIndex;
 use super::engine::Engine;
 use super::gate::beyond;
 use super::op::{BarrierOp, Change, FetchOp, Granted, Op, Reply};
-use super::partition::{FileKey, Poller};
+use super::partition::FileKey;
 use super::small::{Need, Room};
 use super::state::State;
 use crate::error::{Errno, Result};
@@ -17,9 +17,6 @@ use crate::shares::User;
 
 /// Blocks a swap-in asks for before it lets others have the lock.
 const FETCH_BLOCKS: u64 = 64;
-
-/// Handles of one partition that one user may poll at a time.
-const POLLERS_OF_USER_MAX: usize = 256;
 
 /// Partitions at rest that are dropped before others get the lock.
 const RESTING_BATCH: usize = 256;
@@ -68,7 +65,6 @@ impl Engine {
                 granted: Granted::new(),
             };
             st.queued += 1;
-            st.status_may_change(id);
             self.fetch_step(st, Box::new(op), actions);
             Ok(())
         })
@@ -139,7 +135,6 @@ impl Engine {
         let id = op.partition;
         st.queued -= 1;
         st.part(id).queued -= 1;
-        st.status_may_change(id);
         self.quiet_down(st, id, actions);
         st.part(id).jobs -= 1;
         st.drop_if_unused(id, actions);
@@ -265,7 +260,6 @@ impl Engine {
 
     /// After a discard's turn has come: nothing is in flight and nobody inside.
     pub(crate) fn discarded(&self, st: &mut State, id: u32, actions: &mut Actions) {
-        st.status_may_change(id);
         // What was reserved for the dropped bytes is given back.
         let dropped = self.dirty_ranges(st, id);
         let unit = st.shape.unit;
@@ -343,62 +337,6 @@ impl Engine {
             // Some filesystems keep what they found until they ran out.
             let end = part.size.next_multiple_of(unit);
             part.hold_ahead(0..size.next_multiple_of(unit), end);
-        }
-    }
-
-    /// Whether the status of a handle's partition has changed since this was last true (or since the
-    /// handle was opened). When not, `wake` is called once it has.
-    ///
-    /// # Errors
-    /// EBADF; ENOBUFS when the user has as many waiting as one may have.
-    pub fn poll_status(&self, user: User, handle: u64, wake: Option<Reply>) -> Result<bool> {
-        let wake = wake.map(|wake| (wake, self.bounds().pollers.take(user, 1)));
-        self.with(|st, _| {
-            let id = Engine::partition_of(st, handle)?;
-            let unit = st.shape.unit;
-            let status = st.part(id).status(unit);
-            let seen = &mut st.handles.get_mut(handle as usize).ok_or(Errno::EBADF)?.status_seen;
-            if *seen != status {
-                *seen = status;
-                return Ok(true);
-            }
-            if let Some((wake, share)) = wake {
-                // A handle's last question stands for all of them.
-                let pollers = &mut st.part(id).pollers;
-                let mut others = 0;
-                pollers.retain(|poller| {
-                    let is_other = poller.handle != handle;
-                    let is_mine = poller.share.user().uid() == user.uid();
-                    others += usize::from(is_other && is_mine);
-                    is_other
-                });
-                // All of them are looked at in each step that changes the partition.
-                let share = share.ok().filter(|_| others < POLLERS_OF_USER_MAX);
-                let share = share.ok_or(Errno::ENOBUFS)?;
-                pollers.push(Poller { handle, status, wake, share });
-            }
-            Ok(false)
-        })
-    }
-
-    /// Wakes those who poll partitions whose status has changed.
-    pub(crate) fn wake_pollers(&self, st: &mut State, actions: &mut Actions) {
-        let unit = st.shape.unit;
-        let mut polled = std::mem::take(&mut st.polled);
-        polled.sort_unstable();
-        polled.dedup();
-        for id in polled {
-            let Some(part) = st.partitions.get_mut(id as usize) else {
-                continue;
-            };
-            let status = part.status(unit);
-            let pollers = std::mem::take(&mut part.pollers);
-            let changed = |poller: &Poller| poller.status != status;
-            let (wake, keep): (Vec<_>, Vec<_>) = pollers.into_iter().partition(changed);
-            part.pollers = keep;
-            for poller in wake {
-                actions.answer(Some(poller.wake), Ok(()));
-            }
         }
     }
 }

@@ -219,8 +219,6 @@ pub(crate) struct State {
     pub(crate) queued: u64,
     /// Released blocks that have become clean and idle.
     pub(crate) released: Vec<BufferIndex>,
-    /// Partitions with pollers whose counters have changed.
-    pub(crate) polled: Vec<u32>,
     pub(crate) stats: CacheStats,
     /// Handles whose swap-in starts later, and when they were opened.
     pub(crate) later: Vec<(u64, u64)>,
@@ -269,7 +267,6 @@ impl State {
             lent: BTreeSet::new(),
             queued: 0,
             released: Vec::new(),
-            polled: Vec::new(),
             later: Vec::new(),
             stats: CacheStats::default(),
             groups: vec![Traffic::default()],
@@ -315,20 +312,12 @@ impl State {
         result
     }
 
-    /// To be called where a partition's size or its swap-ins change; changes of blocks tell themselves.
-    pub(crate) fn status_may_change(&mut self, partition: u32) {
-        if !self.part(partition).pollers.is_empty() {
-            self.polled.push(partition);
-        }
-    }
-
     fn account(&mut self, partition: u32, before: Counts, after: Counts) {
         let delta = |counter: &mut u64, before: u64, after: u64| {
             *counter =
                 (*counter + after).checked_sub(before).expect("a counter never goes negative");
         };
         let part = self.part(partition);
-        let polled = !part.pollers.is_empty();
         delta(&mut part.valid_pages, before.valid, after.valid);
         delta(&mut part.dirty_pages, before.dirty, after.dirty);
         delta(&mut part.inflight_pages, before.inflight, after.inflight);
@@ -337,9 +326,6 @@ impl State {
         part.account_epoch(before.epoch_dirty, after.epoch_dirty);
         part.account_epoch(before.epoch_writing, after.epoch_writing);
         delta(&mut self.pending_blocks, before.pending.into(), after.pending.into());
-        if polled {
-            self.polled.push(partition);
-        }
     }
 
     fn list(&mut self, kind: ListKind) -> &mut List {

@@ -473,7 +473,7 @@ impl Engine {
         st.part(id).jobs += 1;
         self.write_out(st, buffer, actions);
         self.quiet_down(st, id, actions);
-        if st.part(id).unlinked && st.part(id).handles == 0 {
+        if st.part(id).gone() {
             self.discard_block(st, buffer, actions);
         }
         st.part(id).jobs -= 1;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::rights::{Asker, Rights};
 use super::walks::{Asked, Pace, Walk};
-use super::{Answer, Volume};
+use super::{Answer, Stale, Volume};
 use crate::error::{Errno, Result};
 use crate::fs::{FileKind, ROOT_ID};
 use crate::shares::User;
@@ -75,6 +75,18 @@ impl Volume {
             return answer(Err(Errno::EINVAL));
         }
         let user = asker.user();
+        // Both change what the file is, as a write and fallocate(2) do.
+        let changes = match (verb, operand) {
+            ("reserve", Some(size)) => parse_size(size).is_some(),
+            ("discard", None) => true,
+            _ => false,
+        };
+        if kind == FileKind::Regular
+            && changes
+            && let Err(errno) = self.drop_privileges_unless_exempt(asker, id)
+        {
+            return answer(Err(errno));
+        }
         match (kind, verb, operand) {
             (FileKind::Regular, "reserve", Some(size)) => self.reserve(user, id, size, answer),
             (FileKind::Regular, "swap_in", None) => answer(self.swap_in(user, id)),
@@ -133,9 +145,7 @@ impl Volume {
         let done = move |_| {
             let engine = volume.engine.clone();
             engine.run_blocking(Box::new(move || {
-                if let Some(invalidate) = volume.invalidate.get() {
-                    (invalidate.0)(id);
-                }
+                volume.invalidate(id, Stale::Everything);
             }));
         };
         self.engine.discard(key, Box::new(done));

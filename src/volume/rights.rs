@@ -41,6 +41,11 @@ impl Asker {
         let capabilities = capabilities::in_status(&status, self.pid, self.uid);
         Member { uid: self.uid, gid: self.gid, groups, capabilities }
     }
+
+    /// Returns true when the asker is in this group. To be called while it waits for its answer.
+    pub(super) fn is_in(self, group: u32) -> bool {
+        self.gid == group || self.member().groups.binary_search(&group).is_ok()
+    }
 }
 
 /// The supplementary groups in a `/proc/PID/status`, if it is one of `uid`'s.

@@ -58,7 +58,7 @@ impl Volume {
             }
             let Some((name, behind)) = level.names.pop_front().filter(|_| go_on) else {
                 if let Some(node) = level.node {
-                    self.tree.forget(node, 1);
+                    self.forget(node, 1);
                 }
                 levels.pop();
                 continue;
@@ -71,7 +71,7 @@ impl Volume {
                 && rights.may_write(&self.tree, &entry.attributes);
             go_on = visit(partition.then_some((entry.id, entry.attributes.size)));
             if entry.attributes.kind != FileKind::Directory {
-                self.tree.forget(entry.id, 1);
+                self.forget(entry.id, 1);
                 continue;
             }
             if held > HELD_NAMES_MAX {

@@ -270,7 +270,7 @@ impl Driver {
         self.note(&format!("slot {slot}: unlink"));
         file.file.set_links(0);
         file.unlinked.store(true, Relaxed);
-        self.world.engine.unlinked(file.key);
+        self.world.engine.unlinked(file.key, false);
         if self.rng.percent(50) {
             self.read(slot);
             self.write(slot);

@@ -27,6 +27,7 @@ mod requests;
 mod rest;
 mod rights;
 mod rush;
+mod setids;
 mod small;
 mod space;
 mod sparse;

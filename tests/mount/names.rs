@@ -246,3 +246,159 @@ fn a_nameless_file_is_opened_again() {
     reader.read_exact_at(&mut bytes, 0).unwrap();
     assert_eq!(&bytes, b"BYtes");
 }
+
+/// How long names are replaced and remade in a test.
+const UNREST: std::time::Duration = std::time::Duration::from_secs(3);
+
+/// A call on a path, by what it is.
+type PathCall = (&'static str, fn(&Path) -> std::io::Result<()>);
+
+const PATH_CALLS: [PathCall; 9] = [
+    ("open to read", |path| File::open(path).map(drop)),
+    ("open to write", |path| File::options().write(true).open(path).map(drop)),
+    ("stat", |path| fs::metadata(path).map(drop)),
+    ("truncate", |path| Ok(nix::unistd::truncate(path, 3)?)),
+    ("chmod", |path| {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o644))
+    }),
+    ("utimes", |path| {
+        let times = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH);
+        File::options().write(true).open(path)?.set_times(times)
+    }),
+    ("getxattr", |path| match crate::support::xattr(path, "user.none") {
+        Err(Errno::NODATA) => Ok(()),
+        other => Ok(other.map(drop)?),
+    }),
+    ("access", |path| Ok(rustix::fs::access(path, rustix::fs::Access::READ_OK)?)),
+    ("status", |path| Ok(crate::support::xattr(path, "user.swap.status").map(drop)?)),
+];
+
+/// Makes path calls while `unrest` goes on in threads of its own; returns how many there were.
+fn calls_during(path: &Path, may_be_missing: bool, unrest: &[&(dyn Fn() + Sync)]) -> u64 {
+    let end = std::time::Instant::now() + UNREST;
+    let going = || std::time::Instant::now() < end;
+    std::thread::scope(|scope| {
+        for work in unrest {
+            scope.spawn(move || {
+                while going() {
+                    work();
+                }
+            });
+        }
+        let mut count = 0;
+        while going() {
+            for (name, call) in PATH_CALLS {
+                match call(path) {
+                    Ok(()) => {}
+                    Err(error)
+                        if may_be_missing && error.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(error) => panic!("{name} after {count} calls: {error}"),
+                }
+                count += 1;
+            }
+        }
+        count
+    })
+}
+
+/// "Path calls on names that others replace or remove answer with success or ENOENT, never ESTALE": a name that is
+/// replaced always exists.
+#[test]
+fn a_name_that_others_replace_is_always_there() {
+    let mount = Mount::new("pool_size=16m");
+    let path = mount.at("name");
+    fs::write(&path, "first").unwrap();
+    let replace = |number: u32| {
+        let (own, path) = (mount.at(&format!("own{number}")), path.clone());
+        move || {
+            fs::write(&own, vec![number as u8; 5000]).unwrap();
+            fs::rename(&own, &path).unwrap();
+        }
+    };
+    let (first, second, third) = (replace(1), replace(2), replace(3));
+    let count = calls_during(&path, false, &[&first, &second, &third]);
+    assert!(count > 100, "{count} calls");
+}
+
+/// As above, for names that are removed and made again.
+#[test]
+fn a_name_that_others_remake_is_there_or_not() {
+    let mount = Mount::new("pool_size=16m");
+    let path = mount.at("name");
+    let remake = || {
+        // Another one may have removed it.
+        let _ = fs::write(&path, [7; 9000]);
+        let _ = fs::remove_file(&path);
+    };
+    calls_during(&path, true, &[&remake, &remake]);
+}
+
+/// As above, for a folder on the way.
+#[test]
+fn a_folder_that_others_remake_is_there_or_not() {
+    let mount = Mount::new("pool_size=16m");
+    let (folder, aside) = (mount.at("folder"), mount.at("aside"));
+    let path = folder.join("name");
+    let remake = || {
+        fs::create_dir(&folder).unwrap();
+        fs::write(&path, "bytes").unwrap();
+        fs::rename(&folder, &aside).unwrap();
+        fs::remove_dir_all(&aside).unwrap();
+    };
+    calls_during(&path, true, &[&remake]);
+}
+
+/// As above, for two names that change places.
+#[test]
+fn names_that_change_places_are_always_there() {
+    let mount = Mount::new("pool_size=16m");
+    let (one, other) = (mount.at("one"), mount.at("other"));
+    fs::write(&one, "one").unwrap();
+    fs::write(&other, "other").unwrap();
+    let exchange = || renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE).unwrap();
+    calls_during(&one, false, &[&exchange]);
+}
+
+/// Whoever has found a file by its name opens it after the name was removed or replaced, with all bytes that were
+/// written to it, wherever they are.
+#[test]
+fn a_file_that_was_found_is_opened_after_its_name_is_gone() {
+    let mount = Mount::new("pool_size=16m");
+    for (length, replaced, synced) in [
+        (5_u64, true, false),
+        (100_001, false, false),
+        (3 * MIB + 7, true, false),
+        (8 * MIB, false, true),
+        (0, true, true),
+    ] {
+        let path = mount.at("name");
+        let writer = open(&path);
+        write_pattern(&writer, length, 70_000);
+        if synced {
+            writer.sync_all().unwrap();
+        }
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+        let found = rustix::fs::open(&path, flags, rustix::fs::Mode::empty()).unwrap();
+        match replaced {
+            true => {
+                fs::write(mount.at("new"), "new").unwrap();
+                fs::rename(mount.at("new"), &path).unwrap();
+            }
+            false => fs::remove_file(&path).unwrap(),
+        }
+        drop(writer);
+        let again = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&found));
+        for _ in 0..2 {
+            is_pattern(Path::new(&again), length);
+        }
+        File::options().write(true).open(&again).unwrap().write_all_at(b"more", length).unwrap();
+        assert_eq!(fs::metadata(&again).unwrap().len(), length + 4);
+        drop(found);
+        let _ = fs::remove_file(&path);
+    }
+    // Nothing of them stays in the pool once they are forgotten.
+    crate::support::wait_until("their buffers", || {
+        let pool = |name| crate::support::swap_xattr(&mount.mnt, name);
+        pool("pool.dirty") == "0" && pool("pool.inflight") == "0"
+    });
+}

@@ -6,6 +6,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::shares::User;
+use crate::volume::Asker;
 
 /// The only major version that Linux has ever spoken.
 pub(super) const MAJOR: u32 = 7;
@@ -17,6 +18,8 @@ pub(super) const MINOR_MIN: u32 = 23;
 pub(super) const WRITE_CACHE: u32 = 1 << 0;
 /// FUSE_WRITE_KILL_SUIDGID: drop the set-user-id and set-group-id bits.
 pub(super) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
+/// FUSE_OPEN_KILL_SUIDGID: drop them when the file is truncated by opening it.
+pub(super) const OPEN_KILL_SUIDGID: u32 = 1;
 /// FUSE_FSYNC_FDATASYNC: leave out attributes that are not needed to read the data back.
 pub(super) const FSYNC_FDATASYNC: u32 = 1 << 0;
 /// FUSE_NOTIFY_INVAL_INODE, in a notification's error field.
@@ -102,6 +105,11 @@ impl InHeader {
     /// Who asks.
     pub(super) fn user(&self) -> User {
         User::new(self.uid, self.pid)
+    }
+
+    /// As one of whom rights are asked.
+    pub(super) fn asker(&self) -> Asker {
+        Asker { uid: self.uid, gid: self.gid, pid: self.pid }
     }
 }
 

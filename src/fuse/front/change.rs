@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use zerocopy::IntoBytes;
 
-use super::abi::{CreateIn, InHeader, OpenOut, SetAttrIn, fattr};
+use super::abi::{CreateIn, InHeader, OPEN_KILL_SUIDGID, OpenOut, SetAttrIn, fattr};
 use super::device::Reply;
 use super::hot::{decode, name};
 use super::{Front, answers};
@@ -43,7 +43,7 @@ impl Front {
             let exclusive = flags & libc::O_EXCL != 0;
             let read = flags & libc::O_ACCMODE != libc::O_WRONLY;
             let mode = create.mode & 0o7777;
-            let asker = Asker { uid: header.uid, gid: header.gid, pid: header.pid };
+            let asker = header.asker();
             let caller = Caller {
                 uid: header.uid,
                 gid: header.gid,
@@ -52,9 +52,10 @@ impl Front {
             };
             let how = Creation { mode, exclusive, read };
             let made = self.volume.create(header.user(), header.nodeid, name, &caller, how)?;
-            Ok((flags, made))
+            let drops = create.open_flags & OPEN_KILL_SUIDGID != 0;
+            Ok((flags, made, drops.then_some(asker)))
         });
-        let (flags, (mut entry, handle, is_new)) = match created {
+        let (flags, (mut entry, handle, is_new), drops) = match created {
             Ok(created) => created,
             Err(errno) => return reply.error(errno),
         };
@@ -76,12 +77,15 @@ impl Front {
             if !delivered {
                 // The kernel knows neither the handle nor the lookup, and will give up neither.
                 volume.engine.release(handle);
-                volume.tree.forget(entry.id, 1);
+                volume.forget(entry.id, 1);
             }
         };
         // The kernel believed the name to be new; somebody else was faster.
         if !is_new && flags & libc::O_TRUNC != 0 {
-            self.volume.engine.truncate(handle, 0, Box::new(finish));
+            match drops.map_or(Ok(()), |asker| self.volume.drop_privileges(asker, entry.id)) {
+                Ok(()) => self.volume.engine.truncate(handle, 0, Box::new(finish)),
+                Err(errno) => finish(Err(errno)),
+            }
         } else {
             finish(Ok(()));
         }
@@ -102,7 +106,13 @@ impl Front {
             }
             Err(errno) => reply.error(errno),
         });
-        self.volume.change(header.user(), header.nodeid, handle, changes(&asked), answer);
+        self.volume.change(
+            header.user(),
+            header.nodeid,
+            handle,
+            changes(&asked, header.asker()),
+            answer,
+        );
     }
 }
 
@@ -112,7 +122,7 @@ fn answer_created(entry: &Entry, handle: u64, flags: i32, reply: Reply) -> bool 
     reply.values(&[answers::entry(entry).as_bytes(), open.as_bytes()])
 }
 
-fn changes(asked: &SetAttrIn) -> Changes {
+fn changes(asked: &SetAttrIn, asker: Asker) -> Changes {
     let has = |bit: u32| asked.valid & bit != 0;
     let time = |set, now, seconds, nanoseconds| match (has(set), has(now)) {
         (false, _) => None,
@@ -126,7 +136,7 @@ fn changes(asked: &SetAttrIn) -> Changes {
         size: has(fattr::SIZE).then_some(asked.size),
         atime: time(fattr::ATIME, fattr::ATIME_NOW, asked.atime, asked.atimensec),
         mtime: time(fattr::MTIME, fattr::MTIME_NOW, asked.mtime, asked.mtimensec),
-        drop_privileges: has(fattr::KILL_SUIDGID),
+        drop_privileges: has(fattr::KILL_SUIDGID).then_some(asker),
     }
 }
 
@@ -151,11 +161,12 @@ mod tests {
 
     #[test]
     fn only_what_is_marked_changes() {
+        let asker = Asker { uid: 0, gid: 0, pid: 0 };
         let mut asked: SetAttrIn = zerocopy::FromZeros::new_zeroed();
         (asked.mode, asked.size, asked.mtime) = (0o600, 7, 9);
-        assert_eq!(changes(&asked).mode, None);
+        assert_eq!(changes(&asked, asker).mode, None);
         asked.valid = fattr::MODE | fattr::MTIME | fattr::ATIME | fattr::ATIME_NOW;
-        let found = changes(&asked);
+        let found = changes(&asked, asker);
         assert_eq!((found.mode, found.size, found.uid), (Some(0o600), None, None));
         assert_eq!(found.atime, Some(TimeChange::Now));
         assert_eq!(found.mtime, Some(TimeChange::At(UNIX_EPOCH + Duration::from_secs(9))));

@@ -13,6 +13,7 @@ use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 use super::abi::{InvalInodeOut, NOTIFY_INVAL_INODE, NOTIFY_PRUNE, OutHeader, PruneOut};
 use crate::metrics::{Ticket, Watch};
+use crate::volume::Stale;
 
 /// Bytes that a WRITE has before its payload: `fuse_in_header` and `fuse_write_in`.
 pub(super) const HEADER_BYTES: usize = 80;
@@ -114,10 +115,11 @@ impl Device {
         self.send_raw(&parts)
     }
 
-    /// Makes the kernel forget the pages and attributes it has cached of a node. Waits for the node's
-    /// writeback: not to be called where requests are answered.
-    pub(super) fn invalidate(&self, nodeid: u64) -> nix::Result<()> {
-        let node = InvalInodeOut { ino: nodeid, offset: 0, length: 0 };
+    /// Makes the kernel forget what it has cached of a node.
+    pub(super) fn invalidate(&self, nodeid: u64, what: Stale) -> nix::Result<()> {
+        // A negative offset spares the pages.
+        let offset = if what == Stale::Attributes { -1 } else { 0 };
+        let node = InvalInodeOut { ino: nodeid, offset, length: 0 };
         self.send(0, NOTIFY_INVAL_INODE, &[node.as_bytes()])
     }
 
@@ -167,7 +169,9 @@ impl Reply {
         }
     }
 
+    /// A file that is gone is one that is not there: ESTALE is for handles of NFS.
     pub(super) fn error(mut self, errno: Errno) {
+        let errno = if errno == Errno::ESTALE { Errno::ENOENT } else { errno };
         self.send(-(errno as i32), &[]);
     }
 

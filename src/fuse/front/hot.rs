@@ -168,7 +168,8 @@ impl Front {
     fn forget(&self, opcode: Opcode, id: u64, arguments: &[u8]) {
         let forget = |id, lookups| {
             if ControlNode::of_id(id).is_none() {
-                self.forgotten.lock().extend(self.volume.tree.forget_for_now(id, lookups));
+                let forgotten = self.volume.forget(id, lookups);
+                self.forgotten.lock().extend(forgotten);
             }
         };
         if opcode == Opcode::Forget {
@@ -202,7 +203,7 @@ impl Front {
             Ok(entry) => {
                 if !reply.value(&answers::entry(&entry)) {
                     // The kernel has not counted this lookup and will not forget it.
-                    self.volume.tree.forget(entry.id, 1);
+                    self.volume.forget(entry.id, 1);
                 }
             }
             Err(errno) => reply.error(errno),
@@ -256,7 +257,7 @@ impl Front {
             }
         };
         if write.write_flags & WRITE_KILL_SUIDGID != 0
-            && let Err(errno) = self.volume.drop_privileges(header.nodeid)
+            && let Err(errno) = self.volume.drop_privileges(header.asker(), header.nodeid)
         {
             reply.error(errno);
             return room;

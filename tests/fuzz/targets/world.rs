@@ -187,7 +187,7 @@ pub(crate) fn request(input: &[u8]) {
     assert!(pool.available + pool.reserved <= pool.buffers, "{pool:?}");
     world.volume.engine.release_reserved_buffers();
     if id != ROOT_ID {
-        world.volume.tree.forget(id, 1);
+        world.volume.forget(id, 1);
     }
 }
 
@@ -227,7 +227,7 @@ pub(crate) fn xattr(input: &[u8]) {
         volume.remove_xattr(id, name).unwrap();
     }
     if id != ROOT_ID {
-        volume.tree.forget(id, 1);
+        volume.forget(id, 1);
     }
 }
 
