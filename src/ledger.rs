@@ -394,11 +394,6 @@ impl Ledger {
         clerk.wait(move || task(&record))
     }
 
-    /// Records size and times of a file at a time when nothing was being written.
-    fn settle(&self, record: &Arc<Record>, stamp: Stamp) {
-        self.note(record, move |record| record.settle(stamp));
-    }
-
     /// The table as a file that a device can sync.
     fn table_file(&self) -> Arc<DiskFile> {
         self.table_file.clone()
@@ -481,7 +476,9 @@ impl Ledger {
 fn closed(live: &Mutex<HashMap<Identity, Live>>, record: &Record, stamp: Option<Stamp>) {
     match stamp {
         Some(Stamp { links: 0, .. }) if record.is_unused() => record.forget(),
-        Some(stamp) => record.settle(stamp),
+        Some(stamp) if record.is_unused() => record.settle(|| Some(stamp)),
+        // Whoever has it now looks at it in the end.
+        Some(_) => {}
         None => {}
     }
     let mut live = live.lock();

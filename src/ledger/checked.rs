@@ -343,7 +343,12 @@ impl Sink {
         if let Some(file) = LedgerFile::of(&*transfer.file) {
             file.record().end_sync(result.is_ok());
             if result.is_ok() {
-                file.settle();
+                let (record, file) = (file.record().clone(), transfer.file.clone());
+                self.ledger.note(&record, move |_| {
+                    if let Some(file) = LedgerFile::of(&*file) {
+                        file.settle();
+                    }
+                });
             }
         }
         Some(Completion { transfer, result })

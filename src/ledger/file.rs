@@ -40,9 +40,7 @@ impl LedgerFile {
 
     /// Records size and times, unless something is being written.
     pub(super) fn settle(&self) {
-        if let Some(stamp) = self.look() {
-            self.ledger.settle(&self.record, stamp);
-        }
+        self.record.settle(|| self.look());
     }
 
     /// What the file is like now.
@@ -107,16 +105,17 @@ impl LedgerFile {
         let seen: Vec<(u64, Option<Seen>)> =
             edges.into_iter().flatten().map(|page| (page, see(&self.inner, page))).collect();
         let changed = outcome.is_ok();
-        let noted = self.noted(bytes.is_some(), move |record| {
-            let forgotten = match bytes {
-                Some(bytes) if changed => record.changed(&bytes, size, &seen),
-                Some(_) => record.unchanged(&seen),
-                None => Ok(()),
-            };
+        let noted = match bytes {
+            Some(bytes) => self.noted(true, move |record| match changed {
+                true => record.changed(&bytes, size, &seen),
+                false => record.unchanged(&seen),
+            }),
+            None => Ok(()),
+        };
+        if self.ledger.is_written() {
             // What could not be forgotten is still noted as being changed.
-            record.end_change(stamp.filter(|_| forgotten.is_ok()));
-            forgotten
-        });
+            self.record.end_change(|| self.look().filter(|_| noted.is_ok()));
+        }
         outcome.and(noted)
     }
 }

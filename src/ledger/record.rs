@@ -80,6 +80,8 @@ struct State {
     writes: u32,
     /// Changes of the backing file itself under way.
     changes: u32,
+    /// How many of both have ended: a look at the file is worth nothing after the next end.
+    ended: u64,
     /// Files that refer to the record.
     files: u32,
     /// Torn bytes that are not on record, because nothing may be written.
@@ -119,6 +121,7 @@ impl Record {
             known_pages: 0,
             writes: 0,
             changes: 0,
+            ended: 0,
             files: 0,
             torn: Vec::new(),
             decided: BTreeMap::new(),
@@ -266,13 +269,28 @@ impl Record {
     }
 
     /// Records what the backing file is like, unless it is being written or changed: who finds another knows that the
-    /// file was changed without swapfs.
-    pub(super) fn settle(&self, stamp: Stamp) {
-        self.note(|state| {
-            if let Some(settled) = state.settled(stamp) {
-                state.header = Header { session: self.shared.session, ..settled };
+    /// file was changed without swapfs. What ends between the look and the record makes it look again.
+    pub(super) fn settle(&self, look: impl Fn() -> Option<Stamp>) {
+        loop {
+            let since = {
+                let state = self.state.lock();
+                if state.writes + state.changes > 0 {
+                    return;
+                }
+                state.ended
+            };
+            let Some(stamp) = look() else { return };
+            let mut is_old = false;
+            self.note(|state| {
+                is_old = state.ended != since;
+                if let Some(settled) = state.settled(stamp).filter(|_| !is_old) {
+                    state.header = Header { session: self.shared.session, ..settled };
+                }
+            });
+            if !is_old {
+                return;
             }
-        });
+        }
     }
 
     /// Changes the header, and writes it when that makes a difference. Returns whether it was written.

@@ -307,7 +307,7 @@ impl World {
             true => record.unchanged(&seen),
         };
         noted.expect("there is room");
-        record.end_change(Some(self.stamp));
+        record.end_change(|| Some(self.stamp));
         Ok(())
     }
 
@@ -333,7 +333,7 @@ impl World {
         }
         (self.stamp.modified_ns, self.stamp.changed_ns) = (time, self.now_ns);
         self.dies()?;
-        record.end_change(Some(self.stamp));
+        record.end_change(|| Some(self.stamp));
         Ok(())
     }
 
@@ -447,7 +447,7 @@ fn run(seed: u64, checksum: Checksum) {
         story += if fate.is_ok() { ", ended well" } else { ", killed" };
         let was_killed = fate.is_err();
         if fate.is_ok() {
-            record.settle(world.stamp);
+            record.settle(|| Some(world.stamp));
             world.check(&record, &story);
         }
         world.end(fate);

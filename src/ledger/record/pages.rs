@@ -114,7 +114,7 @@ impl Record {
 
     /// A write that [`Record::begin_write`] knows of has ended; `look` tells what the file is like now.
     pub(in crate::ledger) fn end_write(
-        &self, bytes: &Range<u64>, outcome: Outcome, look: impl FnOnce() -> Option<Stamp>,
+        &self, bytes: &Range<u64>, outcome: Outcome, look: impl Fn() -> Option<Stamp>,
     ) {
         if outcome == Outcome::Gone {
             // Still under way, as far as the record goes.
@@ -146,18 +146,15 @@ impl Record {
         if outcome != Outcome::Failed {
             Counters::add(&self.shared.counters.summed, pages.end - pages.start);
         }
-        // Last: a file that nothing is written to is as its record says.
-        let is_last = self.state.lock().writes <= 1;
-        let stamp = if is_last { look() } else { None };
         self.note(|state| {
             state.writes = state.writes.saturating_sub(1);
+            state.ended += 1;
             if outcome == Outcome::Failed {
                 state.header.flags |= HAS_TORN;
             }
-            if let Some(settled) = stamp.and_then(|stamp| state.settled(stamp)) {
-                state.header = settled;
-            }
         });
+        // Last: a file that nothing is written to is as its record says.
+        self.settle(look);
     }
 
     /// Compares what was read at `offset` with its sums; zeros follow beyond the end of the file. Answers how

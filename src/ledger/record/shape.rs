@@ -11,9 +11,7 @@ use crate::error::Result;
 use crate::ledger::entry::{Entry, PAGE_BYTES, Seen, WRITTEN, pages_of};
 use crate::ledger::page::Page;
 use crate::ledger::stamp::Stamp;
-use crate::ledger::table::{
-    ACTIVE, COMPLETE, HAS_TORN, Header, PADDED, Place, SHAPING, SUSPECT, TIMED,
-};
+use crate::ledger::table::{ACTIVE, COMPLETE, HAS_TORN, PADDED, Place, SHAPING, SUSPECT, TIMED};
 
 /// A page of which a change leaves some bytes.
 #[derive(Debug, Clone, Copy)]
@@ -118,17 +116,17 @@ impl Record {
         Ok(())
     }
 
-    /// The change that was begun has been made, or has failed; `stamp` is what the file is like now.
-    pub(in crate::ledger) fn end_change(&self, stamp: Option<Stamp>) {
+    /// The change that was begun has been made, or has failed; `look` tells what the file is like now.
+    pub(in crate::ledger) fn end_change(&self, look: impl Fn() -> Option<Stamp>) {
         self.note(|state| {
             state.changes -= 1;
-            if state.changes == 0 {
+            state.ended += 1;
+            // Else it goes with what is recorded below.
+            if state.changes == 0 && state.writes > 0 {
                 state.header.flags &= !SHAPING;
             }
-            if let Some(settled) = stamp.and_then(|stamp| state.settled(stamp)) {
-                state.header = Header { session: self.shared.session, ..settled };
-            }
         });
+        self.settle(look);
     }
 
     /// Whether anything may be known of these bytes.

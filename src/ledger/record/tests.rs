@@ -84,7 +84,7 @@ fn a_record_is_settled_when_nothing_is_written_any_more() {
     let (record, header) = (&place.record, || place.header());
     place.begin(0, &[1; 8192]);
     place.begin(8192, &[2; 1000]);
-    record.settle(stamp(8192));
+    record.settle(|| Some(stamp(8192)));
     assert!(header().has(ACTIVE), "writes are under way");
     place.end(0..8192, Outcome::Stored, 8192);
     assert!(header().has(ACTIVE), "one is");
@@ -97,7 +97,7 @@ fn a_record_is_settled_when_nothing_is_written_any_more() {
     assert_eq!(record.verify(0, &second), (4096, Some(Errno::EBADMSG)));
     assert_eq!(record.verify(8192, &[2; 1000]), (1000, None), "zeros follow its end");
     // An old look at the file changes nothing.
-    record.settle(Stamp { changed_ns: 1, ..stamp(5) });
+    record.settle(|| Some(Stamp { changed_ns: 1, ..stamp(5) }));
     assert_eq!(header().size, 9192);
 }
 
@@ -119,7 +119,7 @@ fn changes_of_shape_keep_the_marks_of_bytes_that_stay() {
         record.changed(&(0..5000), size, &[]).unwrap();
         record.changed(&(20_000..300 * 4096), size, &[]).unwrap();
         record.begin_shaping(&(0..size), &[]).unwrap();
-        record.end_change(Some(stamp(size)));
+        record.end_change(|| Some(stamp(size)));
         assert!(is_torn(1) && is_torn(300));
         assert_eq!(
             record.verify(8192, &[9; 4096]),
@@ -254,7 +254,7 @@ fn what_was_never_recorded_leaves_no_slot() {
     place.record.join();
     place.write(0, &[1; 4096]);
     assert_eq!(place.record.leave(Some(stamp(5000))), Leaving::Unrecorded);
-    place.record.settle(stamp(4096));
+    place.record.settle(|| Some(stamp(4096)));
     place.record.join();
     assert_eq!(place.record.leave(Some(stamp(4096))), Leaving::Done);
 }
@@ -308,7 +308,7 @@ fn while_a_write_is_under_way_the_record_says_so() {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 record.begin_change().unwrap();
-                record.end_change(Some(stamp(4096)));
+                record.end_change(|| Some(stamp(4096)));
             }
         });
         for _ in 0..3000 {
@@ -320,4 +320,39 @@ fn while_a_write_is_under_way_the_record_says_so() {
         }
         done.store(true, Ordering::Relaxed);
     });
+}
+
+/// What ends last records the file as it is, though the other one has changed it since it looked.
+#[test]
+fn what_is_recorded_in_the_end_is_what_the_file_is() {
+    use std::sync::atomic::AtomicI64;
+    let place = Place::new(Checksum::Writes, 0);
+    let record = &place.record;
+    place.write(0, &[1; 4096]);
+    for _ in 0..300 {
+        let clock = AtomicI64::new(record.state.lock().header.changed_ns + 1);
+        let touch = || clock.fetch_add(1, Ordering::SeqCst);
+        let look = || {
+            let now = clock.load(Ordering::SeqCst);
+            std::thread::yield_now();
+            Some(Stamp { size: 4096, modified_ns: now, changed_ns: now, links: 1 })
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..5 {
+                    record.begin_change().unwrap();
+                    touch();
+                    record.end_change(look);
+                }
+            });
+            for _ in 0..5 {
+                place.begin(0, &[2; 4096]);
+                touch();
+                record.end_write(&(0..4096), Outcome::Stored, look);
+            }
+        });
+        let header = place.header();
+        assert!(!header.has(ACTIVE));
+        assert_eq!(header.modified_ns, clock.load(Ordering::SeqCst));
+    }
 }
