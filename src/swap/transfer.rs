@@ -473,7 +473,9 @@ impl Engine {
         st.part(id).jobs += 1;
         self.write_out(st, buffer, actions);
         self.quiet_down(st, id, actions);
-        if st.part(id).gone() {
+        // A discard that has waited for this transfer has taken the block already.
+        let is_there = st.blocks[buffer as usize].partition == id;
+        if is_there && st.part(id).gone() {
             self.discard_block(st, buffer, actions);
         }
         st.part(id).jobs -= 1;

@@ -11,7 +11,7 @@ use crate::errors::SmallDisk;
 use crate::place::Mount;
 use crate::support::{
     KIB, MIB, Map, as_user, errno, is_pattern, is_root, make_fifo, occupied, pattern, same,
-    set_xattr, swap_xattr, user, wait_until, write_pattern,
+    set_xattr, swap_xattr, sync_all, user, wait_until, write_pattern,
 };
 
 const OPTIONS: &str = "pool_size=16m,open_swap_in=none";
@@ -455,4 +455,25 @@ fn a_read_only_mount_takes_no_requests() {
     mount.remount("ro,pool_size=16m");
     assert_eq!(request(&path, "swap_in"), Err(Errno::ROFS));
     assert_eq!(request(&mount.mnt, "release"), Err(Errno::ROFS));
+}
+
+/// A discard waits for transfers under way; the file may lose its name meanwhile, and all that is known of it.
+#[test]
+fn files_that_go_out_are_discarded_and_removed_at_once() {
+    let mount = Mount::new("pool_size=16m");
+    let lengths = [20_000, 4096, 100_001, 2 * MIB, 1];
+    for round in 0..200 {
+        let path = mount.at(&format!("file{}", round % 3));
+        let file = open(&path);
+        write_pattern(&file, lengths[round % lengths.len()], 1 << 20);
+        drop(file);
+        for request in ["swap_out", "discard", "release", "discard"] {
+            ask(&path, request);
+        }
+        fs::remove_file(&path).unwrap();
+    }
+    let path = mount.at("after");
+    write_pattern(&open(&path), MIB, 1 << 20);
+    sync_all(&mount.mnt);
+    is_pattern(&mount.backing("after"), MIB);
 }
