@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -48,6 +49,23 @@ pub fn quoted(path: &Path) -> String {
 pub fn pid_namespace() -> Option<u64> {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata("/proc/self/ns/pid").ok().map(|namespace| namespace.ino())
+}
+
+/// Makes this process's descriptors of files at or below `path` those of `/dev/null`, for a process that is about to
+/// end: whoever still uses them reads nothing and writes nowhere.
+pub(crate) fn give_up_descriptors(path: &Path) -> io::Result<()> {
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    for entry in std::fs::read_dir("/proc/self/fd")?.flatten() {
+        let number = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
+        let Some(number) = number else { continue };
+        if std::fs::read_link(entry.path()).is_ok_and(|target| target.starts_with(path)) {
+            // SAFETY: the number was open a moment ago and belongs to somebody in this process, who goes on owning it:
+            // it is replaced in one step, never closed, and what owns it here is never dropped.
+            let mut taken = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number) });
+            rustix::io::dup2(&null, &mut taken)?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether a process is gone or about to be: nothing of it can go on, but the kernel may still be closing what it

@@ -294,6 +294,10 @@ impl Item {
                 gone(name.as_ref(), trust::remove_folder(above.as_fd(), &name, folder.as_fd()));
             }
             Self::Mount { program, mountpoint } => {
+                // Threads that were interrupted may have files there, and would keep it busy.
+                if let Err(error) = crate::sys_process::give_up_descriptors(&mountpoint) {
+                    log::warn!("descriptors below {}: {error}", mountpoint.display());
+                }
                 let mut command = Command::new(program);
                 command.arg0("swapfs").arg("umount").arg(&mountpoint);
                 command.stdin(Stdio::null()).process_group(0);

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use super::actions::Actions;
 use super::block::BufferIndex;
 use super::engine::Engine;
-use super::gate::beyond;
 use super::op::{BarrierOp, Change, FetchOp, Granted, Op, Reply};
 use super::partition::FileKey;
 use super::small::{Need, Room};
@@ -265,7 +264,8 @@ impl Engine {
         let unit = st.shape.unit;
         let part = st.part(id);
         part.size = part.size.min(part.disk_size);
-        let rest = beyond(part.size, unit)..u64::MAX;
+        // The last page has bytes, though the file may end before half of it.
+        let rest = part.size.next_multiple_of(unit)..u64::MAX;
         let whole = |bytes: Range<u64>| bytes.start / unit * unit..bytes.end.next_multiple_of(unit);
         let holes = dropped.within(0..rest.start).flat_map(|bytes| part.written.gaps(whole(bytes)));
         let unwritten: Vec<Range<u64>> = holes.chain(part.reserved.within(rest)).collect();

@@ -209,6 +209,10 @@ impl Engine {
         let part = st.part(id);
         part.written_end = part.written_end.max(start + from + bytes);
         part.written.insert(block);
+        if !part.ahead.is_empty() {
+            let unit = self.shape.unit;
+            part.ahead.remove(start + from..(start + from + bytes).next_multiple_of(unit));
+        }
         // Whatever was noted: what gets bytes is not to be punched.
         if !part.ahead.is_empty() {
             part.ahead.remove(start + from..start + pages.end as u64 * self.shape.unit);

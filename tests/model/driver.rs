@@ -13,7 +13,7 @@ use swapfs::error::{Errno, Result};
 use swapfs::swap::PartitionStatus;
 
 use super::plain::Plain;
-use super::rig::{Kind, Pending, Rng, TestFile, World};
+use super::rig::{Failures, Kind, Pending, Rng, TestFile, World};
 
 pub(crate) const SIZE_MAX: u64 = 1_500_000;
 
@@ -30,8 +30,8 @@ pub(crate) struct Handle {
     pub(crate) id: u64,
     write: bool,
     /// Failures before it was opened, if none of them was still on its way to the engine then.
-    pub(crate) failures_before: Option<u64>,
-    pub(crate) failures_at_open: u64,
+    pub(crate) failures_before: Option<Failures>,
+    pub(crate) failures_at_open: Failures,
     pub(crate) reported: bool,
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use swapfs::aio::device::{
-    BackingFile, Completion, CompletionSink, Device, DeviceStats, Geometry, Transfer,
+    Action, BackingFile, Completion, CompletionSink, Device, DeviceStats, Geometry, Transfer,
 };
 use swapfs::aio::fault::{FaultDevice, FaultPlan};
 use swapfs::aio::memory::{MemoryDevice, MemoryFile, MemoryFolder, MemoryOptions};
@@ -144,6 +144,14 @@ impl<T: Send + 'static> Pending<T> {
     }
 }
 
+/// Transfers of a file that have failed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Failures {
+    pub(crate) all: u64,
+    /// Of these, of what was to be stored: a read may only have been one ahead, which nobody is told of.
+    pub(crate) stores: u64,
+}
+
 /// Passes everything on, counts failures by file, and lets go of the engine at the end, which would
 /// otherwise keep itself alive through its device.
 #[derive(Debug)]
@@ -155,7 +163,7 @@ struct Tap {
 #[derive(Default)]
 struct TapSink {
     engine: Mutex<Option<Arc<dyn CompletionSink>>>,
-    failures: Mutex<HashMap<u64, u64>>,
+    failures: Mutex<HashMap<u64, Failures>>,
 }
 
 impl std::fmt::Debug for TapSink {
@@ -167,7 +175,11 @@ impl std::fmt::Debug for TapSink {
 impl CompletionSink for TapSink {
     fn complete(&self, done: &mut Vec<Completion>) {
         for completion in done.iter().filter(|done| done.result.is_err()) {
-            *self.failures.lock().entry(completion.transfer.file.id()).or_insert(0) += 1;
+            let mut failures = self.failures.lock();
+            let of_file = failures.entry(completion.transfer.file.id()).or_default();
+            of_file.all += 1;
+            let is_read = matches!(completion.transfer.action, Action::Read(_));
+            of_file.stores += u64::from(!is_read);
         }
         let engine = self.engine.lock().clone();
         engine.expect("connected").complete(done);
@@ -351,10 +363,11 @@ impl World {
     }
 
     /// Failed transfers of a file so far.
-    pub(crate) fn failures(&self, file: &TestFile) -> u64 {
+    pub(crate) fn failures(&self, file: &TestFile) -> Failures {
         let failures = self.tap.failures.lock();
-        let of = |id: u64| failures.get(&id).copied().unwrap_or(0);
-        of(file.file.id()) + of(file.read_only.id())
+        let of = |id: u64| failures.get(&id).copied().unwrap_or_default();
+        let (one, other) = (of(file.file.id()), of(file.read_only.id()));
+        Failures { all: one.all + other.all, stores: one.stores + other.stores }
     }
 
     pub(crate) fn dump(&self) -> String {
