@@ -70,13 +70,14 @@ const MENDS: [&str; 34] = [
 
 /// Texts that only say what is wrong with what was typed or with the file that was named, or that are part of another.
 /// A new one belongs here when nobody who reads it has to ask what to do.
-const PLAIN: [&str; 50] = [
+const PLAIN: [&str; 51] = [
     // The mount is then unmounted as one that is busy.
     "descriptors below {}: {error}",
     // It was turned back.
     ".swapfs/session: a bit of byte {} had flipped",
     // In brackets behind the line about what could not be given up.
     "that takes CAP_SYS_ADMIN",
+    "as the first process of a container, whose commands share it",
     "/proc is not mounted",
     "-o fsname",
     "fusermount3 -uz",

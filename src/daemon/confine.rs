@@ -85,6 +85,10 @@ fn kept(config: &Config) -> CapabilitySet {
 }
 
 fn enter_namespace(config: &Config, swap: &SwapFolder, mountpoint: &Path) -> Result<(), String> {
+    // Whoever enters a container, as its hooks do, enters the namespace of its first process.
+    if std::process::id() == 1 {
+        return Err("as the first process of a container, whose commands share it".to_owned());
+    }
     let may = rustix::thread::capabilities(None).map_err(|errno| errno.to_string())?;
     if !may.effective.contains(CapabilitySet::SYS_ADMIN) {
         return Err("that takes CAP_SYS_ADMIN".to_owned());
