@@ -136,7 +136,8 @@ impl Mount {
             ];
             let quiet = zero.iter().all(|count| **count == 0)
                 && pool["available"] == pool["buffers"]
-                && aio["submitted"] == aio["completed"];
+                // The last bytes of a file are submitted in two steps, which complete as one.
+                && aio["submitted"].as_u64() >= aio["completed"].as_u64();
             if quiet {
                 return aio["completed"].as_u64().ok_or_else(|| "no count of transfers".to_owned());
             }
