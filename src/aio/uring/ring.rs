@@ -213,6 +213,7 @@ impl Ring {
             }
             // The rare file that its own daemon may not open again: this thread waits for the device.
             Some(Err(Errno::EACCES)) => {
+                self.lane.counters.submitted(1, self.table.transfers() as u64);
                 let result = tail::store(&transfer);
                 self.done.push(Completion { transfer, result });
             }
@@ -378,8 +379,9 @@ impl Ring {
 
     /// Shows what the next call submits in the counters, before it blocks.
     fn count_staged(&mut self) {
-        let new = self.staged.iter().skip(self.counted);
-        let transfers = new.filter(|index| **index != WAKE_STAGED).count();
+        let Self { staged, table, .. } = self;
+        let new = staged.iter().skip(self.counted);
+        let transfers = new.filter(|index| **index != WAKE_STAGED && table.is_new(**index)).count();
         self.lane.counters.submitted(transfers as u64, self.table.transfers() as u64);
         self.counted = self.staged.len();
     }

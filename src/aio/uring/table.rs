@@ -17,6 +17,8 @@ pub(super) struct Slot {
     pub(super) fixed: bool,
     /// How far the storing of a file's end has come.
     pub(super) tail: Option<Tail>,
+    /// The counters show it as submitted: a second step, or another attempt, is no other transfer.
+    is_counted: bool,
     retries: u16,
 }
 
@@ -88,7 +90,8 @@ impl Table {
         let slot = &mut self.slots[index as usize];
         assert!(slot.is_none(), "slot {index} is free");
         self.syncs += usize::from(is_sync(&transfer));
-        *slot = Some(Slot { transfer, registered, fixed: false, tail, retries: 0 });
+        *slot =
+            Some(Slot { transfer, registered, fixed: false, tail, is_counted: false, retries: 0 });
         index
     }
 
@@ -98,6 +101,12 @@ impl Table {
 
     pub(super) fn get_mut(&mut self, index: u32) -> &mut Slot {
         self.slots[index as usize].as_mut().expect("a slot in use")
+    }
+
+    /// Whether the counters do not show it as submitted yet; from here on they do.
+    pub(super) fn is_new(&mut self, index: u32) -> bool {
+        let slot = self.slots[index as usize].as_mut().expect("a slot in use");
+        !std::mem::replace(&mut slot.is_counted, true)
     }
 
     /// The slots in use.

@@ -331,3 +331,24 @@ fn what_is_kept_stays_open_until_the_rings_end() {
         std::thread::sleep(Duration::from_millis(5));
     }
 }
+
+/// The end of a file goes out in two steps, and is one transfer.
+#[test]
+fn a_tail_counts_once() {
+    let options = ArenaOptions { size: 64 << 10, pin_memory: false, huge_pages: false };
+    let arena = Arena::new(options).unwrap();
+    let geometry = Geometry { alignment: 512, direct: true };
+    let device =
+        UringDevice::new(&AioSettings::default(), Some(Arc::clone(&arena)), geometry, &[]).unwrap();
+    let sink = Arc::new(Collector::default());
+    device.connect(sink.clone());
+    let file = file();
+    // SAFETY: nobody else uses the arena.
+    let mut lease = unsafe { arena.write_lease(0, 100) };
+    lease.fill(3);
+    let action = Action::Write(lease.downgrade());
+    device.submit(&mut vec![Transfer { token: 1, action, file, offset: 512 }]);
+    assert_eq!(sink.wait(1)[0].result, Ok(100));
+    let stats = device.stats();
+    assert_eq!((stats.submitted, stats.completed), (1, 1));
+}
