@@ -28,6 +28,9 @@ pub fn check_place(folder: &Path) -> io::Result<()> {
     trust::refuse_exchangeable(folder)
 }
 
+/// How often a mount that is busy is to be unmounted.
+const UNMOUNT_TRIES: u32 = 5;
+
 #[derive(Debug)]
 enum Item {
     Process(Pid),
@@ -294,14 +297,16 @@ impl Item {
                 gone(name.as_ref(), trust::remove_folder(above.as_fd(), &name, folder.as_fd()));
             }
             Self::Mount { program, mountpoint } => {
-                // Threads that were interrupted may have files there, and would keep it busy.
-                if let Err(error) = crate::sys_process::give_up_descriptors(&mountpoint) {
-                    log::warn!("descriptors below {}: {error}", mountpoint.display());
-                }
-                let mut command = Command::new(program);
-                command.arg0("swapfs").arg("umount").arg(&mountpoint);
-                command.stdin(Stdio::null()).process_group(0);
-                let unmounted = command.output().is_ok_and(|output| output.status.success());
+                let unmounted = (0..UNMOUNT_TRIES).any(|_| {
+                    // Threads that were interrupted may have files there, also ones opened since the last time.
+                    if let Err(error) = crate::sys_process::give_up_descriptors(&mountpoint) {
+                        log::warn!("descriptors below {}: {error}", mountpoint.display());
+                    }
+                    let mut command = Command::new(&program);
+                    command.arg0("swapfs").arg("umount").arg(&mountpoint);
+                    command.stdin(Stdio::null()).process_group(0);
+                    command.output().is_ok_and(|output| output.status.success())
+                });
                 if !unmounted && let Err(error) = unmount(&mountpoint, Detach::Lazily) {
                     log::warn!("cannot unmount {}: {error}", mountpoint.display());
                 }
