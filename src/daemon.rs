@@ -58,6 +58,11 @@ pub trait Service: Send + Sync {
     fn is_stuck(&self) -> bool {
         false
     }
+
+    /// The number of this session in the swap folder's records; `None` where there are none.
+    fn session(&self) -> Option<u32> {
+        None
+    }
 }
 
 /// Makes the [`Service`] of a mount.
@@ -207,6 +212,11 @@ fn lock_and_serve(
             return Err(line);
         }
     };
+    if let Some(number) = service.session()
+        && let Err(error) = unmounter.note_end(&swap, number)
+    {
+        log::debug!(".swapfs/ended: {}", sys_process::reason(&error));
+    }
     let manager = Manager::new(reporter.is_terminal(), request.config.pool_size);
     let shell = session::Shell { unmounter, signals, manager, device_before };
     session::Session::new(service, &mut swap, request, shell).run(reporter)

@@ -32,6 +32,7 @@ mod table;
 mod tests;
 mod verdict;
 mod walk;
+pub(crate) mod witness;
 
 use std::collections::HashMap;
 use std::io;
@@ -180,6 +181,11 @@ impl Ledger {
             }
             begun => begun,
         }
+    }
+
+    /// The number of the session that is now; `None` where nothing is written.
+    pub(crate) fn session(&self) -> Option<u32> {
+        self.clerk.is_some().then_some(self.shared.session)
     }
 
     /// Whether a partition has a record.

@@ -378,4 +378,8 @@ impl Service for SwapService {
         let limit = self.stall_timeout;
         !limit.is_zero() && self.volume.engine.unanswered() >= limit
     }
+
+    fn session(&self) -> Option<u32> {
+        self.volume.ledger.as_ref().and_then(|ledger| ledger.session())
+    }
 }

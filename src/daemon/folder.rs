@@ -29,7 +29,7 @@ pub(super) const CONTROL_FOLDER: &str = ".swapfs";
 pub(super) const LOCK_FILE: &str = "lock";
 
 /// The names inside the control folder that swapfs opens.
-const KEPT: [(&str, Kind); 9] = [
+const KEPT: [(&str, Kind); 10] = [
     (LOCK_FILE, Kind::File),
     ("log", Kind::File),
     ("log.1", Kind::File),
@@ -37,6 +37,7 @@ const KEPT: [(&str, Kind); 9] = [
     ("sums", Kind::Folders),
     ("session", Kind::File),
     ("session.new", Kind::File),
+    ("ended", Kind::File),
     ("wear.json", Kind::File),
     ("wear.json.new", Kind::File),
 ];

@@ -1,11 +1,14 @@
 //! The process that stays outside and unmounts.
 //!
 //! The daemon gives up the right to unmount, and the sight of the mountpoint, before it serves anybody. What it needs of
-//! these later is done by a process that is forked before: it has no descriptor of the daemon's, hears one of five requests
-//! at a time, about this one mountpoint, and ends with the daemon.
+//! these later is done by a process that is forked before: it has no descriptor of the daemon's but what that sends, hears
+//! one of six requests at a time, about this one mountpoint, and ends with the daemon. When that was is the last that it
+//! tells.
 
-use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
-use std::os::fd::AsRawFd;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, PipeReader, PipeWriter, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -15,10 +18,16 @@ use nix::sys::signal::SigSet;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 use parking_lot::Mutex;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
+use super::SwapFolder;
 use crate::fuse::mount::{self, Detach, UnmountError};
+use crate::ledger::witness;
 use crate::sandbox;
 use crate::sys_process::{close_all_but, fork_single_threaded, reason};
 
@@ -46,7 +55,13 @@ enum Request {
     Abort { device: Option<u64> },
     /// Takes away what is left of the mount after the session's end.
     Tidy { device: Option<u64> },
+    /// Notes when the daemon ends: in the first file that comes with the request. The others are the locks on its
+    /// folder, which nobody else has until that is done.
+    NoteEnd { session: u32 },
 }
+
+/// Files that come with a request, at most.
+const FILES_MAX: usize = 4;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 enum Answer {
@@ -94,8 +109,13 @@ impl Unmounter {
     }
 
     fn ask(&self, request: Request) -> Result<Answer, UnmountError> {
+        self.ask_with(request, &[])
+    }
+
+    fn ask_with(&self, request: Request, files: &[BorrowedFd<'_>]) -> Result<Answer, UnmountError> {
         let mut channel = self.channel.lock();
-        let answer = send(channel.get_mut(), &request).and_then(|()| receive(&mut *channel));
+        let sent = send_with(channel.get_ref(), &request, files);
+        let answer = sent.and_then(|()| receive(&mut *channel));
         match answer {
             Ok(Some(answer)) => Ok(answer),
             _ => Err(UnmountError::Failed("the process that unmounts has gone".to_owned())),
@@ -134,6 +154,14 @@ impl Unmounter {
         self.unmount_by(Request::Tidy { device }).map(drop)
     }
 
+    /// Has it written down when the daemon, in this session, has ended.
+    pub(super) fn note_end(&self, swap: &SwapFolder, session: u32) -> io::Result<()> {
+        let file = witness::open(swap.control())?;
+        let locks = swap.locks();
+        let files: Vec<_> = std::iter::once(file.as_fd()).chain(locks).collect();
+        self.ask_with(Request::NoteEnd { session }, &files).map(drop).map_err(io::Error::other)
+    }
+
     /// Has the first call made on the mount; the result waits for its answer, and is to be asked once.
     pub(super) fn first_call(
         &mut self, device_before: u64,
@@ -161,10 +189,48 @@ impl Drop for Unmounter {
     }
 }
 
-fn send(mut to: impl Write, message: &impl Serialize) -> io::Result<()> {
+fn line(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
-    to.write_all(&line)
+    Ok(line)
+}
+
+fn send(mut to: impl Write, message: &impl Serialize) -> io::Result<()> {
+    to.write_all(&line(message)?)
+}
+
+fn send_with(
+    to: &UnixStream, message: &impl Serialize, files: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let line = line(message)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES_MAX))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !files.is_empty() {
+        ancillary.push(SendAncillaryMessage::ScmRights(files));
+    }
+    let sent = sendmsg(to, &[IoSlice::new(&line)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    (&*to).write_all(&line[sent..])
+}
+
+/// The process's end of the channel, with the files that came last.
+struct Channel {
+    stream: UnixStream,
+    files: Vec<OwnedFd>,
+}
+
+impl Read for Channel {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES_MAX))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let into = &mut [IoSliceMut::new(bytes)];
+        let received = recvmsg(&self.stream, into, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(files) = message {
+                self.files = files.collect();
+            }
+        }
+        Ok(received.bytes)
+    }
 }
 
 /// The next message; `None` at the end.
@@ -189,6 +255,8 @@ fn prepare(channel: &UnixStream, answers: &PipeWriter) -> io::Result<()> {
     close_all_but([channel.as_raw_fd(), answers.as_raw_fd()])?;
     let _ = nix::unistd::setsid();
     let _ = rustix::thread::set_name(NAME);
+    // When the daemon ends is to be known to the millisecond, where that may be had.
+    let _ = crate::sys::go_first();
     // Whoever may not unmount himself has fusermount3 do it, which takes its rights from its file.
     let own = rustix::thread::capabilities(None)?;
     if own.effective.contains(CapabilitySet::SYS_ADMIN) {
@@ -199,8 +267,9 @@ fn prepare(channel: &UnixStream, answers: &PipeWriter) -> io::Result<()> {
 }
 
 /// Does what is asked until the daemon has gone.
-fn serve(mountpoint: &Path, channel: UnixStream, answers: &PipeWriter) {
-    let mut channel = BufReader::new(channel);
+fn serve(mountpoint: &Path, stream: UnixStream, answers: &PipeWriter) {
+    let mut channel = BufReader::new(Channel { stream, files: Vec::new() });
+    let mut ending = None;
     while let Ok(Some(request)) = receive(&mut channel) {
         let answer = match request {
             Request::FirstCall { device_before } => first_call(mountpoint, device_before, answers),
@@ -214,11 +283,19 @@ fn serve(mountpoint: &Path, channel: UnixStream, answers: &PipeWriter) {
                 Answer::Done
             }
             Request::Tidy { device } => answer(tidy(mountpoint, device)),
+            Request::NoteEnd { session } => {
+                ending = Some((session, std::mem::take(&mut channel.get_mut().files)));
+                Answer::Done
+            }
         };
         let _ = waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG));
-        if send(channel.get_mut(), &answer).is_err() {
-            return;
+        if send(&channel.get_ref().stream, &answer).is_err() {
+            break;
         }
+    }
+    if let Some((session, files)) = ending {
+        let mut files = files.into_iter();
+        let _ = files.next().map(|file| witness::note(&File::from(file), session));
     }
 }
 

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::entry::crc;
 use super::stamp::Stamp;
 use super::table::Table;
+use super::witness;
 use crate::trust;
 
 const NAME: &str = "session";
@@ -135,7 +136,14 @@ impl Sessions {
         let (newest, _) = table.last_known();
         let (mut earlier, mut crashed, mut number) = (Vec::new(), Vec::new(), newest);
         let mut fallen = None;
-        let fell = match read(control.as_fd()) {
+        let mut last = read(control.as_fd());
+        let mut alive_ns = alive_ns;
+        if let Last::Known(last) = &mut last
+            && let Some(end_ns) = last.seen_end(control.as_fd())
+        {
+            (alive_ns, last.doubt_ns) = (end_ns, 0);
+        }
+        let fell = match last {
             Last::Known(last) if last.number >= newest || last.is_before_recovery(newest) => {
                 earlier.clone_from(&last.earlier);
                 crashed.clone_from(&last.crashed);
@@ -393,6 +401,13 @@ fn parse(text: &[u8]) -> io::Result<Stored> {
 }
 
 impl Stored {
+    /// When it ended, not well, if anybody saw that. Once recovery has begun it is on record here.
+    fn seen_end(&self, control: BorrowedFd<'_>) -> Option<i64> {
+        let is_unknown = self.end_ns.is_none() && self.alive_ns.is_none();
+        let seen = is_unknown.then(|| witness::end_ns(control, self.number)).flatten();
+        seen.filter(|end| *end >= self.start_ns)
+    }
+
     /// Whether it did not end well, and the recovery after it, of session `newest`, was interrupted.
     fn is_before_recovery(&self, newest: u32) -> bool {
         self.end_ns.is_none() && self.alive_ns.is_some() && newest == self.number + 1
@@ -506,6 +521,31 @@ mod tests {
         assert_eq!((next.crash(2).map(|crash| crash.fall), next.number()), (Some(Fall::Killed), 3));
         next.begun(5).unwrap();
         assert!(open(&control, None).crash(3).is_some_and(|crash| crash.alive_ns > alive_ns));
+    }
+
+    /// Whoever saw the daemon end tells the time; a recovery that is interrupted forgets it no more than that of the table.
+    #[test]
+    fn the_end_that_somebody_saw_counts() {
+        let (_folder, control) = control();
+        let table = Table::open(control.as_fd(), true).unwrap().unwrap();
+        table.fill(table.take((3, 4)).unwrap(), &Default::default()).unwrap();
+        let first = open(&control, Some(65536));
+        let number = first.number();
+        { first }.begun(8_000_000).unwrap();
+        let file = witness::open(control.as_fd()).unwrap();
+        let known = || open(&control, None).crash(number).unwrap();
+        assert_eq!((known().alive_ns, known().doubt_ns), (table.alive_ns().unwrap(), 8_000_000));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        witness::note(&file, number + 1).unwrap();
+        assert_eq!(known().doubt_ns, 8_000_000);
+        witness::note(&file, number).unwrap();
+        let end_ns = witness::end_ns(control.as_fd(), number).unwrap();
+        assert!(end_ns > table.alive_ns().unwrap());
+        assert_eq!((known().alive_ns, known().doubt_ns), (end_ns, 0));
+        open(&control, Some(65536)).keep_alive_time().unwrap();
+        drop(witness::open(control.as_fd()).unwrap());
+        table.pulse();
+        assert_eq!((known().alive_ns, known().doubt_ns), (end_ns, 0));
     }
 
     /// "One flipped bit in the session's file never hides a crash."

@@ -14,8 +14,17 @@ use crate::support::{MIB, User, as_user, is_pattern, is_root, make_fifo, user, w
 const ATTACKER: User = user(1234);
 
 /// What swapfs opens below `.swapfs`.
-const FILES: [&str; 8] =
-    ["lock", "log", "log.1", "ledger", "session", "session.new", "wear.json", "wear.json.new"];
+const FILES: [&str; 9] = [
+    "lock",
+    "log",
+    "log.1",
+    "ledger",
+    "session",
+    "session.new",
+    "ended",
+    "wear.json",
+    "wear.json.new",
+];
 
 fn prepared() -> Mount {
     let mount = Mount::prepared(Path::new(env!("CARGO_TARGET_TMPDIR")));
