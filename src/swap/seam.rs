@@ -6,7 +6,8 @@
 //! folder would have a page half new, half old, of a write that was answered as done.
 //!
 //! Whether a piece is the last one nobody says. A seam is closed by the bytes that go on there, by another call of the same
-//! thread, and by time: less where somebody waits for the block.
+//! thread, and by time: less where somebody waits for the block, and never more than that in all, however many pieces
+//! follow.
 
 use smallvec::SmallVec;
 
@@ -83,8 +84,9 @@ impl Block {
 impl Engine {
     /// Whether a block is to wait for the rest of a write before it goes out. It is tried again.
     pub(crate) fn awaits_rest(&self, st: &mut State, buffer: BufferIndex) -> bool {
-        let block = &st.blocks[buffer as usize];
+        let block = &mut st.blocks[buffer as usize];
         if block.seams.is_empty() {
+            block.awaits_since_ms = None;
             return false;
         }
         let id = block.partition;
@@ -92,9 +94,12 @@ impl Engine {
         let asked = !part.sync_ops.is_empty() || part.barrier.is_some() || !st.waiting.is_empty();
         let patience = if asked { PATIENCE_ASKED_MS } else { PATIENCE_MS };
         let now_ms = self.now_ms();
+        let block = &mut st.blocks[buffer as usize];
+        let since = *block.awaits_since_ms.get_or_insert(now_ms);
         let is_open = |seam: &Seam| seam.at_ms + patience > now_ms;
-        if !st.blocks[buffer as usize].seams.iter().any(is_open) {
-            st.blocks[buffer as usize].seams.clear();
+        if since + patience <= now_ms || !block.seams.iter().any(is_open) {
+            block.seams.clear();
+            block.awaits_since_ms = None;
             return false;
         }
         if !st.seamed.contains(&buffer) {

@@ -124,6 +124,40 @@ fn no_page_is_half_of_an_answered_write() {
     });
 }
 
+/// However many pieces of pages somebody writes, what they lie in goes out: for whoever wants it stored, and for whoever
+/// needs the room.
+#[test]
+fn whoever_writes_parts_of_pages_without_end_holds_up_nobody() {
+    let mount = Mount::new("pool_size=8m,block_size=1m");
+    let file = crate::bytes::open(&mount.at("parts"));
+    file.write_all_at(&vec![1; 8 << 20], 0).unwrap();
+    file.sync_all().unwrap();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for half in 0..2 {
+            let (file, done) = (&file, &done);
+            scope.spawn(move || {
+                let mut at = half * 777;
+                while !done.load(Ordering::Relaxed) {
+                    // Another page, in another block, each time.
+                    at = (at + (1 << 20) + PAGE + 1) % (8 << 20);
+                    file.write_all_at(&[2], at).unwrap();
+                }
+            });
+        }
+        let (sender, ended) = std::sync::mpsc::channel();
+        let (file, mount) = (&file, &mount);
+        scope.spawn(move || {
+            (0..20).for_each(|_| file.sync_data().unwrap());
+            crate::bytes::open(&mount.at("other")).write_all_at(&vec![3; 32 << 20], 0).unwrap();
+            sender.send(()).unwrap();
+        });
+        let end = ended.recv_timeout(Duration::from_secs(120));
+        done.store(true, Ordering::Relaxed);
+        end.expect("syncs and another's write end");
+    });
+}
+
 /// What the page waits for ends: fsync after it, and a client that goes on with something else, wait for nothing.
 #[test]
 fn a_write_that_ends_within_a_page_is_stored_when_asked() {
