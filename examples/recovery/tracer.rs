@@ -220,7 +220,8 @@ fn go_on(pid: libc::pid_t, event: i32, signal: i32) {
     unsafe { libc::ptrace(request, pid, 0, libc::c_long::from(deliver)) };
 }
 
-/// Follows the daemon to its end. Allocates nothing.
+/// Follows the daemon to its end, and what it leaves behind to theirs: the process that notes when the daemon ended. (Whoever
+/// is not followed any more can make none of the calls.) Allocates nothing.
 fn follow(pid: Pid, shared: &Shared) {
     loop {
         let mut status = 0;
@@ -235,18 +236,18 @@ fn follow(pid: Pid, shared: &Shared) {
         if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
             if got == pid.as_raw() {
                 shared.status.store(status, Ordering::SeqCst);
-                break;
+                shared.ended.store(true, Ordering::SeqCst);
             }
             continue;
         }
         let event = status >> 16;
-        if event == libc::PTRACE_EVENT_SECCOMP {
+        if event == libc::PTRACE_EVENT_SECCOMP && !shared.ended.load(Ordering::SeqCst) {
             let count = shared.count.fetch_add(1, Ordering::SeqCst) + 1;
             let at = shared.kill_at.load(Ordering::SeqCst);
             if at != 0 && count >= at {
+                // It goes no further; another process of its does.
                 shared.killed.store(true, Ordering::SeqCst);
                 let _ = kill(pid, Signal::SIGKILL);
-                continue;
             }
         }
         go_on(got, event, libc::WSTOPSIG(status));
