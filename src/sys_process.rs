@@ -104,6 +104,23 @@ pub(crate) fn available_memory() -> Option<u64> {
     kib.and_then(|kib| kib.checked_mul(1024)).into_iter().chain(group_limit()).min()
 }
 
+/// Has the kernel give this thread the memory that its stack will take: later, where memory is short, it might have the
+/// thread wait for pages that only the daemon can write.
+#[inline(never)]
+pub(crate) fn touch_stack() {
+    std::hint::black_box([1_u8; 32 << 10]);
+}
+
+/// How many bytes of mapped pages may be dirty beside a pool of `pool_size` bytes, where this process's control group has less
+/// memory than the machine: an eighth of the rest, so that there is always something else to give back.
+pub(crate) fn dirty_max(pool_size: u64) -> Option<u64> {
+    const LEAST: u64 = 4 << 20;
+    let machine = rustix::system::sysinfo();
+    let all = machine.totalram.saturating_mul(u64::from(machine.mem_unit));
+    let limit = group_limit().filter(|limit| *limit < all)?;
+    Some((limit.saturating_sub(pool_size) / 8).max(LEAST))
+}
+
 /// The memory limit of this process's control group (either version), in bytes.
 fn group_limit() -> Option<u64> {
     let number = |path: String| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();

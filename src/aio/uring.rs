@@ -31,6 +31,7 @@ use super::settings::AioSettings;
 use super::threads::{check, join};
 use crate::error::Errno;
 use crate::pool::Arena;
+use crate::sys_process::touch_stack;
 use lane::Lane;
 use prompt::{Prompt, Prompts};
 use ring::Ring;
@@ -96,9 +97,12 @@ impl UringDevice {
         for (index, new) in rings.into_iter().enumerate() {
             let lane = Arc::clone(&device.lanes[index]);
             let ring = Ring::new(new, settings, lane, Arc::clone(&device.sink), geometry);
-            let thread = std::thread::Builder::new()
-                .name(format!("swapfs-aio-{index}"))
-                .spawn(move || ring.run())?;
+            let thread = std::thread::Builder::new().name(format!("swapfs-aio-{index}")).spawn(
+                move || {
+                    touch_stack();
+                    ring.run();
+                },
+            )?;
             device.threads.lock().push(thread);
         }
         Ok(device)

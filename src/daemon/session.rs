@@ -118,7 +118,8 @@ impl<'a> Session<'a> {
                 }
             });
         })?;
-        let answered = self.shell.unmounter.first_call(self.shell.device_before)?;
+        let pool_size = self.request.config.pool_size;
+        let answered = self.shell.unmounter.first_call(self.shell.device_before, pool_size)?;
         let sender = self.sender.clone();
         spawn("readiness", move || {
             let _ = sender.send(Event::Answered(answered()));

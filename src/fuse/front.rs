@@ -43,6 +43,7 @@ use super::session::REQUEST_BYTES_MAX;
 use crate::fs::Forgotten;
 use crate::metrics::Ticket;
 use crate::panics::outlive;
+use crate::sys_process::touch_stack;
 use crate::volume::{Forgetting, Volume};
 
 /// Writes that may wait for buffers, or for transfers, where they were received; the bytes of more are
@@ -191,7 +192,10 @@ impl Front {
 fn spawn<T: Send + 'static>(
     name: String, work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
-    std::thread::Builder::new().name(name).spawn(work)
+    std::thread::Builder::new().name(name).spawn(|| {
+        touch_stack();
+        work()
+    })
 }
 
 /// Ends fuser's session with the last reading thread, however that came to its end.

@@ -271,8 +271,10 @@ pub fn absolute(path: &Path) -> PathBuf {
 
 /// Treats mapped files of this mount as a disk's, where permitted: more read-ahead, and dirty pages up
 /// to the machine's limit instead of the hundredth of it that FUSE gets. That is for daemons that may hang
-/// in their own writeback; ours is marked as one that others' writeback depends on. The mount must answer.
-pub fn map_as_a_disk(mountpoint: &Path) -> io::Result<()> {
+/// in their own writeback; ours is marked as one that others' writeback depends on. With `dirty_max` the limit is so
+/// many bytes: where memory is short, whoever looks for some waits for such pages to be written, the daemon
+/// too. The mount must answer.
+pub fn map_as_a_disk(mountpoint: &Path, dirty_max: Option<u64>) -> io::Result<()> {
     let device = std::fs::metadata(mountpoint)?.dev();
     let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
     let settings = PathBuf::from(format!("/sys/class/bdi/{major}:{minor}"));
@@ -281,8 +283,12 @@ pub fn map_as_a_disk(mountpoint: &Path) -> io::Result<()> {
     if current < READ_AHEAD_KIB {
         std::fs::write(&read_ahead, READ_AHEAD_KIB.to_string())?;
     }
-    // Linux 6.2.
-    match std::fs::write(settings.join("strict_limit"), "0") {
+    // Linux 6.2. A strict limit is what FUSE begins with.
+    let written = match dirty_max {
+        Some(bytes) => std::fs::write(settings.join("max_bytes"), bytes.to_string()),
+        None => std::fs::write(settings.join("strict_limit"), "0"),
+    };
+    match written {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         outcome => outcome,
     }

@@ -12,6 +12,8 @@ use std::thread::{self, JoinHandle};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::sys_process::touch_stack;
+
 type Task = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
@@ -44,6 +46,7 @@ impl Clerk {
         let shared = Arc::new(Shared::default());
         let work = shared.clone();
         let thread = thread::Builder::new().name("swapfs-ledger".into()).spawn(move || {
+            touch_stack();
             work.serve();
         })?;
         Ok(Self { shared, thread: Some(thread) })

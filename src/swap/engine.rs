@@ -20,6 +20,7 @@ use crate::concurrent::{self, Clock, Condvar, Mutex, Receiver, Sender, thread};
 use crate::error::{Errno, Result};
 use crate::pool::Arena;
 use crate::shares::{Bounds, descriptor_limit};
+use crate::sys_process::touch_stack;
 
 /// Bytes of a page of validity, unless the device's alignment is larger.
 pub const PAGE_SIZE: u64 = 4096;
@@ -166,7 +167,10 @@ impl Engine {
             let engine = self.clone();
             thread::Builder::new()
                 .name(name)
-                .spawn(move || work(engine))
+                .spawn(move || {
+                    touch_stack();
+                    work(engine);
+                })
                 .expect("threads can be started at start-up")
         };
         let mut threads = self.threads.lock();

@@ -127,6 +127,10 @@ impl Engine {
     ) -> Result<bool> {
         let mut started = false;
         for offset in [from, to] {
+            // A page that goes as a whole, and one beside, may stay as they are: perhaps they cannot be completed.
+            if offset.is_multiple_of(st.shape.unit) {
+                continue;
+            }
             let index = st.shape.block_of(offset);
             let page = st.shape.pages_of(index, offset, offset + 1).start;
             let Some(buffer) = st.find(id, index) else {

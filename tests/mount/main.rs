@@ -9,6 +9,7 @@ mod disks;
 mod errors;
 mod exchange;
 mod front;
+mod group;
 mod hostile;
 mod integrity;
 mod libaio;

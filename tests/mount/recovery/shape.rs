@@ -190,6 +190,48 @@ fn cut(file: &File, length: u64, seen: &mut Seen) {
     seen.resize(length);
 }
 
+/// A torn page that was written to in part can be stored by nobody, but replaced like any other: by what takes all of it,
+/// or begins or ends right beside it.
+#[test]
+fn a_torn_page_that_waits_for_its_rest_is_replaced_as_a_whole() {
+    fn part(file: &File, page: u64) {
+        file.write_all_at(&[7; 100], page * PAGE + 1000).unwrap();
+    }
+    of_usual_files(&[
+        ("zeros from it on", |file, page, seen| {
+            part(file, page);
+            zero_range(file, page * PAGE, 3 * PAGE - 5);
+            seen.zero(page * PAGE, 3 * PAGE - 5);
+        }),
+        ("a hole up to its end", |file, page, seen| {
+            part(file, page);
+            punch(file, (page - 1) * PAGE, 2 * PAGE);
+            seen.zero((page - 1) * PAGE, 2 * PAGE);
+        }),
+        ("a hole up to it, and then it", |file, page, seen| {
+            part(file, page);
+            punch(file, (page - 1) * PAGE, PAGE);
+            punch(file, page * PAGE, PAGE);
+            seen.zero((page - 1) * PAGE, 2 * PAGE);
+        }),
+        ("zeros behind it, and then it", |file, page, seen| {
+            part(file, page);
+            zero_range(file, (page + 1) * PAGE, PAGE);
+            zero_range(file, page * PAGE, PAGE);
+            seen.zero(page * PAGE, 2 * PAGE);
+        }),
+        ("its bytes", |file, page, seen| {
+            part(file, page);
+            file.write_all_at(&pattern(5, 4096), page * PAGE).unwrap();
+            seen.put(page * PAGE, &pattern(5, 4096));
+        }),
+        ("a cut before it", |file, page, seen| {
+            part(file, page);
+            cut(file, page * PAGE, seen);
+        }),
+    ]);
+}
+
 /// Of the last page, all of it up to the file's end is a whole page; less is not.
 #[test]
 fn the_last_page_is_mended_by_all_of_it_alone() {
