@@ -13,7 +13,7 @@ use crate::client::{Action, Task};
 use crate::group::timed;
 use crate::place::{Place, State, Way};
 use crate::sample::{Daemon, Sample};
-use crate::work::{Fio, Pace, client};
+use crate::work::{Calls, Fio, Pace, client};
 
 /// How far it goes.
 #[derive(Debug, Clone)]
@@ -103,7 +103,7 @@ fn throughput(
             pace: Pace::Once,
             huge: false,
             jobs: usize::try_from(clients)?,
-            plain: false,
+            calls: Calls::Direct,
         };
         let beside = if rw == "read" { Way::Behind } else { Way::Beside };
         for way in [Way::Mount, beside] {

@@ -14,7 +14,7 @@ use swapfs::units::{GIB, MIB};
 use crate::Outcome;
 use crate::place::{Place, State, Way, swapfs};
 use crate::sample::Daemon;
-use crate::work::{Fio, Pace};
+use crate::work::{Calls, Fio, Pace};
 
 /// Until fio has begun and the pool is full.
 const RUN_UP: Duration = Duration::from_millis(1500);
@@ -43,9 +43,9 @@ pub(crate) fn streams(bytes: u64, pool: u64) -> Vec<Stream> {
         pace: Pace::For(SECONDS),
         huge: false,
         jobs: 1,
-        plain: false,
+        calls: Calls::Direct,
     };
-    let plain = |rw, block, bytes| Fio { block, plain: true, ..fio(rw, 1, bytes) };
+    let plain = |rw, block, bytes| Fio { block, calls: Calls::Plain, ..fio(rw, 1, bytes) };
     let both =
         |id, one: Fio| Stream { id, theirs: one.clone(), ours: one, files: 1, state: State::Cold };
     let warm = (bytes / 4).min(pool / 2);

@@ -8,7 +8,7 @@ use crate::client::{Action, Task};
 use crate::group::{Goal, Group, timed};
 use crate::place::{Place, State, Way};
 use crate::sample::{Sample, Unit};
-use crate::work::{Fio, Pace, client, python, zero3};
+use crate::work::{Calls, Fio, Pace, client, python, zero3};
 
 /// Bytes of the large calls.
 const LARGE: usize = 16 << 20;
@@ -17,7 +17,7 @@ const STREAMS: u64 = 4;
 const PROCESSES: u64 = 8;
 
 /// What `--rows` knows.
-pub(crate) const NAMES: [&str; 30] = [
+pub(crate) const NAMES: [&str; 32] = [
     "direct-8-read",
     "direct-8-first",
     "direct-8-write",
@@ -30,6 +30,8 @@ pub(crate) const NAMES: [&str; 30] = [
     "read-4",
     "write",
     "warm-read",
+    "uring-read",
+    "uring-write",
     "bytes",
     "memmap-fill",
     "memmap-sum",
@@ -91,6 +93,7 @@ impl<'a> Plan<'a> {
         let mut groups = self.queued();
         groups.extend(self.large_calls());
         groups.extend(self.buffered());
+        groups.extend(self.by_uring());
         if self.python {
             groups.extend(self.scripts());
         }
@@ -104,7 +107,16 @@ impl<'a> Plan<'a> {
     }
 
     fn fio(self, rw: &'static str, depth: u32, bytes: u64) -> Fio {
-        Fio { rw, block: MIB, depth, bytes, pace: Pace::Once, huge: false, jobs: 1, plain: false }
+        Fio {
+            rw,
+            block: MIB,
+            depth,
+            bytes,
+            pace: Pace::Once,
+            huge: false,
+            jobs: 1,
+            calls: Calls::Direct,
+        }
     }
 
     fn run_fio(
@@ -230,6 +242,24 @@ impl<'a> Plan<'a> {
             .ours("mount, from the pool", run(Way::Mount))
             .beside("folder, from the page cache", shares(0.6, 0.6), run(Way::Beside));
         vec![single, four, out, warm]
+    }
+
+    /// Buffered calls of 32 KiB by io_uring, one after the other, beside the same by pread and pwrite.
+    fn by_uring(self) -> Vec<Group<'a>> {
+        let rows = [
+            ("uring-read", "buffered io_uring, 32 KiB reads, cold", "read"),
+            ("uring-write", "buffered io_uring, 32 KiB writes", "write"),
+        ];
+        let group = |(id, title, rw)| {
+            let bytes = self.bytes / 4;
+            let run = |calls| {
+                let fio = Fio { block: 32 << 10, calls, ..self.fio(rw, 1, bytes) };
+                self.run_fio(fio, Way::Mount, one("uring", bytes), State::Cold)
+            };
+            let group = Group::new(id, title, Unit::Throughput).ours("mount", run(Calls::Uring));
+            group.beside("mount, plain calls", shares(0.5, 0.5), run(Calls::Plain))
+        };
+        rows.into_iter().map(group).collect()
     }
 
     /// What Python's users do.

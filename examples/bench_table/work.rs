@@ -35,8 +35,18 @@ pub(crate) struct Fio {
     pub(crate) huge: bool,
     /// How many jobs share the files, each in a process of its own.
     pub(crate) jobs: usize,
-    /// One buffered call after the other instead.
-    pub(crate) plain: bool,
+    pub(crate) calls: Calls,
+}
+
+/// Which calls it makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Calls {
+    /// Direct ones by libaio.
+    Direct,
+    /// One buffered call after the other.
+    Plain,
+    /// Buffered ones by io_uring.
+    Uring,
 }
 
 /// When it ends.
@@ -55,10 +65,11 @@ impl Fio {
     pub(crate) fn run(&self, cleanup: &Cleanup, files: &[PathBuf]) -> Outcome<Sample> {
         let mut command = Command::new("fio");
         command.args(["--output-format=json", "--fallocate=none"]);
-        command.args(match self.plain {
+        command.args(match self.calls {
+            Calls::Direct => ["--ioengine=libaio", "--direct=1"].as_slice(),
             // Of one piece, as the memory of other clients is.
-            true => ["--ioengine=psync", "--direct=0", "--iomem=mmap"].as_slice(),
-            false => &["--ioengine=libaio", "--direct=1"],
+            Calls::Plain => &["--ioengine=psync", "--direct=0", "--iomem=mmap"],
+            Calls::Uring => &["--ioengine=io_uring", "--direct=0", "--iomem=mmap"],
         });
         // The state of caches is made before, and the same for all.
         command.args(["--invalidate=0", "--file_service_type=sequential", "--randrepeat=1"]);
