@@ -40,11 +40,16 @@ fn last_time(file: &File) -> io::Result<i64> {
         let time = clock_gettime(id);
         time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec)
     };
-    // Where times are as fine as need be, that is since they were looked at.
+    let touch = || {
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        rustix::fs::futimens(file, &Timestamps { last_access: now, last_modification: now })
+    };
+    // Where times are as fine as need be, the first one may be that of a file that was changed just before. With a look
+    // between them, the second is later than all.
+    touch()?;
     Stamp::of(file)?;
     let before = clock(ClockId::RealtimeCoarse);
-    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
-    rustix::fs::futimens(file, &Timestamps { last_access: now, last_modification: now })?;
+    touch()?;
     let time = Stamp::of(file)?.changed_ns;
     // What is changed from now on has a later time than before, but perhaps this very one.
     let is_fine =
@@ -109,6 +114,25 @@ mod tests {
             fine += u32::from(Stamp::of(&file).unwrap().changed_ns % 1_000_000 != 0);
         }
         println!("{later} of 50 later, {fine} with a fine time");
+    }
+
+    /// Another file may have got a fine time just before, which every file gets from then on.
+    #[test]
+    fn what_was_changed_just_before_is_not_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let control = File::open(folder.path()).unwrap();
+        let file = open(control.as_fd()).unwrap();
+        let partition = File::create(folder.path().join("partition")).unwrap();
+        for session in 1..=200 {
+            for length in 0..3 {
+                partition.set_len(length).unwrap();
+                Stamp::of(&partition).unwrap();
+            }
+            let changed = Stamp::of(&partition).unwrap().changed_ns;
+            note(&file, session).unwrap();
+            let end = end_ns(control.as_fd(), session).unwrap();
+            assert!(end >= changed, "session {session}: {end} is {} ns earlier", changed - end);
+        }
     }
 
     #[test]
