@@ -38,4 +38,5 @@ mod support;
 mod terminal;
 mod times;
 mod told;
+mod unnamed;
 mod xattrs;
