@@ -43,6 +43,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Mode, OFlags, Statx, StatxFlags};
@@ -193,6 +194,16 @@ impl Tree {
     /// ESTALE.
     pub fn attributes(&self, id: u64) -> Result<Attributes> {
         self.attributes_of(self.descriptor(id)?.as_fd())
+    }
+
+    /// What a name means in the swap folder now, and when that inode was changed last. Counts no lookup.
+    ///
+    /// # Errors
+    /// ENOENT; ESTALE; EXDEV.
+    pub fn glance(&self, parent: u64, name: &OsStr) -> Result<(FileKey, SystemTime)> {
+        let found = self.find(self.descriptor(parent)?.as_fd(), name)?;
+        let ctime = Attributes::new(&found.status, found.node.id).ctime;
+        Ok((found.node.key, ctime))
     }
 
     /// What fstat(2) tells about an open file of this tree.

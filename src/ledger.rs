@@ -208,6 +208,19 @@ impl Ledger {
         }
     }
 
+    /// The change time to show of a partition whose backing file has this one, where it is not its own.
+    pub(crate) fn shown_changed(&self, key: FileKey, backing: SystemTime) -> Option<SystemTime> {
+        let identity = (key.ino, key.generation);
+        let slot = self.shared.table.find(identity)?;
+        let live = self.live.lock().get(&identity).and_then(|known| known.record.upgrade());
+        let changed_ns = file::nanoseconds(backing);
+        let shown = match live {
+            Some(record) => record.shown_changed(changed_ns),
+            None => self.shared.table.header(slot).ok()?.shown(changed_ns),
+        };
+        shown.map(file::system_time)
+    }
+
     /// A backing file for a descriptor of the partition `key`.
     ///
     /// # Errors

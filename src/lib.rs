@@ -12,6 +12,7 @@ pub mod config;
 pub mod daemon;
 mod descent;
 pub mod error;
+mod file_clock;
 pub mod fs;
 pub mod fuse;
 mod held;

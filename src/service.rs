@@ -8,10 +8,11 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustix::fs::OFlags;
 
 use crate::aio::device::Device;
 use crate::aio::null::{NullDevice, NullOptions};
-use crate::aio::probe::{Probe, probe};
+use crate::aio::probe::{Probe, create, probe};
 use crate::aio::{AioSettings, Engine as AioEngine, open_device};
 use crate::config::{self, Config};
 use crate::daemon::{Factory, Service, SwapFolder};
@@ -118,6 +119,11 @@ fn start(
     let probe = probe(swap.folder())
         .map_err(|errno| format!("{folder}: cannot store files there: {}", errno.desc()))?;
     warn_of_limits(swap, &probe, &folder);
+    // Where no file can be made, times are as fine as the clock.
+    let measured = create(swap.folder(), OFlags::empty()).and_then(crate::file_clock::measure);
+    if let Err(errno) = measured {
+        log::debug!("how fine times are in {folder}: {errno}");
+    }
     let ledger = if real { open_ledger(config, swap, &folder)? } else { None };
     let engine = start_engine(config, &probe, |config, arena, probe| {
         let device = open(config, arena, probe, &swap.locks())?;

@@ -77,7 +77,7 @@ pub use engine::{Engine, EngineOptions, OpenSwapIn, PAGE_SIZE};
 pub use intake::Intake;
 pub use op::{ReadReply, Reply, WriteReply};
 pub use open::{Admission, Moment};
-pub use partition::{FileKey, PartitionStatus};
+pub use partition::{ChangeTime, FileKey, PartitionStatus};
 pub use request::{Asking, Request};
 pub use seam::{Caller, Manner};
 pub use state::CacheStats;

@@ -18,12 +18,14 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
 
 use crate::aio::device::BackingFile;
 use crate::aio::file::DiskFile;
 use crate::error::{Errno, Result};
+use crate::file_clock;
 use crate::fs::{
     Access, Attributes, Caller, Entry, FileKind, Forgotten, Gone, RenameKind, TimeChange, Tree,
 };
@@ -141,6 +143,14 @@ pub struct Changes {
     pub drop_privileges: Option<Asker>,
 }
 
+impl Changes {
+    /// Returns true when more changes than the size.
+    fn has_attributes(&self) -> bool {
+        let owner_and_mode = self.uid.or(self.gid).or(self.mode);
+        owner_and_mode.is_some() || self.atime.or(self.mtime).is_some()
+    }
+}
+
 impl Volume {
     /// Joins names and bytes.
     #[must_use]
@@ -192,16 +202,32 @@ impl Volume {
         if attributes.kind != FileKind::Regular {
             return Ok(attributes);
         }
-        attributes.block_size = attributes.block_size.max(PREFERRED_IO_BYTES);
+        prefer_large_io(&mut attributes);
+        let mut changed = None;
         if let Some(overlay) = self.engine.overlay(key).or(before) {
             attributes.size = overlay.size;
             attributes.blocks = attributes.blocks.saturating_sub(overlay.excess / 512);
-            if let Some(modified) = overlay.modified {
-                attributes.mtime = modified;
-                attributes.ctime = attributes.ctime.max(modified);
-            }
+            attributes.mtime = overlay.modified.unwrap_or(attributes.mtime);
+            changed = overlay.changed;
         }
+        attributes.ctime = match changed {
+            Some(changed) => changed.of(attributes.ctime),
+            None => self.shown_changed(key, attributes.ctime),
+        };
         Ok(attributes)
+    }
+
+    /// The change time to show of a partition that the engine does not know better.
+    fn shown_changed(&self, key: FileKey, backing: SystemTime) -> SystemTime {
+        let ledger = self.ledger.as_ref();
+        ledger.and_then(|ledger| ledger.shown_changed(key, backing)).unwrap_or(backing)
+    }
+
+    /// A call of the user's has changed attributes of a node in the swap folder.
+    fn attributes_changed(&self, id: u64) {
+        if let (Ok(key), Ok(now)) = (self.tree.key(id), self.tree.attributes(id)) {
+            self.engine.attributes_changed(key, now.ctime);
+        }
     }
 
     /// Opens a partition for a user and returns its handle.
@@ -265,10 +291,42 @@ impl Volume {
         match opened {
             Ok(handle) => {
                 self.count_for_directory(entry.id, handle);
-                if !made.is_new {
-                    self.present(&mut entry);
+                match made.is_new {
+                    true => prefer_large_io(&mut entry.attributes),
+                    false => self.present(&mut entry),
                 }
                 Ok((entry, handle, made.is_new))
+            }
+            Err(errno) => {
+                self.forget(entry.id, 1);
+                Err(errno)
+            }
+        }
+    }
+
+    /// Makes a partition without a name and opens it; returns its handle, too. With `exclusive` it never gets a name.
+    ///
+    /// # Errors
+    /// As [`Tree::create_unnamed`]; EMFILE and ENFILE beyond the user's share.
+    pub fn create_unnamed(
+        &self, user: User, parent: u64, caller: &Caller, how: Creation,
+    ) -> Result<(Entry, u64)> {
+        let admission = self.engine.admit(user)?;
+        let moment = self.engine.moment();
+        let direct = self.options.direct;
+        let made =
+            self.tree.create_unnamed(user, parent, caller, how.mode, !how.exclusive, direct)?;
+        let (mut entry, descriptor) = (made.entry, made.descriptor);
+        let opened = self.tree.key(entry.id).and_then(|key| {
+            let file = self.backing_file(key, descriptor, true)?;
+            let handle = self.engine.open_new(admission, key, how.read, file, moment)?;
+            self.engine.unlinked(key, true);
+            Ok(handle)
+        });
+        match opened {
+            Ok(handle) => {
+                prefer_large_io(&mut entry.attributes);
+                Ok((entry, handle))
             }
             Err(errno) => {
                 self.forget(entry.id, 1);
@@ -309,6 +367,11 @@ impl Volume {
         let finish = move |result: Result<()>| {
             let outcome = result
                 .and_then(|()| volume.change_times(id, &changes))
+                .inspect(|()| {
+                    if changes.has_attributes() {
+                        volume.attributes_changed(id);
+                    }
+                })
                 .and_then(|()| volume.attributes(id));
             answer(outcome);
         };
@@ -357,13 +420,14 @@ impl Volume {
         let atime = changes.atime.unwrap_or(TimeChange::Keep);
         let mtime = changes.mtime.unwrap_or(TimeChange::Keep);
         self.set_times(id, atime, mtime)?;
+        let (key, now) = (self.tree.key(id)?, self.tree.attributes(id)?);
         match mtime {
             TimeChange::Keep => {}
-            TimeChange::Now => {
-                let time = self.tree.attributes(id)?.mtime;
-                self.engine.set_modified(self.tree.key(id)?, time);
+            // A settling under way may have given it an older modification time since, never an older change time.
+            TimeChange::Now => self.engine.set_modified(key, now.ctime, now.ctime),
+            TimeChange::At(time) => {
+                self.engine.set_modified(key, file_clock::rounded(time), now.ctime);
             }
-            TimeChange::At(time) => self.engine.set_modified(self.tree.key(id)?, time),
         }
         Ok(())
     }
@@ -397,6 +461,32 @@ impl Volume {
         Ok(())
     }
 
+    /// Gives an inode one name more.
+    ///
+    /// # Errors
+    /// As [`Tree::link`].
+    pub fn link(&self, id: u64, parent: u64, name: &OsStr) -> Result<Entry> {
+        let mut entry = self.tree.link(id, parent, name)?;
+        if let Ok(key) = self.tree.key(id) {
+            self.engine.linked(key);
+        }
+        self.attributes_changed(id);
+        self.present(&mut entry);
+        Ok(entry)
+    }
+
+    /// Makes an empty file, pipe, socket or device.
+    ///
+    /// # Errors
+    /// As [`Tree::mknod`].
+    pub fn mknod(
+        &self, parent: u64, name: &OsStr, caller: &Caller, kind: FileKind, mode: u32, rdev: u32,
+    ) -> Result<Entry> {
+        let mut entry = self.tree.mknod(parent, name, caller, kind, mode, rdev)?;
+        prefer_large_io(&mut entry.attributes);
+        Ok(entry)
+    }
+
     /// Moves a name; see [`RenameKind`] for what happens to one that is there already.
     ///
     /// # Errors
@@ -406,6 +496,14 @@ impl Volume {
     ) -> Result<()> {
         let gone = self.tree.rename(user, from, to, kind)?;
         self.forget_bytes(gone);
+        for (parent, name) in [to, from] {
+            if parent == to.0 && name == to.1 || kind == RenameKind::Exchange {
+                let _ = self
+                    .tree
+                    .glance(parent, name)
+                    .map(|(key, changed)| self.engine.attributes_changed(key, changed));
+            }
+        }
         Ok(())
     }
 
@@ -490,6 +588,13 @@ impl Volume {
     #[must_use]
     pub fn close_wait(&self) -> bool {
         self.options.close_wait
+    }
+}
+
+/// Recommends large requests for a partition.
+fn prefer_large_io(attributes: &mut Attributes) {
+    if attributes.kind == FileKind::Regular {
+        attributes.block_size = attributes.block_size.max(PREFERRED_IO_BYTES);
     }
 }
 

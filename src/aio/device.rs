@@ -155,6 +155,8 @@ pub struct FileStatus {
     pub allocated: u64,
     /// Time of last modification.
     pub modified: SystemTime,
+    /// Time of last change, as its user made it: that of transfers does not count where it is known.
+    pub changed: SystemTime,
     /// Hard links left.
     pub links: u64,
 }
@@ -189,8 +191,9 @@ pub trait BackingFile: Send + Sync + Debug {
     /// Sets the length; gives back space beyond it.
     fn set_len(&self, size: u64) -> Result<()>;
 
-    /// Sets the time of last modification.
-    fn set_modified(&self, time: SystemTime) -> Result<()>;
+    /// Sets the time of last modification, and notes the time of last change that is to be shown. Returns the file's
+    /// own change time, which no call sets.
+    fn set_times(&self, modified: SystemTime, changed: SystemTime) -> Result<SystemTime>;
 
     /// fallocate(2) with the caller's mode, on the exact byte range.
     fn allocate(&self, mode: i32, offset: u64, length: u64) -> Result<()>;

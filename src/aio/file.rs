@@ -12,6 +12,7 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom, Timespec, Timestamps, UTIME_O
 
 use super::device::{BackingFile, FileStatus};
 use crate::error::{Errno, Result};
+use crate::file_clock;
 use crate::sys::{ActingAs, act_as};
 
 /// The next file's id; 0 is never one.
@@ -103,10 +104,13 @@ impl BackingFile for DiskFile {
 
     fn status(&self) -> Result<FileStatus> {
         let stat = rustix::fs::fstat(&self.descriptor).map_err(errno)?;
+        let changed_nsec = u32::try_from(stat.st_ctime_nsec).unwrap_or(0);
+        file_clock::saw(stat.st_ctime, changed_nsec);
         Ok(FileStatus {
             size: stat.st_size.cast_unsigned(),
             allocated: stat.st_blocks.cast_unsigned() * 512,
             modified: system_time(stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)),
+            changed: system_time(stat.st_ctime, changed_nsec),
             links: stat.st_nlink,
         })
     }
@@ -122,18 +126,21 @@ impl BackingFile for DiskFile {
     }
 
     fn set_len(&self, size: u64) -> Result<()> {
-        uninterrupted(|| rustix::fs::ftruncate(&self.descriptor, size))
+        uninterrupted(|| rustix::fs::ftruncate(&self.descriptor, size))?;
+        self.status().map(drop)
     }
 
-    fn set_modified(&self, time: SystemTime) -> Result<()> {
+    fn set_times(&self, modified: SystemTime, _changed: SystemTime) -> Result<SystemTime> {
         let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-        let times = Timestamps { last_access: omit, last_modification: timespec(time) };
-        rustix::fs::futimens(&self.descriptor, &times).map_err(errno)
+        let times = Timestamps { last_access: omit, last_modification: timespec(modified) };
+        rustix::fs::futimens(&self.descriptor, &times).map_err(errno)?;
+        Ok(self.status()?.changed)
     }
 
     fn allocate(&self, mode: i32, offset: u64, length: u64) -> Result<()> {
         let flags = FallocateFlags::from_bits_retain(mode.cast_unsigned());
-        allocate(&self.descriptor, flags, offset, length)
+        allocate(&self.descriptor, flags, offset, length)?;
+        self.status().map(drop)
     }
 
     fn seek(&self, offset: u64, hole: bool) -> Result<u64> {
@@ -230,12 +237,12 @@ mod tests {
             UNIX_EPOCH - Duration::new(3, 250_000_000),
             UNIX_EPOCH - Duration::new(3, 0),
         ] {
-            file.set_modified(time).unwrap();
+            file.set_times(time, time).unwrap();
             assert_eq!(file.status().unwrap().modified, time);
         }
         // Whatever the filesystem makes of it, it is no failure.
-        file.set_modified(UNIX_EPOCH - Duration::from_secs(1 << 63)).unwrap();
-        file.set_modified(UNIX_EPOCH + Duration::from_secs((1 << 63) - 1)).unwrap();
+        file.set_times(UNIX_EPOCH - Duration::from_secs(1 << 63), UNIX_EPOCH).unwrap();
+        file.set_times(UNIX_EPOCH + Duration::from_secs((1 << 63) - 1), UNIX_EPOCH).unwrap();
     }
 
     #[test]

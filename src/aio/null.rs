@@ -222,7 +222,7 @@ impl BackingFile for NullFile {
     fn status(&self) -> Result<FileStatus> {
         let size = self.size.load(Ordering::Relaxed);
         let modified = SystemTime::UNIX_EPOCH;
-        Ok(FileStatus { size, allocated: size, modified, links: 1 })
+        Ok(FileStatus { size, allocated: size, modified, changed: modified, links: 1 })
     }
 
     fn reserve(&self, _offset: u64, _length: u64) -> Result<()> {
@@ -234,8 +234,8 @@ impl BackingFile for NullFile {
         Ok(())
     }
 
-    fn set_modified(&self, _time: SystemTime) -> Result<()> {
-        Ok(())
+    fn set_times(&self, _modified: SystemTime, changed: SystemTime) -> Result<SystemTime> {
+        Ok(changed)
     }
 
     fn allocate(&self, mode: i32, offset: u64, length: u64) -> Result<()> {

@@ -53,6 +53,9 @@ const FLAG_OPTIONS: [(&str, MsFlags, bool); 19] = [
 const OPTIONS_FOR_OTHERS: [&str; 9] =
     ["auto", "noauto", "defaults", "_netdev", "nofail", "nouser", "nousers", "noowner", "nogroup"];
 
+/// Options of FUSE that every mount has anyway.
+const OPTIONS_IN_FORCE: [&str; 1] = ["default_permissions"];
+
 /// Options that let users mount; as mount(8) says, they imply these flags unless a later option lifts them.
 const USER_OPTIONS: [&str; 4] = ["user", "users", "owner", "group"];
 
@@ -60,7 +63,8 @@ const USER_OPTIONS: [&str; 4] = ["user", "users", "owner", "group"];
 pub fn standard_options() -> impl Iterator<Item = &'static str> {
     let words = ["rw", "fsname", "comment"].into_iter();
     let flags = FLAG_OPTIONS.iter().map(|entry| entry.0);
-    words.chain(flags).chain(OPTIONS_FOR_OTHERS).chain(USER_OPTIONS)
+    let others = OPTIONS_FOR_OTHERS.into_iter().chain(OPTIONS_IN_FORCE);
+    words.chain(flags).chain(others).chain(USER_OPTIONS)
 }
 
 /// Applies a list. A comma inside double quotes or behind a backslash belongs to the value.
@@ -148,7 +152,7 @@ fn apply_word(settings: &mut Settings, name: &str) -> bool {
             name.starts_with("user") || flags.contains(MsFlags::MS_NOEXEC),
         );
     } else {
-        return OPTIONS_FOR_OTHERS.contains(&name);
+        return OPTIONS_FOR_OTHERS.contains(&name) || OPTIONS_IN_FORCE.contains(&name);
     }
     true
 }

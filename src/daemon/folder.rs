@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::outside::OutsideLock;
 use super::stats::MountStats;
-use crate::fuse::mount::{entry_of_path, swapfs_mounts};
+use crate::fuse::mount::{FS_TYPE, MountEntry, entry_of_path, parse_mount_table, swapfs_mounts};
 use crate::paths::plain;
 use crate::sys_process::{is_leaving, reason};
 use crate::trust::{self, Kind};
@@ -333,6 +333,30 @@ fn may_finish(holder: &DaemonState, waited: Duration) -> bool {
     }
 }
 
+/// The process of another mount namespace that holds a mount which is none in this one, when there is such a process.
+/// The daemon serves it until the last of these namespaces is gone.
+fn holder_elsewhere(holder: &DaemonState) -> Option<i32> {
+    let is_here = |mounts: Vec<MountEntry>| {
+        let mut ours = mounts.iter().filter(|mount| mount.fs_type == FS_TYPE);
+        ours.any(|mount| mount.mountpoint.ends_with(below_root(&holder.mountpoint)))
+    };
+    if holder.state != Phase::Mounted || is_here(swapfs_mounts().ok()?) {
+        return None;
+    }
+    let processes = std::fs::read_dir("/proc").ok()?.flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let mut others = pids.filter(|pid| *pid != holder.pid);
+    others.find(|pid| {
+        let table = std::fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+        is_here(parse_mount_table(&table))
+    })
+}
+
+/// A container may see the mountpoint below another root.
+fn below_root(path: &Path) -> &Path {
+    path.strip_prefix("/").unwrap_or(path)
+}
+
 pub(super) fn in_use_line(path: &Path, holder: Option<&DaemonState>) -> String {
     let shown = plain(path);
     match holder {
@@ -341,7 +365,13 @@ pub(super) fn in_use_line(path: &Path, holder: Option<&DaemonState>) -> String {
         }
         Some(DaemonState { pid, mountpoint, .. }) => {
             let mountpoint = plain(mountpoint);
-            format!("swap folder {shown} is in use by swapfs pid {pid} (mounted at {mountpoint})")
+            let elsewhere = holder.and_then(holder_elsewhere).map(|other| {
+                format!(", now only in another mount namespace: that of process {other}")
+            });
+            let elsewhere = elsewhere.unwrap_or_default();
+            format!(
+                "swap folder {shown} is in use by swapfs pid {pid} (mounted at {mountpoint}{elsewhere})"
+            )
         }
         None => format!("swap folder {shown} is in use by another process"),
     }

@@ -6,15 +6,19 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
-use super::reach::status_of;
+use super::reach::{note_time, status_of};
 use super::table::Hint;
 use super::types::{Access, Caller, Entry, FileKind};
 use super::{Tree, link_of};
 use crate::error::{Errno, Result};
+use crate::shares::{Full, User};
 use crate::sys::{self, ActingAs, errno};
 
 /// Set-group-id.
 const SET_GROUP_ID: u32 = 0o2000;
+
+/// Without it, set-group-id is no right of a program.
+const GROUP_EXECUTES: u32 = 0o010;
 
 /// How often a name may vanish between "it exists" and opening it, before the caller has to try
 /// again.
@@ -51,7 +55,10 @@ impl Tree {
             {
                 let _naming = self.moves.naming(parent);
                 match self.create_new(directory.as_fd(), name, caller, mode) {
-                    Ok(file) => return self.created(file, Hint::new(parent, name), direct),
+                    Ok(file) => {
+                        note_time(&directory);
+                        return self.created(file, Hint::new(parent, name), direct);
+                    }
                     Err(Errno::EEXIST) if !exclusive => {}
                     Err(error) => return Err(error),
                 }
@@ -62,6 +69,42 @@ impl Tree {
             }
         }
         Err(Errno::EAGAIN)
+    }
+
+    /// Creates a file without a name in the filesystem of `parent`, and opens it for reading and writing; with O_DIRECT
+    /// if `direct`. Only one that is `linkable` can get a name.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP where the filesystem has no such files; ENOSPC, EDQUOT, EROFS and the like from the swap folder; EMFILE
+    /// and ENFILE beyond the user's share of files without a name.
+    pub fn create_unnamed(
+        &self, user: User, parent: u64, caller: &Caller, mode: u32, linkable: bool, direct: bool,
+    ) -> Result<Created> {
+        self.check_room()?;
+        let share = self.bounds.nameless.take(user, 1).map_err(Full::of_files)?;
+        let directory = self.descriptor(parent)?;
+        let mode = creation_mode(directory.as_fd(), caller, mode, FileKind::Regular)?;
+        let mut flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        flags.set(OFlags::EXCL, !linkable);
+        let descriptor = {
+            let _acting = self.act_as(caller)?;
+            rustix::fs::openat(&directory, c".", flags, mode).map_err(errno)?
+        };
+        if direct {
+            rustix::fs::fcntl_setfl(&descriptor, OFlags::DIRECT).map_err(errno)?;
+        }
+        let (node, status) = self.identify(&descriptor)?;
+        let place = OFlags::PATH | OFlags::CLOEXEC;
+        let place = rustix::fs::openat(CWD, link_of(&descriptor), place, Mode::empty());
+        let place = Arc::new(place.map_err(errno)?);
+        let entry = self.enter(node, None, &status, Hint::new(parent, OsStr::new("")));
+        // Bound to a name, so that what it closes is closed after the lock is gone.
+        let _displaced = {
+            let mut table = self.table.lock();
+            let node = table.node(entry.id).cloned().ok_or(Errno::ESTALE)?;
+            table.pin(&node, place, share)
+        };
+        Ok(Created { entry, descriptor, is_new: true })
     }
 
     /// Makes the directory `name` in `parent`.
@@ -131,6 +174,7 @@ impl Tree {
         let directory = self.descriptor(parent)?;
         let _naming = self.moves.naming(parent);
         make(directory.as_fd())?;
+        note_time(&directory);
         let found = self.find(directory.as_fd(), name)?;
         Ok(self.adopt(found, Hint::new(parent, name)))
     }
@@ -203,18 +247,19 @@ fn creation_mode(
     directory: BorrowedFd<'_>, caller: &Caller, mode: u32, kind: FileKind,
 ) -> Result<Mode> {
     let mut mode = mode & 0o7777;
-    // With a default ACL the filesystem computes the mode from it, and the umask has no say
-    // (acl(5)).
-    if !has_default_acl(directory) {
-        mode &= !caller.umask;
-    }
-    // The daemon may make set-group-id files of groups its caller is not in; most callers may not.
-    if mode & SET_GROUP_ID != 0 && kind != FileKind::Directory && !caller.keeps_set_group_id {
+    // The daemon may make set-group-id programs of groups its caller is not in; most callers may not.
+    let is_program = mode & SET_GROUP_ID != 0 && mode & GROUP_EXECUTES != 0;
+    if is_program && kind != FileKind::Directory && !caller.keeps_set_group_id {
         let status = status_of(directory)?;
         let inherits_group = u32::from(status.stx_mode) & SET_GROUP_ID != 0;
         if inherits_group && status.stx_gid != caller.gid {
             mode &= !SET_GROUP_ID;
         }
+    }
+    // With a default ACL the filesystem computes the mode from it, and the umask has no say
+    // (acl(5)).
+    if !has_default_acl(directory) {
+        mode &= !caller.umask;
     }
     Ok(Mode::from_raw_mode(mode))
 }

@@ -11,6 +11,7 @@ use super::table::{Node, Reach};
 use super::types::{FileKey, FileKind};
 use super::{ITSELF, NAME_BYTES_MAX, PRIVATE_NAME, ROOT_ID, STATUS_MASK, Tree};
 use crate::error::{Errno, Result};
+use crate::file_clock;
 use crate::sys::{self, errno};
 
 /// How a node's own descriptor is opened: a place in the tree, without a right to its bytes.
@@ -173,7 +174,14 @@ fn open_place(directory: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd> {
 
 /// statx(2) of the descriptor itself.
 pub(super) fn status_of(descriptor: impl AsFd) -> Result<Statx> {
-    rustix::fs::statx(descriptor, c"", ITSELF, STATUS_MASK).map_err(errno)
+    let status = rustix::fs::statx(descriptor, c"", ITSELF, STATUS_MASK).map_err(errno)?;
+    file_clock::saw(status.stx_ctime.tv_sec, status.stx_ctime.tv_nsec);
+    Ok(status)
+}
+
+/// Has the clock that stamps writes know when this directory was changed: by us, just now.
+pub(super) fn note_time(directory: impl AsFd) {
+    let _ = status_of(directory);
 }
 
 /// The device number of the filesystem an inode is on.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, RenameFlags};
 
 use super::Tree;
-use super::reach::{Found, status_of};
+use super::reach::{Found, note_time, status_of};
 use super::table::{Displaced, Hint};
 use super::types::{FileKey, FileKind};
 use crate::error::{Errno, Result};
@@ -34,17 +34,25 @@ pub enum RenameKind {
     NoReplace,
     /// Gives it the source's name; ENOENT when there is none.
     Exchange,
+    /// Replaces it, and leaves a whiteout, a device of number 0, under the source's name.
+    Whiteout,
+    /// Fails with EEXIST, else as [`RenameKind::Whiteout`].
+    NoReplaceWhiteout,
 }
 
 impl RenameKind {
     /// The kind that renameat2(2) flags ask for.
     ///
     /// # Errors
-    /// EINVAL for any but RENAME_NOREPLACE or RENAME_EXCHANGE alone.
+    /// EINVAL for flags that there are not, and for RENAME_EXCHANGE with another.
     pub fn from_flags(flags: u32) -> Result<Self> {
         match RenameFlags::from_bits_retain(flags) {
             RenameFlags::NOREPLACE => Ok(Self::NoReplace),
             RenameFlags::EXCHANGE => Ok(Self::Exchange),
+            RenameFlags::WHITEOUT => Ok(Self::Whiteout),
+            flags if flags == RenameFlags::NOREPLACE | RenameFlags::WHITEOUT => {
+                Ok(Self::NoReplaceWhiteout)
+            }
             flags if flags.is_empty() => Ok(Self::Replace),
             _ => Err(Errno::EINVAL),
         }
@@ -55,6 +63,8 @@ impl RenameKind {
             Self::Replace => RenameFlags::empty(),
             Self::NoReplace => RenameFlags::NOREPLACE,
             Self::Exchange => RenameFlags::EXCHANGE,
+            Self::Whiteout => RenameFlags::WHITEOUT,
+            Self::NoReplaceWhiteout => RenameFlags::NOREPLACE | RenameFlags::WHITEOUT,
         }
     }
 }
@@ -102,6 +112,8 @@ impl Tree {
         };
         rustix::fs::renameat_with(&directory, name, &new_directory, new_name, kind.flags())
             .map_err(errno)?;
+        note_time(&directory);
+        note_time(&new_directory);
         if target.as_ref().is_some_and(|target| target.node.is_same(&source.node)) {
             // Two names of one inode: POSIX leaves both.
             return Ok(None);
@@ -133,6 +145,7 @@ impl Tree {
         // Opened first: it may have to live on without a name.
         let found = self.find(directory.as_fd(), name)?;
         rustix::fs::unlinkat(&directory, name, flags).map_err(errno)?;
+        note_time(&directory);
         let gone;
         (gone, _displaced) = self.lost_name(user, found, &Hint::new(parent, name))?;
         Ok(gone)

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{FileType, StatVfs, Statx, StatxTimestamp};
+use rustix::fs::{FileType, StatVfs, Statx, StatxFlags, StatxTimestamp};
 
 /// On whose behalf something is created.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -13,7 +13,7 @@ pub struct Caller {
     pub gid: u32,
     /// Taken out of the mode, unless the directory has a default ACL.
     pub umask: u32,
-    /// The caller may make set-group-id files of groups that it is not in.
+    /// The caller may make set-group-id files of the directory's group.
     pub keeps_set_group_id: bool,
 }
 
@@ -92,6 +92,8 @@ pub struct Attributes {
     pub mtime: SystemTime,
     /// Last change of content or attributes.
     pub ctime: SystemTime,
+    /// When it was made, where the filesystem tells.
+    pub birth: Option<SystemTime>,
     /// What it is.
     pub kind: FileKind,
     /// Permission bits, with set-user-id, set-group-id and sticky; no type bits.
@@ -118,6 +120,8 @@ impl Attributes {
             atime: time_of(status.stx_atime),
             mtime: time_of(status.stx_mtime),
             ctime: time_of(status.stx_ctime),
+            birth: (status.stx_mask & StatxFlags::BTIME.bits() != 0)
+                .then(|| time_of(status.stx_btime)),
             // No filesystem has inodes of another type; examine() refuses them.
             kind: FileKind::of_mode(mode).unwrap_or(FileKind::Regular),
             mode: mode & 0o7777,

@@ -1,7 +1,8 @@
 //! fuser's trait, request by request: a few lines of decoding, a call and a reply each.
 //!
 //! LOOKUP, GETATTR, OPEN, READ, FLUSH, RELEASE, FSYNC and GETXATTR only get here for the control folder:
-//! for everything else the front answers them, and WRITE, CREATE, UNLINK, SETATTR, IOCTL and FORGET always.
+//! for everything else the front answers them, and WRITE, CREATE,
+//! TMPFILE, UNLINK, SETATTR, STATX, SETXATTR, IOCTL and FORGET always.
 //!
 //! POLL is left to fuser, which answers ENOSYS: the kernel then never asks again and calls every file ready. It has
 //! to, because io_uring retries a buffered write 128 times while the file polls ready, and asks twice each time.
@@ -23,12 +24,12 @@ use super::opened::{
 };
 use super::{control, data, session};
 use crate::error::Errno;
-use crate::fs::{FileKind, ROOT_ID, RenameKind, XattrMode};
-use crate::volume::{CAPABILITY_NAME, ControlNode, REQUEST_NAME, outcome};
+use crate::fs::{FileKind, ROOT_ID, RenameKind};
+use crate::volume::{ControlNode, outcome};
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        session::negotiate(config);
+        session::negotiate(config, &self.agreed);
         Ok(())
     }
 
@@ -60,8 +61,8 @@ impl Filesystem for Adapter {
         let Some(kind) = FileKind::of_mode(mode) else {
             return reply.error(errno(Errno::EINVAL));
         };
-        let caller = caller(req, umask, mode);
-        let made = self.volume.tree.mknod(parent.0, name, &caller, kind, mode & 0o7777, rdev);
+        let caller = caller(&self.volume, req, parent, umask, mode);
+        let made = self.volume.mknod(parent.0, name, &caller, kind, mode & 0o7777, rdev);
         answer_entry(made, reply);
     }
 
@@ -72,7 +73,8 @@ impl Filesystem for Adapter {
         if control::is_ours(parent, name) {
             return reply.error(errno(Errno::EPERM));
         }
-        let made = self.volume.tree.mkdir(parent.0, name, &caller(req, umask, 0), mode & 0o7777);
+        let caller = caller(&self.volume, req, parent, umask, 0);
+        let made = self.volume.tree.mkdir(parent.0, name, &caller, mode & 0o7777);
         answer_entry(made, reply);
     }
 
@@ -89,7 +91,7 @@ impl Filesystem for Adapter {
         if control::is_ours(parent, link_name) {
             return reply.error(errno(Errno::EPERM));
         }
-        let caller = caller(req, 0, 0);
+        let caller = caller(&self.volume, req, parent, 0, 0);
         answer_entry(
             self.volume.tree.symlink(parent.0, link_name, &caller, target.as_os_str()),
             reply,
@@ -115,11 +117,7 @@ impl Filesystem for Adapter {
         if control::node(ino).is_some() || control::is_ours(newparent, newname) {
             return reply.error(errno(Errno::EPERM));
         }
-        let linked = self.volume.tree.link(ino.0, newparent.0, newname).map(|mut entry| {
-            self.volume.present(&mut entry);
-            entry
-        });
-        answer_entry(linked, reply);
+        answer_entry(self.volume.link(ino.0, newparent.0, newname), reply);
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -270,26 +268,6 @@ impl Filesystem for Adapter {
             ),
             Err(error) => reply.error(errno(error)),
         }
-    }
-
-    fn setxattr(
-        &self, req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _position: u32,
-        reply: ReplyEmpty,
-    ) {
-        if control::node(ino).is_some() {
-            return reply.error(errno(Errno::EPERM));
-        }
-        if name == REQUEST_NAME {
-            let answer = data::empty(reply);
-            return self.volume.request(ino.0, value, asker(req), answer);
-        }
-        let set = match XattrMode::from_flags(flags as u32) {
-            Ok(mode) if name == CAPABILITY_NAME => {
-                return self.volume.set_capability(ino.0, value, mode, data::empty(reply));
-            }
-            mode => mode.and_then(|mode| self.volume.set_xattr(ino.0, name, value, mode)),
-        };
-        answer_empty(set, reply);
     }
 
     fn getxattr(

@@ -18,6 +18,8 @@ mod reads;
 mod relay;
 mod room;
 mod spare;
+mod unnamed;
+mod xattrs;
 
 use std::cell::Cell;
 use std::io;
@@ -39,7 +41,7 @@ use self::device::{Device, HEADER_BYTES, Reply};
 use self::reads::Reads;
 use self::relay::Relay;
 use self::room::{Payload, Room};
-use super::session::REQUEST_BYTES_MAX;
+use super::session::{Agreed, REQUEST_BYTES_MAX};
 use crate::fs::Forgotten;
 use crate::metrics::Ticket;
 use crate::panics::outlive;
@@ -79,6 +81,7 @@ pub(super) struct Front {
     aim: aim::Aim,
     /// Inodes whose descriptors are still to be closed.
     forgotten: Mutex<Vec<Forgotten>>,
+    agreed: Arc<Agreed>,
 }
 
 impl Front {
@@ -87,7 +90,9 @@ impl Front {
     ///
     /// # Errors
     /// When the kernel's protocol is too old, or the mount is gone already.
-    pub(super) fn begin(volume: Arc<Volume>, device: OwnedFd) -> io::Result<(Front, OwnedFd)> {
+    pub(super) fn begin(
+        volume: Arc<Volume>, device: OwnedFd, agreed: Arc<Agreed>,
+    ) -> io::Result<(Front, OwnedFd)> {
         let (relay, theirs) = Relay::new()?;
         let device = Device::new(device, volume.watch.clone());
         let (mut headers, mut payload) = ([0; HEADER_BYTES], Payload::new());
@@ -117,7 +122,7 @@ impl Front {
         relay.pass(&device, &header, &mut headers, rest, None)?;
         let (readers, forgotten) = (spare::Readers::default(), Mutex::default());
         let aim = aim::Aim::default();
-        Ok((Front { volume, relay, device, readers, aim, forgotten }, theirs))
+        Ok((Front { volume, relay, device, readers, aim, forgotten, agreed }, theirs))
     }
 
     /// Brings the answer to the first request back to the kernel.
@@ -369,7 +374,7 @@ impl Reader {
         // A write's stay where they are.
         let bytes = if is_write { &[] } else { room.bytes(rest) };
         let ticket = self.device.watch.begin(describe::operation(&header), || {
-            describe::note(&self.front.volume, &header, &self.headers, bytes)
+            describe::note(&self.front, &header, &self.headers, bytes)
         });
         if is_write {
             let reply = Reply::new(&self.device, header.unique, Some(ticket));
@@ -389,7 +394,7 @@ impl Reader {
         let reply = || Reply::new(&self.device, header.unique, ticket.take());
         let arguments = if length <= HEADER_BYTES {
             &self.headers[size_of::<InHeader>()..length]
-        } else if opcode.is_answered_here() || opcode == Opcode::SetXattr {
+        } else if opcode.is_answered_here() {
             self.joined.clear();
             self.joined.extend_from_slice(&self.headers[size_of::<InHeader>()..]);
             self.joined.extend_from_slice(rest);
@@ -398,9 +403,6 @@ impl Reader {
             &[][..]
         };
         let outcome = match opcode {
-            Opcode::SetXattr if !hot::is_whole_set_xattr(arguments) => {
-                return reply().error(nix::errno::Errno::EINVAL);
-            }
             // None are known; fuser would take the word of this one's length, too.
             Opcode::Ioctl => return reply().error(nix::errno::Errno::ENOTTY),
             Opcode::Read if self.leads && self.impatient.is_some() => {

@@ -11,6 +11,7 @@ use fuser::{
 use parking_lot::Mutex;
 
 use super::attr::{TTL, errno, file_attr};
+use super::session::Agreed;
 use crate::error::{Errno, Result};
 use crate::fs::{Caller, Directory, Entry};
 use crate::shares::{Share, User};
@@ -38,17 +39,20 @@ pub(super) struct Adapter {
     pub(super) volume: Arc<Volume>,
     pub(super) opened: Mutex<HashMap<u64, Opened>>,
     next_handle: AtomicU64,
+    pub(super) agreed: Arc<Agreed>,
 }
 
-pub(super) fn caller(req: &Request, umask: u32, mode: u32) -> Caller {
-    let keeps_set_group_id = keeps_set_group_id(mode, asker(req));
+pub(super) fn caller(
+    volume: &Volume, req: &Request, parent: INodeNo, umask: u32, mode: u32,
+) -> Caller {
+    let keeps_set_group_id = keeps_set_group_id(volume, parent.0, mode, asker(req));
     Caller { uid: req.uid(), gid: req.gid(), umask, keeps_set_group_id }
 }
 
-/// Whether a file that is made with this mode keeps its set-group-id bit whatever its group. Looks at the asker only
-/// when there is such a bit.
-pub(super) fn keeps_set_group_id(mode: u32, asker: Asker) -> bool {
-    mode & libc::S_ISGID != 0 && asker.keeps_set_group_id()
+/// Whether a file that is made with this mode in a folder keeps its set-group-id bit if it gets the folder's group. Looks
+/// at the asker only when there is such a bit.
+pub(super) fn keeps_set_group_id(volume: &Volume, parent: u64, mode: u32, asker: Asker) -> bool {
+    mode & libc::S_ISGID != 0 && volume.keeps_set_group_id(asker, parent)
 }
 
 pub(super) fn user(req: &Request) -> User {
@@ -87,8 +91,9 @@ pub(super) fn answer_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
 }
 
 impl Adapter {
-    pub(super) fn new(volume: Arc<Volume>) -> Adapter {
-        Adapter { volume, opened: Mutex::new(HashMap::new()), next_handle: AtomicU64::new(1) }
+    pub(super) fn new(volume: Arc<Volume>, agreed: Arc<Agreed>) -> Adapter {
+        let (opened, next_handle) = (Mutex::new(HashMap::new()), AtomicU64::new(1));
+        Adapter { volume, opened, next_handle, agreed }
     }
 
     pub(super) fn keep(&self, opened: Opened) -> u64 {
@@ -123,8 +128,10 @@ impl Adapter {
                 let Ok((attributes, generation)) = found else {
                     return true;
                 };
-                let (attr, generation) = (file_attr(&attributes), Generation(generation));
+                let (mut attr, generation) = (file_attr(&attributes), Generation(generation));
                 let id = INodeNo(if dots { listed.ino } else { attributes.ino });
+                // This is the number that the listing shows.
+                attr.ino = id;
                 let full = reply.add(id, listed.next_offset, listed.name, &TTL, &attr, generation);
                 if full && !dots {
                     volume.forget(attributes.ino, 1);

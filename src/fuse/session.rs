@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use fuser::{Config, FopenFlags, InitFlags, KernelConfig, Session, SessionACL};
 
@@ -19,7 +20,7 @@ pub(super) const REQUEST_BYTES_MAX: u32 = 1 << 20;
 const BACKGROUND_MAX: u16 = 48;
 
 /// What is asked of the kernel, and what is lost where it refuses.
-pub(super) const WANTED: [(InitFlags, &str); 9] = [
+pub(super) const WANTED: [(InitFlags, &str); 10] = [
     (InitFlags::FUSE_ASYNC_DIO, "asynchronous direct I/O runs one request at a time"),
     (InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP, "shared mmap fails with ENODEV"),
     (InitFlags::FUSE_PARALLEL_DIROPS, "lookups in one directory wait for each other"),
@@ -30,14 +31,34 @@ pub(super) const WANTED: [(InitFlags, &str); 9] = [
     (InitFlags::FUSE_DONT_MASK, "the umask applies in folders with a default ACL too"),
     // Spares a getxattr of security.capability before every cached write.
     (InitFlags::FUSE_HANDLE_KILLPRIV_V2, "cached writes ask for security.capability each time"),
+    (EXTENDED_SETXATTR, "an owner outside the group keeps set-group-id when setting an ACL"),
     (InitFlags::FUSE_CACHE_SYMLINKS, "symlinks are read anew each time"),
 ];
 
+/// SETXATTR has a longer head, which says when set-group-id is to go.
+const EXTENDED_SETXATTR: InitFlags = InitFlags::FUSE_SETXATTR_EXT;
+
+/// What kernel and daemon have agreed on that changes the form of requests. Known before the first of them.
+#[derive(Debug, Default)]
+pub(super) struct Agreed {
+    extended_setxattr: AtomicBool,
+}
+
+impl Agreed {
+    pub(super) fn extended_setxattr(&self) -> bool {
+        self.extended_setxattr.load(Ordering::Acquire)
+    }
+}
+
 /// Asks for the abilities this filesystem needs.
-pub(super) fn negotiate(config: &mut KernelConfig) {
+pub(super) fn negotiate(config: &mut KernelConfig, agreed: &Agreed) {
     for (flag, loss) in WANTED {
-        if config.add_capabilities(flag).is_err() {
-            log::warn!("this kernel has no {flag:?}: {loss}");
+        match config.add_capabilities(flag) {
+            Ok(_) if flag == EXTENDED_SETXATTR => {
+                agreed.extended_setxattr.store(true, Ordering::Release);
+            }
+            Ok(_) => {}
+            Err(_) => log::warn!("this kernel has no {flag:?}: {loss}"),
         }
     }
     let _ = config.set_max_write(REQUEST_BYTES_MAX);
@@ -78,9 +99,11 @@ pub fn serve(
 ) -> io::Result<Serving> {
     let mut config = Config::default();
     config.n_threads = Some(threads);
-    let (front, descriptor) = Front::begin(volume.clone(), device)?;
+    let agreed = Arc::new(Agreed::default());
+    let (front, descriptor) = Front::begin(volume.clone(), device, agreed.clone())?;
     volume.set_invalidate(front.invalidator());
-    let session = Session::from_fd(Adapter::new(volume), descriptor, SessionACL::All, config);
+    let session =
+        Session::from_fd(Adapter::new(volume, agreed), descriptor, SessionACL::All, config);
     // A refusal is an answer, too.
     let answered = front.answer_init();
     let session = session?;

@@ -121,13 +121,23 @@ impl LedgerFile {
 }
 
 /// Since 1970.
-fn nanoseconds(time: SystemTime) -> i64 {
+pub(super) fn nanoseconds(time: SystemTime) -> i64 {
     let clamped =
         |duration: std::time::Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
     match time.duration_since(SystemTime::UNIX_EPOCH) {
         Ok(since) => clamped(since),
         Err(before) => -clamped(before.duration()),
     }
+}
+
+/// The time so many nanoseconds after 1970.
+pub(super) fn system_time(nanoseconds: i64) -> SystemTime {
+    let apart = std::time::Duration::from_nanos(nanoseconds.unsigned_abs());
+    let time = match nanoseconds < 0 {
+        true => SystemTime::UNIX_EPOCH.checked_sub(apart),
+        false => SystemTime::UNIX_EPOCH.checked_add(apart),
+    };
+    time.unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 impl AsFd for LedgerFile {
@@ -164,7 +174,11 @@ impl BackingFile for LedgerFile {
     }
 
     fn status(&self) -> Result<FileStatus> {
-        self.inner.status()
+        let mut status = self.inner.status()?;
+        if let Some(shown) = self.record.shown_changed(nanoseconds(status.changed)) {
+            status.changed = system_time(shown);
+        }
+        Ok(status)
     }
 
     fn reserve(&self, offset: u64, length: u64) -> Result<()> {
@@ -179,8 +193,14 @@ impl BackingFile for LedgerFile {
         self.change(bytes, |file| file.set_len(size))
     }
 
-    fn set_modified(&self, time: SystemTime) -> Result<()> {
-        self.timed(Some(time), || self.inner.set_modified(time))
+    fn set_times(&self, modified: SystemTime, changed: SystemTime) -> Result<SystemTime> {
+        let mut settled = changed;
+        self.timed(Some(modified), || {
+            settled = self.inner.set_times(modified, changed)?;
+            self.record.show_changed(nanoseconds(changed), nanoseconds(settled));
+            Ok(())
+        })?;
+        Ok(settled)
     }
 
     fn allocate(&self, mode: i32, offset: u64, length: u64) -> Result<()> {

@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::SeekFrom;
 use serde::Serialize;
 
 use super::entry::PAGE_BYTES;
@@ -245,7 +246,28 @@ impl Check<'_> {
         let mut buffer = vec![0; CHUNK_BYTES as usize];
         let mut at = 0;
         while at < size {
-            let chunk = &mut buffer[..CHUNK_BYTES.min(size - at) as usize];
+            let data = next_data(file, at, size);
+            if !self.verify_hole(record, at..data, path, bad)? {
+                return Ok(false);
+            }
+            let end = if data < size { next_hole(file, data, size) } else { size };
+            if !self.verify_data(record, file, data..end, path, &mut buffer, bad)? {
+                return Ok(false);
+            }
+            at = end;
+        }
+        bad.sort_by_key(|(page, damage)| (*page, *damage != Damage::Torn));
+        bad.dedup_by_key(|(page, _)| *page);
+        Ok(true)
+    }
+
+    fn verify_data(
+        &mut self, record: &Record, file: &File, bytes: Range<u64>, path: &Path, buffer: &mut [u8],
+        bad: &mut Vec<(u64, Damage)>,
+    ) -> io::Result<bool> {
+        let mut at = bytes.start;
+        while at < bytes.end {
+            let chunk = &mut buffer[..CHUNK_BYTES.min(bytes.end - at) as usize];
             if self.listener.is_stopped() {
                 return Ok(false);
             }
@@ -261,9 +283,52 @@ impl Check<'_> {
             self.report.bytes += chunk.len() as u64;
             self.listener.read(path, chunk.len() as u64);
         }
-        bad.sort_by_key(|(page, damage)| (*page, *damage != Damage::Torn));
-        bad.dedup_by_key(|(page, _)| *page);
         Ok(true)
+    }
+
+    /// A hole reads as zeros, which need not be read; only pages of which something is known can be wrong.
+    fn verify_hole(
+        &mut self, record: &Record, bytes: Range<u64>, path: &Path, bad: &mut Vec<(u64, Damage)>,
+    ) -> io::Result<bool> {
+        let pages = pages_in(&bytes);
+        let mut next = pages.start;
+        while let Some(known) = record.known_pages(next..pages.end) {
+            next = known.end;
+            for first in known.clone().step_by(ZEROS_PAGES as usize) {
+                if self.listener.is_stopped() {
+                    return Ok(false);
+                }
+                let (from, to) = (first, known.end.min(first + ZEROS_PAGES));
+                let (from, to) = (from * PAGE_BYTES, (to * PAGE_BYTES).min(bytes.end));
+                bad_pages(record, from, &ZEROS[..(to - from) as usize], bad);
+            }
+        }
+        if !bytes.is_empty() {
+            self.listener.read(path, bytes.end - bytes.start);
+        }
+        Ok(!self.listener.is_stopped())
+    }
+}
+
+/// Zeros to compare with the entries of pages in holes, so many pages at a time.
+const ZEROS_PAGES: u64 = 16;
+static ZEROS: [u8; (ZEROS_PAGES * PAGE_BYTES) as usize] = [0; (ZEROS_PAGES * PAGE_BYTES) as usize];
+
+/// The start of the page with the first data from `at` on, or the end of the file. Where the filesystem cannot tell,
+/// all is data.
+fn next_data(file: &File, at: u64, size: u64) -> u64 {
+    match rustix::fs::seek(file, SeekFrom::Data(at)) {
+        Ok(data) => (data / PAGE_BYTES * PAGE_BYTES).clamp(at, size),
+        Err(rustix::io::Errno::NXIO) => size,
+        Err(_) => at,
+    }
+}
+
+/// The end of the page with the last data before the next hole.
+fn next_hole(file: &File, at: u64, size: u64) -> u64 {
+    match rustix::fs::seek(file, SeekFrom::Hole(at)) {
+        Ok(hole) if hole > at => hole.next_multiple_of(PAGE_BYTES).min(size),
+        _ => size,
     }
 }
 

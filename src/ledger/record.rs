@@ -23,8 +23,8 @@ use super::entry::{ENTRY_BYTES, Entry, pages_of};
 use super::pulse::Pulse;
 use super::stamp::Stamp;
 use super::table::{
-    ACTIVE, COMPLETE, HAS_TORN, Header, INLINE_PAGES, Identity, PADDED, Place, SHAPING, SIDECAR,
-    SUSPECT, TIMED, Table, allocate,
+    ACTIVE, COMPLETE, HAS_TORN, Header, INLINE_PAGES, Identity, PADDED, Place, SHAPING, SHOWN,
+    SIDECAR, SUSPECT, TIMED, Table, allocate,
 };
 use super::{Checksum, Counters};
 use crate::aio::device::BackingFile;
@@ -82,6 +82,8 @@ struct State {
     changes: u32,
     /// How many of both have ended: a look at the file is worth nothing after the next end.
     ended: u64,
+    /// The change time to show while the backing file has the second one. Both in nanoseconds since 1970.
+    shown: Option<(i64, i64)>,
     /// Files that refer to the record.
     files: u32,
     /// Torn bytes that are not on record, because nothing may be written.
@@ -122,6 +124,7 @@ impl Record {
             writes: 0,
             changes: 0,
             ended: 0,
+            shown: None,
             files: 0,
             torn: Vec::new(),
             decided: BTreeMap::new(),
@@ -293,6 +296,18 @@ impl Record {
         }
     }
 
+    /// The backing file has got its change time `settled_ns` by our own doing: `shown_ns` is to be shown instead.
+    pub(super) fn show_changed(&self, shown_ns: i64, settled_ns: i64) {
+        self.state.lock().shown = Some((shown_ns, settled_ns));
+    }
+
+    /// The change time to show of a backing file that has this one, where it is not its own.
+    pub(super) fn shown_changed(&self, changed_ns: i64) -> Option<i64> {
+        let state = self.state.lock();
+        let set = state.shown.filter(|(_, settled)| *settled == changed_ns);
+        set.map(|(shown, _)| shown).or_else(|| state.header.shown(changed_ns))
+    }
+
     /// Changes the header, and writes it when that makes a difference. Returns whether it was written.
     fn change(&self, change: impl FnOnce(&mut State)) -> Result<bool> {
         let _writing = self.writing.lock();
@@ -420,6 +435,14 @@ impl State {
             return None;
         }
         header.flags &= !(ACTIVE | PADDED | TIMED | SHAPING);
+        match self.shown {
+            Some((shown, settled)) if settled == stamp.changed_ns => {
+                header.flags |= SHOWN;
+                header.next = shown.cast_unsigned();
+            }
+            _ if header.changed_ns == stamp.changed_ns && !self.header.has(TIMED | PADDED) => {}
+            _ => header.flags &= !SHOWN,
+        }
         stamp.store(&mut header);
         Some(header)
     }

@@ -59,6 +59,10 @@ impl Past for Sessions {
         Sessions::crash(self, number)
     }
 
+    fn cut_after(&self, number: u32) -> Option<Crash> {
+        Sessions::cut_after(self, number)
+    }
+
     fn number(&self) -> u32 {
         Sessions::number(self)
     }

@@ -207,6 +207,12 @@ impl Sessions {
         self.stored.crashed.iter().rev().find(|crash| crash.number == number).copied()
     }
 
+    /// The first session after this one that a power cut ended.
+    pub(super) fn cut_after(&self, number: u32) -> Option<Crash> {
+        let cuts = self.stored.crashed.iter().filter(|crash| crash.fall == Fall::PowerCut);
+        cuts.filter(|crash| crash.number > number).min_by_key(|crash| crash.number).copied()
+    }
+
     /// Whether any session ended by a power cut.
     pub(super) fn has_cuts(&self) -> bool {
         self.stored.crashed.iter().any(|crash| crash.fall == Fall::PowerCut)

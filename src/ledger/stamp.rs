@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 
 use super::table::Header;
 use crate::error::Result;
+use crate::file_clock;
 use crate::sys::errno;
 
 /// Of one moment. Times in nanoseconds since 1970.
@@ -19,6 +20,7 @@ pub(super) struct Stamp {
 impl Stamp {
     pub(super) fn of(descriptor: impl AsFd) -> Result<Self> {
         let status = rustix::fs::fstat(descriptor).map_err(errno)?;
+        file_clock::saw(status.st_ctime, u32::try_from(status.st_ctime_nsec).unwrap_or(0));
         let nanoseconds =
             |s: i64, ns: u64| s.saturating_mul(1_000_000_000).saturating_add_unsigned(ns);
         Ok(Self {

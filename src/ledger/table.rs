@@ -60,7 +60,7 @@ pub(super) struct Header {
     pub(super) modified_ns: i64,
     pub(super) changed_ns: i64,
     /// With [`TIMED`]: the modification time that it is about to get. With [`PADDED`], in the first format: the end of
-    /// the bytes that were written.
+    /// the bytes that were written. With [`SHOWN`]: the change time to show, in nanoseconds since 1970.
     pub(super) next: u64,
     /// The session that wrote this last; 0 in the first format.
     pub(super) session: u32,
@@ -85,7 +85,16 @@ pub(super) const SHAPING: u32 = 64;
 /// power cut.
 pub(super) const COMPLETE: u32 = 128;
 
+/// The backing file got its change time `changed_ns` by our own doing: its user changed it at the time `next`.
+pub(super) const SHOWN: u32 = 256;
+
 impl Header {
+    /// The change time to show of a backing file that has this one, where it is not its own.
+    pub(super) fn shown(&self, changed_ns: i64) -> Option<i64> {
+        let holds = self.has(SHOWN) && !self.has(TIMED | PADDED) && self.changed_ns == changed_ns;
+        holds.then(|| self.next.cast_signed())
+    }
+
     pub(super) fn has(&self, flag: u32) -> bool {
         self.flags & flag != 0
     }

@@ -73,6 +73,11 @@ impl Past for History {
         self.crashes.get(&number).copied()
     }
 
+    fn cut_after(&self, number: u32) -> Option<Crash> {
+        let cuts = self.crashes.values().filter(|crash| crash.fall == Fall::PowerCut);
+        cuts.filter(|crash| crash.number > number).min_by_key(|crash| crash.number).copied()
+    }
+
     fn number(&self) -> u32 {
         self.number
     }

@@ -33,6 +33,8 @@ pub(super) struct Judgement {
 pub(super) trait Past {
     /// The session of this number, when it did not end well.
     fn crash(&self, number: u32) -> Option<Crash>;
+    /// The first session after this one that a power cut ended.
+    fn cut_after(&self, number: u32) -> Option<Crash>;
     /// The number of the session that is now.
     fn number(&self) -> u32;
     /// Whether both times are of one session that ended well, or of the one that is now.
@@ -46,7 +48,9 @@ fn crash_of(header: &Header, past: &impl Past) -> Option<Crash> {
     let known = past.crash(header.session);
     // Written to and never settled, by a session that nobody remembers.
     let forgotten = known.is_none() && header.has(ACTIVE) && header.session != past.number();
-    known.or_else(|| forgotten.then(|| Crash::unknown(header.session, past.alive_ns())))
+    let unknown = || forgotten.then(|| Crash::unknown(header.session, past.alive_ns()));
+    // What a later session had written may have come to the device without its record, and without new times.
+    known.or_else(unknown).or_else(|| past.cut_after(header.session))
 }
 
 /// Judges a file, as it is now, by its record.
@@ -110,6 +114,10 @@ mod tests {
     impl Past for Sessions {
         fn crash(&self, number: u32) -> Option<Crash> {
             self.0.filter(|crash| crash.number == number)
+        }
+
+        fn cut_after(&self, number: u32) -> Option<Crash> {
+            self.0.filter(|crash| crash.number > number && crash.fall == Fall::PowerCut)
         }
 
         fn number(&self) -> u32 {
@@ -188,6 +196,29 @@ mod tests {
         assert!(restored.is_touched && restored.is_unwritten, "{restored:?}");
         assert_eq!(settled(stamp(10, 600, 600)), Meaning::Ours);
         assert_eq!(settled(stamp(10, 605, 605)), Meaning::Others);
+    }
+
+    #[test]
+    fn a_power_cut_leaves_records_of_earlier_sessions_uncertain() {
+        let unchanged = stamp(10, 150, 160);
+        let judged =
+            |session, past: &Sessions| judge(&header(session, 0, unchanged), unchanged, past);
+        let cut = crash(Fall::PowerCut, Some(700));
+        for (session, meaning) in [
+            (0, Meaning::Uncertain),
+            (1, Meaning::Uncertain),
+            (2, Meaning::Uncertain),
+            (3, Meaning::Uncertain),
+            // Looked at since.
+            (4, Meaning::Ours),
+        ] {
+            assert_eq!(judged(session, &cut).meaning, meaning, "{session}");
+            let past = crash(Fall::Killed, None);
+            assert_eq!(judged(session, &past).meaning, Meaning::Ours, "{session}, killed");
+        }
+        // What others wrote after the machine was started again is theirs.
+        let theirs = judge(&header(1, 0, unchanged), stamp(10, 800, 800), &cut);
+        assert_eq!(theirs.meaning, Meaning::Others);
     }
 
     #[test]

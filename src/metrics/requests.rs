@@ -12,7 +12,7 @@ use super::histogram::{Histogram, Snapshot};
 const CONTROL: u32 = 63;
 
 /// Requests by number, as in the kernel's `include/uapi/linux/fuse.h`; the last stands for all others.
-const OPERATIONS: [(u32, &str); 37] = [
+const OPERATIONS: [(u32, &str); 39] = [
     (1, "lookup"),
     (2, "forget"),
     (3, "getattr"),
@@ -48,6 +48,8 @@ const OPERATIONS: [(u32, &str); 37] = [
     (45, "rename2"),
     (46, "lseek"),
     (47, "copy_file_range"),
+    (51, "tmpfile"),
+    (52, "statx"),
     (CONTROL, "control"),
     (u32::MAX, "other"),
 ];

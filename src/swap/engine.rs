@@ -11,7 +11,7 @@ use super::budget::Budget;
 use super::inside::Inside;
 use super::memory::Memory;
 use super::op::Op;
-use super::partition::FileKey;
+use super::partition::{ChangeTime, FileKey};
 use super::stall::Calls;
 use super::state::{Shape, State};
 use super::traffic::Meter;
@@ -358,6 +358,16 @@ impl Engine {
         });
     }
 
+    /// A file has a name, the first one perhaps.
+    pub fn linked(&self, key: FileKey) {
+        self.with(|st, _| {
+            if let Some(id) = st.keys.get(&key).copied() {
+                let part = st.part(id);
+                (part.unlinked, part.known) = (false, false);
+            }
+        });
+    }
+
     /// Nobody will open this file any more, if it has no name.
     pub fn forgotten(&self, key: FileKey) {
         self.with(|st, actions| {
@@ -393,11 +403,23 @@ impl Engine {
     /// The user set a partition's modification time: neither writing out nor giving space back must
     /// change it. Kept for a clean partition too: a transfer that ended just now, or the end of a
     /// settling under way, may have changed the backing file's after the user's call.
-    pub fn set_modified(&self, key: FileKey, time: SystemTime) {
+    /// `changed` is the backing file's change time since.
+    pub fn set_modified(&self, key: FileKey, time: SystemTime, changed: SystemTime) {
         self.with(|st, actions| {
             if let Some(id) = st.keys.get(&key).copied() {
-                st.part(id).modified = Some(time);
+                let part = st.part(id);
+                part.modified = Some(time);
+                part.changed = Some(ChangeTime { shown: changed, settled: None });
                 self.settle_if_due(st, id, actions);
+            }
+        });
+    }
+
+    /// The user changed attributes of a partition, which gave its backing file this change time.
+    pub fn attributes_changed(&self, key: FileKey, changed: SystemTime) {
+        self.with(|st, _| {
+            if let Some(id) = st.keys.get(&key).copied() {
+                st.part(id).attributes_changed(changed);
             }
         });
     }

@@ -12,7 +12,7 @@ use super::engine::{Engine, PAGE_SIZE};
 use super::op::{BarrierOp, Change, Op, Reply};
 use super::partition::Partition;
 use super::space::is_full;
-use super::state::{OFFSET_MAX, State, file_time_now};
+use super::state::{OFFSET_MAX, State};
 use crate::error::{Errno, Result};
 
 const KEEP_SIZE: i32 = libc::FALLOC_FL_KEEP_SIZE;
@@ -288,7 +288,7 @@ impl Engine {
             part.lost.remove(size.next_multiple_of(unit)..u64::MAX);
             part.unreadable.remove(size.next_multiple_of(unit)..u64::MAX);
         }
-        part.modified = (!part.clean()).then(file_time_now);
+        part.shape_changed();
         let emptied: Vec<BufferIndex> =
             part.blocks.range(size.div_ceil(block_size)..).map(|(_, buffer)| *buffer).collect();
         for buffer in emptied {
@@ -397,7 +397,7 @@ impl Engine {
         }
         // The call has set the backing file's own time.
         let part = st.part(id);
-        part.modified = (!part.clean()).then(file_time_now);
+        part.shape_changed();
     }
 }
 

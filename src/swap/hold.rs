@@ -18,7 +18,7 @@ use super::actions::{Actions, Answer};
 use super::block::BufferIndex;
 use super::engine::Engine;
 use super::op::{Granted, Op};
-use super::state::{State, file_time_now};
+use super::state::State;
 use super::trays::Place;
 use crate::error::{Errno, Result};
 use crate::pool::{ReadLease, WriteLease};
@@ -433,7 +433,7 @@ impl Engine {
         let part = st.part(hold.partition);
         let old = part.size;
         part.size = part.size.max(hold.bytes.end);
-        part.modified = Some(file_time_now());
+        part.changed_now();
         part.written_ms = now_ms;
         let whole = hold.bytes.start..hold.bytes.end.next_multiple_of(unit);
         part.lost.remove(whole.clone());

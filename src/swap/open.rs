@@ -131,7 +131,7 @@ impl Engine {
         moment: Moment,
     ) -> Result<u64> {
         let modified = SystemTime::UNIX_EPOCH;
-        let status = FileStatus { size: 0, allocated: 0, modified, links: 1 };
+        let status = FileStatus { size: 0, allocated: 0, modified, changed: modified, links: 1 };
         let opening = Opening { key, read, write: true, status, drops: moment.0 };
         self.open_with(admission, opening, file)
     }

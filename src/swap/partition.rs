@@ -11,6 +11,7 @@ use super::pages::RangeSet;
 use super::traffic::Traffic;
 use crate::aio::device::BackingFile;
 use crate::error::Errno;
+use crate::file_clock;
 use crate::shares::{Openers, Share, User};
 
 /// Identity of a file of the swap folder: device, inode and generation, so that a reused inode number
@@ -48,6 +49,26 @@ impl PartitionStatus {
     }
 }
 
+/// When a partition was changed by its user. The backing file's own change time moves with each transfer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChangeTime {
+    /// What stat shows.
+    pub shown: SystemTime,
+    /// The backing file's own change time after the last change that we made of it; `None` while more are to come.
+    pub settled: Option<SystemTime>,
+}
+
+impl ChangeTime {
+    /// What stat shows of a backing file with this change time. A later one than ours is somebody else's.
+    #[must_use]
+    pub fn of(self, backing: SystemTime) -> SystemTime {
+        match self.settled {
+            Some(settled) if backing > settled => backing,
+            _ => self.shown,
+        }
+    }
+}
+
 /// Waits until nothing of a partition is in flight, or until its time is up.
 pub(crate) struct StatusWaiter {
     pub(crate) deadline: Instant,
@@ -76,6 +97,8 @@ pub(crate) struct Partition {
     pub(crate) gives_back: bool,
     /// Modification time, while it differs from the backing file's.
     pub(crate) modified: Option<SystemTime>,
+    /// When its user changed it last, where the backing file's change time tells of something else.
+    pub(crate) changed: Option<ChangeTime>,
     pub(crate) blocks: BTreeMap<u64, BufferIndex>,
     pub(crate) handles: u32,
     /// Whose handles they are.
@@ -158,6 +181,7 @@ impl Partition {
             user: RangeSet::default(),
             gives_back: false,
             modified: None,
+            changed: None,
             blocks: BTreeMap::new(),
             handles: 0,
             openers: Openers::default(),
@@ -225,6 +249,30 @@ impl Partition {
     /// Returns true when nobody can reach it any more: it has neither a name nor a handle, and nobody will open it.
     pub(crate) fn gone(&self) -> bool {
         self.unlinked && !self.known && self.handles == 0
+    }
+
+    /// Its bytes were changed in the pool.
+    pub(crate) fn changed_now(&mut self) {
+        let now = file_clock::now();
+        self.modified = Some(now);
+        self.changed = Some(ChangeTime { shown: now, settled: None });
+    }
+
+    /// A call of the user's has changed the backing file, and its times with it: they stay, unless transfers are to
+    /// come.
+    pub(crate) fn shape_changed(&mut self) {
+        (self.modified, self.changed) = (None, None);
+        if !self.clean() {
+            self.changed_now();
+        }
+    }
+
+    /// A call of the user's has given the backing file this change time.
+    pub(crate) fn attributes_changed(&mut self, backing: SystemTime) {
+        if let Some(changed) = &mut self.changed {
+            changed.shown = changed.shown.max(backing);
+            changed.settled = changed.settled.map(|settled| settled.max(backing));
+        }
     }
 
     /// Nothing waits to be written, or is being written.

@@ -273,6 +273,7 @@ impl Engine {
             part.ahead.insert(bytes);
         }
         part.modified = None;
+        part.changed = None;
         part.error = None;
         part.lost = super::pages::RangeSet::default();
         part.unreadable = super::pages::RangeSet::default();

@@ -8,7 +8,7 @@ use super::actions::{Actions, label};
 use super::engine::Engine;
 use super::gate::beyond;
 use super::op::{BarrierOp, Change};
-use super::partition::Partition;
+use super::partition::{ChangeTime, Partition};
 use super::state::State;
 use crate::aio::device::BackingFile;
 use crate::error::{Errno, Result};
@@ -27,6 +27,8 @@ struct Work {
     /// Within the file.
     unwritten: Vec<Range<u64>>,
     modified: Option<SystemTime>,
+    /// The change time to show, where it is not the backing file's.
+    changed: Option<SystemTime>,
 }
 
 impl Work {
@@ -47,10 +49,12 @@ impl Work {
             kept: part.user.within(size..u64::MAX).collect(),
             unwritten: part.ahead.within(0..reach).collect(),
             modified: part.modified.filter(|_| is_clean && part.failed_blocks == 0),
+            changed: part.changed.map(|changed| changed.shown),
         }
     }
 
-    fn run(&self, file: &dyn BackingFile, is_stored: bool) -> Result<()> {
+    /// Returns the change times to show and of the backing file, where its times were set.
+    fn run(&self, file: &dyn BackingFile, is_stored: bool) -> Result<Option<ChangeTime>> {
         let shapes = self.cut || !self.unwritten.is_empty();
         // A file that nobody has changed keeps its time.
         let before = (shapes && is_stored).then(|| file.status()).transpose()?;
@@ -70,10 +74,12 @@ impl Work {
                 result => result?,
             }
         }
-        match self.modified.or(before.map(|status| status.modified)) {
-            Some(time) => file.set_modified(time),
-            None => Ok(()),
-        }
+        let Some(modified) = self.modified.or(before.map(|status| status.modified)) else {
+            return Ok(None);
+        };
+        let shown = self.changed.or(before.map(|status| status.changed)).unwrap_or(modified);
+        let settled = file.set_times(modified, shown)?;
+        Ok(Some(ChangeTime { shown, settled: Some(settled) }))
     }
 }
 
@@ -98,13 +104,13 @@ impl Engine {
                 let part = st.part(id);
                 part.settle_queued = false;
                 match result {
-                    Ok(()) => part.settled(&work, unit),
+                    Ok(changed) => part.settled(&work, unit, changed),
                     Err(errno) => {
                         part.record_error(errno);
                         part.settle_failed = true;
                     }
                 }
-                engine.end_barrier(st, id, result, actions);
+                engine.end_barrier(st, id, result.map(drop), actions);
             });
         }));
     }
@@ -130,7 +136,7 @@ impl Engine {
 }
 
 impl Partition {
-    fn settled(&mut self, work: &Work, unit: u64) {
+    fn settled(&mut self, work: &Work, unit: u64, changed: Option<ChangeTime>) {
         for range in &work.unwritten {
             self.reserved.remove(range.clone());
             self.ahead.remove(range.clone());
@@ -146,6 +152,13 @@ impl Partition {
         }
         if work.modified.is_some() && self.modified == work.modified {
             self.modified = None;
+        }
+        if self.modified.is_none()
+            && let Some(set) = changed
+        {
+            // Its user may have changed attributes meanwhile.
+            let known = self.changed.get_or_insert(set);
+            known.settled = known.settled.max(set.settled);
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Instant;
 
 use super::actions::Actions;
 use super::block::{Block, BufferIndex, Counts, ListKind, NONE};
@@ -48,15 +48,6 @@ pub(crate) fn buffers_moving(block_size: u64) -> usize {
 
 /// Largest slot that is not a whole buffer: what is copied under the lock when a partition outgrows it.
 const SLOT_BYTES_MAX: u64 = 512 * 1024;
-
-/// The time a filesystem would note for a change made now. The coarse clock, as the kernel's own
-/// filesystems: with a finer one, a file written through the pool could look younger than one made
-/// after it.
-pub(crate) fn file_time_now() -> SystemTime {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
-    let (seconds, nanoseconds) = (time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32);
-    SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds)
-}
 
 /// Sizes fixed at start.
 #[derive(Debug, Clone, Copy)]

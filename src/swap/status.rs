@@ -6,7 +6,7 @@ use super::block::BufferIndex;
 use super::engine::Engine;
 use super::op::Reply;
 use super::pages::RangeSet;
-use super::partition::{FileKey, PartitionStatus, StatusWaiter};
+use super::partition::{ChangeTime, FileKey, PartitionStatus, StatusWaiter};
 use super::state::{CacheStats, State};
 use crate::aio::device::{DeviceStats, Geometry};
 use crate::error::{Errno, Result};
@@ -39,6 +39,8 @@ pub struct Overlay {
     pub size: u64,
     /// Modification time, when the backing file's is not the logical one.
     pub modified: Option<SystemTime>,
+    /// When it was changed last, where the backing file's change time does not tell.
+    pub changed: Option<ChangeTime>,
     /// Bytes that are reserved and that nobody has written, which st_blocks must not count.
     pub excess: u64,
 }
@@ -126,7 +128,8 @@ impl Engine {
         self.with(|st, _| {
             let id = *st.keys.get(&key)?;
             let part = st.part(id);
-            Some(Overlay { size: part.size, modified: part.modified, excess: part.held_ahead() })
+            let (size, modified, changed) = (part.size, part.modified, part.changed);
+            Some(Overlay { size, modified, changed, excess: part.held_ahead() })
         })
     }
 

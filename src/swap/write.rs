@@ -11,7 +11,7 @@ use super::partition::Handle;
 use super::seam::Manner;
 use super::small::{Need, Room};
 use super::space::Reservation;
-use super::state::{OFFSET_MAX, State, file_time_now};
+use super::state::{OFFSET_MAX, State};
 use crate::error::{Errno, Result};
 use crate::pool::WriteLease;
 use crate::shares::User;
@@ -294,7 +294,7 @@ impl Engine {
         let part = st.part(id);
         let old = part.size;
         part.size = part.size.max(start + bytes.end);
-        part.modified = Some(file_time_now());
+        part.changed_now();
         part.written_ms = now_ms;
         let (epoch, size) = (part.epoch, part.size);
         if !part.ahead.is_empty() {

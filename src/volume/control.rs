@@ -129,6 +129,7 @@ impl Volume {
             atime: now,
             mtime: now,
             ctime: now,
+            birth: None,
             kind: if folder { FileKind::Directory } else { FileKind::Regular },
             mode: if folder { 0o555 } else { if node.is_private() { private } else { 0o444 } },
             nlink: if folder { 2 } else { 1 },

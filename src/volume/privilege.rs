@@ -32,13 +32,6 @@ impl Asker {
         (self.pid == 0 && self.uid == 0) || self.reads_all()
     }
 
-    /// Returns true when the asker may make set-group-id files of any group. Only older kernels leave that to a
-    /// filesystem.
-    #[must_use]
-    pub fn keeps_set_group_id(self) -> bool {
-        self.has(CapabilitySet::FSETID)
-    }
-
     /// Returns true when the asker has one of these capabilities.
     pub(super) fn has(self, any: CapabilitySet) -> bool {
         capabilities::of_thread(self.pid, self.uid).intersects(any)
@@ -60,6 +53,14 @@ fn without_set_ids(mode: u32, is_member: impl FnOnce() -> bool) -> u32 {
 }
 
 impl Volume {
+    /// Returns true when the asker may make set-group-id files of the group of this folder. Only older kernels leave that
+    /// to a filesystem.
+    #[must_use]
+    pub fn keeps_set_group_id(&self, asker: Asker, folder: u64) -> bool {
+        asker.has(CapabilitySet::FSETID)
+            || self.tree.attributes(folder).is_ok_and(|folder| asker.is_in(folder.gid))
+    }
+
     /// Clears the set-user-id and set-group-id bits of a file that `asker`, who has not CAP_FSETID, changes. To be
     /// called before the change: nobody runs new bytes with the old rights, the kernel's cached mode included.
     ///
@@ -73,6 +74,22 @@ impl Volume {
             return Ok(());
         }
         self.tree.set_mode(id, kept)?;
+        self.attributes_changed(id);
+        self.invalidate(id, Stale::Attributes);
+        Ok(())
+    }
+
+    /// Clears the set-group-id bit, where the kernel says that an ACL's setter may not keep it.
+    ///
+    /// # Errors
+    /// ESTALE, and what chmod fails with.
+    pub fn drop_set_group_id(&self, id: u64) -> Result<()> {
+        let mode = self.tree.attributes(id)?.mode & 0o7777;
+        if mode & SET_GROUP_ID == 0 {
+            return Ok(());
+        }
+        self.tree.set_mode(id, mode & !SET_GROUP_ID)?;
+        self.attributes_changed(id);
         self.invalidate(id, Stale::Attributes);
         Ok(())
     }

@@ -275,7 +275,9 @@ impl Volume {
         if name.as_bytes().starts_with(SWAP_PREFIX.as_bytes()) {
             return Err(Errno::EPERM);
         }
-        self.tree.set_xattr(id, name, value, mode)
+        self.tree.set_xattr(id, name, value, mode)?;
+        self.attributes_changed(id);
+        Ok(())
     }
 
     /// Sets [`CAPABILITY_NAME`], after everything that was written before is in the swap folder, with the size: the write-out
@@ -297,7 +299,9 @@ impl Volume {
             let engine = volume.engine.clone();
             engine.run_blocking(Box::new(move || {
                 let name = OsStr::new(CAPABILITY_NAME);
-                answer(result.and_then(|()| volume.tree.set_xattr(id, name, &value, mode)));
+                let set = result.and_then(|()| volume.tree.set_xattr(id, name, &value, mode));
+                volume.attributes_changed(id);
+                answer(set);
             }));
         };
         self.engine.sync(handle, false, Box::new(written));
@@ -318,6 +322,8 @@ impl Volume {
         if name.as_bytes().starts_with(SWAP_PREFIX.as_bytes()) {
             return Err(Errno::EPERM);
         }
-        self.tree.remove_xattr(id, name)
+        self.tree.remove_xattr(id, name)?;
+        self.attributes_changed(id);
+        Ok(())
     }
 }

@@ -6,8 +6,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
+use crate::bytes::open;
 use crate::place::{Mount, complaint, is_done, swapfs};
 use crate::support::{
     KIB, MIB, Map, Random, errno, is_pattern, is_root, pattern, same, swap_xattr, sync_all,
@@ -554,4 +556,45 @@ fn fsck_finds_and_repairs() {
     is_pattern(&mount.at("good"), 3 * MIB + 5);
     let no_folder = swapfs(&["fsck", mount.scratch.path().to_str().unwrap()]);
     assert!(complaint(&no_folder).contains("is no swap folder"), "{no_folder:?}");
+}
+
+/// Holes are not read: a file of a tebibyte with little in it takes no longer than what is in it, whichever program made
+/// it. What is wrong within is found.
+#[test]
+fn fsck_reads_no_holes() {
+    const TIB: u64 = 1 << 40;
+    let mount = Mount::new(OPTIONS);
+    let places = [100, 5 * MIB - 3, 700 * MIB, TIB / 2 + 4096, TIB - 70_000];
+    let file = open(&mount.at("sparse"));
+    file.set_len(TIB).unwrap();
+    for at in places {
+        file.write_all_at(&pattern(at, 60_000), at).unwrap();
+    }
+    drop(file);
+    open(&mount.at("empty")).set_len(TIB - 1).unwrap();
+    stored(&mount, "dense", 3 * MIB + 5);
+    let folder = mount.swap.to_str().unwrap();
+    mount.unmount();
+    let report = |expected: i32| {
+        let output = swapfs(&["fsck", folder, "--json"]);
+        assert_eq!(output.status.code(), Some(expected), "{output:?}");
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let clean = report(0);
+    assert!(clean["bytes"].as_u64().unwrap() < 8 * MIB, "{clean}");
+    assert_eq!(clean["findings"], serde_json::json!([]), "{clean}");
+    // A byte that flips, zeros in place of bytes, and a hole in place of others, with the time that the file had.
+    let backing = File::options().write(true).open(mount.backing("sparse")).unwrap();
+    let time = backing.metadata().unwrap().modified().unwrap();
+    backing.write_all_at(b"\0", 700 * MIB + 5).unwrap();
+    backing.write_all_at(&[0; 4096], TIB / 2 + 8192).unwrap();
+    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    fallocate(&backing, punch, 5 * MIB, 8192).unwrap();
+    backing.set_modified(time).unwrap();
+    drop(backing);
+    let found = report(1);
+    let bad = &found["findings"][0]["bad"];
+    let offsets: Vec<u64> =
+        bad.as_array().unwrap().iter().map(|bad| bad["offset"].as_u64().unwrap()).collect();
+    assert_eq!(offsets, [5 * MIB, 700 * MIB, TIB / 2 + 8192], "{found}");
 }

@@ -1,7 +1,9 @@
 //! Mounts beside and over each other.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use crate::bytes::open;
 use crate::place::{Mount, complaint, is_done, swapfs};
@@ -68,4 +70,33 @@ fn two_mounts_do_not_meet() {
     first.unmount();
     is_pattern(&first.backing("file"), 3 * MIB);
     is_pattern(&second.at("file"), 5 * MIB);
+}
+
+/// A mount that is taken away here and that another mount namespace still has: whoever mounts the folder again is told
+/// which process it is, and not only that the folder is in use.
+#[test]
+fn a_mount_that_only_another_namespace_has_is_named() {
+    let mount = Mount::new("pool_size=8m,allow_other");
+    let mut command = Command::new("sleep");
+    command.arg("60").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let apart = || {
+        // SAFETY: between fork and exec there is one thread, whose mounts become its own.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }?;
+        let (none, private) = (None::<&str>, nix::mount::MsFlags::MS_PRIVATE);
+        nix::mount::mount(none, "/", none, nix::mount::MsFlags::MS_REC | private, none)?;
+        Ok(())
+    };
+    // SAFETY: only system calls.
+    let mut holder = unsafe { command.pre_exec(apart) }.spawn().unwrap();
+    nix::mount::umount2(&mount.mnt, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    let output = mount.mount("pool_size=8m");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let line = complaint(&output);
+    let expected = format!("only in another mount namespace: that of process {}", holder.id());
+    assert!(line.contains(&expected) && line.lines().count() == 1, "{line}");
+    assert!(line.contains(&format!("swapfs pid {}", mount.daemon())), "{line}");
+    // With the namespace the mount goes, and the folder is free.
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    is_done(&mount.mount("pool_size=8m,default_permissions"));
 }

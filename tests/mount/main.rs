@@ -39,4 +39,5 @@ mod support;
 mod terminal;
 mod times;
 mod told;
+mod unnamed;
 mod xattrs;

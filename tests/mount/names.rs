@@ -22,13 +22,22 @@ fn the_mapping_is_one_to_one() {
     write_pattern(&open(&mount.at("a/b/file")), MIB + 1, 1 << 20);
     symlink("b/file", mount.at("a/link")).unwrap();
     make_fifo(&mount.at("a/fifo"));
+    let changed = |path: &Path| {
+        let metadata = fs::symlink_metadata(path).unwrap();
+        (metadata.ctime(), metadata.ctime_nsec())
+    };
+    let written = changed(&mount.at("a/b/file"));
     sync_all(&mount.mnt);
+    // The filesystem counts the write-out as a change, and lets nobody say otherwise.
+    assert_eq!(changed(&mount.at("a/b/file")), written);
+    assert!(changed(&mount.backing("a/b/file")) >= written);
     is_pattern(&mount.backing("a/b/file"), MIB + 1);
     for name in ["", "a", "a/b", "a/b/file", "a/link", "a/fifo"] {
         let on_mount = fs::symlink_metadata(mount.at(name)).unwrap();
         let beneath = fs::symlink_metadata(mount.backing(name)).unwrap();
         let facts = |m: &fs::Metadata| {
-            let times = [m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec()];
+            let changed = (!m.is_file()).then(|| (m.ctime(), m.ctime_nsec()));
+            let times = (m.mtime(), m.mtime_nsec(), changed);
             (m.mode(), m.uid(), m.gid(), m.nlink(), m.len(), times)
         };
         assert_eq!(facts(&on_mount), facts(&beneath), "{name}");
@@ -401,4 +410,78 @@ fn a_file_that_was_found_is_opened_after_its_name_is_gone() {
         let pool = |name| crate::support::swap_xattr(&mount.mnt, name);
         pool("pool.dirty") == "0" && pool("pool.inflight") == "0"
     });
+}
+
+/// The inode numbers of "." and ".." as getdents(2) gives them, from the start and from behind the first entry: the kernel
+/// asks the daemon in two ways.
+fn dots(folder: &Path) -> Vec<(String, u64)> {
+    let list = |skip: bool| {
+        let descriptor = File::open(folder).unwrap();
+        let mut room = [std::mem::MaybeUninit::uninit(); 4096];
+        let mut cookie = None;
+        if skip {
+            let mut entries = rustix::fs::RawDir::new(&descriptor, &mut room);
+            cookie = Some(entries.next().unwrap().unwrap().next_entry_cookie());
+        }
+        let again = File::open(folder).unwrap();
+        if let Some(cookie) = cookie {
+            rustix::fs::seek(&again, rustix::fs::SeekFrom::Start(cookie)).unwrap();
+        }
+        let mut entries = rustix::fs::RawDir::new(&again, &mut room);
+        let mut found = Vec::new();
+        while let Some(entry) = entries.next() {
+            let entry = entry.unwrap();
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with('.') {
+                found.push((name, entry.ino()));
+            }
+        }
+        found
+    };
+    [list(false), list(true)].concat()
+}
+
+/// The folder above has its own number in every listing.
+#[test]
+fn listings_show_the_number_of_the_folder_above() {
+    let mount = Mount::new("pool_size=8m");
+    fs::create_dir_all(mount.at("a/b/c")).unwrap();
+    fs::write(mount.at("a/b/file"), "bytes").unwrap();
+    for (name, above) in [("", ""), ("a", ""), ("a/b", "a"), ("a/b/c", "a/b"), (".swapfs", "")] {
+        let path = mount.at(name);
+        let (own, above) =
+            (fs::metadata(&path).unwrap().ino(), fs::metadata(mount.at(above)).unwrap().ino());
+        let found = dots(&path);
+        assert!(found.iter().any(|(dot, _)| dot == ".."), "{name}: {found:?}");
+        for (dot, ino) in found {
+            assert_eq!(ino, if dot == "." { own } else { above }, "{dot} of {name:?}");
+        }
+    }
+}
+
+/// st_blksize is the same from the first stat on, however the file came to be.
+#[test]
+fn the_preferred_size_of_requests_does_not_change() {
+    let mount = Mount::new("pool_size=8m");
+    let mode = rustix::fs::Mode::from_raw_mode(0o644);
+    let created = File::create_new(mount.at("created")).unwrap();
+    rustix::fs::mknodat(CWD, mount.at("made"), rustix::fs::FileType::RegularFile, mode, 0).unwrap();
+    let unnamed = rustix::fs::openat(
+        CWD,
+        &mount.mnt,
+        rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR,
+        mode,
+    );
+    let unnamed = File::from(unnamed.unwrap());
+    fs::hard_link(mount.at("created"), mount.at("linked")).unwrap();
+    let sizes = || {
+        let named = ["created", "made", "linked"].map(|name| fs::metadata(mount.at(name)).unwrap());
+        let open = [created.metadata().unwrap(), unnamed.metadata().unwrap()];
+        named.iter().chain(&open).map(MetadataExt::blksize).collect::<Vec<_>>()
+    };
+    let first = sizes();
+    assert_eq!(first, [128 * 1024; 5]);
+    write_pattern(&created, 100_000, 5000);
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    assert_eq!(sizes(), first);
 }

@@ -157,6 +157,56 @@ fn acl_for(id: u32, permissions: u16) -> Vec<u8> {
     ])
 }
 
+/// Gives a folder a default ACL.
+pub(crate) fn set_default_acl(path: &Path, id: u32, permissions: u16) {
+    set_xattr(path, DEFAULT, &acl_for(id, permissions)).unwrap();
+}
+
+/// Set-group-id goes when an owner outside the group sets an ACL, and stays for all others, as on the swap folder: of
+/// files and folders, by access ACLs and by default ones.
+#[test]
+fn an_acl_takes_set_group_id_as_anywhere() {
+    if !is_root() {
+        return;
+    }
+    let mount = shared();
+    let own = mount.scratch.path().join("own");
+    let outcomes = |folder: &Path| {
+        let mut found = Vec::new();
+        for (number, (owner, groups)) in
+            [(1234, &[][..]), (1235, &[4321]), (1236, &[77, 4321]), (0, &[])]
+                .into_iter()
+                .enumerate()
+        {
+            for mode in [0o2775, 0o2755, 0o6771, 0o2664, 0o775] {
+                for (kind, name) in [("file", ACCESS), ("dir", ACCESS), ("dir", DEFAULT)] {
+                    let path = folder.join(format!("{kind}-{number}-{mode:o}-{name}"));
+                    match kind {
+                        "file" => drop(File::create(&path).unwrap()),
+                        _ => fs::create_dir(&path).unwrap(),
+                    }
+                    chown(&path, Some(owner), Some(4321)).unwrap();
+                    chmod(&path, mode);
+                    // Looked at before, too, so that the kernel remembers the mode.
+                    facts(&path);
+                    let who = User { groups, ..user(owner) };
+                    let set = as_user(folder, who, || {
+                        set_xattr(Path::new(path.file_name().unwrap()), name, &acl_for(1236, 6))
+                    });
+                    found.push((format!("{owner} {mode:o} {kind} {name}"), set, facts(&path)));
+                }
+            }
+        }
+        found
+    };
+    fs::create_dir(&own).unwrap();
+    chmod(&own, 0o777);
+    let (expected, found) = (outcomes(&own), outcomes(&mount.at("open")));
+    for (expected, found) in expected.iter().zip(&found) {
+        assert_eq!(found, expected, "modes in decimal");
+    }
+}
+
 /// "POSIX ACLs": they let in whom they name, and nobody else.
 #[test]
 fn an_access_acl_is_honoured() {

@@ -162,6 +162,7 @@ impl BackingFile for MemoryFile {
             size: contents.size,
             allocated: contents.allocated(),
             modified: contents.modified,
+            changed: contents.modified,
             links: contents.links,
         })
     }
@@ -179,9 +180,9 @@ impl BackingFile for MemoryFile {
         Ok(())
     }
 
-    fn set_modified(&self, time: SystemTime) -> Result<()> {
-        self.contents.lock().modified = time;
-        Ok(())
+    fn set_times(&self, modified: SystemTime, changed: SystemTime) -> Result<SystemTime> {
+        self.contents.lock().modified = modified;
+        Ok(changed)
     }
 
     fn allocate(&self, mode: i32, offset: u64, length: u64) -> Result<()> {

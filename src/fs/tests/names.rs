@@ -146,7 +146,11 @@ fn rename_replaces_refuses_and_exchanges() {
     assert_eq!(RenameKind::from_flags(2), Ok(RenameKind::Exchange));
     assert_eq!(RenameKind::from_flags(1), Ok(RenameKind::NoReplace));
     assert_eq!(RenameKind::from_flags(3), Err(Errno::EINVAL));
-    assert_eq!(RenameKind::from_flags(4), Err(Errno::EINVAL));
+    assert_eq!(RenameKind::from_flags(4), Ok(RenameKind::Whiteout));
+    assert_eq!(RenameKind::from_flags(5), Ok(RenameKind::NoReplaceWhiteout));
+    for flags in [6, 7, 8, 12, u32::MAX] {
+        assert_eq!(RenameKind::from_flags(flags), Err(Errno::EINVAL), "{flags}");
+    }
 }
 
 #[test]

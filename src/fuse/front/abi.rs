@@ -22,6 +22,8 @@ pub(super) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 pub(super) const OPEN_KILL_SUIDGID: u32 = 1;
 /// FUSE_FSYNC_FDATASYNC: leave out attributes that are not needed to read the data back.
 pub(super) const FSYNC_FDATASYNC: u32 = 1 << 0;
+/// FUSE_SETXATTR_ACL_KILL_SGID: who sets the ACL may not keep the set-group-id bit.
+pub(super) const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
 /// FUSE_NOTIFY_INVAL_INODE, in a notification's error field.
 pub(super) const NOTIFY_INVAL_INODE: i32 = 2;
 /// FUSE_NOTIFY_PRUNE (Linux 6.18).
@@ -51,6 +53,8 @@ pub(super) enum Opcode {
     Ioctl,
     BatchForget,
     ReadDirPlus,
+    TmpFile,
+    Statx,
     Other,
 }
 
@@ -78,6 +82,8 @@ impl From<u32> for Opcode {
             39 => Opcode::Ioctl,
             42 => Opcode::BatchForget,
             44 => Opcode::ReadDirPlus,
+            51 => Opcode::TmpFile,
+            52 => Opcode::Statx,
             _ => Opcode::Other,
         }
     }
@@ -240,12 +246,20 @@ pub(super) struct HandleIn {
     pub(super) padding: u32,
 }
 
-/// `struct fuse_setxattr_in` as it is unless FUSE_SETXATTR_EXT is asked for; name and value follow.
+/// `struct fuse_setxattr_in` as it is where the kernel has no FUSE_SETXATTR_EXT; name and value follow.
 #[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub(super) struct SetXattrIn {
     pub(super) size: u32,
     pub(super) flags: u32,
+}
+
+/// What follows it where the kernel has.
+#[derive(Debug, Clone, Copy, Default, FromBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct SetXattrExt {
+    pub(super) setxattr_flags: u32,
+    pub(super) padding: u32,
 }
 
 /// `struct fuse_getxattr_in`; the name follows.
@@ -332,6 +346,53 @@ pub(super) struct EntryOut {
     pub(super) attr: Attr,
 }
 
+/// `struct fuse_sx_time`.
+#[derive(Debug, Clone, Copy, Default, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct StatxTime {
+    pub(super) seconds: i64,
+    pub(super) nanoseconds: u32,
+    pub(super) reserved: i32,
+}
+
+/// `struct fuse_statx`.
+#[derive(Debug, Clone, Copy, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct Statx {
+    pub(super) mask: u32,
+    pub(super) blksize: u32,
+    pub(super) attributes: u64,
+    pub(super) nlink: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mode: u16,
+    pub(super) spare: u16,
+    pub(super) ino: u64,
+    pub(super) size: u64,
+    pub(super) blocks: u64,
+    pub(super) attributes_mask: u64,
+    pub(super) atime: StatxTime,
+    pub(super) btime: StatxTime,
+    pub(super) ctime: StatxTime,
+    pub(super) mtime: StatxTime,
+    pub(super) rdev_major: u32,
+    pub(super) rdev_minor: u32,
+    pub(super) dev_major: u32,
+    pub(super) dev_minor: u32,
+    pub(super) spare2: [u64; 14],
+}
+
+/// `struct fuse_statx_out`.
+#[derive(Debug, Clone, Copy, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct StatxOut {
+    pub(super) attr_valid: u64,
+    pub(super) attr_valid_nsec: u32,
+    pub(super) flags: u32,
+    pub(super) spare: [u64; 2],
+    pub(super) stat: Statx,
+}
+
 /// `struct fuse_notify_prune_out`; the node ids follow.
 #[derive(Debug, Clone, Copy, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -387,5 +448,10 @@ mod tests {
         assert_eq!((size_of::<EntryOut>(), offset_of!(EntryOut, attr)), (128, 40));
         assert_eq!(offset_of!(EntryOut, entry_valid_nsec), 32);
         assert_eq!(size_of::<InvalInodeOut>(), 24);
+        assert_eq!((size_of::<SetXattrExt>(), size_of::<StatxTime>()), (8, 16));
+        assert_eq!((size_of::<Statx>(), size_of::<StatxOut>()), (256, 288));
+        assert_eq!((offset_of!(Statx, mode), offset_of!(Statx, ino)), (28, 32));
+        assert_eq!((offset_of!(Statx, atime), offset_of!(Statx, rdev_major)), (64, 128));
+        assert_eq!(offset_of!(StatxOut, stat), 32);
     }
 }

@@ -2,7 +2,9 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::abi::{Attr, AttrOut, EntryOut};
+use rustix::fs::StatxFlags;
+
+use super::abi::{Attr, AttrOut, EntryOut, Statx, StatxOut, StatxTime};
 use crate::fs::{Attributes, Entry};
 use crate::fuse::attr::TTL;
 
@@ -52,6 +54,47 @@ pub(super) fn attributes(attributes: &Attributes) -> AttrOut {
         attr_valid_nsec: TTL.subsec_nanos(),
         padding: 0,
         attr: attr(attributes),
+    }
+}
+
+pub(super) fn statx(attributes: &Attributes) -> StatxOut {
+    let time = |time| {
+        let (seconds, nanoseconds) = seconds(time);
+        StatxTime { seconds, nanoseconds, reserved: 0 }
+    };
+    let birth = attributes.birth.map(time);
+    let mut mask = StatxFlags::BASIC_STATS;
+    mask.set(StatxFlags::BTIME, birth.is_some());
+    let device = u64::from(attributes.rdev);
+    let stat = Statx {
+        mask: mask.bits(),
+        blksize: attributes.block_size,
+        attributes: 0,
+        nlink: attributes.nlink,
+        uid: attributes.uid,
+        gid: attributes.gid,
+        mode: (attributes.kind.to_mode() | attributes.mode & 0o7777) as u16,
+        spare: 0,
+        ino: attributes.ino,
+        size: attributes.size,
+        blocks: attributes.blocks,
+        attributes_mask: 0,
+        atime: time(attributes.atime),
+        btime: birth.unwrap_or_default(),
+        ctime: time(attributes.ctime),
+        mtime: time(attributes.mtime),
+        rdev_major: rustix::fs::major(device),
+        rdev_minor: rustix::fs::minor(device),
+        dev_major: 0,
+        dev_minor: 0,
+        spare2: [0; 14],
+    };
+    StatxOut {
+        attr_valid: TTL.as_secs(),
+        attr_valid_nsec: TTL.subsec_nanos(),
+        flags: 0,
+        spare: [0; 2],
+        stat,
     }
 }
 

@@ -14,7 +14,7 @@ use crate::error::{Errno, Result};
 use crate::fs::{Attributes, Caller, Entry, ROOT_ID, TimeChange};
 use crate::fuse::opened::keeps_set_group_id;
 use crate::fuse::session;
-use crate::volume::{Asker, CONTROL_NAME, Changes, ControlNode, Creation};
+use crate::volume::{Asker, CONTROL_NAME, Changes, ControlNode, Creation, Volume};
 
 /// The control folder and what is in it: nothing there can be changed.
 fn refuse_control(parent: u64, name: &OsStr) -> Result<()> {
@@ -42,15 +42,8 @@ impl Front {
             let flags = create.flags as i32;
             let exclusive = flags & libc::O_EXCL != 0;
             let read = flags & libc::O_ACCMODE != libc::O_WRONLY;
-            let mode = create.mode & 0o7777;
-            let asker = header.asker();
-            let caller = Caller {
-                uid: header.uid,
-                gid: header.gid,
-                umask: create.umask,
-                keeps_set_group_id: keeps_set_group_id(mode, asker),
-            };
-            let how = Creation { mode, exclusive, read };
+            let (caller, asker) = (creator(&self.volume, header, &create), header.asker());
+            let how = Creation { mode: create.mode & 0o7777, exclusive, read };
             let made = self.volume.create(header.user(), header.nodeid, name, &caller, how)?;
             let drops = create.open_flags & OPEN_KILL_SUIDGID != 0;
             Ok((flags, made, drops.then_some(asker)))
@@ -116,7 +109,18 @@ impl Front {
     }
 }
 
-fn answer_created(entry: &Entry, handle: u64, flags: i32, reply: Reply) -> bool {
+/// On whose behalf a file is made.
+pub(super) fn creator(volume: &Volume, header: &InHeader, create: &CreateIn) -> Caller {
+    let mode = create.mode & 0o7777;
+    Caller {
+        uid: header.uid,
+        gid: header.gid,
+        umask: create.umask,
+        keeps_set_group_id: keeps_set_group_id(volume, header.nodeid, mode, header.asker()),
+    }
+}
+
+pub(super) fn answer_created(entry: &Entry, handle: u64, flags: i32, reply: Reply) -> bool {
     let open_flags = session::open_flags(flags).bits();
     let open = OpenOut { fh: handle, open_flags, backing_id: 0 };
     reply.values(&[answers::entry(entry).as_bytes(), open.as_bytes()])

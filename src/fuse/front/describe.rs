@@ -6,11 +6,12 @@ use std::os::unix::ffi::OsStrExt;
 
 use zerocopy::FromBytes;
 
+use super::Front;
 use super::abi::{InHeader, ReadIn, SetAttrIn, WriteIn, fattr};
 use super::device::HEADER_BYTES;
 use crate::metrics::{Note, Operation};
 use crate::paths::shortened;
-use crate::volume::{ControlNode, Volume};
+use crate::volume::ControlNode;
 
 /// Longest part of a request that is looked at: two names of 255 bytes and what stands before them.
 const BYTES_MAX: usize = 1024;
@@ -25,7 +26,7 @@ pub(super) fn operation(header: &InHeader) -> Operation {
 
 /// Who asks for what; `None` for what concerns the control folder. `rest` follows `headers` in the request.
 pub(super) fn note(
-    volume: &Volume, header: &InHeader, headers: &[u8; HEADER_BYTES], rest: &[u8],
+    front: &Front, header: &InHeader, headers: &[u8; HEADER_BYTES], rest: &[u8],
 ) -> Option<Note> {
     if ControlNode::of_id(header.nodeid).is_some() {
         return None;
@@ -33,7 +34,7 @@ pub(super) fn note(
     let own = size_of::<InHeader>()..(header.len as usize).min(HEADER_BYTES);
     let mut arguments = headers.get(own).unwrap_or_default().to_vec();
     arguments.extend_from_slice(&rest[..rest.len().min(BYTES_MAX)]);
-    let arguments = text(volume, header.opcode, header.nodeid, &arguments);
+    let arguments = text(front, header.opcode, header.nodeid, &arguments);
     Some(Note { uid: header.uid, gid: header.gid, pid: header.pid, arguments })
 }
 
@@ -60,7 +61,8 @@ fn word(arguments: &[u8], at: usize) -> u32 {
 
 /// The arguments of a request about the node `id`: its path, or that of the name in it, and the numbers that
 /// matter.
-fn text(volume: &Volume, opcode: u32, id: u64, arguments: &[u8]) -> String {
+fn text(front: &Front, opcode: u32, id: u64, arguments: &[u8]) -> String {
+    let volume = &front.volume;
     let path = |name: Option<&OsStr>| {
         let mut path = volume.tree.path_of(id);
         if let Some(name) = name {
@@ -103,10 +105,11 @@ fn text(volume: &Volume, opcode: u32, id: u64, arguments: &[u8]) -> String {
             Ok((write, _)) => format!("{},{},{}", path(None), write.size, write.offset),
             Err(_) => path(None),
         },
-        21 => with_name(8),
+        21 => with_name(front.xattr_head_bytes()),
         22 => with_name(8),
         24 => with_name(0),
         35 => format!("{},{:#x},{:#o}", child(16), word(arguments, 0), word(arguments, 4)),
+        51 => format!("{},{:#x},{:#o}", path(None), word(arguments, 0), word(arguments, 4)),
         43 => {
             let (offset, length) = (number(arguments, 8), number(arguments, 16));
             format!("{},{:#x},{length},{offset}", path(None), word(arguments, 24))

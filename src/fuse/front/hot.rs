@@ -7,15 +7,14 @@ use zerocopy::FromBytes;
 
 use super::abi::{
     BatchForgetIn, FSYNC_FDATASYNC, ForgetIn, ForgetOne, GetXattrIn, GetXattrOut, HandleIn,
-    InHeader, Opcode, OpenIn, OpenOut, ReadIn, SetXattrIn, WRITE_CACHE, WRITE_KILL_SUIDGID,
-    WriteIn, WriteOut,
+    InHeader, Opcode, OpenIn, OpenOut, ReadIn, WRITE_CACHE, WRITE_KILL_SUIDGID, WriteIn, WriteOut,
 };
 use super::answers;
 use super::device::Reply;
 use super::{Front, Room};
 use crate::aio::device::Transfer;
 use crate::error::{Errno, Result};
-use crate::fs::ROOT_ID;
+use crate::fs::{Attributes, ROOT_ID};
 use crate::fuse::session;
 use crate::swap::{Caller, Manner};
 use crate::volume::{CONTROL_NAME, ControlNode, XattrAnswer};
@@ -38,7 +37,6 @@ impl Opcode {
         !matches!(
             self,
             Opcode::Write
-                | Opcode::SetXattr
                 | Opcode::Ioctl
                 | Opcode::Init
                 | Opcode::ReadDir
@@ -56,6 +54,7 @@ impl Opcode {
             Opcode::Read
                 | Opcode::Write
                 | Opcode::GetAttr
+                | Opcode::Statx
                 | Opcode::GetXattr
                 | Opcode::Forget
                 | Opcode::BatchForget
@@ -75,14 +74,6 @@ pub(super) fn name(bytes: &[u8]) -> Result<&OsStr> {
         Some(name) if !name.is_empty() && !name.contains(&0) => Ok(OsStr::from_bytes(name)),
         _ => Err(Errno::EINVAL),
     }
-}
-
-/// Whether a SETXATTR brings a name and as many bytes as it says: fuser takes the kernel's word for it.
-pub(super) fn is_whole_set_xattr(arguments: &[u8]) -> bool {
-    decode::<SetXattrIn>(arguments).is_ok_and(|(set, rest)| {
-        let name = rest.iter().position(|byte| *byte == 0);
-        name.is_some_and(|end| end > 0 && rest.len() - end - 1 == set.size as usize)
-    })
 }
 
 impl Front {
@@ -112,7 +103,15 @@ impl Front {
                 }
                 Err(errno) => reply.error(errno),
             },
+            Opcode::Statx => match self.status(id) {
+                Ok(attributes) => {
+                    reply.value(&answers::statx(&attributes));
+                }
+                Err(errno) => reply.error(errno),
+            },
             Opcode::SetAttr => self.set_attributes(header, arguments, reply),
+            Opcode::TmpFile => self.create_unnamed(header, arguments, reply),
+            Opcode::SetXattr => self.set_xattr(header, arguments, reply),
             Opcode::Create => self.create(header, arguments, reply),
             Opcode::Unlink => self.unlink(header, arguments, reply),
             Opcode::Open => self.open(header, arguments, reply),
@@ -150,10 +149,19 @@ impl Front {
         Outcome::Taken
     }
 
-    /// Whether it asks about the control folder, which is the adapter's.
+    /// Whether it asks about the control folder, which is the adapter's. What the adapter does not know is answered
+    /// here, lest the kernel never asks again.
     fn is_control(&self, opcode: Opcode, id: u64, arguments: &[u8]) -> bool {
-        let changes = matches!(opcode, Opcode::SetAttr | Opcode::Create | Opcode::Unlink);
-        (ControlNode::of_id(id).is_some() && !changes)
+        let is_ours = matches!(
+            opcode,
+            Opcode::SetAttr
+                | Opcode::Create
+                | Opcode::Unlink
+                | Opcode::TmpFile
+                | Opcode::Statx
+                | Opcode::SetXattr
+        );
+        (ControlNode::of_id(id).is_some() && !is_ours)
             || (opcode == Opcode::Lookup
                 && id == ROOT_ID
                 && arguments.strip_suffix(&[0]) == Some(CONTROL_NAME.as_bytes()))
@@ -191,11 +199,19 @@ impl Front {
     }
 
     /// A closure that answers a request without a payload.
-    fn empty(reply: Reply) -> crate::swap::Reply {
+    pub(super) fn empty(reply: Reply) -> crate::swap::Reply {
         Box::new(move |result| match result {
             Ok(()) => reply.empty(),
             Err(errno) => reply.error(errno),
         })
+    }
+
+    /// What statx(2) tells about a node of any kind.
+    fn status(&self, id: u64) -> Result<Attributes> {
+        match ControlNode::of_id(id) {
+            Some(node) => Ok(self.volume.control_attributes(node)),
+            None => self.volume.attributes(id),
+        }
     }
 
     fn lookup(&self, parent: u64, arguments: &[u8], reply: Reply) {
@@ -323,24 +339,6 @@ mod tests {
         assert_eq!(name(b"a\0"), Ok(OsStr::new("a")));
         for bad in [&b""[..], b"\0", b"a", b"a\0b\0", b"a\0\0"] {
             assert_eq!(name(bad), Err(Errno::EINVAL), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn values_are_as_long_as_they_say() {
-        let set = |size: u32, rest: &[u8]| [&size.to_ne_bytes(), &[0; 4], rest].concat();
-        for (whole, arguments) in [
-            (true, set(2, b"name\0xy")),
-            (true, set(0, b"name\0")),
-            (true, set(3, b"name\0a\0b")),
-            (false, set(3, b"name\0xy")),
-            (false, set(1, b"name\0xy")),
-            (false, set(0, b"name")),
-            (false, set(0, b"\0")),
-            (false, set(u32::MAX, b"name\0")),
-            (false, vec![0; 7]),
-        ] {
-            assert_eq!(is_whole_set_xattr(&arguments), whole, "{arguments:?}");
         }
     }
 

@@ -247,6 +247,12 @@ impl Record {
         }
     }
 
+    /// The first of these pages of which something may be known, and those that follow it; `None` when there are no more.
+    pub(in crate::ledger) fn known_pages(&self, pages: Range<u64>) -> Option<Range<u64>> {
+        let place = self.state.lock().place()?;
+        self.shared.table.known_pages(&place, pages.start, pages.end)
+    }
+
     /// Accepts a page as it is: nothing is known of it any more.
     pub(in crate::ledger) fn accept(&self, page: u64) -> Result<()> {
         let Some(place) = self.state.lock().place() else { return Ok(()) };

@@ -1,0 +1,130 @@
+//! SETXATTR: attributes of the user's, requests, and access control lists.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use super::Front;
+use super::abi::{InHeader, SETXATTR_ACL_KILL_SGID, SetXattrExt, SetXattrIn};
+use super::device::Reply;
+use super::hot::decode;
+use crate::error::{Errno, Result};
+use crate::fs::XattrMode;
+use crate::volume::{CAPABILITY_NAME, ControlNode, REQUEST_NAME};
+
+/// The list that the mode is a part of.
+const ACCESS_ACL_NAME: &str = "system.posix_acl_access";
+
+/// What is to be set.
+#[derive(Debug, PartialEq, Eq)]
+struct Setting<'a> {
+    name: &'a OsStr,
+    value: &'a [u8],
+    flags: u32,
+    kills_set_group_id: bool,
+}
+
+impl<'a> Setting<'a> {
+    /// Reads a request, whose head is the longer one if `extended`. It has to bring a name, and as many bytes as it
+    /// says.
+    fn parse(arguments: &'a [u8], extended: bool) -> Result<Self> {
+        let (set, rest) = decode::<SetXattrIn>(arguments)?;
+        let (more, rest) = match extended {
+            true => decode::<SetXattrExt>(rest)?,
+            false => (SetXattrExt::default(), rest),
+        };
+        let end = rest.iter().position(|byte| *byte == 0).filter(|end| *end > 0);
+        let end = end.ok_or(Errno::EINVAL)?;
+        let value = &rest[end + 1..];
+        if value.len() != set.size as usize {
+            return Err(Errno::EINVAL);
+        }
+        let name = OsStr::from_bytes(&rest[..end]);
+        // The kernel says so of default ACLs, too, which change no mode.
+        let kills = more.setxattr_flags & SETXATTR_ACL_KILL_SGID != 0;
+        let kills_set_group_id = kills && name == ACCESS_ACL_NAME;
+        Ok(Self { name, value, flags: set.flags, kills_set_group_id })
+    }
+}
+
+impl Front {
+    /// Bytes of what stands before the name in a SETXATTR.
+    pub(super) fn xattr_head_bytes(&self) -> usize {
+        let more = if self.agreed.extended_setxattr() { size_of::<SetXattrExt>() } else { 0 };
+        size_of::<SetXattrIn>() + more
+    }
+
+    pub(super) fn set_xattr(&self, header: &InHeader, arguments: &[u8], reply: Reply) {
+        let id = header.nodeid;
+        if ControlNode::of_id(id).is_some() {
+            return reply.error(Errno::EPERM);
+        }
+        let setting = match Setting::parse(arguments, self.agreed.extended_setxattr()) {
+            Ok(setting) => setting,
+            Err(errno) => return reply.error(errno),
+        };
+        let Setting { name, value, .. } = setting;
+        if name == REQUEST_NAME {
+            return self.volume.request(id, value, header.asker(), Self::empty(reply));
+        }
+        let set = match XattrMode::from_flags(setting.flags) {
+            Ok(mode) if name == CAPABILITY_NAME => {
+                return self.volume.set_capability(id, value, mode, Self::empty(reply));
+            }
+            mode => mode.and_then(|mode| self.volume.set_xattr(id, name, value, mode)),
+        };
+        let set = set.and_then(|()| match setting.kills_set_group_id {
+            true => self.volume.drop_set_group_id(id),
+            false => Ok(()),
+        });
+        match set {
+            Ok(()) => reply.empty(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_as_long_as_they_say() {
+        for extended in [false, true] {
+            let head = if extended { vec![0; 12] } else { vec![0; 4] };
+            let set = |size: u32, rest: &[u8]| [&size.to_ne_bytes(), &head[..], rest].concat();
+            for (whole, arguments) in [
+                (true, set(2, b"name\0xy")),
+                (true, set(0, b"name\0")),
+                (true, set(3, b"name\0a\0b")),
+                (false, set(3, b"name\0xy")),
+                (false, set(1, b"name\0xy")),
+                (false, set(0, b"name")),
+                (false, set(0, b"\0")),
+                (false, set(u32::MAX, b"name\0")),
+                (false, vec![0; 7]),
+            ] {
+                let parsed = Setting::parse(&arguments, extended);
+                assert_eq!(parsed.is_ok(), whole, "{extended} {arguments:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_longer_head_says_whether_set_group_id_goes() {
+        let default = "system.posix_acl_default";
+        for (name, flags, kills) in [
+            (ACCESS_ACL_NAME, 0_u32, false),
+            (ACCESS_ACL_NAME, 1, true),
+            (ACCESS_ACL_NAME, 2, false),
+            (ACCESS_ACL_NAME, 3, true),
+            (default, 1, false),
+            ("user.x", 1, false),
+        ] {
+            let words = [2, 0, flags, 0].map(u32::to_ne_bytes).concat();
+            let arguments = [&words[..], name.as_bytes(), b"\0xy"].concat();
+            let parsed = Setting::parse(&arguments, true).unwrap();
+            assert_eq!((parsed.name, parsed.value), (OsStr::new(name), &b"xy"[..]));
+            assert_eq!(parsed.kills_set_group_id, kills);
+        }
+    }
+}
