@@ -28,7 +28,7 @@ const SHORTER: [(&str, &str); 4] = [
     ("--quick --output", "--quick --io-size 4m --sweep-config sweep.json --output"),
     ("count=8192", "count=256"),
     ("--engine handle,posix,mount --loops 5", "--engine handle,posix,mount --loops 2 --io-size 4m"),
-    ("--roofline /var/tmp", "--roofline /var/tmp --loops 1 --io-size 4m"),
+    ("--roofline /var/tmp", "--roofline /var/tmp --loops 1 --io-size 32m"),
 ];
 
 const SWEEP: &str = r#"{"block_size": [1048576], "queue_depth": [4, 8], "single_submit": [false],
@@ -88,9 +88,9 @@ fn line(number: usize, command: &str) -> String {
         }
         // No group: what is in the background is waited for later.
         _ if command.ends_with('&') => {
-            format!("{} </dev/null {output} &", command.trim_end_matches('&'))
+            format!("{{ {}; }} </dev/null {output} &", command.trim_end_matches('&'))
         }
-        _ => format!("{command} </dev/null {output}"),
+        _ => format!("{{ {command}; }} </dev/null {output}"),
     };
     match command.ends_with('&') {
         true => format!("echo {number} >at; {call}\n"),
