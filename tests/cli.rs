@@ -281,7 +281,7 @@ fn only_near_names_are_called_near() {
         ("chekcsum=none", "; the nearest is checksum"),
         ("relatim", "; the nearest is relatime"),
         ("compression=zstd", ""),
-        ("nonsense", ""),
+        ("deduplicate", ""),
         ("umask=022", ""),
     ] {
         let (status, line) = failure(&swapfs(&["mount", "/a", "/b", "-o", list]));
