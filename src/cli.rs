@@ -7,6 +7,7 @@ mod bar;
 mod below;
 mod bench;
 mod check;
+mod columns;
 mod completions;
 mod config;
 mod debug;
@@ -52,6 +53,7 @@ use clap::{ArgAction, Parser, Subcommand};
 use crate::config::ConfigError;
 use crate::daemon::Factory;
 use crate::paths::{plain, plain_json, plain_lines};
+use crate::streams::{tell, write_report};
 use request::Request;
 
 /// A FUSE filesystem that moves tensors between memory and NVMe through one bounded buffer pool.
@@ -161,16 +163,22 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, factory: &dyn Factory)
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Failed(line)) => {
-            eprintln!("swapfs: {}", plain_lines(&line));
+            tell!("{}", plain_lines(&line));
             ExitCode::from(statuses.failed)
         }
         Err(Failure::Usage(line)) => {
-            eprintln!("swapfs: {}", plain_lines(&line));
+            tell!("{}", plain_lines(&line));
             ExitCode::from(statuses.usage)
         }
         Err(Failure::Parse(error)) => {
-            let _ = error.print();
-            ExitCode::from(if error.use_stderr() { statuses.usage } else { 0 })
+            let is_wrong = error.use_stderr();
+            match error.print() {
+                Err(error) if !is_wrong && error.kind() != std::io::ErrorKind::BrokenPipe => {
+                    tell!("standard output: {}", crate::sys_process::reason(&error));
+                    ExitCode::from(statuses.failed)
+                }
+                _ => ExitCode::from(if is_wrong { statuses.usage } else { 0 }),
+            }
         }
     }
 }
@@ -225,14 +233,23 @@ impl Cli {
 /// Writes a report to standard output; a reader that has gone away is no error. Whatever names are in it, it does not
 /// steer the terminal.
 fn print(text: &str) -> Result<(), Failure> {
-    use std::io::Write;
-    match writeln!(std::io::stdout(), "{}", plain_lines(text)) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            let reason = crate::sys_process::reason(&error);
-            Err(Failure::Failed(format!("standard output: {reason}")))
-        }
-        _ => Ok(()),
-    }
+    print_on(text).map(|_| ())
+}
+
+/// The same for reports that go on: false when nobody reads them any more.
+fn print_on(text: &str) -> Result<bool, Failure> {
+    write_report(&plain_lines(text)).map_err(|error| {
+        Failure::Failed(format!("standard output: {}", crate::sys_process::reason(&error)))
+    })
+}
+
+/// Reads a whole number from a command line.
+fn whole<T: std::str::FromStr<Err = std::num::ParseIntError>>(text: &str) -> Result<T, String> {
+    use std::num::IntErrorKind::PosOverflow;
+    text.parse().map_err(|error: std::num::ParseIntError| match error.kind() {
+        PosOverflow => "give a smaller number".to_owned(),
+        _ => "give a whole number".to_owned(),
+    })
 }
 
 /// The line about a path that cannot be looked at.

@@ -34,6 +34,7 @@ use nix::unistd::ForkResult;
 
 use crate::config::Config;
 use crate::fuse::mount::{self, Detach, MountCall};
+use crate::streams::tell;
 use crate::sys_process;
 use manager::Manager;
 use report::Reporter;
@@ -101,6 +102,9 @@ pub struct MountRequest {
 /// When not in the foreground and the process has more than one thread.
 pub fn run(request: &MountRequest, factory: &dyn Factory, foreground: bool) -> Result<(), String> {
     let request = resolve(request)?;
+    for note in surprises(&request) {
+        tell!("{note}");
+    }
     if foreground {
         return start(&request, factory, Reporter::Terminal);
     }
@@ -126,13 +130,36 @@ pub fn run(request: &MountRequest, factory: &dyn Factory, foreground: bool) -> R
     }
 }
 
+/// What works, and may not be what was meant.
+fn surprises(request: &MountRequest) -> Vec<String> {
+    let MountRequest { swap_folder, mountpoint, .. } = request;
+    let mut notes = Vec::new();
+    // Mounted over itself, the folder shows the same.
+    let has_entries =
+        std::fs::read_dir(mountpoint).is_ok_and(|mut entries| entries.next().is_some());
+    if has_entries && mountpoint != swap_folder {
+        let shown = crate::paths::plain(mountpoint);
+        notes.push(format!("{shown} is not empty: what is in it is hidden while this is mounted"));
+    }
+    if sys_process::is_on_tmpfs(swap_folder) {
+        let shown = crate::paths::plain(swap_folder);
+        notes.push(format!(
+            "swap folder {shown} is on tmpfs, which is memory itself: nothing leaves it, and all is lost at the next \
+             boot; use a folder on a drive"
+        ));
+    }
+    notes
+}
+
 /// Makes the paths absolute and refuses what can never work.
 fn resolve(request: &MountRequest) -> Result<MountRequest, String> {
     let mountpoint = mount::check_mountpoint(&request.mountpoint, request.replace)?;
     let shown = request.swap_folder.display();
     let swap_folder = std::fs::canonicalize(&request.swap_folder).map_err(|error| {
         let mend = match error.kind() {
-            io::ErrorKind::NotFound => format!("; create it: mkdir -p {shown}"),
+            io::ErrorKind::NotFound => {
+                format!("; create it: mkdir -p {}", sys_process::quoted(&request.swap_folder))
+            }
             _ => String::new(),
         };
         format!("swap folder {shown}: {}{mend}", sys_process::reason(&error))

@@ -171,7 +171,10 @@ impl Ledger {
                 kept => kept?,
             }
             let found = recover::recover(&self.shared, &sessions, folder)?;
-            log::warn!("the last mount of this folder did not end well: {found}");
+            match found.is_whole() {
+                true => log::info!("the last daemon of this folder did not end by itself: {found}"),
+                false => log::warn!("the last mount of this folder did not end well: {found}"),
+            }
         }
         match sessions.begun(self.shared.pulse.doubt_ns()) {
             // Its number in the records says that there was one.

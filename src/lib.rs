@@ -1,6 +1,8 @@
 //! swapfs: partitions of tensors as files, moved between memory and NVMe through one bounded buffer pool.
 #![doc = ""]
 #![doc = include_str!("ARCHITECTURE.md")]
+// Those panic when nobody reads what they write: see `streams`.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod aio;
 pub mod bench;
@@ -22,10 +24,12 @@ mod machine;
 pub mod metrics;
 mod panics;
 mod paths;
+mod plot;
 pub mod pool;
 mod sandbox;
 pub mod service;
 pub mod shares;
+mod streams;
 pub mod swap;
 pub mod sys;
 pub mod sys_process;

@@ -667,10 +667,10 @@ fn any_benchmark_is_drawn() {
     let options = ["--engine", "posix,handle", "--read", "--plot", plot.to_str().unwrap()];
     stdout(folder.bench(&options));
     let svg = std::fs::read_to_string(&plot).unwrap();
-    assert!(svg.starts_with("<svg") && svg.contains("cold-read, posix</text>"), "{svg}");
-    assert!(svg.contains("cold-read, handle</text>") && svg.contains(" of the first)"), "{svg}");
+    assert!(svg.starts_with("<svg") && svg.contains("cold-read, posix\n"), "{svg}");
+    assert!(svg.contains("cold-read, handle\n") && svg.contains(" of the first)"), "{svg}");
     // Cold and warm, by each.
-    assert_eq!(svg.matches("<rect x=").count(), 4);
+    assert_eq!(svg.matches("-read, ").count(), 4, "{svg}");
     folder.is_as_before();
 }
 
@@ -689,9 +689,12 @@ fn the_roofline_names_a_layer_and_is_drawn() {
     assert_eq!(names, BTreeSet::from(["ring", "pool", "fuse", "full"]));
     assert_eq!(layers.len(), 8);
     let limits = report["limits"].as_str().unwrap();
-    assert!(
-        limits.starts_with("Writes are limited by ") && limits.contains("; reads are limited by ")
-    );
+    // On a machine that is busy with other things the whole can come out faster than a part.
+    let named = |word: &str| {
+        limits.contains(&format!("{word} are limited by "))
+            || limits.contains(&format!("{word}: too noisy"))
+    };
+    assert!(named("Writes") && named("reads"), "{limits}");
     let svg = std::fs::read_to_string(&plot).unwrap();
     assert!(svg.starts_with("<svg") && svg.contains("full path, read"));
     folder.is_as_before();

@@ -166,8 +166,11 @@ fn this_machine_is_usable_and_nothing_is_left_behind() {
     rig.assert_clean();
     let table = Command::new(PROGRAM).arg("check").arg(&rig.folder).output().unwrap();
     let table = String::from_utf8(table.stdout).unwrap();
-    let items = table.lines().skip(1).filter_map(|line| line.split_whitespace().nth(1));
-    assert_eq!(items.collect::<Vec<_>>(), ITEMS, "{table}");
+    let words = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let rows = words.filter(|words| ["ok", "slow", "fails"].contains(&words[0]));
+    assert_eq!(rows.map(|words| words[1].to_owned()).collect::<Vec<_>>(), ITEMS, "{table}");
+    let folder = format!("{}:", rig.folder.display());
+    assert_eq!(table.lines().filter(|line| *line == folder).count(), 1, "{table}");
 }
 
 #[test]

@@ -218,6 +218,225 @@ fn status_without_mounts_is_no_failure() {
     assert!(serde_json::from_str::<serde_json::Value>(&json).unwrap().is_array());
 }
 
+/// What is wrong with a number is said in plain words.
+#[test]
+fn numbers_that_are_none_say_what_is_accepted() {
+    for arguments in [
+        &["stats", "/", "--count", "x"][..],
+        &["stats", "/", "--count", ""],
+        &["profile", "/", "--lines", "-1"],
+        &["umount", "/", "--timeout", "1.5"],
+        &["mount", "/a", "/b", "--timeout", "soon"],
+        &["swap-in", "/", "--wait", "--timeout", "1s"],
+        &["bench", "/", "--loops", "three"],
+        &["bench", "/", "--queue-depth", "32x"],
+        &["bench", "/", "--multi-process", "99999999999999999999"],
+    ] {
+        let (status, text) = failure(&swapfs(arguments));
+        assert_eq!(status, Some(2), "{arguments:?}");
+        let is_plain =
+            text.contains("give a whole number") || text.contains("give a smaller number");
+        assert!(is_plain || text.contains("unexpected argument"), "{arguments:?}: {text}");
+        assert!(!text.contains("invalid digit") && !text.contains("too large"), "{text}");
+    }
+}
+
+/// Commands that a message gives can be copied whatever is in the path.
+#[test]
+fn paths_in_commands_are_quoted() {
+    let folder = tempfile::tempdir().unwrap();
+    let there = folder.path().to_str().unwrap();
+    let config = folder.path().join("ds.json");
+    for name in ["with blank", "~", "it's", "a;b", "$HOME", "plain"] {
+        let missing = format!("{there}/{name}/none");
+        let quoted = match name {
+            "plain" => missing.clone(),
+            _ => format!("'{}'", missing.replace('\'', "'\\''")),
+        };
+        let offload = serde_json::json!({"device": "nvme", "nvme_path": missing});
+        let text = serde_json::json!({"zero_optimization": {"offload_param": offload}});
+        std::fs::write(&config, text.to_string()).unwrap();
+        for arguments in [
+            &["mount", there, &missing][..],
+            &["mount", &missing, there],
+            &["mount", "--config", config.to_str().unwrap()],
+        ] {
+            let (status, line) = failure(&swapfs(arguments));
+            assert_eq!(status, Some(1));
+            assert!(
+                line.ends_with(&format!("create it: mkdir -p {quoted}")),
+                "{arguments:?}: {line}"
+            );
+        }
+        // And the shell makes of it what was meant.
+        let made = Command::new("bash").args(["-c", &format!("mkdir -p {quoted}")]).status();
+        assert!(made.unwrap().success() && std::path::Path::new(&missing).is_dir());
+    }
+}
+
+#[test]
+fn only_near_names_are_called_near() {
+    for (list, end) in [
+        ("poolsize=1g", "; the nearest is pool_size"),
+        ("chekcsum=none", "; the nearest is checksum"),
+        ("relatim", "; the nearest is relatime"),
+        ("compression=zstd", ""),
+        ("deduplicate", ""),
+        ("umask=022", ""),
+    ] {
+        let (status, line) = failure(&swapfs(&["mount", "/a", "/b", "-o", list]));
+        let name = list.split('=').next().unwrap();
+        let expected = format!("swapfs: -o {name}: no such mount option{end}");
+        assert_eq!((status, line.split("; see").next()), (Some(2), Some(expected.as_str())));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    for (engine, near) in [("fio2", true), ("moun", true), ("zzz", false), ("sendfile", false)] {
+        let (status, line) = failure(&swapfs(&["bench", path, "--engine", engine]));
+        assert_eq!((status, line.contains("the nearest is")), (Some(2), near), "{line}");
+        assert!(line.contains("handle, "), "all are named: {line}");
+    }
+}
+
+#[test]
+fn blanks_in_a_list_of_options_are_no_part_of_them() {
+    for list in [
+        "ro, queue_depth=16",
+        " ro ,queue_depth=16 ",
+        "ro,\tqueue_depth=16,",
+        "ro ,  queue_depth=16",
+    ] {
+        let shown = stdout(&swapfs(&["config", "show", "--json", "-o", list]));
+        let json: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        assert_eq!(
+            (&json["ro"]["value"], &json["queue_depth"]["value"]),
+            (&true.into(), &16.into())
+        );
+    }
+}
+
+/// A picture is SVG whatever its name says, so that a name that says something else is refused before anything is measured.
+#[test]
+fn pictures_have_names_that_say_what_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    for name in ["x.png", "x.pdf", "x.svg.jpg"] {
+        let plot = format!("{path}/{name}");
+        for arguments in [
+            &["bench", path, "--io-size", "1m", "--plot", &plot][..],
+            &["bench", "--roofline", path, "--plot", &plot],
+            &["tune", path, "--quick", "--plot", &plot],
+        ] {
+            let (status, line) = failure(&swapfs(arguments));
+            assert_eq!(status, Some(1), "{arguments:?}");
+            assert!(line.ends_with("give a name that ends in .svg"), "{line}");
+            assert!(!std::path::Path::new(&plot).exists());
+        }
+    }
+}
+
+/// Nothing is said to be mounted before it is.
+#[test]
+fn a_mount_that_fails_prints_no_success() {
+    let home = tempfile::tempdir().unwrap();
+    let config = home.path().join("ds.json");
+    let file = home.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let offload = serde_json::json!({"device": "nvme", "nvme_path": file, "buffer_size": 1e6});
+    let text = serde_json::json!({"zero_optimization": {"offload_param": offload}});
+    std::fs::write(&config, text.to_string()).unwrap();
+    let output = swapfs(&["mount", "--config", config.to_str().unwrap()]);
+    assert_eq!(failure(&output).0, Some(1), "and nothing on standard output");
+}
+
+/// A pipe without a reader, for a stream of a command.
+fn unread() -> std::io::PipeWriter {
+    std::io::pipe().unwrap().1
+}
+
+/// `swapfs check 2>&1 | head -1`: a reader that goes away ends nothing and changes no exit status, on either stream.
+#[test]
+fn streams_that_nobody_reads_end_quietly() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let missing = format!("{path}/missing");
+    let file = folder.path().join("file");
+    std::fs::write(&file, vec![0; 1 << 20]).unwrap();
+    let config = folder.path().join("ds.json");
+    std::fs::write(&config, r#"{"aio": {"use_gds": "true"}}"#).unwrap();
+    let (file, config) = (file.to_str().unwrap(), config.to_str().unwrap());
+    let others: &[&[&str]] = &[
+        &["--version"],
+        &[],
+        &["nonsense"],
+        &["check", path],
+        &["check", "--json", path],
+        &["check", &missing],
+        &["fsck", path],
+        &["fsck", &missing],
+        &["status"],
+        &["status", "--json"],
+        &["status", path],
+        &["stats", path],
+        &["top", path],
+        &["profile", &missing],
+        &["debug", path],
+        &["swap-in", path],
+        &["swap-out", path],
+        &["release", &missing],
+        &["mount", path, &missing],
+        &["umount", path],
+        &["tune", path, "--quick", "--io-size", "1m", "--sweep-config", &missing],
+        &["bench", path, "--io-size", "1m", "--loops", "1", "--torch-legacy-save"],
+        &["bench", file, "--gpu"],
+        &["config", "default"],
+        &["config", "show"],
+        &["config", "show", "--config", config],
+        &["config", "show", "-o", "nonsense"],
+        &["install", "--dry-run", "--prefix", path],
+        &["completions", "bash"],
+    ];
+    for arguments in COMMANDS.iter().chain(others) {
+        let run = |out: bool, error: bool| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_swapfs"));
+            command.args(*arguments).stdin(std::process::Stdio::null());
+            command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+            if !out {
+                command.stdout(unread());
+            }
+            if !error {
+                command.stderr(unread());
+            }
+            command.output().unwrap()
+        };
+        let expected = run(true, true).status.code();
+        assert!(expected.is_some_and(|status| status < 3), "{arguments:?}");
+        for (out, error) in [(false, true), (true, false), (false, false)] {
+            let output = run(out, error);
+            assert_eq!(output.status.code(), expected, "{arguments:?}: {output:?}");
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(!said.contains("panicked") && !said.contains("Broken pipe"), "{said}");
+        }
+    }
+}
+
+/// What cannot be written for another reason is told.
+#[test]
+fn a_full_disk_for_the_output_is_a_failure() {
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    for arguments in [&["--help"][..], &["status"], &["config", "default"], &["completions", "zsh"]]
+    {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_swapfs"));
+        let output = command.args(arguments).stdout(full()).output().unwrap();
+        let line = "swapfs: standard output: No space left on device".to_owned();
+        assert_eq!(failure(&output), (Some(1), line), "{arguments:?}");
+        let status = command.stdout(std::process::Stdio::null()).stderr(full()).status().unwrap();
+        assert_eq!(status.code(), Some(0), "{arguments:?}");
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_swapfs"));
+    assert_eq!(command.arg("nonsense").stderr(full()).status().unwrap().code(), Some(2));
+}
+
 #[test]
 fn completions_are_printed() {
     for shell in ["bash", "zsh", "fish"] {

@@ -432,7 +432,7 @@ fn status_shows_mounts_and_partitions() {
     let row = mounts.lines().find(|line| line.contains(path)).expect("a row");
     let pid = place.state().pid.to_string();
     let columns: Vec<&str> = row.split_whitespace().collect();
-    assert_eq!(columns[2..], [pid.as_str(), "16", "MiB", "11", "3", "2"]);
+    assert_eq!(columns[2..], [pid.as_str(), "16", "MiB", "11", "MiB", "3", "MiB", "2", "MiB"]);
     let partitions = stdout(&["status", path]);
     assert!(partitions.contains("inflight  1.5 MiB"), "{partitions}");
     let json = stdout(&["status", "--json", mnt.join("partition").to_str().unwrap()]);

@@ -16,7 +16,7 @@ const CONSTRUCTORS: [&str; 13] = [
     "Error::other(",
     "log::error!(",
     "log::warn!(",
-    "eprintln!(",
+    "tell!(",
     "ok_or(",
     "ok_or_else(",
     "#[error(",
@@ -82,8 +82,8 @@ const PLAIN: [&str; 51] = [
     "-o fsname",
     "fusermount3 -uz",
     "not found in",
-    "swapfs: {name} is about torch and has no effect here",
-    "swapfs: stopped by {signal}; what the benchmark had made is removed",
+    "{name} is about torch and has no effect here",
+    "stopped by {signal}; what the benchmark had made is removed",
     "{shown}: not a regular file",
     "{}: not a regular file",
     "{}: an empty file, nothing to read",
@@ -98,11 +98,11 @@ const PLAIN: [&str; 51] = [
     "{} is not a swapfs mountpoint",
     "{shown}: nothing matches",
     "{}: no access log of swapfs",
-    "standard output: {reason}",
+    "standard output: {}",
     "the terminal: {}",
     "interrupted before everything was checked",
     "--no-read and --no-write together leave nothing to measure",
-    "swapfs: a minute was enough for {measured} of {planned} combinations; without --quick all are measured",
+    "a minute was enough for {measured} of {planned} combinations; without --quick all are measured",
     "-o {name}: no such mount option{}",
     "{}: {section}.{key}: no such key{}",
     "a JSON object",
@@ -149,7 +149,8 @@ fn strings(source: &str) -> (Vec<u8>, Vec<(usize, String)>) {
             found.push((at, source[at + 3..end].to_owned()));
             end + 2
         } else if rest.starts_with("'\\") || (rest.starts_with('\'') && is_letter(rest)) {
-            let skip = if rest.starts_with("'\\") { 3 } else { 2 };
+            let letter = rest.chars().nth(1).map_or(1, char::len_utf8);
+            let skip = if rest.starts_with("'\\") { 3 } else { 1 + letter };
             at + skip + rest.get(skip..).and_then(|rest| rest.find('\'')).map_or(0, |end| end + 1)
         } else {
             at += rest.chars().next().map_or(1, char::len_utf8);

@@ -260,7 +260,7 @@ fn layers(arguments: &Arguments, cleanup: &Cleanup, place: &Place) -> Outcome<Va
         ..Settings::default()
     };
     let roofline = roofline::roofline(&settings, cleanup, || {})?;
-    println!("{} layers apart, plain calls of 1 MiB, GB/s of 1024^3 bytes", place.name);
+    println!("{} layers apart, plain calls of 1 MiB, GiB/s", place.name);
     let (header, lines) = roofline.table();
     let line = |cells: &[String]| {
         let cells: Vec<String> = cells.iter().map(|cell| format!("{cell:<18}")).collect();

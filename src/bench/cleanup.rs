@@ -16,6 +16,7 @@ use rustix::fs::{Mode, OFlags, mkdirat};
 
 use crate::fuse::mount::{Detach, unmount};
 use crate::held::Held;
+use crate::streams::tell;
 use crate::sys_process::{end_by, ending_signals};
 use crate::trust;
 
@@ -107,7 +108,7 @@ impl Cleanup {
             let (processes, rest): (Vec<_>, Vec<_>) =
                 list.partition(|item| matches!(item, Item::Process(_)));
             processes.into_iter().chain(rest).for_each(Item::remove);
-            eprintln!("swapfs: stopped by {signal}; what the benchmark had made is removed");
+            tell!("stopped by {signal}; what the benchmark had made is removed");
             // As the shell expects it: the process ends by the signal.
             let _ = signals.thread_unblock();
             end_by(signal);

@@ -64,7 +64,7 @@ impl Report {
     }
 
     /// The result lines of DeepSpeed's `ds_io`, four for each direction measured, in its words and
-    /// units: seconds summed over the loops, GB of 1024^3 bytes.
+    /// units: seconds summed over the loops, and its GB are GiB.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
@@ -99,7 +99,7 @@ impl Report {
         };
         format!(
             "{} by {processes} process{}, blocks of {}, depth {}, {} thread{} each; {loops} round{}{warmups}; \
-             {sync}; GB/s of 1024^3 bytes",
+             {sync}; GiB/s",
             format_short(settings.io_size),
             if processes == 1 { "" } else { "es" },
             format_short(settings.block_size),
@@ -129,7 +129,7 @@ impl Report {
         (header, self.rows.iter().map(line).collect())
     }
 
-    /// Everything. `rows[].rounds[]` has the seconds of each process; speeds are in GB/s.
+    /// Everything. `rows[].rounds[]` has the seconds of each process; speeds are in GiB/s.
     #[must_use]
     pub fn to_json(&self) -> Value {
         let row = |row: &Row| {
@@ -153,7 +153,7 @@ impl Report {
         };
         json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "unit": "GB/s of 1024^3 bytes",
+            "unit": "GiB/s",
             "settings": self.settings,
             "rows": self.rows.iter().map(row).collect::<Vec<_>>(),
             "notes": self.notes,

@@ -21,6 +21,9 @@ use ring::Ring;
 /// The full path is as fast as its slowest layer when it reaches this much of it.
 const AS_FAST: f64 = 0.85;
 
+/// The whole is never faster than a part: more than this of it is a measurement that says nothing.
+const NOISE: f64 = 1.05;
+
 /// What is measured alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -177,7 +180,7 @@ impl Roofline {
         };
         format!(
             "files rewritten in place, fsync included, and read cold; {fio}, the rest from huge ones where \
-             there are any; GB/s of 1024^3 bytes"
+             there are any; GiB/s"
         )
     }
 
@@ -186,7 +189,7 @@ impl Roofline {
         Some(row.series.spread().median)
     }
 
-    /// GB/s of the device: the more of what fio and the own ring had from it.
+    /// GiB/s of the device: the more of what fio and the own ring had from it.
     #[must_use]
     pub fn device(&self, access: Access) -> f64 {
         let found = [Layer::Fio, Layer::Ring].map(|layer| self.median(layer, access));
@@ -209,6 +212,12 @@ impl Roofline {
             return format!("{word} were not measured");
         };
         let (noun, share) = (layer.noun(), full / least);
+        if share > NOISE {
+            return format!(
+                "{word}: too noisy to say what limits, the full path came out faster ({share:.2}) than {noun}, \
+                 which is a part of it; give more --loops, and let nothing else run"
+            );
+        }
         if share >= AS_FAST {
             format!("{word} are limited by {noun} (the full path reaches {share:.2} of it)")
         } else {
@@ -248,7 +257,7 @@ impl Roofline {
         (header, self.rows.iter().map(line).collect())
     }
 
-    /// Everything; speeds in GB/s.
+    /// Everything; speeds in GiB/s.
     #[must_use]
     pub fn to_json(&self) -> Value {
         let row = |row: &LayerRow| {
@@ -265,7 +274,7 @@ impl Roofline {
         };
         json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "unit": "GB/s of 1024^3 bytes",
+            "unit": "GiB/s",
             "settings": self.settings,
             "fio": self.peer,
             "layers": self.rows.iter().map(row).collect::<Vec<_>>(),
@@ -280,8 +289,10 @@ impl Roofline {
     }
 
     /// The picture, an SVG document.
-    #[must_use]
-    pub fn to_svg(&self) -> String {
+    ///
+    /// # Errors
+    /// One line; drawing into memory has no reason to fail.
+    pub fn to_svg(&self) -> std::result::Result<String, String> {
         plot::draw(self)
     }
 }
@@ -322,5 +333,15 @@ pub(super) mod tests {
             text.starts_with("Writes are limited by no layer alone: the full path reaches 0.50")
         );
         assert_eq!(example(2.0).table().1[0][5], "0.50");
+    }
+
+    #[test]
+    fn a_whole_that_is_faster_than_a_part_is_noise() {
+        for (full, is_noise) in [(3.9, false), (4.0, false), (4.1, false), (4.3, true), (9.0, true)]
+        {
+            let text = example(full).limits();
+            assert_eq!(text.starts_with("Writes: too noisy"), is_noise, "{full}: {text}");
+            assert_eq!(text.contains("faster") && text.contains("--loops"), is_noise, "{text}");
+        }
     }
 }

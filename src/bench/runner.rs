@@ -30,14 +30,14 @@ impl Round {
         self.e2e.push(e2e);
     }
 
-    /// GB/s by the slowest process's own time.
+    /// GiB/s by the slowest process's own time.
     #[must_use]
     pub fn speed(&self) -> f64 {
         speed(self.bytes, most(&self.task))
     }
 }
 
-/// GB/s; 0 for no time at all, as DeepSpeed has it.
+/// GiB/s; 0 for no time at all, as DeepSpeed has it.
 fn speed(bytes: u64, seconds: f64) -> f64 {
     if seconds == 0.0 { 0.0 } else { bytes as f64 / seconds / GB }
 }
@@ -84,7 +84,7 @@ pub struct Series {
 }
 
 impl Series {
-    /// GB/s over the rounds.
+    /// GiB/s over the rounds.
     #[must_use]
     pub fn spread(&self) -> Spread {
         Spread::of(self.rounds.iter().map(Round::speed))
@@ -98,7 +98,7 @@ impl Series {
         sums.fold(0.0, f64::max)
     }
 
-    /// Latency in seconds and speed in GB/s as DeepSpeed reports them, of the work alone.
+    /// Latency in seconds and speed in GiB/s as DeepSpeed reports them, of the work alone.
     #[must_use]
     pub fn task(&self) -> (f64, f64) {
         let latency = self.latency(|round| &round.task);

@@ -38,6 +38,8 @@ struct Speeds {
     write: f64,
     read: f64,
     bytes: u64,
+    /// Bytes under way at once.
+    under_way: u64,
     direct: bool,
 }
 
@@ -69,12 +71,13 @@ pub(super) fn look(folder: &File, room: u64, config: &Config, time: Duration) ->
     let item = "speed";
     match measure(folder, room, config, time) {
         Ok(speeds) => {
-            // Of 1024^3 bytes, as in DeepSpeed's reports.
             let (write, read) = (speeds.write / GIB as f64, speeds.read / GIB as f64);
-            let mib = speeds.bytes / MIB;
+            let (mib, transfers) = (speeds.bytes / MIB, speeds.under_way / MIB);
             let cached = if speeds.direct { "" } else { ", through the page cache" };
             let found = format!(
-                "writes {write:.2} GB/s, reads {read:.2} GB/s ({mib} MiB, verified{cached})"
+                "writes {write:.2} GiB/s, reads {read:.2} GiB/s ({mib} MiB of a new file, on stable storage, \
+                 {transfers} MiB at a time, verified{cached}; `swapfs tune` and `bench` rewrite what is there, which \
+                 most devices do faster)"
             );
             let finding = match speeds.write.min(speeds.read) < NVME_MIN {
                 true => Finding::slow(
@@ -123,6 +126,7 @@ fn measure(folder: &File, room: u64, config: &Config, time: Duration) -> Result<
         write: speed(written, writing),
         read: speed(read, reading),
         bytes: read * piece,
+        under_way: UNDER_WAY as u64 * piece,
         direct,
     })
 }

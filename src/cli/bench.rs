@@ -10,12 +10,13 @@ use super::output::{Content, Output};
 use super::{Failure, print, table};
 use crate::bench::roofline::{self, roofline};
 use crate::bench::{BenchError, Case, Cleanup, Engine, Report, Roofline, Settings, measure};
-use crate::config::parse_switch;
+use crate::config::{nearest, parse_switch};
 use crate::fuse::mount::entry_of_path;
+use crate::streams::tell;
 use crate::sys_process::reason;
 use crate::units::parse_size;
 
-const PLOT: Content = Content { name: "plot", is_ours: Report::is_svg };
+const PLOT: Content = Content { name: "plot", is_ours: Report::is_svg, ending: Some("svg") };
 
 /// Arguments of `swapfs bench`. Those of DeepSpeed's `ds_io` and `test_ds_aio` have their names and
 /// meanings; underscores do for dashes.
@@ -58,13 +59,13 @@ pub struct BenchArgs {
     #[arg(long, value_name = "SIZE", default_value = "1M")]
     pub block_size: String,
     /// Transfers in flight per thread.
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = super::whole::<u32>)]
     pub queue_depth: u32,
     /// Processes that work at the same time.
-    #[arg(long, value_name = "N", default_value_t = 1, alias = "threads")]
+    #[arg(long, value_name = "N", default_value_t = 1, alias = "threads", value_parser = super::whole::<u32>)]
     pub multi_process: u32,
     /// Threads of each operation.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = super::whole::<u32>)]
     pub io_parallel: u32,
     /// One submission per call.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "on",
@@ -78,10 +79,10 @@ pub struct BenchArgs {
     #[arg(long)]
     pub sequential_requests: bool,
     /// Rounds that count.
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = super::whole::<u32>)]
     pub loops: u32,
     /// Rounds before them.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = super::whole::<u32>)]
     pub warmup_loops: u32,
     /// Count those too.
     #[arg(long)]
@@ -90,7 +91,7 @@ pub struct BenchArgs {
     #[arg(long)]
     pub different_file_each_iteration: bool,
     /// Files of the cases many-write and many-read, together as large as --io-size.
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = super::whole::<u32>)]
     pub files: u32,
     /// Compare files and memory after each round, outside the time.
     #[arg(long)]
@@ -183,7 +184,7 @@ impl BenchArgs {
         progress.finish_and_clear();
         let report = report?;
         if let Some(plot) = &plot {
-            plot.write(&report.to_svg())?;
+            plot.write(&report.to_svg()?)?;
         }
         self.print(&report)
     }
@@ -196,7 +197,7 @@ impl BenchArgs {
             (self.fast_io_size.is_some(), "--fast-io-size"),
         ] {
             if given {
-                eprintln!("swapfs: {name} is about torch and has no effect here");
+                tell!("{name} is about torch and has no effect here");
             }
         }
     }
@@ -216,7 +217,7 @@ impl BenchArgs {
 
     fn print_roofline(&self, found: &Roofline, plot: Option<&Output>) -> Result<(), Failure> {
         if let Some(plot) = plot {
-            plot.write(&found.to_svg())?;
+            plot.write(&found.to_svg()?)?;
         }
         if self.json {
             return super::print_json(&found.to_json());
@@ -412,13 +413,13 @@ fn size(name: &str, text: &str) -> Result<u64, Failure> {
 }
 
 /// The line about a name that is none, with the nearest one that is.
-fn unknown(flag: &str, what: &str, text: &str, names: &[&str]) -> Failure {
-    let distance = |name: &&&str| (strsim::jaro_winkler(text, name) * 1000.0) as i64;
-    let nearest = names.iter().max_by_key(distance).copied().unwrap_or_default();
+fn unknown(flag: &str, what: &str, text: &str, names: &[&'static str]) -> Failure {
     let list = names.join(", ");
-    Failure::Usage(format!(
-        "{flag}: \"{text}\" is no {what}; the nearest is {nearest}, all are {list}"
-    ))
+    let hint = match nearest(text, names.iter().copied()) {
+        Some(name) => format!("the nearest is {name}, all are {list}"),
+        None => format!("accepted are {list}"),
+    };
+    Failure::Usage(format!("{flag}: \"{text}\" is no {what}; {hint}"))
 }
 
 /// A bar on a terminal, one step a round.

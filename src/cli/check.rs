@@ -7,11 +7,16 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
+use super::columns::{terminal_width, wrapped};
 use super::interrupt::Interrupts;
 use super::mount::default_places;
-use super::{ConfigArgs, Failure, print, table};
+use super::{ConfigArgs, Failure, print};
 use crate::check::{self, Finding, Place, Verdict};
+use crate::paths::{plain, plain_text};
 use crate::sys_process::{quoted, reason};
+
+/// Width of the column of verdicts.
+const VERDICT: usize = "VERDICT".len();
 
 /// Arguments of `swapfs check`.
 #[derive(Debug, Args)]
@@ -48,7 +53,7 @@ impl CheckArgs {
         if self.json {
             super::print_json(&to_json(&findings))?;
         } else {
-            print_table(&findings)?;
+            print(&report(&findings, terminal_width()))?;
         }
         let failing: Vec<String> = findings
             .iter()
@@ -88,24 +93,72 @@ fn to_json(findings: &[Finding]) -> serde_json::Value {
     })
 }
 
-fn print_table(findings: &[Finding]) -> Result<(), Failure> {
-    let mut table = table(&["VERDICT", "ITEM", "FOLDER", "FOUND", "MEND"]);
+/// A row for each finding, with the fix on a line of its own, whole, so that it can be copied. The folder stands above the
+/// rows about it.
+fn report(findings: &[Finding], width: Option<usize>) -> String {
+    let items = findings.iter().map(|finding| finding.item.len()).max().unwrap_or(0);
+    let row = |verdict: &str, item: &str| format!("{verdict:VERDICT$}  {item:items$}  ");
+    let indent = VERDICT + 2;
+    let beside = indent + items + 2;
+    let mut lines = vec![row("VERDICT", "ITEM") + "FOUND"];
+    let mut folder = None;
     for finding in findings {
-        let folder = finding.folder.as_deref().map(quoted);
-        table.add_row([
-            finding.verdict.name(),
-            finding.item,
-            folder.as_deref().unwrap_or("-"),
-            &finding.found,
-            finding.mend.as_deref().unwrap_or("-"),
-        ]);
+        if finding.folder != folder {
+            folder.clone_from(&finding.folder);
+            lines.extend(folder.as_deref().map(|folder| format!("{}:", plain(folder))));
+        }
+        // Folded for people, and left in one line for programs.
+        let found = plain_text(&finding.found);
+        let found = match width {
+            Some(width) => wrapped(&found, width.saturating_sub(beside)),
+            None => vec![found],
+        };
+        let between = format!("\n{:beside$}", "");
+        lines.push(row(finding.verdict.name(), finding.item) + &found.join(&between));
+        if let Some(fix) = &finding.mend {
+            lines.push(format!("{:indent$}fix: {}", "", plain_text(fix)));
+        }
     }
-    // Long cells are folded for people, and left in one line for programs.
-    if let Ok(size) = rustix::termios::tcgetwinsize(std::io::stdout())
-        && std::io::stdout().is_terminal()
-    {
-        table.set_width(size.ws_col.max(60));
-        table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finding(item: &'static str, folder: Option<&str>, mend: Option<&str>) -> Finding {
+        Finding {
+            verdict: if mend.is_some() { Verdict::Slow } else { Verdict::Ok },
+            item,
+            folder: folder.map(PathBuf::from),
+            found: "a sentence that is longer than what a narrow terminal has in one line"
+                .to_owned(),
+            mend: mend.map(str::to_owned),
+            values: serde_json::Map::new(),
+        }
     }
-    print(&table.trim_fmt())
+
+    #[test]
+    fn fixes_are_whole_lines_and_everything_else_fits() {
+        let fix = "sysctl -w something.with.a.long.name=12345 && echo something.with.a.long.name >>/etc/file";
+        let findings = [
+            finding("fuse-device", None, None),
+            finding("memory-lock", None, Some(fix)),
+            finding("folder", Some("/one"), None),
+            finding("async-direct-io", Some("/one"), Some("mkdir -p /one")),
+            finding("folder", Some("/two"), None),
+        ];
+        for width in [80, 100, 160] {
+            let text = report(&findings, Some(width));
+            for line in text.lines().filter(|line| !line.contains("fix: ")) {
+                assert!(line.len() <= width, "{width}: {line}");
+            }
+            assert!(text.contains(&format!("\n         fix: {fix}\n")), "{text}");
+        }
+        let text = report(&findings, None);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 1 + 5 + 2 + 2, "{text}");
+        assert_eq!((lines[4], lines[8]), ("/one:", "/two:"));
+        assert!(lines[2].starts_with("slow     memory-lock      a sentence"), "{text}");
+    }
 }

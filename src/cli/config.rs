@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 use super::watch::read_json;
 use super::{ConfigArgs, Failure, print, print_json, table};
 use crate::config::{Config, Row};
+use crate::streams::tell;
 
 /// The commands about the configuration.
 #[derive(Debug, Subcommand)]
@@ -66,7 +67,7 @@ impl ShowArgs {
 /// Says what the configuration file asks for in vain.
 pub(super) fn warn(config: &Config) {
     for line in config.warnings() {
-        eprintln!("swapfs: {line}");
+        tell!("{line}");
     }
 }
 

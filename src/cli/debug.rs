@@ -19,6 +19,7 @@ use crate::daemon::{DaemonProcess, MountStats};
 use crate::held::{Folder, Held};
 use crate::metrics::today;
 use crate::paths::plain;
+use crate::streams::tell;
 use crate::sys_process::{quoted, reason};
 use redact::Redactor;
 
@@ -102,7 +103,7 @@ impl DebugArgs {
         match self.fill(archive, &stats, &daemon) {
             Ok(files) => {
                 if let Err(why) = &daemon.process {
-                    eprintln!("swapfs: {why}: its process and its log are left out");
+                    tell!("{why}: its process and its log are left out");
                 }
                 print(&format!(
                     "{}: {}\nLook through it before it goes to anybody: tar -xzOf {} | less",

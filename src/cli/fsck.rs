@@ -7,12 +7,17 @@ use clap::Args;
 use indicatif::ProgressBar;
 
 use super::bar::bar;
+use super::columns::{Listing, terminal_width};
 use super::interrupt::Interrupts;
-use super::{Failure, print, print_json, table};
+use super::{Failure, print, print_json};
 use crate::daemon::SwapFolder;
 use crate::ledger::fsck::{self, Damage, Finding, Listener, Report};
 use crate::paths::plain;
 use crate::sys_process::{quoted, reason};
+use crate::units::{format_exact, format_short};
+
+/// Partitions changed by others that are named.
+const CHANGED_MAX: usize = 20;
 
 /// Arguments of `swapfs fsck`.
 #[derive(Debug, Args)]
@@ -56,14 +61,18 @@ impl FsckArgs {
 
 fn print_report(report: &Report) -> Result<(), Failure> {
     if !report.findings.is_empty() {
-        let mut rows = table(&["PARTITION", "CONDITION", "OFFSET", "LENGTH"]);
-        for finding in &report.findings {
-            add_rows(&mut rows, finding);
-        }
-        print(&rows.to_string())?;
+        let header = ["PARTITION", "CONDITION", "OFFSET", "LENGTH"];
+        let rows = report.findings.iter().flat_map(rows).collect();
+        print(&Listing { header: &header, names: 1, rows }.layout(terminal_width()))?;
+    }
+    for path in report.changed_paths.iter().take(CHANGED_MAX) {
+        print(&format!("changed by others: {}", quoted(path)))?;
+    }
+    if let Some(more @ 1..) = report.changed_paths.len().checked_sub(CHANGED_MAX) {
+        print(&format!("changed by others: {more} more, --json names all"))?;
     }
     let Report { checked, bytes, unknown, changed, gone, left_out, .. } = report;
-    let size = crate::units::format_exact(*bytes);
+    let size = format_short(*bytes);
     let mut line = format!("{checked} partitions verified ({size}), {} damaged", report.damaged());
     for (count, what) in [
         (unknown, "without a record"),
@@ -75,26 +84,49 @@ fn print_report(report: &Report) -> Result<(), Failure> {
             line.push_str(&format!(", {count} {what}"));
         }
     }
-    if report.repaired {
-        line.push_str("; repaired");
-    }
-    print(&line)
+    print(&line)?;
+    if report.repaired { print(&repairs(report)) } else { Ok(()) }
 }
 
-fn add_rows(rows: &mut comfy_table::Table, finding: &Finding) {
+/// What a repair has changed: records, and no file.
+fn repairs(report: &Report) -> String {
+    let bad = || report.findings.iter().flat_map(|finding| &finding.bad);
+    let (ranges, bytes) = (bad().count(), bad().map(|bad| bad.length).sum());
+    let removed = report.changed + report.gone;
+    let mut done = Vec::new();
+    if ranges > 0 {
+        let plural = if ranges == 1 { "" } else { "s" };
+        let size = format_short(bytes);
+        done.push(format!("{size} in {ranges} damaged or torn range{plural} read as they are now"));
+    }
+    if removed > 0 {
+        let records = if removed == 1 { "record was" } else { "records were" };
+        done.push(format!("{removed} {records} removed"));
+    }
+    match done.is_empty() {
+        true => "repaired: nothing had to be changed".to_owned(),
+        false => format!("repaired: {}; no file was changed", done.join(", ")),
+    }
+}
+
+/// A row for each range that is not whole, offsets in bytes.
+fn rows(finding: &Finding) -> Vec<Vec<String>> {
     let path = quoted(&finding.path);
+    let mut rows = Vec::new();
     for bad in &finding.bad {
         let condition = match bad.damage {
             Damage::Damaged => "damaged",
             Damage::Torn => "torn",
             Damage::Unreadable => "unreadable",
         };
-        let (offset, length) = (bad.offset.to_string(), bad.length.to_string());
-        rows.add_row([path.clone(), condition.to_owned(), offset, length]);
+        let offset = format_exact(bad.offset);
+        rows.push(vec![path.clone(), condition.to_owned(), offset, format_exact(bad.length)]);
     }
     if finding.padding > 0 {
-        rows.add_row([path, "padded".to_owned(), String::new(), finding.padding.to_string()]);
+        let length = format!("{} B", finding.padding);
+        rows.push(vec![path, "padded".to_owned(), "-".to_owned(), length]);
     }
+    rows
 }
 
 /// A bar on a terminal; signals that stop it.

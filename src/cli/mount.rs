@@ -10,7 +10,8 @@ use clap::Args;
 
 use super::{ConfigArgs, Failure, print};
 use crate::daemon::{self, Factory, MountRequest};
-use crate::sys_process::reason;
+use crate::paths::plain;
+use crate::sys_process::{quoted, reason};
 
 /// Arguments of `swapfs mount`.
 #[derive(Debug, Args)]
@@ -28,7 +29,7 @@ pub struct MountArgs {
     #[arg(long)]
     pub replace: bool,
     /// Seconds to wait for the folder's last daemon when that is still finishing.
-    #[arg(long, value_name = "S", default_value_t = 600)]
+    #[arg(long, value_name = "S", default_value_t = 600, value_parser = super::whole::<u64>)]
     pub timeout: u64,
     /// The configuration's sources.
     #[command(flatten)]
@@ -38,17 +39,24 @@ pub struct MountArgs {
 impl MountArgs {
     pub(super) fn run(self, verbose: u8, factory: &dyn Factory) -> Result<(), Failure> {
         let config = self.config.settings(verbose)?.build()?;
+        let mut lines = Vec::new();
         let (swap_folder, mountpoint) = match (self.swap_folder, self.mountpoint) {
             (Some(swap_folder), Some(mountpoint)) => (swap_folder, mountpoint),
-            _ => match config.nvme_path()? {
-                Some(path) => over(path, self.config.config.as_deref())?,
-                None => default_paths()?,
-            },
+            _ => {
+                let (swap_folder, mountpoint) = match config.nvme_path()? {
+                    Some(path) => over(path, self.config.config.as_deref())?,
+                    None => default_paths()?,
+                };
+                let (from, to) = (plain(&swap_folder), plain(&mountpoint));
+                match from == to {
+                    true => lines.push(format!("swap folder and mountpoint: {to}")),
+                    false => lines.push(format!("swap folder: {from}\nmountpoint: {to}")),
+                }
+                (swap_folder, mountpoint)
+            }
         };
         super::config::warn(&config);
-        if let Some(note) = config.pool_note() {
-            print(&note)?;
-        }
+        lines.extend(config.pool_note());
         let request = MountRequest {
             swap_folder,
             mountpoint,
@@ -56,7 +64,13 @@ impl MountArgs {
             replace: self.replace,
             timeout: Duration::from_secs(self.timeout),
         };
-        Ok(daemon::run(&request, factory, self.foreground)?)
+        // In the foreground the call lasts as long as the mount.
+        let say = || lines.iter().try_for_each(|line| print(line));
+        if self.foreground {
+            say()?;
+        }
+        daemon::run(&request, factory, self.foreground)?;
+        if self.foreground { Ok(()) } else { say() }
     }
 }
 
@@ -68,20 +82,18 @@ fn over(nvme_path: PathBuf, file: Option<&Path>) -> Result<(PathBuf, PathBuf), F
     {
         let file = file.unwrap_or(Path::new("--config")).display();
         return Err(Failure::Failed(format!(
-            "{file}: the nvme_path {shown} does not exist; create it: mkdir -p {shown}"
+            "{file}: the nvme_path {shown} does not exist; create it: mkdir -p {}",
+            quoted(&nvme_path)
         )));
     }
-    print(&format!("swap folder and mountpoint: {shown}"))?;
     Ok((nvme_path.clone(), nvme_path))
 }
 
-/// The user's own swap folder and mountpoint, made when missing, and printed.
+/// The user's own swap folder and mountpoint, made when missing.
 fn default_paths() -> Result<(PathBuf, PathBuf), Failure> {
     let (swap_folder, mountpoint) = default_places()?;
     create(&swap_folder)?;
     create(&mountpoint)?;
-    let (from, to) = (swap_folder.display(), mountpoint.display());
-    print(&format!("swap folder: {from}\nmountpoint: {to}"))?;
     Ok((swap_folder, mountpoint))
 }
 

@@ -23,6 +23,8 @@ pub(super) struct Content {
     pub(super) name: &'static str,
     /// Whether a text is one that swapfs made.
     pub(super) is_ours: fn(&str) -> bool,
+    /// How the names of such files end, where others would mislead: `svg`.
+    pub(super) ending: Option<&'static str>,
 }
 
 /// A file that may be written: it is new, our own of an earlier run, or no regular file. Its folder, and what is no regular
@@ -53,6 +55,14 @@ impl Output {
         let failed = |why: &str| format!("{}: {why}", path.display());
         let why = |error: io::Error| failed(&reason(&error));
         let name = path.file_name().ok_or_else(|| failed("Is a directory"))?.to_owned();
+        if let (Some(ending), Some(given)) = (content.ending, path.extension())
+            && !given.eq_ignore_ascii_case(ending)
+        {
+            let what = content.name;
+            return Err(failed(&format!(
+                "the {what} is written as {ending}; give a name that ends in .{ending}"
+            )));
+        }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder = rustix::fs::open(parent(path), flags, Mode::empty())
             .map_err(|error| why(error.into()))?;
@@ -188,11 +198,37 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_name_does_not_say_another_kind() {
+        let folder = tempfile::tempdir().unwrap();
+        let content = Content { name: "picture", is_ours: |_| true, ending: Some("svg") };
+        for (name, is_taken) in [
+            ("x.svg", true),
+            ("x.SVG", true),
+            ("x", true),
+            (".hidden", true),
+            ("a.b.svg", true),
+            ("x.png", false),
+            ("x.svg.pdf", false),
+            ("x.jpeg", false),
+        ] {
+            let found = Output::prepare(&folder.path().join(name), content);
+            assert_eq!(found.is_ok(), is_taken, "{name}");
+            let told =
+                found.err().is_none_or(|line| line.ends_with("give a name that ends in .svg"));
+            assert!(told, "{name}");
+        }
+        Output::prepare(Path::new("/dev/null"), content).unwrap();
+    }
+
+    #[test]
     fn only_new_and_own_files_are_written() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tuned.json");
         let prepare = |path: &Path| {
-            Output::prepare(path, Content { name: "list", is_ours: |text| text == "ours" })
+            Output::prepare(
+                path,
+                Content { name: "list", is_ours: |text| text == "ours", ending: None },
+            )
         };
         let output = prepare(&path).unwrap();
         output.write("ours").unwrap();

@@ -34,7 +34,7 @@ pub struct ProfileArgs {
     #[arg(long, value_enum, default_value_t = By::Operation)]
     pub by: By,
     /// Lines of the table, the longest times first.
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = super::whole::<usize>)]
     pub lines: usize,
     /// Seconds for which a mountpoint's log is read.
     #[arg(long, value_name = "S", default_value = "10", value_parser = parse_seconds)]

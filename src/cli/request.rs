@@ -34,12 +34,15 @@ pub struct RequestArgs {
     #[arg(long)]
     pub wait: bool,
     /// Seconds to wait at most; without it, as long as it takes.
-    #[arg(long, value_name = "S", requires = "wait")]
+    #[arg(long, value_name = "S", requires = "wait", value_parser = super::whole::<u64>)]
     pub timeout: Option<u64>,
     /// Print JSON, an object for each path.
     #[arg(long)]
     pub json: bool,
 }
+
+/// Most lines about failures.
+const LINES_MAX: usize = 10;
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -119,7 +122,13 @@ impl RequestArgs {
                 targets.iter().map(|target| Report::of(target, request)).collect();
             print_json(&reports)?;
         }
-        let lines: Vec<String> = targets.into_iter().flat_map(|target| target.failures).collect();
+        let mut lines: Vec<String> =
+            targets.into_iter().flat_map(|target| target.failures).collect();
+        if let Some(more @ 1..) = lines.len().checked_sub(LINES_MAX) {
+            lines.truncate(LINES_MAX);
+            lines
+                .push(format!("{more} more failed; `swapfs status` shows which, --json names all"));
+        }
         match lines.is_empty() {
             true => Ok(()),
             false => Err(Failure::Failed(lines.join("\nswapfs: "))),

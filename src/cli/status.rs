@@ -8,10 +8,12 @@ use clap::Args;
 use serde::Serialize;
 
 use super::below::{Below, Partition, files_below};
-use super::{Failure, line_about, print, print_json, table};
+use super::columns::{Listing, terminal_width};
+use super::{Failure, line_about, print, print_json};
 use crate::daemon::MountStats;
 use crate::fuse::mount::{self, MountEntry};
 use crate::paths::plain;
+use crate::streams::tell;
 use crate::sys_process::{reason, text_xattr};
 use crate::units::format_short;
 
@@ -31,13 +33,16 @@ impl StatusArgs {
         if self.paths.is_empty() {
             return show_mounts(self.json);
         }
-        let (mut partitions, mut left_out) = (Vec::new(), LeftOut::default());
+        let (mut mounts, mut left_out) = (Vec::new(), LeftOut::default());
         for path in &self.paths {
-            collect(path, &mut partitions, &mut left_out)?;
+            collect(path, &mut mounts, &mut left_out)?;
         }
         match self.json {
-            true => print_json(&partitions)?,
-            false => show_partitions(&partitions)?,
+            true => {
+                let rows: Vec<_> = mounts.iter().flat_map(|mount| &mount.rows).collect();
+                print_json(&rows)?;
+            }
+            false => show_partitions(mounts)?,
         }
         left_out.result()
     }
@@ -87,7 +92,7 @@ impl MountRow {
     fn read(entry: &MountEntry) -> Self {
         let at = &entry.mountpoint;
         if let Err(refusal) = entry.check() {
-            eprintln!("swapfs: {refusal}");
+            tell!("{refusal}");
             let (mountpoint, swap_folder) = (at.clone(), entry.source.clone());
             let kept = Vec::new();
             return Self { mountpoint, swap_folder, pid: None, alive: true, kept, pool: None };
@@ -108,22 +113,23 @@ impl MountRow {
         }
     }
 
-    fn columns(&self) -> [String; 7] {
-        let count = |field: fn(&PoolRow) -> u64| self.pool.as_ref().map(field);
-        let shown = |value: Option<u64>| value.map_or_else(dash, |value| value.to_string());
+    fn columns(&self) -> Vec<String> {
+        let bytes = |field: fn(&PoolRow) -> u64| {
+            let bytes = |pool: &PoolRow| field(pool).saturating_mul(pool.buffer_size);
+            self.pool.as_ref().map_or_else(dash, |pool| format_short(bytes(pool)))
+        };
         let pid = match self.alive {
             true => self.pid.map_or_else(dash, |pid| pid.to_string()),
             false => "dead".to_owned(),
         };
-        let pool_size = count(|pool| pool.buffers.saturating_mul(pool.buffer_size));
-        [
+        vec![
             plain(&self.mountpoint),
             plain(&self.swap_folder),
             pid,
-            pool_size.map_or_else(dash, format_short),
-            shown(count(|pool| pool.available)),
-            shown(count(|pool| pool.dirty)),
-            shown(count(|pool| pool.inflight)),
+            bytes(|pool| pool.buffers),
+            bytes(|pool| pool.available),
+            bytes(|pool| pool.dirty),
+            bytes(|pool| pool.inflight),
         ]
     }
 }
@@ -142,9 +148,8 @@ fn show_mounts(json: bool) -> Result<(), Failure> {
         return print("no swapfs mounts");
     }
     let header = ["MOUNTPOINT", "SWAP FOLDER", "PID", "POOL", "AVAILABLE", "DIRTY", "IN FLIGHT"];
-    let mut table = table(&header);
-    table.add_rows(rows.iter().map(MountRow::columns));
-    print(&table.trim_fmt())?;
+    let shown = rows.iter().map(MountRow::columns).collect();
+    print(&Listing { header: &header, names: 2, rows: shown }.layout(terminal_width()))?;
     for row in rows.iter().filter(|row| !row.kept.is_empty()) {
         let (at, kept) = (plain(&row.mountpoint), row.kept.join(", "));
         print(&format!("{at}: the daemon has not given up {kept}"))?;
@@ -190,10 +195,35 @@ impl PartitionRow {
         let all: Vec<String> = self.error.clone().into_iter().chain(stalled).collect();
         if all.is_empty() { dash() } else { all.join(", ") }
     }
+
+    /// Its line of the table.
+    fn columns(&self, mountpoint: &Path) -> Vec<String> {
+        vec![
+            plain(self.below(mountpoint)),
+            self.status.clone(),
+            format_short(self.size),
+            format_short(self.resident),
+            format_short(self.dirty),
+            format_short(self.inflight),
+            self.trouble(),
+        ]
+    }
+
+    /// The path from the mount's root; as it was given where that does not say.
+    fn below(&self, mountpoint: &Path) -> &Path {
+        self.path.strip_prefix(mountpoint).unwrap_or(&self.path)
+    }
 }
 
 fn number(path: &Path, name: &str) -> io::Result<Option<u64>> {
     Ok(text_xattr(path, name)?.and_then(|text| text.trim().parse().ok()))
+}
+
+/// The partitions of one mount that were asked for.
+#[derive(Debug)]
+struct Partitions {
+    mountpoint: PathBuf,
+    rows: Vec<PartitionRow>,
 }
 
 /// What could not be looked at.
@@ -221,19 +251,17 @@ impl LeftOut {
     }
 }
 
-/// Adds the rows of a file, or of every regular file below a directory.
+/// Adds the rows of a file, or of every regular file below a directory, to those of its mount.
 fn collect(
-    path: &Path, rows: &mut Vec<PartitionRow>, left_out: &mut LeftOut,
+    path: &Path, mounts: &mut Vec<Partitions>, left_out: &mut LeftOut,
 ) -> Result<(), Failure> {
     let failed = |error: io::Error| Failure::Failed(line_about(path, &error));
     mount::refuse_foreign(path).map_err(|refusal| refusal.to_string())?;
-    match mount::entry_of_path(path).map_err(failed)?.map(|entry| entry.check()) {
-        Some(Ok(())) => {}
-        Some(Err(refusal)) => return Err(Failure::Failed(refusal.to_string())),
-        None => {
-            return Err(Failure::Failed(format!("{} is not on a swapfs mount", plain(path))));
-        }
-    }
+    let Some(entry) = mount::entry_of_path(path).map_err(failed)? else {
+        return Err(Failure::Failed(format!("{} is not on a swapfs mount", plain(path))));
+    };
+    entry.check().map_err(|refusal| refusal.to_string())?;
+    let mut rows = Vec::new();
     let _ = files_below(path, &mut |found| {
         match found {
             Below::LeftOut(folder, error) => left_out.add(&folder, &error),
@@ -255,22 +283,24 @@ fn collect(
     })
     .map_err(failed)?;
     rows.sort_by(|a, b| a.path.cmp(&b.path));
+    let mountpoint = entry.mountpoint;
+    match mounts.iter_mut().find(|mount| mount.mountpoint == mountpoint) {
+        Some(mount) => mount.rows.extend(rows),
+        None => mounts.push(Partitions { mountpoint, rows }),
+    }
     Ok(())
 }
 
-fn show_partitions(rows: &[PartitionRow]) -> Result<(), Failure> {
+/// A table for each mount, with paths from its root; its mountpoint above it where there are several.
+fn show_partitions(mounts: Vec<Partitions>) -> Result<(), Failure> {
     let header = ["PARTITION", "STATUS", "SIZE", "RESIDENT", "DIRTY", "IN FLIGHT", "ERROR"];
-    let mut table = table(&header);
-    table.add_rows(rows.iter().map(|row| {
-        [
-            plain(&row.path),
-            row.status.clone(),
-            format_short(row.size),
-            format_short(row.resident),
-            format_short(row.dirty),
-            format_short(row.inflight),
-            row.trouble(),
-        ]
-    }));
-    print(&table.trim_fmt())
+    let several = mounts.len() > 1;
+    for mount in mounts {
+        if several {
+            print(&format!("{}:", plain(&mount.mountpoint)))?;
+        }
+        let rows = mount.rows.iter().map(|row| row.columns(&mount.mountpoint)).collect();
+        print(&Listing { header: &header, names: 1, rows }.layout(terminal_width()))?;
+    }
+    Ok(())
 }

@@ -9,13 +9,16 @@ use super::bar::bar;
 use super::interrupt::Interrupts;
 use super::output::{Content, Output};
 use super::{Failure, print, table};
+use crate::streams::tell;
 use crate::sys_process::reason;
 use crate::tune::{self, Combination, End, Listener, LogFolder, Measured, Outcome, Plan, Sweep};
 use crate::units::{GIB, KIB, MIB, TIB, parse_size};
 
-const CONFIGURATION: Content = Content { name: "configuration", is_ours: tune::is_document };
+const CONFIGURATION: Content =
+    Content { name: "configuration", is_ours: tune::is_document, ending: None };
 
-const HEAT_MAP: Content = Content { name: "heat map", is_ours: tune::is_heat_map };
+const HEAT_MAP: Content =
+    Content { name: "heat map", is_ours: tune::is_heat_map, ending: Some("svg") };
 
 /// Rows of the ranking, unless more is asked for.
 const ROWS: usize = 10;
@@ -127,7 +130,7 @@ impl TuneArgs {
         let outcome = tune::run(&plan, &mut progress)?;
         progress.finish();
         for note in &outcome.notes {
-            eprintln!("swapfs: {note}");
+            tell!("{note}");
         }
         let report = Report { plan: &plan, outcome: &outcome };
         let mut kept = Vec::new();
@@ -199,7 +202,7 @@ impl Report<'_> {
             loops => format!("{loops} times"),
         };
         format!(
-            "swapfs tune {}: {} of {} combinations, {} MiB each, {times}; GB of 1024^3 bytes",
+            "swapfs tune {}: {} of {} combinations, {} MiB each, {times}, over bytes that are there, fsync not included",
             self.plan.folder.display(),
             self.outcome.measured.len(),
             self.outcome.planned,
@@ -224,7 +227,7 @@ impl Report<'_> {
         ranking.sort_by(|a, b| b.both().total_cmp(&a.both()));
         let rows = if all { ranking.len() } else { ROWS };
         let header =
-            ["BLOCK", "DEPTH", "THREADS", "SUBMIT", "EVENTS", "WRITE GB/s", "READ GB/s", "BOTH"];
+            ["BLOCK", "DEPTH", "THREADS", "SUBMIT", "EVENTS", "WRITE GiB/s", "READ GiB/s", "BOTH"];
         let mut table = table(&header);
         table.add_rows(ranking.iter().take(rows).map(|one| columns(one)));
         print(&table.trim_fmt())?;
@@ -238,7 +241,7 @@ impl Report<'_> {
         ] {
             if let Some(best) = self.outcome.best(figure).filter(|_| wanted) {
                 let speed = figure(best) / GIB as f64;
-                print(&format!("best for {name}: {speed:.2} GB/s with {}", best.combination))?;
+                print(&format!("best for {name}: {speed:.2} GiB/s with {}", best.combination))?;
             }
         }
         match with_json {
@@ -261,8 +264,8 @@ impl Report<'_> {
             End::Complete if measured > 0 => return Ok(()),
             End::Complete => "nothing could be measured".to_owned(),
             End::OutOfTime if measured > 0 => {
-                eprintln!(
-                    "swapfs: a minute was enough for {measured} of {planned} combinations; without \
+                tell!(
+                    "a minute was enough for {measured} of {planned} combinations; without \
                      --quick all are measured"
                 );
                 return Ok(());

@@ -18,7 +18,8 @@ use super::bar::byte_bar;
 use crate::daemon::{DaemonProcess, MountStats, read_state};
 use crate::fuse::mount::{self, Detach, Disbelief, MountEntry, UnmountError};
 use crate::paths::plain;
-use crate::sys_process::{fork_single_threaded, reason, text_xattr};
+use crate::streams::tell;
+use crate::sys_process::{fork_single_threaded, quoted, reason, text_xattr};
 use crate::trust::own_user;
 
 /// Seconds that an unmount takes at most, when nothing else is said.
@@ -36,7 +37,7 @@ pub struct UmountArgs {
     /// Where it is mounted.
     pub mountpoint: PathBuf,
     /// Seconds for all of it; when they have passed, what is still to do is said.
-    #[arg(long, value_name = "S", default_value_t = UMOUNT_TIMEOUT_S)]
+    #[arg(long, value_name = "S", default_value_t = UMOUNT_TIMEOUT_S, value_parser = super::whole::<u64>)]
     pub timeout: u64,
     /// Unmount although something cannot be stored: it is named, and lost.
     #[arg(long)]
@@ -76,10 +77,19 @@ impl UmountArgs {
             Err(UnmountError::Busy) => {
                 let shown = at.display();
                 let stored = if is_stored { "everything" } else { "all that can be stored" };
-                return Err(Failure::Failed(format!(
-                    "{shown} is busy; {stored} is on stable storage, but it stays mounted until \
-                     nobody uses it (who does: fuser -vm {shown})"
-                )));
+                return Err(Failure::Failed(match mount::mounts_below(at).first() {
+                    Some(inside) => format!(
+                        "{shown} is busy; {stored} is on stable storage, but {} is mounted inside of it; unmount it \
+                         first: umount {}",
+                        plain(inside),
+                        quoted(inside)
+                    ),
+                    None => format!(
+                        "{shown} is busy; {stored} is on stable storage, but it stays mounted until nobody uses it \
+                         (who does: fuser -vm {})",
+                        quoted(at)
+                    ),
+                }));
             }
             Err(error) => return Err(format!("cannot unmount {}: {error}", at.display()).into()),
         }
@@ -108,7 +118,7 @@ fn unmount_unasked(entry: &MountEntry, detach: Detach) -> Result<(), Failure> {
     let shown = plain(at);
     unmount_patiently(at, detach)
         .map_err(|error| Failure::Failed(format!("cannot unmount {shown}: {error}")))?;
-    eprintln!("swapfs: {shown} was mounted by user {user}, whose daemon is not waited for");
+    tell!("{shown} was mounted by user {user}, whose daemon is not waited for");
     Ok(())
 }
 
@@ -259,7 +269,7 @@ impl Daemon {
         let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
         if let Err(why) = DaemonProcess::open(pid) {
             if let Some(why) = why {
-                eprintln!("swapfs: {}: pid {pid} {why}: not waited for", plain(at));
+                tell!("{}: pid {pid} {why}: not waited for", plain(at));
             }
             return None;
         }

@@ -98,13 +98,44 @@ fn nearest_hint(nearest: &Option<&'static str>) -> String {
     }
 }
 
-/// The name most like `given`.
+/// Least likeness of a name that is worth naming, of 1.
+const LIKENESS_MIN: f64 = 0.6;
+
+/// The name most like `given`, when one is like it: a name that nobody can have meant helps nobody.
 pub(crate) fn nearest(
     given: &str, names: impl Iterator<Item = &'static str>,
 ) -> Option<&'static str> {
     let given = given.to_ascii_lowercase().replace('-', "_");
+    let is_like = |name: &&'static str| {
+        let is_part = given.len() > 2 && (name.contains(&given) || given.contains(name));
+        is_part || strsim::normalized_damerau_levenshtein(&given, name) >= LIKENESS_MIN
+    };
     names
+        .filter(is_like)
         .map(|name| (strsim::jaro_winkler(&given, name), name))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::nearest;
+
+    #[test]
+    fn only_a_name_that_may_have_been_meant_is_named() {
+        let names = ["pool_size", "queue_depth", "thread_count", "ro", "comment", "read_ahead"];
+        for (given, expected) in [
+            ("poolsize", Some("pool_size")),
+            ("Pool-Size", Some("pool_size")),
+            ("qeue_depth", Some("queue_depth")),
+            ("thread", Some("thread_count")),
+            ("readahead", Some("read_ahead")),
+            ("compression", None),
+            ("nonsense", None),
+            ("x", None),
+            ("cache_directory", None),
+        ] {
+            assert_eq!(nearest(given, names.into_iter()), expected, "{given}");
+        }
+    }
 }

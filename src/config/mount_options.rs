@@ -157,19 +157,56 @@ fn apply_word(settings: &mut Settings, name: &str) -> bool {
     true
 }
 
-/// The items of a list, quotes and backslashes taken off; empty items are skipped.
+/// The items of a list, quotes and backslashes taken off, blanks around them too; empty items are skipped.
 fn split(list: &str) -> Vec<String> {
-    let mut items = vec![String::new()];
+    let mut items = Vec::new();
+    // What belongs to the item: all but blanks at its end.
+    let (mut item, mut kept) = (String::new(), 0);
     let (mut quoted, mut letters) = (false, list.chars());
     while let Some(letter) = letters.next() {
-        let item = items.last_mut().expect("never empty");
         match letter {
             '"' => quoted = !quoted,
             '\\' => item.extend(letters.next()),
-            ',' if !quoted => items.push(String::new()),
+            ',' if !quoted => {
+                item.truncate(kept);
+                items.push(std::mem::take(&mut item));
+                kept = 0;
+                continue;
+            }
             _ => item.push(letter),
         }
+        let is_blank = !quoted && letter.is_whitespace();
+        if is_blank && kept == 0 {
+            item.clear();
+        } else if !is_blank {
+            kept = item.len();
+        }
     }
+    item.truncate(kept);
+    items.push(item);
     items.retain(|item| !item.is_empty());
     items
+}
+
+#[cfg(test)]
+mod tests {
+    use super::split;
+
+    #[test]
+    fn blanks_around_items_are_no_part_of_them() {
+        for (list, expected) in [
+            ("a, b", &["a", "b"][..]),
+            (" pool_size=1g , ro ", &["pool_size=1g", "ro"]),
+            ("a,\tb\n,c", &["a", "b", "c"]),
+            ("a, ,b,", &["a", "b"]),
+            ("pool_size=1 GiB, ro", &["pool_size=1 GiB", "ro"]),
+            ("fsname=\" a, b \", c", &["fsname= a, b ", "c"]),
+            ("fsname=a\\, b ,c", &["fsname=a, b", "c"]),
+            ("fsname=a\\ ,c", &["fsname=a ", "c"]),
+            ("", &[]),
+            (" , ", &[]),
+        ] {
+            assert_eq!(split(list), expected, "{list:?}");
+        }
+    }
 }

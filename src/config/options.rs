@@ -128,7 +128,12 @@ pub const OPTIONS: [OptionDefinition; 23] = [
         "writes",
         "A checksum for each 4 KiB, verified on every swap-in; writes: only what is being written is recorded, and torn after a crash",
     ),
-    option("list_xattr", Kind::Switch, "on", "List the user.swap.* names in listxattr"),
+    option(
+        "list_xattr",
+        Kind::Switch,
+        "off",
+        "List the user.swap.* names, for getfattr -d: copies then take them along",
+    ),
     option("allow_other", Kind::Switch, "off", "Let other users use the mount"),
     option("ro", Kind::Switch, "off", "Mount read-only"),
     option(

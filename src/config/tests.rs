@@ -40,7 +40,7 @@ fn the_built_in_values_are_the_documented_ones() {
     assert!(!config.single_submit && config.overlap_events && config.pin_memory);
     assert_eq!((config.min_swap_size, config.read_ahead), (MIB, 8 * MIB));
     assert_eq!(config.open_swap_in, OpenSwapIn::Ahead);
-    assert!(config.list_xattr && !config.allow_other && !config.ro && !config.close_wait);
+    assert!(!config.list_xattr && !config.allow_other && !config.ro && !config.close_wait);
     assert_eq!(config.log, "info");
     assert_eq!(config.buffers(), 1024);
 }

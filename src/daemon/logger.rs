@@ -27,6 +27,7 @@ use parking_lot::Mutex;
 use super::SwapFolder;
 use crate::metrics::lines::{LINES, Lines as Counts};
 use crate::panics::outlive;
+use crate::streams::tell;
 use crate::sys_process::reason;
 use file::LogFile;
 use limit::{Limiter, Verdict};
@@ -229,7 +230,7 @@ impl log::Log for DaemonLog {
         }
         self.0.log(record);
         if record.level() <= log::Level::Warn && STARTING.load(Ordering::Relaxed) {
-            eprintln!("swapfs: {}: {}", record.level().as_str().to_lowercase(), record.args());
+            tell!("{}: {}", record.level().as_str().to_lowercase(), record.args());
         }
     }
 

@@ -9,6 +9,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::paths::plain_text;
+use crate::streams::tell;
 
 /// First letters of the pipe's lines.
 const NOTE: char = 'N';
@@ -44,7 +45,7 @@ impl Reporter {
     /// A line for the user that is no error.
     pub(super) fn note(&mut self, line: &str) {
         match self {
-            Self::Terminal => eprintln!("swapfs: {line}"),
+            Self::Terminal => tell!("{line}"),
             Self::Parent(writer) => send(writer, NOTE, line),
             Self::Log => log::info!("{line}"),
         }
@@ -109,7 +110,7 @@ pub(super) fn wait_until_ready(reader: PipeReader, child: Pid) -> Result<(), Sta
                 let _ = waitpid(child, None);
                 return Err(StartFailure::Reported(letters.as_str().to_owned()));
             }
-            _ => eprintln!("swapfs: {}", plain_text(letters.as_str())),
+            _ => tell!("{}", plain_text(letters.as_str())),
         }
     }
     Err(StartFailure::Died(match waitpid(child, None) {

@@ -9,7 +9,7 @@ mod table;
 mod utab;
 
 pub use real::{Disbelief, entry_at, open_control, read_control, refuse_foreign, topmost};
-pub use table::{MountEntry, entry_of_path, parse_mount_table, swapfs_mounts};
+pub use table::{MountEntry, entry_of_path, mounts_below, parse_mount_table, swapfs_mounts};
 
 use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
 
-use crate::sys_process::reason;
+use crate::sys_process::{quoted, reason};
 
 /// The filesystem type in mount tables.
 pub const FS_TYPE: &str = "fuse.swapfs";
@@ -119,8 +119,12 @@ fn mount_as_root(call: &MountCall<'_>) -> Result<OwnedFd, Refusal> {
 }
 
 fn device_error(error: &io::Error) -> String {
-    let mend = match error.kind() {
-        io::ErrorKind::NotFound => "; load the module: modprobe fuse",
+    let mend = match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+            "; load the module: modprobe fuse (as root); in a container: docker run --device /dev/fuse"
+        }
+        Some(libc::EACCES) => "; give everybody the device: chmod 666 /dev/fuse (as root)",
+        Some(libc::EPERM) => "; give the container the device: docker run --device /dev/fuse",
         _ => "",
     };
     format!("/dev/fuse: {}{mend}", reason(error))
@@ -231,7 +235,8 @@ pub fn check_mountpoint(path: &Path, replace: bool) -> Result<PathBuf, String> {
         Ok(_) => {}
         Err(error) if is_dead(&error) => return Err(dead_mount_line(path)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(format!("mountpoint {shown} does not exist; create it: mkdir -p {shown}"));
+            let quoted = quoted(path);
+            return Err(format!("mountpoint {shown} does not exist; create it: mkdir -p {quoted}"));
         }
         Err(error) => return Err(format!("mountpoint {shown}: {}", reason(&error))),
     }
@@ -247,8 +252,9 @@ pub fn dead_mount_line(path: &Path) -> String {
         false => "fusermount3 -uz",
     };
     format!(
-        "{shown} is a dead mount, its daemon is gone; clear it with `{clear} {shown}`, \
-         or mount with --replace"
+        "{shown} is a dead mount, its daemon is gone; clear it with `{clear} {}`, \
+         or mount with --replace",
+        quoted(path)
     )
 }
 

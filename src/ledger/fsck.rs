@@ -75,6 +75,9 @@ pub struct Report {
     pub unknown: u64,
     /// Partitions that others have changed since: read as they are, and unverified.
     pub changed: u64,
+    /// Which they are.
+    #[serde(with = "crate::paths::exact_list")]
+    pub changed_paths: Vec<PathBuf>,
     /// Records of files that are gone. Not counted, and kept, while any directory was left out.
     pub gone: u64,
     /// Directories that could not be read.
@@ -213,6 +216,7 @@ impl Check<'_> {
             // Of all else nothing is known.
             Meaning::Others => {
                 self.report.changed += 1;
+                self.report.changed_paths.push(shortened(found.path).into_owned());
                 self.listener.read(found.path, stamp.size);
             }
             Meaning::Ours | Meaning::Uncertain => {

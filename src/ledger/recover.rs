@@ -36,21 +36,29 @@ pub(super) struct Recovered {
 impl fmt::Display for Recovered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { checked, cut, torn, others, left } = self;
-        write!(
-            f,
-            "{checked} partitions were being written or changed, {torn} have torn blocks, which read EIO until they are \
-             written again"
-        )?;
-        for (count, what) in [
-            (others, "were changed by others since, and are read as they are, unverified"),
-            (cut, "had padding cut from their end"),
-            (left, "could not be read, and will be looked at when they are opened"),
-        ] {
-            if *count > 0 {
-                write!(f, ", {count} {what}")?;
+        let counts = [
+            (torn, "torn blocks, which read EIO until they are written again"),
+            (others, "changes by others since, and are read as they are, unverified"),
+            (cut, "padding that was cut from the end"),
+            (left, "contents that could not be read: each is looked at when it is opened"),
+        ];
+        let said = counts.iter().filter(|(count, _)| **count > 0).map(|(count, what)| {
+            let partitions = if **count == 1 { "partition has" } else { "partitions have" };
+            format!("{count} {partitions} {what}")
+        });
+        match self.is_whole() {
+            true => {
+                write!(f, "nothing is damaged ({checked} partitions were being written or changed)")
             }
+            false => f.write_str(&said.collect::<Vec<_>>().join("; ")),
         }
-        Ok(())
+    }
+}
+
+impl Recovered {
+    /// Returns true when every partition reads as it was left.
+    pub(super) fn is_whole(&self) -> bool {
+        self.cut + self.torn + self.others + self.left == 0
     }
 }
 

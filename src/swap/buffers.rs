@@ -93,6 +93,11 @@ impl State {
         (self.buffers - self.reserved).saturating_sub(self.bound())
     }
 
+    /// Buffers that hold nothing, less the reserved ones.
+    pub(crate) fn free_buffers(&self) -> usize {
+        self.free.len().saturating_sub(self.reserved).min(self.available())
+    }
+
     /// Buffers with bytes newer than the swap folder.
     pub(crate) fn dirty_buffers(&self) -> usize {
         self.plain.dirty as usize + self.trays.dirty()

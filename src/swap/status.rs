@@ -52,6 +52,8 @@ pub struct PoolInfo {
     pub buffers: u64,
     /// Free, or holding a clean block that can be dropped.
     pub available: u64,
+    /// Of these, the ones that hold nothing.
+    pub free: u64,
     /// Cut into slots for small partitions.
     pub trays: u64,
     /// Out of circulation: reserved on request, or lent out as plain memory.
@@ -139,6 +141,7 @@ impl Engine {
         self.with(|st, _| PoolInfo {
             buffers: st.buffers as u64,
             available: st.available() as u64,
+            free: st.free_buffers() as u64,
             trays: st.trays.len() as u64,
             reserved: (st.reserved + st.lent.len()) as u64,
             dirty: st.dirty_buffers() as u64,

@@ -1,9 +1,10 @@
 //! The heat map.
 
 use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
+use plotters::style::text_anchor::HPos;
 
 use super::{Combination, Measured};
+use crate::plot::{Area, Drawn, document, text};
 use crate::units::{GIB, format_exact};
 
 /// Stands at the end of a plot; files with it are the tuner's own.
@@ -15,7 +16,13 @@ const LABELS: i32 = 230;
 const LETTER: i32 = 7;
 const TOP: i32 = 72;
 const GAP: i32 = 28;
-const BOTTOM: i32 = 20;
+const BOTTOM: i32 = 44;
+
+/// Narrowest field: its heading and scale fit.
+const FIELD_MIN: i32 = 170;
+
+/// Fields of the scale.
+const SCALE: i32 = 8;
 
 /// Whether a text is a drawing of [`heat_map`].
 #[must_use]
@@ -49,24 +56,12 @@ pub fn heat_map(measured: &[Measured], title: &str) -> Result<String, String> {
         .filter(|(_, figure)| measured.iter().any(|one| figure(one) > 0.0))
         .collect();
     let pixels = |count: usize, each: i32| i32::try_from(count).unwrap_or(i32::MAX / each) * each;
-    let field_width = pixels(columns.len(), CELL.0) + GAP;
+    let field_width = (pixels(columns.len(), CELL.0) + GAP).max(FIELD_MIN);
     let width = (LABELS + pixels(fields.len(), field_width)).max(pixels(title.len(), LETTER) + 24);
     let height = TOP + pixels(rows.len(), CELL.1) + BOTTOM;
-    let mut svg = String::new();
     let map = Map { measured, rows, columns };
-    {
-        let size = (width.unsigned_abs(), height.unsigned_abs());
-        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-        let drawn = map.draw(&area, title, &fields, field_width).and_then(|()| area.present());
-        drawn.map_err(|error| format!("plot: {error}"))?;
-    }
-    svg.push_str(MARK);
-    svg.push('\n');
-    Ok(svg)
+    document((width, height), MARK, |area| map.draw(area, title, &fields, field_width))
 }
-
-type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
-type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
 
 struct Map<'a> {
     measured: &'a [Measured],
@@ -78,8 +73,9 @@ impl Map<'_> {
     fn draw(
         &self, area: &Area<'_>, title: &str, fields: &[(&str, Figure)], field_width: i32,
     ) -> Drawn {
-        area.fill(&WHITE)?;
         text(area, title, (12, 18), 15, HPos::Left, &BLACK)?;
+        let axes = (LABELS - 10, TOP - 12);
+        text(area, "block, depth, submit, events; threads:", axes, 12, HPos::Right, &BLACK)?;
         for (index, row) in (0..).zip(&self.rows) {
             let y = TOP + index * CELL.1 + CELL.1 / 2;
             text(area, &label(row), (LABELS - 10, y), 12, HPos::Right, &BLACK)?;
@@ -91,11 +87,13 @@ impl Map<'_> {
     }
 
     fn draw_field(&self, area: &Area<'_>, name: &str, figure: Figure, left: i32) -> Drawn {
-        let heading = format!("{name}, GB/s by threads");
+        let heading = format!("{name}, GiB/s by threads");
         text(area, &heading, (left, TOP - 32), 13, HPos::Left, &BLACK)?;
         let speeds = || self.measured.iter().map(figure).filter(|speed| *speed > 0.0);
         let most = speeds().fold(0.0, f64::max);
         let least = speeds().fold(most, f64::min);
+        let bottom = TOP + i32::try_from(self.rows.len()).unwrap_or(0) * CELL.1;
+        draw_scale(area, (left, bottom + 16), least, most)?;
         for (column, threads) in (0..).zip(&self.columns) {
             let x = left + column * CELL.0;
             let middle = x + CELL.0 / 2;
@@ -111,9 +109,8 @@ impl Map<'_> {
                 let y = TOP + index * CELL.1;
                 // 0 for the slowest, 1 for the fastest; one alone is the fastest.
                 let share = if most > least { (speed - least) / (most - least) } else { 1.0 };
-                let colour = HSLColor(0.57, 0.65, 0.94 - 0.60 * share);
                 let corners = [(x, y), (x + CELL.0 - 2, y + CELL.1 - 2)];
-                area.draw(&Rectangle::new(corners, colour.filled()))?;
+                area.draw(&Rectangle::new(corners, shade(share).filled()))?;
                 let ink = if share > 0.5 { &WHITE } else { &BLACK };
                 let figure = format!("{:.2}", speed / GIB as f64);
                 text(area, &figure, (middle, y + CELL.1 / 2 - 1), 12, HPos::Center, ink)?;
@@ -123,11 +120,21 @@ impl Map<'_> {
     }
 }
 
-fn text(
-    area: &Area<'_>, line: &str, at: (i32, i32), size: i32, side: HPos, colour: &RGBColor,
-) -> Drawn {
-    let style = ("sans-serif", size).into_text_style(area).color(colour);
-    area.draw(&Text::new(line.to_owned(), at, style.pos(Pos::new(side, VPos::Center))))
+/// The colour of a share between the slowest, 0, and the fastest, 1: the darker, the faster.
+fn shade(share: f64) -> HSLColor {
+    HSLColor(0.57, 0.65, 0.94 - 0.60 * share)
+}
+
+/// The legend of a field: its shades between its least and its most.
+fn draw_scale(area: &Area<'_>, at: (i32, i32), least: f64, most: f64) -> Drawn {
+    let figure = |speed: f64| format!("{:.2}", speed / GIB as f64);
+    text(area, &figure(least), at, 11, HPos::Left, &BLACK)?;
+    let from = at.0 + 34;
+    for step in 0..SCALE {
+        let (x, share) = (from + step * 8, f64::from(step) / f64::from(SCALE - 1));
+        area.draw(&Rectangle::new([(x, at.1 - 6), (x + 8, at.1 + 6)], shade(share).filled()))?;
+    }
+    text(area, &figure(most), (from + SCALE * 8 + 6, at.1), 11, HPos::Left, &BLACK)
 }
 
 fn row(combination: &Combination) -> Row {

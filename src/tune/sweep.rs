@@ -116,8 +116,17 @@ impl Sweep {
                 continue;
             }
             let Some((name, option)) = KEYS.into_iter().find(|(name, _)| name == key) else {
-                let nearest = nearest(key, KEYS.iter().map(|(name, _)| *name)).unwrap_or_default();
-                return Err(format!("{key}: no such setting to sweep; the nearest is {nearest}"));
+                let names = || KEYS.iter().map(|(name, _)| *name);
+                return Err(match nearest(key, names()) {
+                    Some(name) => {
+                        format!("{key}: no such setting to sweep; the nearest is {name}")
+                    }
+                    None => {
+                        let all: Vec<_> = names().collect();
+                        let all = all.join(", ");
+                        format!("{key}: no such setting to sweep; accepted are {all}")
+                    }
+                });
             };
             if let Some((other, _)) = seen.iter().find(|(_, known)| *known == option) {
                 return Err(format!("{other} and {name} are the same setting; give one of them"));

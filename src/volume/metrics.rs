@@ -7,10 +7,11 @@ use crate::metrics::OperationCounts;
 use crate::metrics::text::{Kind, Label, Text};
 
 /// Keys whose values go up and down; all other numbers only grow.
-const GAUGES: [&str; 17] = [
+const GAUGES: [&str; 18] = [
     "names",
     "buffers",
     "available",
+    "free",
     "trays",
     "reserved",
     "dirty",
@@ -28,9 +29,10 @@ const GAUGES: [&str; 17] = [
 ];
 
 /// What is said of a number, where its name does not say it all.
-const HELP: [(&str, &str); 45] = [
+const HELP: [(&str, &str); 46] = [
     ("pool_buffers", "Buffers of the pool."),
     ("pool_available", "Buffers that are free, or clean and can be dropped."),
+    ("pool_free", "Buffers that hold nothing."),
     ("pool_trays", "Buffers cut into slots for small partitions."),
     ("pool_reserved", "Buffers out of circulation."),
     ("pool_dirty", "Buffers with bytes newer than the swap folder."),

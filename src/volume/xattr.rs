@@ -88,6 +88,18 @@ fn own_name(name: &OsStr) -> Option<&str> {
     name.to_str()?.strip_prefix(SWAP_PREFIX)
 }
 
+/// What changing a name of swapfs's own comes to: one that a copy may bring along, from a listing, is accepted and changes
+/// nothing, so that the copy succeeds.
+///
+/// # Errors
+/// EPERM for all other names.
+fn ignore_change(own: &str) -> Result<()> {
+    match PARTITION_NAMES.contains(&own) || ROOT_NAMES.contains(&own) {
+        true => Ok(()),
+        false => Err(Errno::EPERM),
+    }
+}
+
 impl Volume {
     /// The value of an attribute. With `length_only`, a value that would have to be waited for is
     /// replaced by one of the greatest length it can have.
@@ -265,15 +277,15 @@ impl Volume {
         })
     }
 
-    /// Sets an attribute of the user's.
+    /// Sets an attribute of the user's. Names that swapfs lists keep their values.
     ///
     /// # Errors
-    /// EPERM for swapfs's own names, which are read-only ([`REQUEST_NAME`] is [`Volume::request`]'s); what
+    /// EPERM for names of swapfs's own that it never lists ([`REQUEST_NAME`] is [`Volume::request`]'s); what
     /// the swap folder fails with.
     pub fn set_xattr(&self, id: u64, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()> {
         filter(name.as_bytes())?;
         if name.as_bytes().starts_with(SWAP_PREFIX.as_bytes()) {
-            return Err(Errno::EPERM);
+            return ignore_change(own_name(name).unwrap_or_default());
         }
         self.tree.set_xattr(id, name, value, mode)?;
         self.attributes_changed(id);
@@ -313,14 +325,14 @@ impl Volume {
         info.is_some_and(|info| info.dirty > 0)
     }
 
-    /// Removes an attribute of the user's.
+    /// Removes an attribute of the user's. Names that swapfs lists stay.
     ///
     /// # Errors
-    /// EPERM for swapfs's own names; ENODATA.
+    /// EPERM for names of swapfs's own that it never lists; ENODATA.
     pub fn remove_xattr(&self, id: u64, name: &OsStr) -> Result<()> {
         filter(name.as_bytes())?;
         if name.as_bytes().starts_with(SWAP_PREFIX.as_bytes()) {
-            return Err(Errno::EPERM);
+            return ignore_change(own_name(name).unwrap_or_default());
         }
         self.tree.remove_xattr(id, name)?;
         self.attributes_changed(id);

@@ -266,22 +266,30 @@ fn nothing_is_described_that_there_is_not() {
 #[test]
 fn the_table_of_mount_options_is_the_programs() {
     let page = Page::read("swapfs.8");
-    let table = page.section("MOUNT OPTIONS");
-    let rows: Vec<Vec<&str>> = table
-        .iter()
-        .filter(|line| line.is_head && line.text.contains(" Ta ") && !line.text.starts_with("Em "))
-        .map(|line| line.text.split(" Ta ").collect())
-        .collect();
+    // Name, default, and what it is.
+    let mut rows: Vec<(&str, &str, String)> = Vec::new();
+    for line in page.section("MOUNT OPTIONS") {
+        let head = line.text.strip_prefix("Cm ").and_then(|head| head.split_once(" Pq default: "));
+        match (line.is_head, head) {
+            (true, Some((name, default))) => rows.push((name, default, String::new())),
+            (false, _) if line.depth > 0 && !rows.is_empty() => {
+                let (.., meaning) = rows.last_mut().unwrap();
+                *meaning += &format!(" {}", line.text);
+            }
+            _ => {}
+        }
+    }
     let mut wrong = Complaints::default();
     wrong.same(
         page.name,
         "mount option",
-        &set(rows.iter().map(|row| row[0])),
+        &set(rows.iter().map(|row| row.0)),
         &set(OPTIONS.iter().map(|option| option.name)),
     );
     for option in &OPTIONS {
-        let Some(row) = rows.iter().find(|row| row[0] == option.name) else { continue };
-        let (shown, meaning) = (row[1], row[2..].join(" "));
+        let Some((_, shown, meaning)) = rows.iter().find(|row| row.0 == option.name) else {
+            continue;
+        };
         let same = match option.default {
             "" => !shown.is_empty(),
             default => option.kind.parse_text(shown) == option.kind.parse_text(default),
@@ -299,6 +307,33 @@ fn the_table_of_mount_options_is_the_programs() {
             wrong.unless(meaning.contains(&word), || format!("{at}: {word} is missing"));
         }
     }
+}
+
+/// A terminal of 80 columns shows every table of every page: what is in a row needs no more than its line. Longer texts are
+/// lists of items.
+#[test]
+fn tables_fit_80_columns() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("man");
+    let mut tables = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let page = std::fs::read_to_string(&path).unwrap();
+        for table in page.split(".Bl -column").skip(1) {
+            tables += 1;
+            let (head, rest) = table.split_once('\n').unwrap();
+            // All but the last have the width of their examples; that one begins early enough to be read.
+            let widths: Vec<usize> =
+                head.split('"').skip(1).step_by(2).map(|cell| cell.len() + 4).collect();
+            let before: usize = widths[..widths.len() - 1].iter().sum();
+            assert!(before <= 64, "{}: {head}: the last column begins at {before}", path.display());
+            for row in rest.split(".El").next().unwrap().lines().filter(|row| row.contains(" Ta "))
+            {
+                let last = row.rsplit(" Ta ").next().unwrap();
+                assert!(last.len() <= 80, "{}: {row}", path.display());
+            }
+        }
+    }
+    assert!(tables > 0);
 }
 
 #[test]

@@ -521,6 +521,39 @@ fn without_checksums_interrupted_writes_are_torn() {
     assert_eq!(swap_xattr(&mount.at("t"), "error"), "EUCLEAN");
 }
 
+/// What others have changed is named, not only counted.
+#[test]
+fn fsck_names_what_others_have_changed() {
+    let mount = Mount::new(OPTIONS);
+    fs::create_dir(mount.at("folder")).unwrap();
+    for name in ["longer", "folder/shorter", "new bytes", "same"] {
+        stored(&mount, name, 50_000);
+    }
+    mount.unmount();
+    fs::write(mount.backing("longer"), vec![1; 60_000]).unwrap();
+    fs::write(mount.backing("folder/shorter"), "x").unwrap();
+    fs::write(mount.backing("new bytes"), vec![2; 50_000]).unwrap();
+    let folder = mount.swap.to_str().unwrap();
+    for (arguments, counted) in [
+        (&["fsck", folder][..], true),
+        (&["fsck", folder, "--repair"], true),
+        (&["fsck", folder], false),
+    ] {
+        let output = swapfs(arguments);
+        is_done(&output);
+        let text = String::from_utf8(output.stdout).unwrap();
+        for name in ["longer", "folder/shorter", "'new bytes'"] {
+            let line = format!("changed by others: {name}");
+            assert_eq!(text.lines().any(|shown| shown == line), counted, "{arguments:?}: {text}");
+        }
+        assert_eq!(text.contains("3 changed by others"), counted, "{text}");
+        assert!(!text.contains("same"), "{text}");
+        let repaired =
+            text.lines().last().unwrap() == "repaired: 3 records were removed; no file was changed";
+        assert_eq!(repaired, arguments.len() == 3, "{text}");
+    }
+}
+
 /// "swapfs fsck verifies a folder that is not mounted, lists what is damaged and exits 1; --repair accepts it as
 /// it is; a mounted folder is refused."
 #[test]
@@ -541,11 +574,15 @@ fn fsck_finds_and_repairs() {
     let text = String::from_utf8(found.stdout).unwrap();
     let row = text.lines().find(|line| line.contains("bad")).expect("it is listed");
     let words: Vec<&str> = row.split_whitespace().collect();
-    assert_eq!(words[1..], ["damaged", "2101248", "4096"], "{text}");
+    assert_eq!(words[1..], ["damaged", "2052", "KiB", "4", "KiB"], "{text}");
     assert!(!text.contains("good") && text.contains("files that are gone"), "{text}");
     assert_eq!(String::from_utf8(found.stderr).unwrap(), "swapfs: 1 partition is damaged\n");
     let before = fs::read(mount.backing("bad")).unwrap();
-    is_done(&swapfs(&["fsck", folder, "--repair"]));
+    let repaired = swapfs(&["fsck", folder, "--repair"]);
+    is_done(&repaired);
+    let text = String::from_utf8(repaired.stdout).unwrap();
+    let line = "repaired: 4 KiB in 1 damaged or torn range read as they are now, 1 record was removed; no file was changed";
+    assert!(text.lines().any(|shown| shown == line), "{text}");
     same(&fs::read(mount.backing("bad")).unwrap(), &before);
     let clean = swapfs(&["fsck", folder, "--json"]);
     is_done(&clean);

@@ -52,7 +52,7 @@ fn stats(mount: &Mount) -> serde_json::Value {
 #[ignore = "needs mkfs.ext4: tests/suites/tools.sh"]
 fn a_device_that_does_not_answer_is_named_where_one_looks() {
     let disk = SmallDisk::ext4();
-    let mount = Mount::within(&disk.at, "pool_size=16m,stall_timeout=1");
+    let mount = Mount::within(&disk.at, "pool_size=16m,stall_timeout=1,list_xattr");
     let (path, other) = (mount.at("waits"), mount.at("other"));
     let (file, idle) = (open(&path), open(&other));
     write_pattern(&file, 3 * MIB, 1 << 20);
@@ -98,7 +98,7 @@ fn a_device_that_does_not_answer_is_named_where_one_looks() {
 #[ignore = "needs mkfs.ext4: tests/suites/tools.sh"]
 fn a_signal_does_not_wait_for_a_dead_device() {
     let disk = SmallDisk::ext4();
-    let mount = Mount::within(&disk.at, "pool_size=16m,stall_timeout=1");
+    let mount = Mount::within(&disk.at, "pool_size=16m,stall_timeout=1,list_xattr");
     let file = open(&mount.at("waits"));
     write_pattern(&file, 2 * MIB, 1 << 20);
     file.sync_all().unwrap();

@@ -34,7 +34,7 @@ fn full(names: &[&str]) -> Vec<String> {
 /// The table of section 3: every name and its value on a partition that is resident.
 #[test]
 fn a_partition_tells_where_it_is() {
-    let mount = Mount::new("pool_size=16m");
+    let mount = Mount::new("pool_size=16m,list_xattr");
     let path = mount.at("file");
     let length = 3 * MIB + 17;
     let file = open(&path);
@@ -214,7 +214,7 @@ fn transfers_are_seen_and_waited_for() {
 /// "Reading on the root gives `user.swap.pool.buffers`, …".
 #[test]
 fn the_root_tells_about_the_pool() {
-    let mount = Mount::new("pool_size=16m,block_size=64k");
+    let mount = Mount::new("pool_size=16m,block_size=64k,list_xattr");
     let names = ["buffers", "available", "reserved", "dirty", "inflight", "buffer_size"];
     let values = ["256", "256", "0", "0", "0", "65536"];
     for (name, value) in names.iter().zip(values) {
@@ -232,10 +232,10 @@ fn the_root_tells_about_the_pool() {
     }
 }
 
-/// "`list_xattr=off` hides them", and they can be read all the same.
+/// Our names are not listed unless `list_xattr` is on, and can be read all the same.
 #[test]
-fn listing_can_be_switched_off() {
-    let mount = Mount::new("pool_size=16m,list_xattr=off");
+fn what_copies_would_take_along_is_not_listed() {
+    let mount = Mount::new("pool_size=16m");
     let path = mount.at("file");
     fs::write(&path, "x").unwrap();
     set_xattr(&path, "user.mine", b"kept").unwrap();
@@ -245,21 +245,125 @@ fn listing_can_be_switched_off() {
     assert_eq!(swap_xattr(&mount.mnt, "pool.buffers"), "16");
 }
 
-/// "Writing a read-only `user.swap.*` name fails with EPERM."
+/// Names that a listing has are accepted with whatever values a copy brings, on whatever it copies to, and change
+/// nothing. All other names below `user.swap.` are refused.
 #[test]
 fn our_names_cannot_be_changed() {
-    let mount = Mount::new("pool_size=16m");
-    let path = mount.at("file");
-    fs::write(&path, "x").unwrap();
-    for name in full(&NAMES).into_iter().chain(full(&["error", "wait", "nonsense"])) {
-        assert_eq!(set_xattr(&path, &name, b"1"), Err(Errno::PERM), "{name}");
-        assert_eq!(removexattr(&path, &*name), Err(Errno::PERM), "{name}");
+    let mount = Mount::new("pool_size=16m,list_xattr");
+    let (file, folder) = (mount.at("file"), mount.at("folder"));
+    fs::write(&file, "x").unwrap();
+    fs::create_dir(&folder).unwrap();
+    let of_root = ["pool.buffers", "pool.available", "pool.buffer_size"];
+    let listed = full(&NAMES).into_iter().chain(full(&["error", "stalled"])).chain(full(&of_root));
+    for name in listed {
+        for path in [&file, &folder, &mount.mnt] {
+            let before = xattr(path, &name);
+            for value in [b"".as_slice(), b"1", b"not_available", &[7; 4000]] {
+                assert_eq!(set_xattr(path, &name, value), Ok(()), "{name}");
+            }
+            for flags in [XattrFlags::CREATE, XattrFlags::REPLACE] {
+                assert_eq!(setxattr(path, &*name, b"1", flags), Ok(()), "{name}");
+            }
+            assert_eq!(removexattr(path, &*name), Ok(()), "{name}");
+            assert_eq!(xattr(path, &name), before, "{name}");
+        }
     }
-    for name in full(&["pool.buffers", "pool.available", "wait"]) {
-        assert_eq!(set_xattr(&mount.mnt, &name, b"1"), Err(Errno::PERM), "{name}");
+    for name in full(&["wait", "nonsense", "requests", "status2", "", "pool"]) {
+        for path in [&file, &folder, &mount.mnt] {
+            assert_eq!(set_xattr(path, &name, b"1"), Err(Errno::PERM), "{name}");
+            assert_eq!(removexattr(path, &*name), Err(Errno::PERM), "{name}");
+        }
     }
-    assert_eq!(set_xattr(&path, "user.swap.request", b"nonsense"), Err(Errno::INVAL));
-    assert_eq!(xattr_names(&mount.backing("file")), Vec::<String>::new());
+    assert_eq!(set_xattr(&file, "user.swap.request", b"nonsense"), Err(Errno::INVAL));
+    for name in ["file", "folder"] {
+        assert_eq!(xattr_names(&mount.backing(name)), Vec::<String>::new());
+    }
+    assert_eq!(xattr_names(&mount.swap), Vec::<String>::new());
+}
+
+/// Copies the attributes as `rsync -X` and `cp -a` do: all that the source lists, and what only the copy lists goes.
+fn copy_attributes(from: &std::path::Path, to: &std::path::Path) {
+    for name in xattr_names(from) {
+        set_xattr(to, &name, &xattr(from, &name).unwrap()).unwrap();
+    }
+    let kept = xattr_names(from);
+    for name in xattr_names(to).iter().filter(|name| !kept.contains(name)) {
+        removexattr(to, name.as_str()).unwrap();
+    }
+}
+
+/// Copies with attributes succeed in every direction, and take nothing of ours along unless the source lists it.
+#[test]
+fn copies_with_attributes_succeed() {
+    for (first, second) in [("off", "off"), ("on", "off"), ("off", "on"), ("on", "on")] {
+        let options = |list| format!("pool_size=8m,list_xattr={list}");
+        let (from, to) = (Mount::new(&options(first)), Mount::new(&options(second)));
+        let plain = tempfile::tempdir_in(to.swap.parent().unwrap()).unwrap();
+        for folder in [&from.mnt, &to.mnt, &plain.path().to_owned()] {
+            fs::write(folder.join("file"), "bytes").unwrap();
+            fs::create_dir(folder.join("folder")).unwrap();
+        }
+        for name in ["file", "folder"] {
+            set_xattr(&from.at(name), "user.mine", b"kept").unwrap();
+            set_xattr(&to.at(name), "user.old", b"goes").unwrap();
+            copy_attributes(&from.at(name), &to.at(name));
+            copy_attributes(&from.at(name), &plain.path().join(name));
+            // And back again: what an archive took along.
+            copy_attributes(&plain.path().join(name), &to.at(name));
+            assert_eq!(xattr(&to.at(name), "user.mine").unwrap(), b"kept");
+            assert_eq!(xattr(&to.at(name), "user.old"), Err(Errno::NODATA));
+            assert_eq!(xattr_names(&to.backing(name)), ["user.mine"]);
+            let taken = xattr_names(&plain.path().join(name));
+            let ours = taken.iter().any(|name| name.starts_with("user.swap."));
+            assert_eq!(ours, first == "on" && name == "file", "{taken:?}");
+        }
+        copy_attributes(&from.mnt, &to.mnt);
+        copy_attributes(&from.mnt, &to.at("folder"));
+        assert_eq!(swap_xattr(&to.at("file"), "size"), "5");
+    }
+}
+
+/// The programs themselves: to the mount, from it, and within it, twice, with nothing said and nothing of ours taken along.
+#[test]
+#[ignore = "needs rsync and tar: tests/suites/tools.sh"]
+fn rsync_tar_and_cp_copy_with_attributes() {
+    for list in ["off", "on"] {
+        let mount = Mount::new(&format!("pool_size=8m,list_xattr={list}"));
+        let plain = tempfile::tempdir_in(mount.swap.parent().unwrap()).unwrap();
+        let source = plain.path().join("source");
+        fs::create_dir(&source).unwrap();
+        for name in ["a", "b"] {
+            fs::write(source.join(name), vec![1; 70_000]).unwrap();
+            set_xattr(&source.join(name), "user.mine", b"kept").unwrap();
+            set_xattr(&source.join(name), "user.swap.status", b"inflight").unwrap();
+        }
+        let script = "set -eu
+            for round in 1 2; do
+                rsync -aX $1/source/ $2/rsync
+                rsync -aX --delete $2/rsync/ $2/again
+                rsync -aX $2/rsync/ $1/rsync
+                cp -a $1/source/. $2/cp
+                cp -a $2/cp/. $1/cp
+                cp --preserve=all -r $2/cp/. $2/cp2
+                tar -C $1/source --xattrs -cf - . | tar -C $2 --xattrs -xf -
+                tar -C $2/rsync --xattrs -cf $1/tar.$round .
+                mkdir -p $2/untar && tar -C $2/untar --xattrs -xf $1/tar.$round
+            done
+            mv $2/cp2 $1/mv
+            mv $1/mv $2/mv";
+        let run = std::process::Command::new("bash")
+            .args(["-c", script, "copies"])
+            .args([plain.path(), &mount.mnt])
+            .output()
+            .unwrap();
+        assert!(run.status.success() && run.stderr.is_empty(), "{list}: {run:?}");
+        for copy in ["rsync/a", "again/a", "cp/a", "a", "untar/b", "mv/a"] {
+            assert_eq!(xattr_names(&mount.backing(copy)), ["user.mine"], "{list}: {copy}");
+        }
+        if list == "off" {
+            assert_eq!(xattr_names(&plain.path().join("rsync/a")), ["user.mine"]);
+        }
+    }
 }
 
 /// "User xattrs outside `user.swap.` pass through to the swap folder."
@@ -292,7 +396,7 @@ fn other_attributes_pass_through() {
 /// "`user.swap.*` values stored in the swap folder by a copy are ignored and shadowed."
 #[test]
 fn stored_values_under_our_names_are_shadowed() {
-    let mount = Mount::new("pool_size=16m");
+    let mount = Mount::new("pool_size=16m,list_xattr");
     let (path, backing) = (mount.at("file"), mount.backing("file"));
     fs::write(&path, "x").unwrap();
     for name in ["size", "error", "copied"] {

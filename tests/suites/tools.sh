@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The tests that `cargo test` leaves out because they need another program: disks made by mkfs, fio, an ordinary user's fusermount3, Python.
+# The tests that `cargo test` leaves out because they need another program: disks made by mkfs, fio, rsync, getfattr, an ordinary user's fusermount3, Python.
 SUITE_SECONDS=1200
 source "$(dirname "$0")/lib.sh"
-need mkfs.ext4 mkfs.xfs mount losetup fsfreeze fusermount3 fio
+need mkfs.ext4 mkfs.xfs mount losetup fsfreeze fusermount3 fio rsync tar getfattr setfattr
 
 cd "$repo"
 # The other binaries' ignored tests are none of these.
-cargo test --release --test mount --test check --test tune --test bench -- --ignored 2>&1 | tee "$work/log"
+cargo test --release --test mount --test check --test tune --test bench --test readme -- --ignored 2>&1 | tee "$work/log"
 count=$(grep -c '^test .* ok$' "$work/log")
 ((count > 0)) || fail "no test was run"
 passed "$count tests"

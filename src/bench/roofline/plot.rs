@@ -4,7 +4,7 @@ use super::{Access, LayerRow, Roofline};
 use crate::bench::plot::{Bar, chart};
 
 /// Draws it.
-pub(super) fn draw(roofline: &Roofline) -> String {
+pub(super) fn draw(roofline: &Roofline) -> Result<String, String> {
     let bar = |row: &LayerRow| Bar {
         label: format!(
             "{}, {}",
@@ -20,7 +20,7 @@ pub(super) fn draw(roofline: &Roofline) -> String {
     let device = [Access::Write, Access::Read].map(|access| (access, roofline.device(access)));
     let limits = roofline.limits();
     let below: Vec<&str> = limits.split("; ").collect();
-    let title = "Layers of swapfs, GB/s of 1024^3 bytes; dashed: the device";
+    let title = "Layers of swapfs, medians; dashed: the device";
     chart(title, &bars, &device, &below)
 }
 
@@ -31,8 +31,8 @@ mod tests {
 
     #[test]
     fn every_row_has_a_bar_and_tags_are_closed() {
-        let svg = draw(&example(3.0));
-        assert_eq!(svg.matches("<rect x=").count(), 9);
+        let svg = draw(&example(3.0)).unwrap();
+        assert_eq!(svg.matches(" of the device)").count(), 9);
         assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());
         assert!(svg.contains("device, own ring, write") && svg.contains("0.75 of the device"));
     }

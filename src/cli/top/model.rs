@@ -218,7 +218,7 @@ pub(super) mod tests {
         let stats = |bytes: u64| {
             json!({
                 "mount": {"swap_folders": ["/nvme"], "pid": 7, "version": "1"},
-                "pool": {"buffers": 10, "available": 4, "dirty": 3, "inflight": 1, "reserved": 2,
+                "pool": {"buffers": 10, "available": 4, "free": 1, "dirty": 3, "inflight": 1, "reserved": 2,
                     "buffer_size": 1048576},
                 "cache": {"read_bytes": bytes, "errors": 1},
             })

@@ -30,6 +30,14 @@ pub fn swapfs_mounts() -> io::Result<Vec<MountEntry>> {
     Ok(mounts)
 }
 
+/// What is mounted below a mountpoint, and keeps it busy; oldest first.
+#[must_use]
+pub fn mounts_below(mountpoint: &Path) -> Vec<PathBuf> {
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let below = |path: &PathBuf| path != mountpoint && path.starts_with(mountpoint);
+    parse_mount_table(&table).into_iter().map(|mount| mount.mountpoint).filter(below).collect()
+}
+
 /// The swapfs mount that `path` lies on, `None` when it lies on another filesystem. The path may be a
 /// dead mount.
 pub fn entry_of_path(path: &Path) -> io::Result<Option<MountEntry>> {

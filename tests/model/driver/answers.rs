@@ -43,6 +43,7 @@ impl Driver {
         }
         let pool = self.world.engine.pool();
         assert!(pool.available <= pool.buffers && pool.dirty <= pool.buffers, "{pool:?}");
+        assert!(pool.free <= pool.available, "{pool:?}");
         assert!(pool.inflight <= pool.buffers, "{pool:?}");
         if stable_size && !at.shared && at.plain.open.is_empty() {
             let overlay = self.world.engine.overlay(at.file.key);

@@ -157,7 +157,7 @@ fn another_user_can_do_what_the_kernel_allows_and_no_more() {
     if !is_root() {
         return;
     }
-    let mount = Mount::new("pool_size=32m,open_swap_in=none,allow_other");
+    let mount = Mount::new("pool_size=32m,open_swap_in=none,allow_other,list_xattr");
     // Where the same users meet the same guards without swapfs.
     let plain = mount.scratch.path().join("plain");
     fs::create_dir(&plain).unwrap();
