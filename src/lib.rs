@@ -18,6 +18,7 @@ mod held;
 pub mod install;
 pub mod ledger;
 mod machine;
+pub mod memory;
 pub mod metrics;
 mod panics;
 mod paths;

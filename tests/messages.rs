@@ -70,7 +70,7 @@ const MENDS: [&str; 34] = [
 
 /// Texts that only say what is wrong with what was typed or with the file that was named, or that are part of another.
 /// A new one belongs here when nobody who reads it has to ask what to do.
-const PLAIN: [&str; 51] = [
+const PLAIN: [&str; 50] = [
     // The mount is then unmounted as one that is busy.
     "descriptors below {}: {error}",
     // It was turned back.
@@ -81,7 +81,6 @@ const PLAIN: [&str; 51] = [
     "/proc is not mounted",
     "-o fsname",
     "fusermount3 -uz",
-    "not found in",
     "swapfs: {name} is about torch and has no effect here",
     "swapfs: stopped by {signal}; what the benchmark had made is removed",
     "{shown}: not a regular file",

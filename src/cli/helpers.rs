@@ -13,7 +13,6 @@ use super::Failure;
 use super::umount::{UMOUNT_TIMEOUT_S, UmountArgs};
 use crate::config::Settings;
 use crate::daemon::{self, Factory, MountRequest};
-use crate::fuse::mount::Detach;
 use crate::sys_process::reason;
 
 /// Installed under both for `mount -t swapfs` and /etc/fstab: the second is what mount(8) looks for when it
@@ -114,9 +113,8 @@ impl UmountHelper {
         if let Some(namespace) = &self.namespace {
             enter(namespace)?;
         }
-        let detach = if self.lazy { Detach::Lazily } else { Detach::WhenIdle };
-        let Self { mountpoint, force, .. } = self;
-        UmountArgs { mountpoint, timeout: UMOUNT_TIMEOUT_S, force }.unmount(detach)
+        let Self { mountpoint, force, lazy, .. } = self;
+        UmountArgs { mountpoint, timeout: UMOUNT_TIMEOUT_S, force, lazy }.run()
     }
 }
 

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use serde_json::json;
 
 use super::json::whole;
-use crate::units::{KIB, MIB, TIB, format_exact, parse_size};
+use crate::units::{EXAMPLES, KIB, MIB, TIB, format_exact, parse_size};
 
 /// What values an option takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -231,6 +231,16 @@ impl Value {
     }
 }
 
+/// The value of an option as text, of what a mount shows as JSON; as it is where this version has no such option.
+#[must_use]
+pub(crate) fn shown_value(name: &str, json: &serde_json::Value) -> String {
+    match (find(name).and_then(|option| option.kind.parse_json(json)), json) {
+        (Some(value), _) => value.to_string(),
+        (None, serde_json::Value::String(text)) => text.clone(),
+        (None, other) => other.to_string(),
+    }
+}
+
 /// Reads `on`, `off` and their common synonyms.
 #[must_use]
 pub(crate) fn parse_switch(text: &str) -> Option<bool> {
@@ -255,7 +265,7 @@ impl Kind {
             Kind::Size { min, max, power_of_two } => {
                 let what = if power_of_two { "a power of two" } else { "a size" };
                 let (min, max) = (format_exact(min), format_exact(max));
-                format!("{what} from {min} to {max} (units: k, m, g, t)")
+                format!("{what} from {min} to {max} ({EXAMPLES})")
             }
             Kind::Count { min, max } => format!("a whole number from {min} to {max}"),
             Kind::Switch => "on, off, true or false".to_owned(),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::deepspeed::Offload;
 use super::options::{OPTIONS, OptionDefinition, Value, find};
 use super::{Config, ConfigError, MountFlags};
-use crate::sys_process::available_memory;
+use crate::memory;
 
 /// Where a value came from. Later ones override earlier ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,7 +96,18 @@ impl Settings {
     /// The checked configuration.
     pub fn build(mut self) -> Result<Config, ConfigError> {
         self.size_pool();
+        self.round_pool();
         Config::from_settings(self)
+    }
+
+    /// A pool is whole buffers: what is over is left out, and not shown as if it were there.
+    fn round_pool(&mut self) {
+        let (size, block_size) = (self.number("pool_size"), self.number("block_size"));
+        if !size.is_multiple_of(block_size) {
+            let option = find("pool_size").expect("pool_size is in the table");
+            let origin = self.get("pool_size").1;
+            self.set(option, Value::Size(size / block_size * block_size), origin);
+        }
     }
 
     /// Unless a size was chosen, the pool follows DeepSpeed's buffers where the file has them.
@@ -104,7 +115,7 @@ impl Settings {
         let Some(offload) = &self.offload else { return };
         if self.get("pool_size").1 == Origin::BuiltIn
             && let Some((bytes, origin)) =
-                offload.pool(self.number("block_size"), available_memory())
+                offload.pool(self.number("block_size"), memory::available())
         {
             let option = find("pool_size").expect("pool_size is in the table");
             self.set(option, Value::Size(bytes), origin);

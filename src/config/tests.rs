@@ -163,7 +163,7 @@ fn wrong_types_and_values_name_key_value_and_what_is_accepted() {
         (
             r#"{"swapfs": {"block_size": 100000}}"#,
             "swapfs.block_size: 100000 is not accepted; give a power of two from 64 KiB to 16 MiB \
-             (units: k, m, g, t)",
+             (as in 4096, 64k, 1.5 GiB, 2 GB)",
         ),
         (
             r#"{"swapfs": {"open_swap_in": "some"}}"#,
@@ -184,7 +184,7 @@ fn wrong_types_and_values_name_key_value_and_what_is_accepted() {
     assert_eq!(
         message(from_list("pool_size")),
         "-o pool_size: nothing is not accepted; give a size from 1 KiB to 64 TiB \
-         (units: k, m, g, t)"
+         (as in 4096, 64k, 1.5 GiB, 2 GB)"
     );
     assert_eq!(
         message(from_list("nosuid=1")),
@@ -236,6 +236,24 @@ fn a_pool_of_too_few_buffers_is_refused_in_one_line() {
          give at least 2 MiB"
     );
     assert_eq!(from_list("pool_size=2m,block_size=64k").unwrap().buffers(), 32);
+}
+
+#[test]
+fn a_pool_is_whole_buffers() {
+    for (list, shown, buffers) in [
+        ("pool_size=10.2MiB", "10 MiB", 10),
+        ("pool_size=10MB", "9 MiB", 9),
+        // 312.5 blocks.
+        ("pool_size=20000k,block_size=64k", "19968 KiB", 312),
+        ("pool_size=100.5MiB,block_size=4m", "100 MiB", 25),
+    ] {
+        let config = from_list(list).unwrap();
+        let shown_there = &config.rows()[0];
+        let found = (shown_there.value.as_str(), shown_there.origin.as_str(), config.buffers());
+        assert_eq!(found, (shown, "-o", buffers), "{list}");
+        assert!(config.pool_size.is_multiple_of(config.block_size));
+    }
+    assert!(from_list("pool_size=8388607").is_err(), "seven buffers");
 }
 
 #[test]

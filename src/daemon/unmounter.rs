@@ -305,7 +305,7 @@ fn answer(result: Result<Detach, UnmountError>) -> Answer {
         Ok(Detach::Lazily) => Answer::DoneLazily,
         Err(UnmountError::Busy) => Answer::Busy,
         Err(UnmountError::NotMounted) => Answer::NotMounted,
-        Err(UnmountError::Failed(why)) => Answer::Failed(why),
+        Err(error) => Answer::Failed(error.to_string()),
     }
 }
 

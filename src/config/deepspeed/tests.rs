@@ -180,7 +180,7 @@ fn the_pool_is_cut_to_half_of_the_free_memory_and_never_below_the_least() {
     let huge = r#", "buffer_count": 281474976710656, "buffer_size": 281474976710656"#;
     assert_eq!(sized(huge, MIB, GIB), (512 * MIB, cut));
     assert_eq!(read(huge).pool(MIB, None).unwrap().0, SIZE_MAX);
-    assert!(crate::sys_process::available_memory().unwrap() > 64 * MIB);
+    assert!(crate::memory::available().unwrap() > 64 * MIB);
     let config = config(&offload(huge));
     assert!(config.pool_size < 64 << 40 && config.pool_size.is_multiple_of(MIB));
     assert!(config.pool_note().unwrap().ends_with(", cut to half of the free memory"));
@@ -326,7 +326,7 @@ fn wrong_types_name_the_whole_key_the_value_and_what_is_accepted() {
 #[test]
 fn wrong_values_in_aio_are_named_too() {
     let threads = "is not accepted; give a whole number from 1 to 64";
-    let block = "is not accepted; give a power of two from 64 KiB to 16 MiB (units: k, m, g, t)";
+    let block = "is not accepted; give a power of two from 64 KiB to 16 MiB (as in 4096, 64k, 1.5 GiB, 2 GB)";
     for (text, expected) in [
         (r#""overlap_events": 1"#, format!("aio.overlap_events: 1 {SWITCH}")),
         (r#""use_gds": "perhaps""#, format!(r#"aio.use_gds: "perhaps" {SWITCH}"#)),
