@@ -2,14 +2,16 @@
 //!
 //! One table ([`OPTIONS`]) names every option once; `-o name=value`, `--name value` and the keys of the
 //! configuration file are all read by it. [`Settings`] collects the sources in rising order of
-//! precedence (built-in, file, `-o`, flag) and [`Settings::build`] turns them into a checked [`Config`].
+//! precedence (built-in, the machine's defaults, variables, file, `-o`, flag) and [`Settings::build`] turns them into a checked [`Config`].
 
 mod deepspeed;
 mod error;
 mod file;
+mod hjson;
 mod json;
 mod mount_options;
 mod options;
+mod schema;
 mod settings;
 
 pub use error::ConfigError;
@@ -18,6 +20,7 @@ pub(crate) use json::{read_object, shown};
 pub use mount_options::{MountFlags, standard_options};
 pub use options::{Kind, OPTIONS, OptionDefinition, Value};
 pub(crate) use options::{parse_switch, shown_value};
+pub use schema::schema;
 pub use settings::{Origin, Settings};
 
 use std::net::SocketAddr;

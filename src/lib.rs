@@ -36,6 +36,9 @@ pub mod volume;
 
 pub use config::Config;
 
+/// The version, and the revision of the sources where that is known: `0.1.0 (0123456789ab)`.
+pub const VERSION: &str = env!("SWAPFS_VERSION");
+
 // The programs in the README are compiled with the tests of the documentation.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -70,7 +70,7 @@ const MENDS: [&str; 34] = [
 
 /// Texts that only say what is wrong with what was typed or with the file that was named, or that are part of another.
 /// A new one belongs here when nobody who reads it has to ask what to do.
-const PLAIN: [&str; 50] = [
+const PLAIN: [&str; 51] = [
     // The mount is then unmounted as one that is busy.
     "descriptors below {}: {error}",
     // It was turned back.
@@ -107,8 +107,9 @@ const PLAIN: [&str; 50] = [
     "a JSON object",
     "larger than {}, which no configuration is",
     "not UTF-8 text (byte {})",
-    "the file is empty; {} is the least",
-    "not valid JSON: {error}",
+    "neither valid JSON nor Hjson: {fault}",
+    "{} at line {number} column {column}",
+    "a string without an end",
     "the file is not a JSON object",
     "the key {key} stands twice",
     "the name alone",

@@ -14,6 +14,12 @@ use crate::config::{Config, Row, shown_value};
 pub enum ConfigCommand {
     /// The configuration that a mount with these arguments would have, with the origin of each value.
     Show(ShowArgs),
+    /// The JSON Schema of a configuration file, for editors and checkers.
+    Schema {
+        /// JSON, which it is anyway.
+        #[arg(long)]
+        json: bool,
+    },
     /// The template of a configuration file with all defaults.
     Default {
         /// JSON, which it is anyway.
@@ -38,6 +44,7 @@ pub struct ShowArgs {
 impl ConfigCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         match self {
+            Self::Schema { .. } => print_json(&crate::config::schema()),
             Self::Default { .. } => print_json(&Config::default().to_template()),
             Self::Show(arguments) => arguments.run(),
         }

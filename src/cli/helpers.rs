@@ -24,7 +24,7 @@ pub(super) const UMOUNT_NAME: &str = "umount.fuse.swapfs";
 
 /// Mount a swap folder, the way mount(8) asks for it.
 #[derive(Debug, Parser)]
-#[command(name = "mount.swapfs", version)]
+#[command(name = "mount.swapfs", version = crate::VERSION)]
 pub struct MountHelper {
     /// The backing directory.
     pub swap_folder: PathBuf,
@@ -55,7 +55,7 @@ pub struct MountHelper {
 
 impl MountHelper {
     pub(super) fn run(self, factory: &dyn Factory) -> Result<(), Failure> {
-        let mut settings = Settings::new();
+        let mut settings = Settings::with_defaults()?;
         for list in &self.options {
             settings.mount_options(list, self.sloppy)?;
         }
@@ -65,10 +65,12 @@ impl MountHelper {
         if let Some(namespace) = &self.namespace {
             enter(namespace)?;
         }
+        let config = settings.build()?;
+        super::config::warn(&config);
         let request = MountRequest {
             swap_folder: self.swap_folder,
             mountpoint: self.mountpoint,
-            config: settings.build()?,
+            config,
             replace: false,
             timeout: Duration::from_secs(UMOUNT_TIMEOUT_S),
         };
@@ -81,7 +83,7 @@ impl MountHelper {
 
 /// Unmount, the way umount(8) asks for it.
 #[derive(Debug, Parser)]
-#[command(name = "umount.fuse.swapfs", version)]
+#[command(name = "umount.fuse.swapfs", version = crate::VERSION)]
 pub struct UmountHelper {
     /// Where it is mounted.
     pub mountpoint: PathBuf,

@@ -302,11 +302,32 @@ impl Kind {
             (Kind::Size { .. }, Json::Number(number)) => self.limit_size(whole(number)?),
             (Kind::Count { .. }, Json::Number(number)) => self.limit_count(whole(number)?),
             (Kind::Switch, Json::Bool(on)) => Some(Value::Switch(*on)),
+            (Kind::Switch, Json::Number(number)) => match whole(number)? {
+                0 => Some(Value::Switch(false)),
+                1 => Some(Value::Switch(true)),
+                _ => None,
+            },
             // DeepSpeed's tuner writes its switches as words.
             (Kind::Switch, Json::String(text)) if is_switch_word(text) => self.parse_text(text),
             (Kind::Switch, _) => None,
             (Kind::Address, Json::Number(number)) => self.parse_text(&number.to_string()),
             (_, Json::String(text)) => self.parse_text(text),
+            _ => None,
+        }
+    }
+
+    /// The value nearest to a number that is out of bounds; `None` for what is no number of anything.
+    pub(super) fn nearest_json(&self, value: &serde_json::Value) -> Option<Value> {
+        let number = whole(value.as_number()?).filter(|number| *number > 0)?;
+        match *self {
+            Kind::Size { min, max, power_of_two } => {
+                let bytes = number.clamp(min, max);
+                Some(Value::Size(if power_of_two { 1 << bytes.ilog2() } else { bytes }))
+            }
+            Kind::Count { min, max } => {
+                let count = number.clamp(min.into(), max.into());
+                u32::try_from(count).ok().map(Value::Count)
+            }
             _ => None,
         }
     }
