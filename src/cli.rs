@@ -58,7 +58,7 @@ use request::Request;
 
 /// A FUSE filesystem that moves tensors between memory and NVMe through one bounded buffer pool.
 #[derive(Debug, Parser)]
-#[command(name = "swapfs", version, max_term_width = 100)]
+#[command(name = "swapfs", version = crate::VERSION, max_term_width = 100)]
 pub struct Cli {
     /// Say more; twice for everything.
     #[arg(short, long, action = ArgAction::Count, global = true)]

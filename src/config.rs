@@ -2,22 +2,25 @@
 //!
 //! One table ([`OPTIONS`]) names every option once; `-o name=value`, `--name value` and the keys of the
 //! configuration file are all read by it. [`Settings`] collects the sources in rising order of
-//! precedence (built-in, file, `-o`, flag) and [`Settings::build`] turns them into a checked [`Config`].
+//! precedence (built-in, the machine's defaults, variables, file, `-o`, flag) and [`Settings::build`] turns them into a checked [`Config`].
 
 mod deepspeed;
 mod error;
 mod file;
+mod hjson;
 mod json;
 mod mount_options;
 mod options;
+mod schema;
 mod settings;
 
 pub use error::ConfigError;
 pub(crate) use error::nearest;
 pub(crate) use json::{read_object, shown};
 pub use mount_options::{MountFlags, standard_options};
-pub(crate) use options::parse_switch;
 pub use options::{Kind, OPTIONS, OptionDefinition, Value};
+pub(crate) use options::{parse_switch, shown_value};
+pub use schema::schema;
 pub use settings::{Origin, Settings};
 
 use std::net::SocketAddr;
@@ -194,6 +197,19 @@ impl Config {
             .collect()
     }
 
+    /// What `swapfs mount --config FILE` without paths would mount, as a row; `None` without a file. The second is why that
+    /// would be refused.
+    #[must_use]
+    pub fn place(&self) -> Option<(Row, Option<String>)> {
+        let offload = self.settings.offload.as_ref()?;
+        let (value, refusal) = match offload.nvme_path() {
+            Ok(path) => (path.display().to_string(), None),
+            Err(error) => (String::new(), Some(error.to_string())),
+        };
+        let origin = Origin::File(offload.file().to_owned()).to_string();
+        Some((Row { key: "nvme_path", value, origin }, refusal))
+    }
+
     /// The configuration as a file for `--config`: `aio` with DeepSpeed's keys, the rest under `swapfs`.
     #[must_use]
     pub fn to_template(&self) -> serde_json::Value {
@@ -265,8 +281,18 @@ impl Config {
         Ok(config)
     }
 
+    /// The smallest pool that this configuration could have, in bytes.
+    #[must_use]
+    pub fn pool_size_min(&self) -> u64 {
+        self.buffers_min() * self.block_size
+    }
+
+    fn buffers_min(&self) -> u64 {
+        POOL_BUFFERS_MIN.max(POOL_SIZE_MIN / self.block_size)
+    }
+
     fn check_pool(&self) -> Result<(), ConfigError> {
-        let buffers_min = POOL_BUFFERS_MIN.max(POOL_SIZE_MIN / self.block_size);
+        let buffers_min = self.buffers_min();
         if self.buffers() >= buffers_min {
             return Ok(());
         }

@@ -15,6 +15,8 @@ mod session;
 mod stats;
 mod unmounter;
 
+pub(crate) use logger::TO_THE_USER;
+
 pub use folder::{DaemonState, Phase, SwapFolder, read_state};
 pub use manager::stop_time;
 pub use process::DaemonProcess;
@@ -34,6 +36,7 @@ use nix::unistd::ForkResult;
 
 use crate::config::Config;
 use crate::fuse::mount::{self, Detach, MountCall};
+use crate::memory::{FirstVictim, Room};
 use crate::streams::tell;
 use crate::sys_process;
 use manager::Manager;
@@ -220,6 +223,11 @@ fn lock_and_serve(
     if let Err(error) = sys_process::set_io_flusher() {
         log::debug!("PR_SET_IO_FLUSHER: {}", sys_process::reason(&error));
     }
+    // Here, because the folder's last daemon, which was waited for, has given its memory back.
+    let room = Room::look(request.config.pool_size);
+    room.refuse_too_large(request.config.pool_size_min())?;
+    // From before /proc is out of sight until the pool has its memory.
+    let first_victim = FirstVictim::offer();
     let signals = block_signals().map_err(|errno| format!("signals: {}", errno.desc()))?;
     let device_before = std::fs::metadata(&request.mountpoint)
         .map_err(|error| {
@@ -230,6 +238,7 @@ fn lock_and_serve(
     let started = confine::confine(&request.config, &mut swap, &request.mountpoint)
         .and_then(|()| logger::start_writer(Some(&swap)))
         .and_then(|()| factory.start(&request.config, &swap, &request.mountpoint, fuse));
+    drop(first_victim);
     let service = match started {
         Ok(service) => service,
         Err(line) => {

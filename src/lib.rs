@@ -21,6 +21,7 @@ mod held;
 pub mod install;
 pub mod ledger;
 mod machine;
+pub mod memory;
 pub mod metrics;
 mod panics;
 mod paths;
@@ -39,6 +40,9 @@ pub mod units;
 pub mod volume;
 
 pub use config::Config;
+
+/// The version, and the revision of the sources where that is known: `0.1.0 (0123456789ab)`.
+pub const VERSION: &str = env!("SWAPFS_VERSION");
 
 // The programs in the README are compiled with the tests of the documentation.
 #[cfg(doctest)]

@@ -7,6 +7,7 @@ mod buffers;
 mod lease;
 mod sole;
 
+pub(crate) use arena::free_huge_bytes;
 pub use arena::{Arena, ArenaOptions};
 pub(crate) use borrowed::with_lease;
 pub use buffers::{BufferPool, PoolBuffer};

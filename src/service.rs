@@ -15,7 +15,7 @@ use crate::aio::null::{NullDevice, NullOptions};
 use crate::aio::probe::{Probe, create, probe};
 use crate::aio::{AioSettings, Engine as AioEngine, open_device};
 use crate::config::{self, Config};
-use crate::daemon::{Factory, Service, SwapFolder};
+use crate::daemon::{Factory, Service, SwapFolder, TO_THE_USER};
 use crate::fs::{Options, Tree};
 use crate::fuse::{Serving, serve};
 use crate::ledger::{Checked, Checksum, Ledger};
@@ -24,6 +24,7 @@ use crate::pool::{Arena, ArenaOptions};
 use crate::shares::descriptor_limit;
 use crate::swap::{Engine, EngineOptions, OpenSwapIn};
 use crate::sys_process::reason;
+use crate::units::format_exact;
 use crate::volume::{Volume, VolumeOptions};
 
 /// How long a partly filled block waits for more before it is written out.
@@ -43,6 +44,9 @@ const IDLE_PART: usize = 12;
 const RECORD_PERIOD: Duration = Duration::from_secs(15);
 /// How often somebody who waits for the device looks whether it still answers.
 const PATIENCE_TICK: Duration = Duration::from_millis(200);
+
+/// How long a start is silent.
+const PATIENCE_AT_START: Duration = Duration::from_secs(2);
 
 /// What a huge page is worth; the arena is a whole number of them.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
@@ -251,24 +255,45 @@ pub(crate) fn start_engine(
         idle_partitions_max: (descriptors / IDLE_PART).min(IDLE_PARTITIONS_MAX),
         intakes: crate::fuse::intakes(config.block_size, config.fuse_threads as usize),
     };
-    let arena = Arena::new(ArenaOptions {
-        size: options.arena_size(alignment).next_multiple_of(HUGE_PAGE_BYTES),
-        pin_memory: config.pin_memory,
-        huge_pages: true,
+    let filling = format!("filling the pool of {}", format_exact(config.pool_size));
+    let tell = || log::info!(target: TO_THE_USER, "{filling}, which takes its time …");
+    let arena = when_slow(PATIENCE_AT_START, tell, || {
+        Arena::new(ArenaOptions {
+            size: options.arena_size(alignment).next_multiple_of(HUGE_PAGE_BYTES),
+            pin_memory: config.pin_memory,
+            huge_pages: true,
+        })
     })
-    .map_err(|error| format!("pool_size {}: {}", config.pool_size, reason(&error)))?;
+    .map_err(|error| format!("pool_size {}: {}", format_exact(config.pool_size), reason(&error)))?;
     if let Some(refusal) = arena.lock_refusal() {
         log::warn!("the buffer pool is not locked in memory: {refusal}");
     }
     let device = open(config, &arena, probe)?;
     log::info!(
-        "pool of {} bytes (huge pages: {}, locked: {}), {} transfers, alignment {alignment}",
-        config.pool_size,
+        "pool of {} (huge pages: {}, locked: {}), {} transfers, alignment {alignment}",
+        format_exact(config.pool_size),
         arena.huge(),
         arena.locked(),
         device.stats().engine,
     );
     Ok(Engine::start(options, arena, device))
+}
+
+/// Does `work`; calls `tell` once when that takes longer than `patience`.
+fn when_slow<T>(patience: Duration, tell: impl FnOnce() + Send, work: impl FnOnce() -> T) -> T {
+    std::thread::scope(|scope| {
+        let (done, waiting) = mpsc::channel::<()>();
+        let teller = std::thread::Builder::new().name("swapfs-start".to_owned());
+        // Without the thread it is done in silence.
+        let _ = teller.spawn_scoped(scope, move || {
+            if waiting.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Timeout) {
+                tell();
+            }
+        });
+        let worked = work();
+        drop(done);
+        worked
+    })
 }
 
 /// The device of production.
@@ -387,5 +412,19 @@ impl Service for SwapService {
 
     fn session(&self) -> Option<u32> {
         self.volume.ledger.as_ref().and_then(|ledger| ledger.session())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_slow_work_is_told_of() {
+        let (told, heard) = mpsc::channel();
+        let tell = || told.send(()).unwrap();
+        assert_eq!(when_slow(Duration::ZERO, tell, || heard.recv()), Ok(()));
+        let tell = || panic!("it was not slow");
+        assert_eq!(when_slow(Duration::MAX, tell, || 7), 7);
     }
 }

@@ -95,49 +95,11 @@ fn is_dead_or_dying(stat: &str, status: &str) -> bool {
     is_dead || is_exiting.is_some_and(|flags| flags & EXITING != 0) || is_killed
 }
 
-/// Bytes of memory that this process could still take without swapping: the machine's, or what its
-/// control group may have if that is less. `None` when the kernel does not say.
-pub(crate) fn available_memory() -> Option<u64> {
-    let table = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let machine = table.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = machine.and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kib.and_then(|kib| kib.checked_mul(1024)).into_iter().chain(group_limit()).min()
-}
-
 /// Has the kernel give this thread the memory that its stack will take: later, where memory is short, it might have the
 /// thread wait for pages that only the daemon can write.
 #[inline(never)]
 pub(crate) fn touch_stack() {
     std::hint::black_box([1_u8; 32 << 10]);
-}
-
-/// How many bytes of mapped pages may be dirty beside a pool of `pool_size` bytes, where this process's control group has less
-/// memory than the machine: an eighth of the rest, so that there is always something else to give back.
-pub(crate) fn dirty_max(pool_size: u64) -> Option<u64> {
-    const LEAST: u64 = 4 << 20;
-    let machine = rustix::system::sysinfo();
-    let all = machine.totalram.saturating_mul(u64::from(machine.mem_unit));
-    let limit = group_limit().filter(|limit| *limit < all)?;
-    Some((limit.saturating_sub(pool_size) / 8).max(LEAST))
-}
-
-/// The memory limit of this process's control group (either version), in bytes.
-fn group_limit() -> Option<u64> {
-    let number = |path: String| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let limits = groups.lines().filter_map(|line| {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (fields.next()?, fields.next()?);
-        let root = "/sys/fs/cgroup";
-        match controllers {
-            "" => number(format!("{root}{path}/memory.max")),
-            // In a container the path is the host's, and the group's files are at the top.
-            "memory" => number(format!("{root}/memory{path}/memory.limit_in_bytes"))
-                .or_else(|| number(format!("{root}/memory/memory.limit_in_bytes"))),
-            _ => None,
-        }
-    });
-    limits.chain(number("/sys/fs/cgroup/memory.max".to_owned())).min()
 }
 
 /// The signals that end a command which has something to do before: SIGINT, SIGTERM, and SIGHUP unless that

@@ -38,6 +38,7 @@ const COMMANDS: &[&[&str]] = &[
     &["config", "--help"],
     &["config", "show", "--help"],
     &["config", "default", "--help"],
+    &["config", "schema", "--help"],
     &["install", "--help"],
     &["completions", "--help"],
 ];
@@ -146,6 +147,59 @@ fn config_show_tells_values_and_origins() {
     assert_eq!(json["read_ahead"]["value"], 32 << 20);
 }
 
+/// Variables and the file of the machine's defaults count for every command, and stand behind the command line.
+#[test]
+fn defaults_come_from_the_machine_and_from_variables() {
+    let script = "mount -t tmpfs none /etc && mkdir /etc/swapfs && printf %s \"$1\" >/etc/swapfs/config.json && \
+                  chmod \"$2\" /etc/swapfs/config.json && shift 2 && exec \"$@\"";
+    let shown = |mode: &str, arguments: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]);
+        // As people write it, with a comment.
+        command
+            .arg("{swapfs: {pool_size: '96m', queue_depth: 3, fuse_threads: 2} // ours\n}")
+            .arg(mode);
+        command.arg(env!("CARGO_BIN_EXE_swapfs")).args(arguments);
+        command.env("SWAPFS_QUEUE_DEPTH", "5").env("SWAPFS_LOG", "").output().unwrap()
+    };
+    let read =
+        |output: &Output| -> serde_json::Value { serde_json::from_str(&stdout(output)).unwrap() };
+    let found = read(&shown("644", &["config", "show", "--json", "-o", "fuse_threads=7"]));
+    for (key, value, origin) in [
+        ("pool_size", 96 << 20, "file /etc/swapfs/config.json"),
+        ("queue_depth", 5, "variable SWAPFS_QUEUE_DEPTH"),
+        ("fuse_threads", 7, "-o"),
+        ("thread_count", 1, "built-in"),
+    ] {
+        assert_eq!(found[key], serde_json::json!({"value": value, "origin": origin}));
+    }
+    assert_eq!(found["log"]["value"], "info");
+    let ignored = shown("666", &["config", "show", "--json"]);
+    assert_eq!(read(&ignored)["pool_size"]["origin"], "built-in");
+    let said = String::from_utf8_lossy(&ignored.stderr);
+    assert!(
+        said.starts_with("swapfs: /etc/swapfs/config.json: ignored, it has to be root's"),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_schema_of_a_configuration_is_printed() {
+    for arguments in [&["config", "schema"][..], &["config", "schema", "--json"]] {
+        let schema: serde_json::Value = serde_json::from_str(&stdout(&swapfs(arguments))).unwrap();
+        assert!(schema["properties"]["swapfs"]["properties"]["pool_size"].is_object());
+    }
+}
+
+#[test]
+fn the_version_names_the_revision() {
+    let version = stdout(&swapfs(&["--version"]));
+    assert_eq!(version, format!("swapfs {}\n", swapfs::VERSION));
+    let (number, revision) = swapfs::VERSION.split_once(' ').unwrap_or((swapfs::VERSION, "(none)"));
+    assert_eq!(number, env!("CARGO_PKG_VERSION"));
+    assert!(revision.starts_with('(') && revision.ends_with(')'), "{version}");
+}
+
 #[test]
 fn a_deepspeed_file_says_where_to_mount_or_why_it_cannot() {
     let folder = tempfile::tempdir().unwrap();
@@ -183,11 +237,27 @@ fn a_deepspeed_file_says_where_to_mount_or_why_it_cannot() {
              to the GPU\n"
         )
     );
+    let said = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(said.contains(&format!("nothing would be mounted: {file}: neither ")), "{said}");
     write(nvme, nvme);
     let table = stdout(&swapfs(&["config", "show", "--config", file, "-o", "ro"]));
     let row = table.lines().find(|line| line.contains("pool_size")).unwrap();
     let origin = format!("file {file} (offload_param: 5 buffers of 1000000 elements of 2 bytes)");
     assert!(row.contains("10 MiB") && row.contains(&origin), "{row}");
+    let row = table.lines().find(|line| line.contains("nvme_path")).unwrap();
+    assert!(row.contains(nvme) && row.ends_with(&format!("file {file}")), "{row}");
+    assert!(table.ends_with(&format!("{nvme} would be both: mounted over itself.\n")), "{table}");
+    let json = stdout(&swapfs(&["config", "show", "--config", file, "--json"]));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(
+        (&json["nvme_path"]["value"], &json["nvme_path"]["refusal"]),
+        (&nvme.into(), &().into())
+    );
+    write(nvme, "/other");
+    let json = stdout(&swapfs(&["config", "show", "--config", file, "--json"]));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(json["nvme_path"]["value"].is_null());
+    assert!(json["nvme_path"]["refusal"].as_str().unwrap().contains("two mounts"), "{json}");
 }
 
 #[test]

@@ -111,7 +111,8 @@ impl BackingFile for DiskFile {
             allocated: stat.st_blocks.cast_unsigned() * 512,
             modified: system_time(stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)),
             changed: system_time(stat.st_ctime, changed_nsec),
-            links: stat.st_nlink,
+            #[allow(clippy::useless_conversion, reason = "u32 on aarch64")]
+            links: stat.st_nlink.into(),
         })
     }
 

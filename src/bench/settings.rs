@@ -11,7 +11,7 @@ use super::{BenchError, Result};
 use crate::aio::probe::probe;
 use crate::aio::{AioSettings, HandleOptions};
 use crate::fuse::mount::entry_of_path;
-use crate::sys_process::{available_memory, reason};
+use crate::sys_process::reason;
 use crate::units::{MIB, format_short};
 
 /// What moves the bytes.
@@ -345,7 +345,7 @@ impl Settings {
 
     fn check_memory(&self) -> Result<()> {
         let needed = u128::from(self.io_size) * self.processes() as u128;
-        let available = available_memory().unwrap_or(u64::MAX);
+        let available = crate::memory::available().unwrap_or(u64::MAX);
         if needed > u128::from(available) / 10 * 9 {
             let count = self.processes();
             return Err(BenchError::Failed(format!(

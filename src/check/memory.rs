@@ -8,8 +8,9 @@ use rustix::thread::{CapabilitySet, capabilities};
 
 use super::{Finding, setting};
 use crate::config::Config;
+use crate::memory::{self, Fit, Room};
 use crate::pool::{Arena, ArenaOptions};
-use crate::sys_process::{available_memory, reason};
+use crate::sys_process::reason;
 use crate::units::{GIB, MIB, format_short};
 
 /// What to do where memory may not be locked.
@@ -19,9 +20,6 @@ pub(super) const LOCK_MEND: &str = "ulimit -l unlimited; for good: a line `USER 
 /// Bytes tried at most; a whole pool may take seconds.
 const TRIAL_BYTES_MAX: u64 = 256 * MIB;
 
-/// What the daemon takes on top of the pool, in bytes.
-const OVERHEAD: u64 = 64 * MIB;
-
 const HUGE_PAGE_BYTES: u64 = 2 * MIB;
 
 const THP_SETTING: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
@@ -30,15 +28,18 @@ const THP_SETTING: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 pub(super) struct Trial {
     /// Locked where permitted, in huge pages where there are any.
     pub(super) arena: io::Result<Arc<Arena>>,
+    /// What there was before the piece was taken.
+    room: Room,
 }
 
 impl Trial {
     pub(super) fn new(config: &Config) -> Self {
-        let most = available_memory().unwrap_or(GIB) / 4;
+        let most = memory::available().unwrap_or(GIB) / 4;
         let size = config.pool_size.min(TRIAL_BYTES_MAX).min(most) / HUGE_PAGE_BYTES;
         let size = usize::try_from(size.max(1) * HUGE_PAGE_BYTES).expect("below the maximum");
         let options = ArenaOptions { size, pin_memory: config.pin_memory, huge_pages: true };
-        Self { arena: Arena::new(options) }
+        let room = Room::look(config.pool_size);
+        Self { arena: Arena::new(options), room }
     }
 }
 
@@ -50,21 +51,20 @@ pub(super) fn look(config: &Config, trial: &Trial) -> Vec<Finding> {
             return vec![Finding::fails("memory", found, "end other programs, or add memory")];
         }
     };
-    vec![enough(config), lock(config, arena), huge_pages(config, arena)]
+    vec![enough(config, &trial.room), lock(config, arena), huge_pages(config, arena)]
 }
 
-fn enough(config: &Config) -> Finding {
-    let (pool, needed) = (format_short(config.pool_size), config.pool_size + OVERHEAD);
-    let Some(available) = available_memory() else {
+fn enough(config: &Config, room: &Room) -> Finding {
+    let pool = format_short(config.pool_size);
+    let Some(available) = room.available else {
         return Finding::ok("memory", format!("{pool} for the pool; what is free is not known"));
     };
     let found = format!("{pool} for the pool, {} available", format_short(available));
-    let half = format_short((available / 2) & !(MIB - 1));
-    let mend = format!("give the pool less: -o pool_size={}", half.replace(' ', ""));
-    let finding = match needed {
-        needed if needed > available => Finding::fails("memory", found, mend),
-        needed if needed > available / 4 * 3 => Finding::slow("memory", found, mend),
-        _ => Finding::ok("memory", found),
+    let mend = room.mend(config.pool_size_min());
+    let finding = match room.fit() {
+        Fit::TooLarge => Finding::fails("memory", found, mend),
+        Fit::Tight => Finding::slow("memory", found, mend),
+        Fit::Fits => Finding::ok("memory", found),
     };
     finding.value("pool_bytes", config.pool_size).value("available_bytes", available)
 }

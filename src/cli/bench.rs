@@ -14,7 +14,7 @@ use crate::config::{nearest, parse_switch};
 use crate::fuse::mount::entry_of_path;
 use crate::streams::tell;
 use crate::sys_process::reason;
-use crate::units::parse_size;
+use crate::units::{EXAMPLES, parse_size};
 
 const PLOT: Content = Content { name: "plot", is_ours: Report::is_svg, ending: Some("svg") };
 
@@ -406,9 +406,7 @@ fn file_size(path: &Path) -> Result<u64, Failure> {
 
 fn size(name: &str, text: &str) -> Result<u64, Failure> {
     parse_size(text).ok_or_else(|| {
-        Failure::Usage(format!(
-            "{name}: \"{text}\" is not accepted; give a size such as 64k, 1M or 2G"
-        ))
+        Failure::Usage(format!("{name}: \"{text}\" is not accepted; give a size ({EXAMPLES})"))
     })
 }
 

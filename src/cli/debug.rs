@@ -171,7 +171,7 @@ impl DebugArgs {
         format!(
             "swapfs {}\ndate (UTC): {}\ndaemon: pid {pid}, {running}\n\
              names of partitions: {names}\ncontents of files: none\n",
-            env!("CARGO_PKG_VERSION"),
+            crate::VERSION,
             today(),
         )
     }

@@ -13,7 +13,6 @@ use super::Failure;
 use super::umount::{UMOUNT_TIMEOUT_S, UmountArgs};
 use crate::config::Settings;
 use crate::daemon::{self, Factory, MountRequest};
-use crate::fuse::mount::Detach;
 use crate::sys_process::reason;
 
 /// Installed under both for `mount -t swapfs` and /etc/fstab: the second is what mount(8) looks for when it
@@ -25,7 +24,7 @@ pub(super) const UMOUNT_NAME: &str = "umount.fuse.swapfs";
 
 /// Mount a swap folder, the way mount(8) asks for it.
 #[derive(Debug, Parser)]
-#[command(name = "mount.swapfs", version)]
+#[command(name = "mount.swapfs", version = crate::VERSION)]
 pub struct MountHelper {
     /// The backing directory.
     pub swap_folder: PathBuf,
@@ -56,7 +55,7 @@ pub struct MountHelper {
 
 impl MountHelper {
     pub(super) fn run(self, factory: &dyn Factory) -> Result<(), Failure> {
-        let mut settings = Settings::new();
+        let mut settings = Settings::with_defaults()?;
         for list in &self.options {
             settings.mount_options(list, self.sloppy)?;
         }
@@ -66,10 +65,12 @@ impl MountHelper {
         if let Some(namespace) = &self.namespace {
             enter(namespace)?;
         }
+        let config = settings.build()?;
+        super::config::warn(&config);
         let request = MountRequest {
             swap_folder: self.swap_folder,
             mountpoint: self.mountpoint,
-            config: settings.build()?,
+            config,
             replace: false,
             timeout: Duration::from_secs(UMOUNT_TIMEOUT_S),
         };
@@ -82,7 +83,7 @@ impl MountHelper {
 
 /// Unmount, the way umount(8) asks for it.
 #[derive(Debug, Parser)]
-#[command(name = "umount.fuse.swapfs", version)]
+#[command(name = "umount.fuse.swapfs", version = crate::VERSION)]
 pub struct UmountHelper {
     /// Where it is mounted.
     pub mountpoint: PathBuf,
@@ -114,9 +115,8 @@ impl UmountHelper {
         if let Some(namespace) = &self.namespace {
             enter(namespace)?;
         }
-        let detach = if self.lazy { Detach::Lazily } else { Detach::WhenIdle };
-        let Self { mountpoint, force, .. } = self;
-        UmountArgs { mountpoint, timeout: UMOUNT_TIMEOUT_S, force }.unmount(detach)
+        let Self { mountpoint, force, lazy, .. } = self;
+        UmountArgs { mountpoint, timeout: UMOUNT_TIMEOUT_S, force, lazy }.run()
     }
 }
 

@@ -26,7 +26,7 @@ pub struct ConfigArgs {
 impl ConfigArgs {
     /// Collects file, `-o` and flags. With `verbose`, the log filter is raised unless a flag sets it.
     pub fn settings(&self, verbose: u8) -> Result<Settings, Failure> {
-        let mut settings = Settings::new();
+        let mut settings = Settings::with_defaults()?;
         if let Some(path) = &self.config {
             settings.read_file(path)?;
         }

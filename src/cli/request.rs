@@ -19,7 +19,7 @@ use super::{Failure, line_about, print_json};
 use crate::paths::plain;
 use crate::sys_process::{reason, text_xattr};
 use crate::units::format_short;
-use targets::{Mounts, expand};
+use targets::{Mounts, expand, listed};
 
 /// The attribute that asks.
 const REQUEST_XATTR: &str = "user.swap.request";
@@ -28,8 +28,11 @@ const REQUEST_XATTR: &str = "user.swap.request";
 #[derive(Debug, Args)]
 pub struct RequestArgs {
     /// Partitions, directories (for all below them), or patterns with *, ?, [ ] and **.
-    #[arg(required = true, value_name = "PATH")]
+    #[arg(required_unless_present = "from_file", value_name = "PATH")]
     pub paths: Vec<PathBuf>,
+    /// Take more of them from this file, one a line; - for standard input.
+    #[arg(long, value_name = "LIST")]
+    pub from_file: Option<PathBuf>,
     /// Wait until it is done, and fail for what failed.
     #[arg(long)]
     pub wait: bool,
@@ -99,8 +102,11 @@ impl RequestArgs {
     pub(super) fn run(self, request: Request) -> Result<(), Failure> {
         let start = Instant::now();
         let mounts = Mounts::read()?;
-        let mut targets: Vec<Target> = self
-            .paths
+        let mut paths = self.paths;
+        if let Some(list) = &self.from_file {
+            paths.extend(listed(list)?);
+        }
+        let mut targets: Vec<Target> = paths
             .iter()
             .flat_map(|path| expand(path))
             .map(|expanded| ask(&mounts, expanded, request))

@@ -12,7 +12,7 @@ use super::{Failure, print, table};
 use crate::streams::tell;
 use crate::sys_process::reason;
 use crate::tune::{self, Combination, End, Listener, LogFolder, Measured, Outcome, Plan, Sweep};
-use crate::units::{GIB, KIB, MIB, TIB, parse_size};
+use crate::units::{EXAMPLES, GIB, KIB, MIB, TIB, parse_size};
 
 const CONFIGURATION: Content =
     Content { name: "configuration", is_ours: tune::is_document, ending: None };
@@ -74,8 +74,8 @@ pub struct TuneArgs {
 /// The bytes of a measurement, from what was typed.
 fn io_size(text: &str) -> Result<u64, Failure> {
     let fits = |bytes: &u64| (MIB..=TIB).contains(bytes) && bytes.is_multiple_of(4 * KIB);
-    let accepted = "give a multiple of 4 KiB from 1 MiB to 1 TiB (units: k, m, g, t)";
-    parse_size(text).filter(fits).ok_or_else(|| not_accepted("--io-size", text, accepted))
+    let accepted = format!("give a multiple of 4 KiB from 1 MiB to 1 TiB ({EXAMPLES})");
+    parse_size(text).filter(fits).ok_or_else(|| not_accepted("--io-size", text, &accepted))
 }
 
 fn loops(text: &str) -> Result<u32, Failure> {

@@ -42,21 +42,23 @@ pub struct UmountArgs {
     /// Unmount although something cannot be stored: it is named, and lost.
     #[arg(long)]
     pub force: bool,
+    /// Take the mount away from new users at once, also while it is in use: those who have something open keep it, and
+    /// the daemon serves them to their end.
+    #[arg(short, long)]
+    pub lazy: bool,
 }
 
 impl UmountArgs {
-    pub(super) fn run(self) -> Result<(), Failure> {
-        self.unmount(Detach::WhenIdle)
-    }
-
     /// Synchronizes, unmounts, and waits for the daemon unless users may keep it.
-    pub(super) fn unmount(self, detach: Detach) -> Result<(), Failure> {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let detach = if self.lazy { Detach::Lazily } else { Detach::WhenIdle };
         let deadline = Instant::now() + Duration::from_secs(self.timeout);
         let entry = mount::entry_at(&self.mountpoint).map_err(|refusal| match refusal {
             Disbelief::Io(error) => format!("{}: {}", plain(&self.mountpoint), reason(&error)),
             refusal => refusal.to_string(),
         })?;
         let at = &entry.mountpoint;
+        mount::refuse_unmount(&entry).map_err(|error| refused(at, &error))?;
         if entry.check().is_err() {
             return unmount_unasked(&entry, detach);
         }
@@ -91,7 +93,7 @@ impl UmountArgs {
                     ),
                 }));
             }
-            Err(error) => return Err(format!("cannot unmount {}: {error}", at.display()).into()),
+            Err(error) => return Err(refused(at, &error)),
         }
         match (daemon, detach) {
             (Some(daemon), Detach::WhenIdle) => Ok(daemon.wait(deadline, self.timeout)?),
@@ -102,6 +104,10 @@ impl UmountArgs {
             ))),
         }
     }
+}
+
+fn refused(at: &Path, error: &UnmountError) -> Failure {
+    Failure::Failed(format!("cannot unmount {}: {error}", plain(at)))
 }
 
 /// Why not everything is on stable storage.
@@ -116,8 +122,7 @@ struct Left {
 fn unmount_unasked(entry: &MountEntry, detach: Detach) -> Result<(), Failure> {
     let (at, user) = (&entry.mountpoint, entry.owner.unwrap_or(u32::MAX));
     let shown = plain(at);
-    unmount_patiently(at, detach)
-        .map_err(|error| Failure::Failed(format!("cannot unmount {shown}: {error}")))?;
+    unmount_patiently(at, detach).map_err(|error| refused(at, &error))?;
     tell!("{shown} was mounted by user {user}, whose daemon is not waited for");
     Ok(())
 }

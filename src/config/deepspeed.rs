@@ -103,6 +103,11 @@ impl Offload {
         Ok(offload)
     }
 
+    /// The configuration file.
+    pub(super) fn file(&self) -> &Path {
+        &self.file
+    }
+
     /// The directory that DeepSpeed writes to.
     ///
     /// # Errors

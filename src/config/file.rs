@@ -1,6 +1,7 @@
 //! The configuration file: a JSON object whose `aio` and `swapfs` blocks are swapfs's. A DeepSpeed
 //! configuration is such a file, and what it says about NVMe counts too; the rest is DeepSpeed's own.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use serde_json::{Map, Value as Json};
@@ -20,8 +21,9 @@ pub(super) fn read(settings: &mut Settings, path: &Path) -> Result<(), ConfigErr
     let (root, metadata) =
         read_file(path).map_err(|reason| ConfigError::File { path: path.to_owned(), reason })?;
     deepspeed::apply(settings, path, &root)?;
-    apply_block(settings, path, &root, &AIO)?;
-    apply_block(settings, path, &root, &OWN)?;
+    let origin = Origin::File(path.to_owned());
+    apply_block(settings, path, &root, &AIO, &origin)?;
+    apply_block(settings, path, &root, &OWN, &origin)?;
     let is_own = crate::trust::is_own(&metadata);
     match settings.get(METRICS_FILE) {
         (Some(Value::Text(name)), Origin::File(_)) if name.starts_with('/') => {
@@ -33,6 +35,28 @@ pub(super) fn read(settings: &mut Settings, path: &Path) -> Result<(), ConfigErr
         }
         _ => Ok(()),
     }
+}
+
+/// Reads the defaults of this machine, where there are any: the same two blocks. What it says about DeepSpeed's offloading
+/// is of no run.
+pub(super) fn read_defaults(settings: &mut Settings, path: &Path) -> Result<(), ConfigError> {
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        _ => {}
+    }
+    let (root, metadata) =
+        read_file(path).map_err(|reason| ConfigError::File { path: path.to_owned(), reason })?;
+    if metadata.uid() != 0 || metadata.mode() & 0o022 != 0 {
+        // Everybody's mounts would follow whoever may write it.
+        settings.warnings.push(format!(
+            "{}: ignored, it has to be root's and not to be written by others: chown root {0}; chmod 644 {0}",
+            path.display()
+        ));
+        return Ok(());
+    }
+    let origin = Origin::Defaults(path.to_owned());
+    apply_block(settings, path, &root, &AIO, &origin)?;
+    apply_block(settings, path, &root, &OWN, &origin)
 }
 
 /// The option whose value is a file that is replaced.
@@ -47,6 +71,9 @@ struct Block {
     keys: fn() -> Vec<&'static str>,
     /// Switches that mean nothing here.
     ignored: &'static [&'static str],
+    /// It is DeepSpeed's block: keys that DeepSpeed would not read either, and values that only a mount cannot use, are
+    /// warned of.
+    is_foreign: bool,
 }
 
 const AIO: Block = Block {
@@ -54,6 +81,7 @@ const AIO: Block = Block {
     option: |key| OPTIONS.iter().find(|option| option.aio_keys.contains(&key)),
     keys: || OPTIONS.iter().flat_map(|option| option.aio_keys.iter().copied()).collect(),
     ignored: &[USE_GDS],
+    is_foreign: true,
 };
 
 const OWN: Block = Block {
@@ -61,10 +89,11 @@ const OWN: Block = Block {
     option: find,
     keys: || OPTIONS.iter().map(|option| option.name).collect(),
     ignored: &[],
+    is_foreign: false,
 };
 
 fn apply_block(
-    settings: &mut Settings, path: &Path, root: &Map<String, Json>, block: &Block,
+    settings: &mut Settings, path: &Path, root: &Map<String, Json>, block: &Block, origin: &Origin,
 ) -> Result<(), ConfigError> {
     let object = match given(root, block.name) {
         None => return Ok(()),
@@ -79,18 +108,29 @@ fn apply_block(
     };
     let keys = (block.keys)();
     let known = |key: &str| keys.contains(&key) || block.ignored.contains(&key);
-    if let Some(key) = object.keys().find(|key| !known(key)) {
-        return Err(ConfigError::UnknownKey {
+    for key in object.keys().filter(|key| !known(key)) {
+        let unknown = ConfigError::UnknownKey {
             path: path.to_owned(),
             section: block.name,
             key: shown_key(key),
             nearest: nearest(key, keys.iter().copied()),
-        });
+        };
+        match block.is_foreign {
+            true => settings.warnings.push(format!("{unknown}; ignored")),
+            false => return Err(unknown),
+        }
     }
     for key in keys {
         if let (Some(value), Some(option)) = (given(object, key), (block.option)(key)) {
-            let parsed = parse(option.kind, value, path, block.name, key)?;
-            settings.set(option, parsed, Origin::File(path.to_owned()));
+            let near = option.kind.nearest_json(value).filter(|_| block.is_foreign);
+            let parsed = match (parse(option.kind, value, path, block.name, key), near) {
+                (Err(refusal), Some(near)) => {
+                    settings.warnings.push(format!("{refusal}; {near} is used"));
+                    near
+                }
+                (parsed, _) => parsed?,
+            };
+            settings.set(option, parsed, origin.clone());
         }
     }
     for key in block.ignored {

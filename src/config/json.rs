@@ -1,5 +1,5 @@
-//! Reads a JSON object from a file, strictly: a key that stands twice in one object is an error, as it is
-//! in DeepSpeed, and nothing that a file may contain takes memory or time without end.
+//! Reads a JSON object from a file, or what DeepSpeed's reader takes in its place ([`hjson`]). A key that stands twice in
+//! one object is an error, as it is in DeepSpeed, and nothing that a file may contain takes memory or time without end.
 
 use std::fmt;
 use std::fs::{File, Metadata};
@@ -10,6 +10,7 @@ use std::path::Path;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value as Json};
 
+use super::hjson;
 use crate::paths::{is_plain, plain_json, plain_text};
 
 /// No configuration is larger than this many bytes.
@@ -42,17 +43,16 @@ pub(super) fn read_file(path: &Path) -> Result<(Map<String, Json>, Metadata), St
     }
     let text = std::str::from_utf8(&bytes)
         .map_err(|error| format!("not UTF-8 text (byte {})", error.valid_up_to()))?;
-    if text.trim().is_empty() {
-        return Err("the file is empty; {} is the least".to_owned());
-    }
-    let parsed = serde_json::from_str(text).map_err(|error| match error.is_data() {
-        true => error.to_string(),
-        false => format!("not valid JSON: {error}"),
-    });
-    match parsed? {
-        Strict(Json::Object(root)) => Ok((root, metadata)),
-        Strict(_) => Err("the file is not a JSON object".to_owned()),
-    }
+    let root = match serde_json::from_str(text) {
+        Ok(Strict(Json::Object(root))) => root,
+        Ok(Strict(_)) => return Err("the file is not a JSON object".to_owned()),
+        Err(error) if error.is_data() => return Err(error.to_string()),
+        // DeepSpeed's reader takes more, and JSON means the same to it.
+        Err(_) => {
+            hjson::parse(text).map_err(|fault| format!("neither valid JSON nor Hjson: {fault}"))?
+        }
+    };
+    Ok((root, metadata))
 }
 
 /// The value when it was given: `null` and DeepSpeed's `"auto"` are as if absent.

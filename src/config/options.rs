@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use serde_json::json;
 
 use super::json::whole;
-use crate::units::{KIB, MIB, TIB, format_exact, parse_size};
+use crate::units::{EXAMPLES, KIB, MIB, TIB, format_exact, parse_size};
 
 /// What values an option takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -236,6 +236,16 @@ impl Value {
     }
 }
 
+/// The value of an option as text, of what a mount shows as JSON; as it is where this version has no such option.
+#[must_use]
+pub(crate) fn shown_value(name: &str, json: &serde_json::Value) -> String {
+    match (find(name).and_then(|option| option.kind.parse_json(json)), json) {
+        (Some(value), _) => value.to_string(),
+        (None, serde_json::Value::String(text)) => text.clone(),
+        (None, other) => other.to_string(),
+    }
+}
+
 /// Reads `on`, `off` and their common synonyms.
 #[must_use]
 pub(crate) fn parse_switch(text: &str) -> Option<bool> {
@@ -260,7 +270,7 @@ impl Kind {
             Kind::Size { min, max, power_of_two } => {
                 let what = if power_of_two { "a power of two" } else { "a size" };
                 let (min, max) = (format_exact(min), format_exact(max));
-                format!("{what} from {min} to {max} (units: k, m, g, t)")
+                format!("{what} from {min} to {max} ({EXAMPLES})")
             }
             Kind::Count { min, max } => format!("a whole number from {min} to {max}"),
             Kind::Switch => "on, off, true or false".to_owned(),
@@ -297,11 +307,32 @@ impl Kind {
             (Kind::Size { .. }, Json::Number(number)) => self.limit_size(whole(number)?),
             (Kind::Count { .. }, Json::Number(number)) => self.limit_count(whole(number)?),
             (Kind::Switch, Json::Bool(on)) => Some(Value::Switch(*on)),
+            (Kind::Switch, Json::Number(number)) => match whole(number)? {
+                0 => Some(Value::Switch(false)),
+                1 => Some(Value::Switch(true)),
+                _ => None,
+            },
             // DeepSpeed's tuner writes its switches as words.
             (Kind::Switch, Json::String(text)) if is_switch_word(text) => self.parse_text(text),
             (Kind::Switch, _) => None,
             (Kind::Address, Json::Number(number)) => self.parse_text(&number.to_string()),
             (_, Json::String(text)) => self.parse_text(text),
+            _ => None,
+        }
+    }
+
+    /// The value nearest to a number that is out of bounds; `None` for what is no number of anything.
+    pub(super) fn nearest_json(&self, value: &serde_json::Value) -> Option<Value> {
+        let number = whole(value.as_number()?).filter(|number| *number > 0)?;
+        match *self {
+            Kind::Size { min, max, power_of_two } => {
+                let bytes = number.clamp(min, max);
+                Some(Value::Size(if power_of_two { 1 << bytes.ilog2() } else { bytes }))
+            }
+            Kind::Count { min, max } => {
+                let count = number.clamp(min.into(), max.into());
+                u32::try_from(count).ok().map(Value::Count)
+            }
             _ => None,
         }
     }

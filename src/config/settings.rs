@@ -1,18 +1,23 @@
 //! The values that were chosen, with where each was chosen.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::deepspeed::Offload;
 use super::options::{OPTIONS, OptionDefinition, Value, find};
 use super::{Config, ConfigError, MountFlags};
-use crate::sys_process::available_memory;
+use crate::memory;
 
 /// Where a value came from. Later ones override earlier ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     /// The built-in default.
     BuiltIn,
+    /// A key of this machine's defaults.
+    Defaults(PathBuf),
+    /// A variable of the environment, by its name.
+    Variable(String),
     /// A key of the configuration file.
     File(PathBuf),
     /// What the file says about DeepSpeed's offloading.
@@ -32,7 +37,8 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Origin::BuiltIn => f.write_str("built-in"),
-            Origin::File(path) => write!(f, "file {}", path.display()),
+            Origin::Defaults(path) | Origin::File(path) => write!(f, "file {}", path.display()),
+            Origin::Variable(name) => write!(f, "variable {name}"),
             Origin::Offload { path, from } => write!(f, "file {} ({from})", path.display()),
             Origin::MountOption => f.write_str("-o"),
             Origin::Flag => f.write_str("flag"),
@@ -45,7 +51,8 @@ impl Origin {
     pub(super) fn place(&self, name: &str) -> String {
         match self {
             Origin::BuiltIn => name.to_owned(),
-            Origin::File(path) | Origin::Offload { path, .. } => {
+            Origin::Variable(variable) => variable.clone(),
+            Origin::Defaults(path) | Origin::File(path) | Origin::Offload { path, .. } => {
                 format!("{}: {name}", path.display())
             }
             Origin::MountOption => format!("-o {name}"),
@@ -54,8 +61,18 @@ impl Origin {
     }
 }
 
-/// Collects the sources of a configuration. Call in rising order of precedence: [`Settings::read_file`],
-/// [`Settings::mount_options`], [`Settings::flag`]; then [`Settings::build`].
+/// The defaults of this machine.
+const DEFAULTS_FILE: &str = "/etc/swapfs/config.json";
+
+/// What the names of variables begin with; the option's name follows, in capitals.
+const VARIABLE_PREFIX: &str = "SWAPFS_";
+
+/// How like an option's name that of a variable is that was meant for it.
+const MEANT: f64 = 0.93;
+
+/// Collects the sources of a configuration. Call in rising order of precedence: [`Settings::read_defaults`],
+/// [`Settings::read_variables`], [`Settings::read_file`], [`Settings::mount_options`], [`Settings::flag`]; then
+/// [`Settings::build`].
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     chosen: [Option<(Value, Origin)>; OPTIONS.len()],
@@ -71,6 +88,48 @@ impl Settings {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// With the defaults of this machine and those of the environment.
+    pub fn with_defaults() -> Result<Self, ConfigError> {
+        let mut settings = Self::new();
+        settings.read_defaults(Path::new(DEFAULTS_FILE))?;
+        settings.read_variables(std::env::vars_os())?;
+        Ok(settings)
+    }
+
+    /// Takes over the `aio` and `swapfs` blocks of the defaults, where the file is there and is root's.
+    pub fn read_defaults(&mut self, path: &Path) -> Result<(), ConfigError> {
+        super::file::read_defaults(self, path)
+    }
+
+    /// Takes over variables such as `SWAPFS_POOL_SIZE`. An empty one is as if not set.
+    pub fn read_variables(
+        &mut self, variables: impl Iterator<Item = (OsString, OsString)>,
+    ) -> Result<(), ConfigError> {
+        for (variable, value) in variables {
+            let variable = variable.to_string_lossy();
+            let Some(name) = variable.strip_prefix(VARIABLE_PREFIX) else { continue };
+            let name = name.to_ascii_lowercase();
+            match find(&name) {
+                Some(_) if value.is_empty() => {}
+                Some(option) => {
+                    let text = value.to_string_lossy();
+                    self.set_text(option, &text, Origin::Variable(variable.into_owned()))?;
+                }
+                // Others have variables of that prefix too.
+                None => {
+                    let names = OPTIONS.iter().map(|option| option.name);
+                    let meant = super::error::nearest(&name, names)
+                        .filter(|meant| strsim::jaro_winkler(&name, meant) >= MEANT);
+                    self.warnings.extend(meant.map(|meant| {
+                        let (shown, meant) = (super::json::shown_key(&variable), meant.to_ascii_uppercase());
+                        format!("{shown}: no such variable; the nearest is {VARIABLE_PREFIX}{meant}; ignored")
+                    }));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Takes over the values of a JSON file.
@@ -96,15 +155,29 @@ impl Settings {
     /// The checked configuration.
     pub fn build(mut self) -> Result<Config, ConfigError> {
         self.size_pool();
+        self.round_pool();
         Config::from_settings(self)
+    }
+
+    /// A pool is whole buffers: what is over is left out, and not shown as if it were there.
+    fn round_pool(&mut self) {
+        let (size, block_size) = (self.number("pool_size"), self.number("block_size"));
+        if !size.is_multiple_of(block_size) {
+            let option = find("pool_size").expect("pool_size is in the table");
+            let origin = self.get("pool_size").1;
+            self.set(option, Value::Size(size / block_size * block_size), origin);
+        }
     }
 
     /// Unless a size was chosen, the pool follows DeepSpeed's buffers where the file has them.
     fn size_pool(&mut self) {
         let Some(offload) = &self.offload else { return };
-        if self.get("pool_size").1 == Origin::BuiltIn
+        let chosen = self.get("pool_size").1;
+        let is_default =
+            matches!(chosen, Origin::BuiltIn | Origin::Defaults(_) | Origin::Variable(_));
+        if is_default
             && let Some((bytes, origin)) =
-                offload.pool(self.number("block_size"), available_memory())
+                offload.pool(self.number("block_size"), memory::available())
         {
             let option = find("pool_size").expect("pool_size is in the table");
             self.set(option, Value::Size(bytes), origin);

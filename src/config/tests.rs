@@ -1,6 +1,7 @@
 use super::*;
 use crate::units::{GIB, KIB, MIB};
 use nix::mount::MsFlags;
+use std::ffi::OsString;
 use std::io::Write;
 use tempfile::NamedTempFile;
 
@@ -163,7 +164,7 @@ fn wrong_types_and_values_name_key_value_and_what_is_accepted() {
         (
             r#"{"swapfs": {"block_size": 100000}}"#,
             "swapfs.block_size: 100000 is not accepted; give a power of two from 64 KiB to 16 MiB \
-             (units: k, m, g, t)",
+             (as in 4096, 64k, 1.5 GiB, 2 GB)",
         ),
         (
             r#"{"swapfs": {"open_swap_in": "some"}}"#,
@@ -184,7 +185,7 @@ fn wrong_types_and_values_name_key_value_and_what_is_accepted() {
     assert_eq!(
         message(from_list("pool_size")),
         "-o pool_size: nothing is not accepted; give a size from 1 KiB to 64 TiB \
-         (units: k, m, g, t)"
+         (as in 4096, 64k, 1.5 GiB, 2 GB)"
     );
     assert_eq!(
         message(from_list("nosuid=1")),
@@ -201,10 +202,6 @@ fn unknown_names_are_errors_with_the_nearest() {
         "-o poolsize: no such mount option; the nearest is pool_size"
     );
     assert_eq!(
-        message(from_file(r#"{"aio": {"intra_op_paralelism": 1}}"#)),
-        "aio.intra_op_paralelism: no such key; the nearest is intra_op_parallelism"
-    );
-    assert_eq!(
         message(from_file(r#"{"swapfs": {"listxattr": "on"}}"#)),
         "swapfs.listxattr: no such key; the nearest is list_xattr"
     );
@@ -215,7 +212,7 @@ fn unknown_names_are_errors_with_the_nearest() {
 
 #[test]
 fn files_that_are_no_configuration_are_named() {
-    assert!(message(from_file("{")).starts_with("not valid JSON: EOF while parsing"));
+    assert!(message(from_file("{")).starts_with("neither valid JSON nor Hjson: the end of"));
     assert_eq!(message(from_file("[]")), "the file is not a JSON object");
     let error = Settings::new().read_file("/nonexistent/x.json".as_ref()).unwrap_err();
     assert_eq!(error.to_string(), "/nonexistent/x.json: No such file or directory");
@@ -236,6 +233,24 @@ fn a_pool_of_too_few_buffers_is_refused_in_one_line() {
          give at least 2 MiB"
     );
     assert_eq!(from_list("pool_size=2m,block_size=64k").unwrap().buffers(), 32);
+}
+
+#[test]
+fn a_pool_is_whole_buffers() {
+    for (list, shown, buffers) in [
+        ("pool_size=10.2MiB", "10 MiB", 10),
+        ("pool_size=10MB", "9 MiB", 9),
+        // 312.5 blocks.
+        ("pool_size=20000k,block_size=64k", "19968 KiB", 312),
+        ("pool_size=100.5MiB,block_size=4m", "100 MiB", 25),
+    ] {
+        let config = from_list(list).unwrap();
+        let shown_there = &config.rows()[0];
+        let found = (shown_there.value.as_str(), shown_there.origin.as_str(), config.buffers());
+        assert_eq!(found, (shown, "-o", buffers), "{list}");
+        assert!(config.pool_size.is_multiple_of(config.block_size));
+    }
+    assert!(from_list("pool_size=8388607").is_err(), "seven buffers");
 }
 
 #[test]
@@ -283,4 +298,212 @@ fn the_template_is_a_configuration_file_with_the_same_values() {
         config.rows().into_iter().map(|row| row.value).collect()
     };
     assert_eq!(values(&again), values(&Config::default()));
+}
+
+/// The lines about a file, without its name.
+fn warnings(config: &Config) -> Vec<String> {
+    let lines = config.warnings().iter();
+    lines.map(|line| line.split_once(": ").unwrap().1.to_owned()).collect()
+}
+
+#[test]
+fn what_deepspeed_would_ignore_in_aio_is_a_warning() {
+    let config = from_file(
+        r#"{"aio": {"intra_op_paralelism": 2, "io_backend": "io_uring", "max_aio_handles": null, "queue_depth": 4}}"#,
+    );
+    let config = config.unwrap();
+    assert_eq!((config.queue_depth, config.thread_count), (4, 1));
+    let lines = warnings(&config);
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert_eq!(
+        lines[0],
+        "aio.intra_op_paralelism: no such key; the nearest is intra_op_parallelism; ignored"
+    );
+    for (line, key) in lines[1..].iter().zip(["io_backend", "max_aio_handles"]) {
+        assert!(line.starts_with(&format!("aio.{key}: no such key")), "{line}");
+        assert!(line.ends_with("; ignored"), "{line}");
+    }
+    assert!(from_file(r#"{"swapfs": {"io_backend": "io_uring"}}"#).is_err());
+}
+
+#[test]
+fn what_deepspeed_takes_and_a_mount_cannot_use_is_said() {
+    for (text, value, line) in [
+        (
+            r#"{"aio": {"block_size": 1000000}}"#,
+            ("block_size", "512 KiB"),
+            "aio.block_size: 1000000 is not accepted; give a power of two from 64 KiB to 16 MiB \
+             (as in 4096, 64k, 1.5 GiB, 2 GB); 512 KiB is used",
+        ),
+        (
+            r#"{"aio": {"block_size": 134217728}}"#,
+            ("block_size", "16 MiB"),
+            "aio.block_size: 134217728 is not accepted; give a power of two from 64 KiB to 16 MiB \
+             (as in 4096, 64k, 1.5 GiB, 2 GB); 16 MiB is used",
+        ),
+        (
+            r#"{"aio": {"block_size": 4096}}"#,
+            ("block_size", "64 KiB"),
+            "aio.block_size: 4096 is not accepted; give a power of two from 64 KiB to 16 MiB \
+             (as in 4096, 64k, 1.5 GiB, 2 GB); 64 KiB is used",
+        ),
+        (
+            r#"{"aio": {"queue_depth": 1e5}}"#,
+            ("queue_depth", "4096"),
+            "aio.queue_depth: 100000.0 is not accepted; give a whole number from 1 to 4096; 4096 is used",
+        ),
+        (
+            r#"{"aio": {"intra_op_parallelism": 256}}"#,
+            ("thread_count", "64"),
+            "aio.intra_op_parallelism: 256 is not accepted; give a whole number from 1 to 64; 64 is used",
+        ),
+    ] {
+        let config = from_file(text).unwrap();
+        let row = config.rows().into_iter().find(|row| row.key == value.0).unwrap();
+        assert_eq!(row.value, value.1, "{text}");
+        assert_eq!(warnings(&config), [line]);
+    }
+    for refused in ["0", "-1", "1.5", "[]", "true"] {
+        assert!(from_file(&format!(r#"{{"aio": {{"queue_depth": {refused}}}}}"#)).is_err());
+    }
+    assert!(from_file(r#"{"swapfs": {"queue_depth": 8192}}"#).is_err(), "swapfs's own");
+    assert!(from_file(r#"{"aio": {"single_submit": 1}}"#).unwrap().single_submit);
+}
+
+/// A file as public examples have it, which DeepSpeed's reader takes.
+#[test]
+fn an_annotated_deepspeed_file_is_taken() {
+    let config = from_file(
+        "\u{feff}{\n  // ZeRO-3\n  train_batch_size: 8,\n  'aio': {\n    queue_depth: 16 # deep\n    \
+         intra_op_parallelism: 2, /* threads */\n  },\n  \"zero_optimization\": {\n    \"stage\": 3,\n    \
+         offload_param: {\n      device: nvme\n      nvme_path: /local_nvme\n      buffer_size: 1e6,\n    },\n  },\n}\n",
+    );
+    let config = config.unwrap();
+    assert_eq!((config.queue_depth, config.thread_count), (16, 2));
+    assert_eq!(config.nvme_path().unwrap(), Some("/local_nvme".into()));
+    assert_eq!(config.pool_size, 20 * MIB);
+    assert!(config.warnings().is_empty());
+    for nothing in ["", " \n", "# nothing\n", "{}"] {
+        assert_eq!(from_file(nothing).unwrap().pool_size, GIB, "{nothing:?}");
+    }
+}
+
+/// Variables as the environment has them.
+fn variables(list: &[(&str, &str)]) -> impl Iterator<Item = (OsString, OsString)> {
+    let owned: Vec<_> = list.iter().map(|(name, value)| (name.into(), value.into())).collect();
+    owned.into_iter()
+}
+
+#[test]
+fn the_machines_defaults_and_variables_come_before_the_file() {
+    let defaults = file(
+        "{swapfs: {queue_depth: 2, thread_count: 2, fuse_threads: 2, pool_size: '64m'}, aio: {single_submit: 1}\n\
+         zero_optimization: {offload_param: {device: 'nvme', nvme_path: '/of/no/run'}}}",
+    );
+    let chosen = file(r#"{"swapfs": {"queue_depth": 4}}"#);
+    let mut settings = Settings::new();
+    settings.read_defaults(defaults.path()).unwrap();
+    let set = [
+        ("SWAPFS_QUEUE_DEPTH", "3"),
+        ("SWAPFS_THREAD_COUNT", "3"),
+        ("SWAPFS_RO", ""),
+        ("SWAPFS_SEED", "7"),
+        ("PATH", "/bin"),
+    ];
+    settings.read_variables(variables(&set)).unwrap();
+    let mut with_file = settings.clone();
+    let config = settings.build().unwrap();
+    assert_eq!((config.queue_depth, config.thread_count, config.fuse_threads), (3, 3, 2));
+    assert!(config.single_submit && !config.ro);
+    assert_eq!(config.pool_size, 64 * MIB);
+    assert_eq!(config.nvme_path().unwrap(), None);
+    let rows = config.rows();
+    let origin = |key: &str| rows.iter().find(|row| row.key == key).unwrap().origin.clone();
+    assert_eq!(origin("queue_depth"), "variable SWAPFS_QUEUE_DEPTH");
+    assert_eq!(origin("fuse_threads"), format!("file {}", defaults.path().display()));
+    assert!(config.warnings().is_empty(), "{:?}", config.warnings());
+    with_file.read_file(chosen.path()).unwrap();
+    with_file.mount_options("thread_count=5", false).unwrap();
+    let config = with_file.build().unwrap();
+    assert_eq!((config.queue_depth, config.thread_count, config.fuse_threads), (4, 5, 2));
+}
+
+/// What a DeepSpeed run needs counts before a default of the machine.
+#[test]
+fn deepspeeds_buffers_count_before_the_machines_pool() {
+    let defaults = file("swapfs: {pool_size: '64m'}");
+    let run = file(
+        "zero_optimization: {offload_param: {device: 'nvme', nvme_path: '/x', buffer_size: 1e6}}",
+    );
+    let mut settings = Settings::new();
+    settings.read_defaults(defaults.path()).unwrap();
+    settings.read_file(run.path()).unwrap();
+    assert_eq!(settings.build().unwrap().pool_size, 20 * MIB);
+}
+
+#[test]
+fn defaults_that_others_may_write_and_wrong_variables_are_named() {
+    use std::os::unix::fs::PermissionsExt;
+    let defaults = file("swapfs: {queue_depth: 2}");
+    for (mode, count) in [(0o644, 0), (0o600, 0), (0o664, 1), (0o646, 1)] {
+        let permissions = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(defaults.path(), permissions).unwrap();
+        let mut settings = Settings::new();
+        settings.read_defaults(defaults.path()).unwrap();
+        let config = settings.build().unwrap();
+        assert_eq!(config.warnings().len(), count, "{mode:o}: {:?}", config.warnings());
+        assert_eq!(config.queue_depth, if count == 0 { 2 } else { 8 });
+    }
+    Settings::new().read_defaults("/nonexistent/config.json".as_ref()).unwrap();
+    let broken = file("{swapfs: ");
+    assert!(Settings::new().read_defaults(broken.path()).is_err());
+    let read = |list: &[(&str, &str)]| {
+        let mut settings = Settings::new();
+        settings.read_variables(variables(list)).map(|()| settings.build().unwrap())
+    };
+    let error = read(&[("SWAPFS_POOL_SIZE", "many")]).unwrap_err();
+    assert!(
+        error.to_string().starts_with(r#"SWAPFS_POOL_SIZE: "many" is not accepted; give"#),
+        "{error}"
+    );
+    assert!(!error.is_usage());
+    let config = read(&[("SWAPFS_POOLSIZE", "1g"), ("SWAPFS_TEST_DIR", "x")]).unwrap();
+    assert_eq!(
+        config.warnings(),
+        ["SWAPFS_POOLSIZE: no such variable; the nearest is SWAPFS_POOL_SIZE; ignored"]
+    );
+}
+
+/// Every option is in the schema, with its default, which the schema's own types take.
+#[test]
+fn the_schema_describes_what_is_read() {
+    let schema = schema();
+    let own = &schema["properties"]["swapfs"];
+    assert_eq!(own["additionalProperties"], false);
+    assert_eq!(own["properties"].as_object().unwrap().len(), OPTIONS.len());
+    for option in &OPTIONS {
+        let described = &own["properties"][option.name];
+        assert_eq!(described["description"], option.help);
+        let accepted = described["anyOf"].as_array().unwrap();
+        let fits = |value: &serde_json::Value| {
+            accepted.iter().any(|one| match (one.get("type"), one.get("enum")) {
+                (_, Some(words)) => words.as_array().unwrap().contains(value),
+                (Some(kind), _) if kind == "integer" => value.as_u64().is_some_and(|number| {
+                    number >= one["minimum"].as_u64().unwrap()
+                        && number <= one["maximum"].as_u64().unwrap()
+                }),
+                (Some(kind), _) if kind == "boolean" => value.is_boolean(),
+                (Some(kind), _) => kind == "string" && value.is_string(),
+                _ => false,
+            })
+        };
+        let default = option.kind.parse_text(option.default);
+        if let Some(default) = default {
+            assert!(fits(&default.to_json()), "{}: {default}", option.name);
+        }
+        assert!(!fits(&json!([])), "{}", option.name);
+        for key in option.aio_keys {
+            assert_eq!(&schema["properties"]["aio"]["properties"][key], described);
+        }
+    }
 }

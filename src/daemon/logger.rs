@@ -35,6 +35,9 @@ use limit::{Limiter, Verdict};
 /// Lines that wait for the file; more are dropped and counted.
 const LINES_MAX: usize = 4096;
 
+/// The target of lines that a user who waits for the mount sees too, whatever their level.
+pub(crate) const TO_THE_USER: &str = "swapfs::start";
+
 /// How long the file may take for the last lines, and for that of a panic.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -231,6 +234,8 @@ impl log::Log for DaemonLog {
         self.0.log(record);
         if record.level() <= log::Level::Warn && STARTING.load(Ordering::Relaxed) {
             tell!("{}: {}", record.level().as_str().to_lowercase(), record.args());
+        } else if record.target() == TO_THE_USER && STARTING.load(Ordering::Relaxed) {
+            tell!("{}", record.args());
         }
     }
 

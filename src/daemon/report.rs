@@ -5,6 +5,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Write};
 
+use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
@@ -115,6 +116,9 @@ pub(super) fn wait_until_ready(reader: PipeReader, child: Pid) -> Result<(), Sta
     }
     Err(StartFailure::Died(match waitpid(child, None) {
         Ok(WaitStatus::Exited(_, status)) => format!("exit status {status}"),
+        Ok(WaitStatus::Signaled(_, Signal::SIGKILL, _)) => {
+            "killed by SIGKILL; if that was for want of memory (dmesg | tail), give the pool less: -o pool_size=SIZE".to_owned()
+        }
         Ok(WaitStatus::Signaled(_, signal, _)) => format!("killed by {signal}"),
         other => format!("{other:?}"),
     }))

@@ -118,8 +118,7 @@ impl<'a> Session<'a> {
                 }
             });
         })?;
-        let pool_size = self.request.config.pool_size;
-        let answered = self.shell.unmounter.first_call(self.shell.device_before, pool_size)?;
+        let answered = self.shell.unmounter.first_call(self.shell.device_before)?;
         let sender = self.sender.clone();
         spawn("readiness", move || {
             let _ = sender.send(Event::Answered(answered()));

@@ -29,7 +29,7 @@ use super::SwapFolder;
 use crate::fuse::mount::{self, Detach, UnmountError};
 use crate::ledger::witness;
 use crate::sandbox;
-use crate::sys_process::{close_all_but, dirty_max, fork_single_threaded, reason};
+use crate::sys_process::{close_all_but, fork_single_threaded, reason};
 
 /// How long the process may take to go, when the daemon ends.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
@@ -45,9 +45,8 @@ const KEPT: CapabilitySet = CapabilitySet::SYS_ADMIN
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 enum Request {
     /// Asks the mount its first question, by a process of its own, which answers through the pipe. `device_before` is
-    /// the mountpoint's `st_dev` before it was mounted on. The daemon's pool takes `pool_size` bytes of the
-    /// memory that there is.
-    FirstCall { device_before: u64, pool_size: u64 },
+    /// the mountpoint's `st_dev` before it was mounted on.
+    FirstCall { device_before: u64 },
     /// As [`mount::unmount_or_detach`].
     Unmount,
     /// Detaches at once.
@@ -165,12 +164,11 @@ impl Unmounter {
 
     /// Has the first call made on the mount; the result waits for its answer, and is to be asked once.
     pub(super) fn first_call(
-        &mut self, device_before: u64, pool_size: u64,
+        &mut self, device_before: u64,
     ) -> io::Result<impl FnOnce() -> io::Result<u64> + Send + use<>> {
         let gone = || io::Error::other("the process that unmounts has gone");
         let answers = self.first.take().ok_or_else(gone)?;
-        self.unmount_by(Request::FirstCall { device_before, pool_size })
-            .map_err(io::Error::other)?;
+        self.unmount_by(Request::FirstCall { device_before }).map_err(io::Error::other)?;
         Ok(move || match receive(&mut BufReader::new(answers))?.ok_or_else(gone)? {
             First::Device(device) => Ok(device),
             First::Errno(code) => Err(io::Error::from_raw_os_error(code)),
@@ -274,9 +272,7 @@ fn serve(mountpoint: &Path, stream: UnixStream, answers: &PipeWriter) {
     let mut ending = None;
     while let Ok(Some(request)) = receive(&mut channel) {
         let answer = match request {
-            Request::FirstCall { device_before, pool_size } => {
-                first_call(mountpoint, (device_before, pool_size), answers)
-            }
+            Request::FirstCall { device_before } => first_call(mountpoint, device_before, answers),
             Request::Unmount => answer(mount::unmount_or_detach(mountpoint)),
             Request::Detach => answer(detach(mountpoint)),
             Request::Abort { device } => {
@@ -309,7 +305,7 @@ fn answer(result: Result<Detach, UnmountError>) -> Answer {
         Ok(Detach::Lazily) => Answer::DoneLazily,
         Err(UnmountError::Busy) => Answer::Busy,
         Err(UnmountError::NotMounted) => Answer::NotMounted,
-        Err(UnmountError::Failed(why)) => Answer::Failed(why),
+        Err(error) => Answer::Failed(error.to_string()),
     }
 }
 
@@ -338,9 +334,7 @@ fn tidy(mountpoint: &Path, device: Option<u64>) -> Result<Detach, UnmountError> 
 }
 
 /// Makes the first call in a process of its own: it returns when the session answers. Then what needs an answering mount.
-fn first_call(
-    mountpoint: &Path, (device_before, pool_size): (u64, u64), answers: &PipeWriter,
-) -> Answer {
+fn first_call(mountpoint: &Path, device_before: u64, answers: &PipeWriter) -> Answer {
     match fork_single_threaded() {
         Err(error) => return Answer::Failed(format!("fork: {}", reason(&error))),
         Ok(ForkResult::Parent { .. }) => return Answer::Done,
@@ -355,7 +349,7 @@ fn first_call(
     };
     let _ = send(answers, &first);
     if matches!(first, First::Device(_)) {
-        let _ = mount::map_as_a_disk(mountpoint, dirty_max(pool_size));
+        let _ = mount::map_as_a_disk(mountpoint, crate::memory::dirty_max());
     }
     std::process::exit(0)
 }

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
+use rustix::thread::CapabilitySet;
 
 use crate::sys_process::{quoted, reason};
 
@@ -148,13 +149,71 @@ pub enum UnmountError {
     /// Nothing is mounted there.
     #[error("nothing is mounted there")]
     NotMounted,
+    /// Another user mounted it.
+    #[error("{}", may_unmount(*.0))]
+    NotPermitted(u32),
     /// Anything else, in words.
     #[error("{0}")]
     Failed(String),
 }
 
-/// Unmounts what is mounted topmost at `mountpoint`, without following a symbolic link.
+fn may_unmount(owner: u32) -> String {
+    match owner {
+        0 => "root mounted it, and only root may unmount it".to_owned(),
+        user => format!("only root and user {user}, who mounted it, may unmount it"),
+    }
+}
+
+/// Refuses early what the system would refuse: to take away another user's mount.
+///
+/// # Errors
+/// [`UnmountError::NotPermitted`].
+pub fn refuse_unmount(entry: &MountEntry) -> Result<(), UnmountError> {
+    let may_all = rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
+    // The helper looks at who started this process.
+    match (foreign_owner(entry, nix::unistd::getuid().as_raw()), may_all) {
+        (Some(owner), false) => Err(UnmountError::NotPermitted(owner)),
+        _ => Ok(()),
+    }
+}
+
+/// Who mounted it, when that is neither `user` nor of no importance to `user`, as to root.
+fn foreign_owner(entry: &MountEntry, user: u32) -> Option<u32> {
+    entry.owner.filter(|owner| user != 0 && *owner != user)
+}
+
+/// Unmounts what is mounted topmost at `mountpoint`, without following a symbolic link. Whether that happened is decided by
+/// the kernel's table of mounts, not by what a helper says.
 pub fn unmount(mountpoint: &Path, detach: Detach) -> Result<(), UnmountError> {
+    let table = || std::fs::read("/proc/self/mountinfo").map(|text| parse_mount_table(&text)).ok();
+    let before = table().and_then(|table| topmost(&table, mountpoint).cloned());
+    let answer = call_unmount(mountpoint, detach);
+    let (Some(before), Some(table)) = (before, table()) else { return answer };
+    let stands = table.iter().any(|mount| mount.id == before.id && mount.mountpoint == mountpoint);
+    judge_unmount(answer, &before, stands, nix::unistd::getuid().as_raw())
+}
+
+/// What came of an unmount by `user` that was answered so, when the mount `stands` afterwards or not.
+fn judge_unmount(
+    answer: Result<(), UnmountError>, mount: &MountEntry, stands: bool, user: u32,
+) -> Result<(), UnmountError> {
+    match (answer, stands) {
+        (Ok(()), false) => Ok(()),
+        // Somebody else was faster.
+        (Err(_), false) => Err(UnmountError::NotMounted),
+        (Err(UnmountError::Busy), true) => Err(UnmountError::Busy),
+        (answer, true) => Err(match (foreign_owner(mount, user), answer) {
+            (Some(owner), _) => UnmountError::NotPermitted(owner),
+            (None, Err(error @ UnmountError::Failed(_))) => error,
+            (None, _) => UnmountError::Failed(
+                "it is still mounted, although that succeeded; give the command again".to_owned(),
+            ),
+        }),
+    }
+}
+
+fn call_unmount(mountpoint: &Path, detach: Detach) -> Result<(), UnmountError> {
     let mut flags = MntFlags::UMOUNT_NOFOLLOW;
     if detach == Detach::Lazily {
         flags |= MntFlags::MNT_DETACH;
@@ -344,6 +403,55 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let result = unmount(folder.path(), Detach::WhenIdle);
         assert!(matches!(result, Err(UnmountError::NotMounted)), "{result:?}");
+    }
+
+    #[test]
+    fn the_table_of_mounts_decides_what_came_of_an_unmount() {
+        let line = |owner: u32| {
+            format!("36 35 0:52 / /mnt rw - fuse.swapfs /swap rw,user_id={owner},group_id=0")
+        };
+        let judge = |answer, owner, stands, user| {
+            let mount = parse_mount_table(line(owner).as_bytes()).remove(0);
+            match judge_unmount(answer, &mount, stands, user) {
+                Ok(()) => "done".to_owned(),
+                Err(error) => error.to_string(),
+            }
+        };
+        let failed = |text: &str| Err(UnmountError::Failed(text.to_owned()));
+        let unknown = "fusermount3: entry for /mnt not found in /etc/mtab";
+        let (busy, gone) = (|| Err(UnmountError::Busy), || Err(UnmountError::NotMounted));
+        let roots = "root mounted it, and only root may unmount it";
+        let theirs = "only root and user 1234, who mounted it, may unmount it";
+        for (answer, owner, stands, user, expected) in [
+            (Ok(()), 1234, false, 1234, "done"),
+            (
+                Ok(()),
+                1234,
+                true,
+                1234,
+                "it is still mounted, although that succeeded; give the command again",
+            ),
+            (
+                gone(),
+                1234,
+                true,
+                1234,
+                "it is still mounted, although that succeeded; give the command again",
+            ),
+            (failed(unknown), 0, true, 1234, roots),
+            (failed(unknown), 1234, true, 65534, theirs),
+            (gone(), 1234, true, 65534, theirs),
+            (Ok(()), 0, true, 65534, roots),
+            (failed(unknown), 1234, true, 1234, unknown),
+            (failed("Input/output error"), 1234, true, 0, "Input/output error"),
+            (busy(), 1234, true, 1234, "the mount is busy"),
+            // Another process unmounts at the same time.
+            (busy(), 1234, false, 1234, "nothing is mounted there"),
+            (failed(unknown), 0, false, 1234, "nothing is mounted there"),
+        ] {
+            let shown = format!("{answer:?} of {owner}'s, {stands}, by {user}");
+            assert_eq!(judge(answer, owner, stands, user), expected, "{shown}");
+        }
     }
 
     #[test]

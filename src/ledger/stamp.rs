@@ -27,7 +27,8 @@ impl Stamp {
             size: status.st_size.cast_unsigned(),
             modified_ns: nanoseconds(status.st_mtime, status.st_mtime_nsec),
             changed_ns: nanoseconds(status.st_ctime, status.st_ctime_nsec),
-            links: status.st_nlink,
+            #[allow(clippy::useless_conversion, reason = "u32 on aarch64")]
+            links: status.st_nlink.into(),
         })
     }
 

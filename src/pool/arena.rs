@@ -333,6 +333,11 @@ fn map_hugetlb(size: usize) -> Option<NonNull<u8>> {
     }
 }
 
+/// Bytes of reserved huge pages that nobody has.
+pub(crate) fn free_huge_bytes() -> u64 {
+    free_huge_pages() as u64 * HUGE_PAGE_BYTES as u64
+}
+
 /// Free, unreserved huge pages of 2 MiB.
 fn free_huge_pages() -> usize {
     let read = |path: &str| -> usize {

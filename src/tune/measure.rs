@@ -11,7 +11,7 @@ use super::{Combination, Plan, Rate};
 use crate::aio::handle::{Handle, HandleOptions, LockedTensor};
 use crate::aio::probe::{create, probe};
 use crate::fuse::mount::entry_of_path;
-use crate::sys_process::{available_memory, reason};
+use crate::sys_process::reason;
 use crate::units::{MIB, format_short};
 
 /// Bytes of a quick measurement at least: enough for some blocks in flight.
@@ -61,7 +61,7 @@ impl Track {
             let room = format_short(room);
             return Err(failed(format!("{room} free, {needed} are needed; give less --io-size")));
         }
-        if available_memory().is_some_and(|free| free < plan.io_size + MEMORY_LEFT) {
+        if crate::memory::available().is_some_and(|free| free < plan.io_size + MEMORY_LEFT) {
             return Err(format!("no memory for a buffer of {needed}; give less --io-size"));
         }
         let file = create(folder.as_fd(), OFlags::DIRECT)

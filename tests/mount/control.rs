@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use serde_json::Value;
 
 use crate::bytes::open;
-use crate::place::Mount;
+use crate::place::{Mount, is_done, swapfs};
 use crate::support::{MIB, errno, sync_all, write_pattern};
 
 fn json(mount: &Mount, name: &str) -> Value {
@@ -121,4 +121,21 @@ fn a_control_file_is_made_when_it_is_opened() {
     fs::write(mount.at("file"), "x").unwrap();
     let after = json(&mount, "stats.json")["fuse"]["writes"].as_u64().unwrap();
     assert_eq!(after, before + 1);
+}
+
+/// `config show` of a mount and of what it was mounted with print the same: the same value in the same words.
+#[test]
+fn config_show_of_a_mount_is_that_of_its_sources() {
+    for options in [
+        "pool_size=64m",
+        "pool_size=10.2MiB,ro,read_ahead=1MB",
+        "pool_size=20MB,block_size=64KiB,min_swap_size=1000,log=warn,metrics_listen=off,pin_memory=no",
+    ] {
+        let mount = Mount::new(options);
+        let of_mount = swapfs(&["config", "show", mount.mnt.to_str().unwrap()]);
+        let of_sources = swapfs(&["config", "show", "-o", options]);
+        is_done(&of_mount);
+        let text = |output: std::process::Output| String::from_utf8(output.stdout).unwrap();
+        assert_eq!(text(of_mount), text(of_sources), "{options}");
+    }
 }

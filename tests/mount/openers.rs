@@ -2,7 +2,9 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -166,6 +168,39 @@ fn a_mapping_written_back_keeps_the_memory_bound() {
     same(&map.read(48 << 20, 1 << 20), &pattern(48 * MIB + 1, 1 << 20));
     let used = most_memory(&mount);
     assert!(used <= 80 * MIB, "{} MiB", used / MIB);
+}
+
+/// Names that the kernel remembers cost at most 512 bytes each, beyond the first 30,000; small partitions among them, which
+/// stay in the pool while it has room.
+#[test]
+#[ignore = "needs minutes for 300,000 files: tests/suites/tools.sh"]
+fn names_cost_a_bounded_amount_of_memory() {
+    const NAMES: u64 = 300_000;
+    let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let mount = Mount::lasting(Duration::from_secs(900), parent, "pool_size=256m");
+    std::thread::scope(|scope| {
+        for folder in 0..4 {
+            let at = mount.at(&folder.to_string());
+            scope.spawn(move || {
+                fs::create_dir(&at).unwrap();
+                for number in 0..NAMES / 4 {
+                    let name = at.join(format!("partition_{number:08}.tensor.swp"));
+                    let file = File::create(name).unwrap();
+                    if number % 2 == 0 {
+                        file.write_all_at(&[7; 4096], 0).unwrap();
+                    }
+                }
+            });
+        }
+    });
+    let bound = (256 + 64) * MIB + (NAMES - 30_000) * 512;
+    let used = most_memory(&mount);
+    assert!(used <= bound, "{} of {} MiB", used / MIB, bound / MIB);
+    for folder in 0..4 {
+        fs::remove_dir_all(mount.at(&folder.to_string())).unwrap();
+    }
+    let used = most_memory(&mount);
+    assert!(used <= bound, "after they were removed: {} of {} MiB", used / MIB, bound / MIB);
 }
 
 /// The most that the daemon had of memory, huge pages included.

@@ -1,14 +1,16 @@
 //! `user.swap.request`: what each request does, and to whom it listens.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
 use crate::bytes::open;
 use crate::errors::SmallDisk;
-use crate::place::Mount;
+use crate::place::{Mount, complaint, is_done, swapfs};
 use crate::support::{
     KIB, MIB, Map, as_user, errno, is_pattern, is_root, make_fifo, occupied, pattern, same,
     set_xattr, swap_xattr, sync_all, user, wait_until, write_pattern,
@@ -476,4 +478,47 @@ fn files_that_go_out_are_discarded_and_removed_at_once() {
     write_pattern(&open(&path), MIB, 1 << 20);
     sync_all(&mount.mnt);
     is_pattern(&mount.backing("after"), MIB);
+}
+
+/// `swap-in --from-file LIST`: paths one a line, from a file or standard input, any bytes but line ends in them.
+#[test]
+fn a_list_of_partitions_is_swapped_in() {
+    let mount = Mount::new("pool_size=32m,open_swap_in=none");
+    let names: [&OsStr; 4] =
+        ["a".as_ref(), " b*[".as_ref(), OsStr::from_bytes(b"\xff"), "c".as_ref()];
+    let paths: Vec<PathBuf> = names.iter().map(|name| mount.mnt.join(name)).collect();
+    for path in &paths {
+        write_pattern(&open(path), MIB + 5, 1 << 20);
+    }
+    sync_all(&mount.mnt);
+    let (list, mnt) = (mount.scratch.path().join("list"), mount.mnt.to_str().unwrap());
+    let text: Vec<u8> = paths[..3]
+        .iter()
+        .flat_map(|path| [path.as_os_str().as_bytes(), b"\n\n"].concat())
+        .collect();
+    std::fs::write(&list, &text).unwrap();
+    let list = list.to_str().unwrap();
+    let are = |status: &str| paths[..3].iter().all(|path| settled(path) == status);
+    for from in [list, "-"] {
+        is_done(&swapfs(&["release", "--wait", mnt]));
+        assert!(are("not_available"));
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_swapfs"));
+        command.args(["swap-in", "--wait", "--from-file", from]);
+        command.stdin(File::open(list).unwrap());
+        is_done(&command.output().unwrap());
+        assert!(are("available"), "{from}");
+        assert_eq!(settled(&paths[3]), "not_available", "it is not in the list");
+    }
+    is_done(&swapfs(&["release", "--wait", "--from-file", list, paths[3].to_str().unwrap()]));
+    assert!(are("not_available"));
+    for (text, line) in
+        [("", "the list is empty; give one path a line"), ("\n\n", "the list is empty")]
+    {
+        std::fs::write(list, text).unwrap();
+        let output = swapfs(&["swap-in", "--from-file", list]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(complaint(&output).contains(line), "{output:?}");
+    }
+    let output = swapfs(&["swap-in", "--from-file", "/nonexistent/list"]);
+    assert_eq!(complaint(&output), "swapfs: /nonexistent/list: No such file or directory");
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The tests that `cargo test` leaves out because they need another program: disks made by mkfs, fio, rsync, getfattr, an ordinary user's fusermount3, Python.
-SUITE_SECONDS=1200
+SUITE_SECONDS=2400
 source "$(dirname "$0")/lib.sh"
 need mkfs.ext4 mkfs.xfs mount losetup fsfreeze fusermount3 fio rsync tar getfattr setfattr
 

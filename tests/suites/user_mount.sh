@@ -34,6 +34,10 @@ as_user cmp "$work/data" "$mnt/t" || fail "other bytes were read"
 [[ $(as_user stat -c %u "$mnt/t") == 65534 ]] || fail "the owner"
 ! ls "$mnt" 2>/dev/null || fail "root got in without allow_other"
 
+# fusermount3 tells another user that it does not know the mount.
+! setpriv --reuid=65533 --regid=65533 --clear-groups --inh-caps=-all "$work/swapfs" umount "$mnt" 2>"$work/other" || fail "another user's umount"
+grep -qF "only root and user 65534, who mounted it, may unmount it" "$work/other" || fail "another user was told: $(cat "$work/other")"
+mounted || fail "another user has unmounted it"
 as_user "$work/swapfs" umount "$mnt" || fail "umount"
 ! mounted || fail "still mounted"
 cmp "$work/data" "$swap/t" || fail "the swap folder holds other bytes"

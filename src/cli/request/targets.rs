@@ -1,7 +1,10 @@
 //! Which paths a request is for: patterns expanded, mounts found, directories walked.
 
-use std::io;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use glob::{MatchOptions, glob_with};
@@ -53,6 +56,22 @@ pub(super) fn expand(argument: &Path) -> Vec<Expanded> {
     match paths.is_empty() {
         true => failed(format!("{shown}: nothing matches")),
         false => paths,
+    }
+}
+
+/// The paths that a file names, one a line; `-` is standard input. Lines may be any bytes; empty ones are skipped.
+pub(super) fn listed(list: &Path) -> Result<Vec<PathBuf>, String> {
+    let mut bytes = Vec::new();
+    let read = match list == Path::new("-") {
+        true => io::stdin().lock().read_to_end(&mut bytes),
+        false => File::open(list).and_then(|mut file| file.read_to_end(&mut bytes)),
+    };
+    read.map_err(|error| format!("{}: {}", plain(list), reason(&error)))?;
+    let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let paths: Vec<_> = lines.map(|line| PathBuf::from(OsStr::from_bytes(line))).collect();
+    match paths.is_empty() {
+        true => Err(format!("{}: the list is empty; give one path a line", plain(list))),
+        false => Ok(paths),
     }
 }
 

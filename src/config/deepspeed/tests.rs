@@ -180,7 +180,7 @@ fn the_pool_is_cut_to_half_of_the_free_memory_and_never_below_the_least() {
     let huge = r#", "buffer_count": 281474976710656, "buffer_size": 281474976710656"#;
     assert_eq!(sized(huge, MIB, GIB), (512 * MIB, cut));
     assert_eq!(read(huge).pool(MIB, None).unwrap().0, SIZE_MAX);
-    assert!(crate::sys_process::available_memory().unwrap() > 64 * MIB);
+    assert!(crate::memory::available().unwrap() > 64 * MIB);
     let config = config(&offload(huge));
     assert!(config.pool_size < 64 << 40 && config.pool_size.is_multiple_of(MIB));
     assert!(config.pool_note().unwrap().ends_with(", cut to half of the free memory"));
@@ -302,7 +302,7 @@ fn wrong_types_name_the_whole_key_the_value_and_what_is_accepted() {
         (r#""buffer_size": 1e300"#, "1e+300", NUMBER),
         (r#""buffer_size": 99999999999999999999999"#, "1e+23", NUMBER),
         (r#""buffer_size": {}"#, "{}", NUMBER),
-        (r#""pin_memory": 1"#, "1", SWITCH),
+        (r#""pin_memory": 2"#, "2", SWITCH),
         (r#""nvme_path": ["/a", "/b"]"#, r#"["/a","/b"]"#, path),
         (r#""nvme_path": """#, r#""""#, path),
     ] {
@@ -326,25 +326,28 @@ fn wrong_types_name_the_whole_key_the_value_and_what_is_accepted() {
 #[test]
 fn wrong_values_in_aio_are_named_too() {
     let threads = "is not accepted; give a whole number from 1 to 64";
-    let block = "is not accepted; give a power of two from 64 KiB to 16 MiB (units: k, m, g, t)";
+    let block = "is not accepted; give a power of two from 64 KiB to 16 MiB (as in 4096, 64k, 1.5 GiB, 2 GB)";
     for (text, expected) in [
-        (r#""overlap_events": 1"#, format!("aio.overlap_events: 1 {SWITCH}")),
+        (r#""overlap_events": 2"#, format!("aio.overlap_events: 2 {SWITCH}")),
         (r#""use_gds": "perhaps""#, format!(r#"aio.use_gds: "perhaps" {SWITCH}"#)),
         (r#""num_threads": 0"#, format!("aio.num_threads: 0 {threads}")),
         (r#""thread_count": [4]"#, format!("aio.thread_count: [4] {threads}")),
-        (r#""block_size": 1000000"#, format!("aio.block_size: 1000000 {block}")),
+        (r#""block_size": -1000000"#, format!("aio.block_size: -1000000 {block}")),
         (r#""block_size": "1MB""#, format!(r#"aio.block_size: "1MB" {block}"#)),
         (r#""block_size": 1e300"#, format!("aio.block_size: 1e+300 {block}")),
-        (
-            r#""num_thread": 4"#,
-            "aio.num_thread: no such key; the nearest is num_threads".to_owned(),
-        ),
-        (
-            r#""QueueDepth\n": 4"#,
-            r#"aio."QueueDepth\n": no such key; the nearest is queue_depth"#.to_owned(),
-        ),
     ] {
         assert_eq!(error(&format!(r#"{{"aio": {{{text}}}}}"#)), expected);
+    }
+    for (text, expected) in [
+        (r#""num_thread": 4"#, "aio.num_thread: no such key; the nearest is num_threads; ignored"),
+        (
+            r#""QueueDepth\n": 4"#,
+            r#"aio."QueueDepth\n": no such key; the nearest is queue_depth; ignored"#,
+        ),
+    ] {
+        let config = config(&format!(r#"{{"aio": {{{text}}}}}"#));
+        let warning = config.warnings()[0].split_once("/ds.json: ").unwrap().1;
+        assert_eq!(warning, expected);
     }
     let long = format!(r#"{{"aio": {{"queue_depth": "{}"}}}}"#, "9".repeat(5000));
     assert_eq!(

@@ -11,6 +11,8 @@ use super::FS_TYPE;
 /// One line of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountEntry {
+    /// The kernel's number of this mount.
+    pub id: u64,
     /// `st_dev` of the files on it.
     pub device: u64,
     /// Where it is mounted.
@@ -67,6 +69,7 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let (major, minor) = std::str::from_utf8(fields.get(2)?).ok()?.split_once(':')?;
     let tags_end = 6 + fields.get(6..)?.iter().position(|field| *field == b"-")?;
     Some(MountEntry {
+        id: std::str::from_utf8(fields[0]).ok()?.parse().ok()?,
         device: nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?),
         mountpoint: unescape(fields[4]),
         fs_type: String::from_utf8_lossy(fields.get(tags_end + 1)?).into_owned(),
@@ -111,6 +114,7 @@ mod tests {
         let mounts = parse_mount_table(text);
         assert_eq!(mounts.len(), 3);
         assert_eq!(mounts[0].fs_type, "ext3");
+        assert_eq!(mounts[0].id, 36);
         assert_eq!(mounts[0].device, nix::sys::stat::makedev(98, 0));
         assert_eq!(mounts[1].mountpoint, Path::new("/mnt/a b\tc\\d\ne"));
         assert_eq!(mounts[1].source, Path::new("/swap folder"));

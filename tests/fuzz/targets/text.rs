@@ -88,8 +88,9 @@ pub(crate) fn size(input: &[u8]) {
     let Some(bytes) = parse_size(text) else { return };
     assert_eq!(parse_size(&format_exact(bytes)), Some(bytes));
     assert!(!format_short(bytes).is_empty());
-    // Nothing but blanks, digits and letters is a size.
-    let plain = |letter: char| letter.is_ascii_alphanumeric() || letter.is_whitespace();
+    // Nothing but blanks, digits, a point and letters is a size.
+    let plain =
+        |letter: char| letter.is_ascii_alphanumeric() || letter == '.' || letter.is_whitespace();
     assert!(text.chars().all(plain), "{text:?}");
 }
 
