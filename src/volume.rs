@@ -32,7 +32,7 @@ use crate::fs::{
 use crate::ledger::Ledger;
 use crate::metrics::{Watch, Wear};
 use crate::shares::User;
-use crate::swap::{Engine, FileKey, Reply};
+use crate::swap::{Engine, FileKey, Overlay, Reply};
 
 use directories::Directories;
 use walks::Walks;
@@ -204,7 +204,14 @@ impl Volume {
         }
         prefer_large_io(&mut attributes);
         let mut changed = None;
-        if let Some(overlay) = self.engine.overlay(key).or(before) {
+        let after = self.engine.overlay(key).or(before);
+        let has_time = |overlay: Option<Overlay>| overlay.is_some_and(|it| it.modified.is_some());
+        if has_time(before) && !has_time(after) {
+            // Settled in between: what was just read may still have the time of the last transfer.
+            attributes = self.tree.attributes(id)?;
+            prefer_large_io(&mut attributes);
+        }
+        if let Some(overlay) = after {
             attributes.size = overlay.size;
             attributes.blocks = attributes.blocks.saturating_sub(overlay.excess / 512);
             attributes.mtime = overlay.modified.unwrap_or(attributes.mtime);
