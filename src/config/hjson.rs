@@ -1,8 +1,8 @@
 //! Reads Hjson as DeepSpeed's reader does: JSON with comments, trailing or no commas, keys and strings without quotes,
 //! single quotes, strings of several lines, and no braces around the whole.
 //!
-//! What it takes follows Python's `hjson` 3.1, quirks included, so that a configuration that a run has read means the same
-//! here. A string without quotes goes on to the end of its line, commas and comments and all.
+//! What it takes follows Python's `hjson` 3.1, so that a configuration that a run has read means the same here (but a sign
+//! among the four digits of `\u`). A string without quotes goes on to the end of its line, commas and comments and all.
 
 use serde_json::{Map, Number, Value as Json};
 
@@ -13,6 +13,9 @@ const DEPTH_MAX: u32 = 127;
 
 /// What may not begin a string without quotes, nor stand in such a key.
 const PUNCTUATION: &[u8] = b"{}[],:";
+
+/// Numbers written with a point or an exponent are whole ones below this, when nothing is behind the point.
+const WHOLE_MAX: f64 = 1e10;
 
 /// What a missing brace is told.
 const INSIDE: &str = "the end of the file inside of an object or an array (a string without quotes goes on to the end of its line)";
@@ -239,7 +242,12 @@ impl Reader<'_> {
         let number = match (text.parse::<u64>(), text.parse::<i64>()) {
             (Ok(number), _) => Some(number.into()),
             (_, Ok(number)) => Some(number.into()),
-            _ => text.parse().ok().and_then(Number::from_f64),
+            _ => text.parse().ok().and_then(|float: f64| {
+                match float.fract() == 0.0 && float.abs() < WHOLE_MAX {
+                    true => Some((float as i64).into()),
+                    false => Number::from_f64(float),
+                }
+            }),
         };
         number.map(Json::Number).map_or_else(|| self.fail("number out of range"), Ok)
     }
