@@ -1,8 +1,8 @@
 //! Reads Hjson as DeepSpeed's reader does: JSON with comments, trailing or no commas, keys and strings without quotes,
 //! single quotes, strings of several lines, and no braces around the whole.
 //!
-//! What it takes follows Python's `hjson` 3.1, quirks included, so that a configuration that a run has read means the same
-//! here. A string without quotes goes on to the end of its line, commas and comments and all.
+//! What it takes follows Python's `hjson` 3.1, so that a configuration that a run has read means the same here (but a sign
+//! among the four digits of `\u`). A string without quotes goes on to the end of its line, commas and comments and all.
 
 use serde_json::{Map, Number, Value as Json};
 
