@@ -540,7 +540,7 @@ fn bad_arguments_get_one_line() {
         (
             &[path, "--io_size", "much"],
             2,
-            "\"much\" is not accepted; give a size such as 64k, 1M or 2G",
+            "\"much\" is not accepted; give a size (as in 4096, 64k, 1.5 GiB, 2 GB)",
         ),
         (
             &[path, "--block_size", "3000"],

@@ -137,7 +137,11 @@ fn the_daemons_own_line_reaches_the_user() {
 fn a_daemon_that_dies_without_a_word_is_reported_and_leaves_no_mount() {
     let place = Place::new();
     let output = place.mount("die", &[]);
-    assert_failed(&output, "the daemon died before the mount answered (killed by SIGKILL)");
+    assert_failed(
+        &output,
+        "the daemon died before the mount answered (killed by SIGKILL; if that was for want of memory \
+         (dmesg | tail), give the pool less: -o pool_size=SIZE)",
+    );
     assert!(!place.is_mounted());
     let output = place.mount("exit", &[]);
     assert_failed(&output, "the daemon died before the mount answered (exit status 7)");

@@ -148,8 +148,8 @@ fn figures_of_every_combination_are_printed_drawn_and_logged() {
     assert_eq!(reads.max(), Some(speed(&tune["best_read"], "read_bytes_per_second")));
     let svg = std::fs::read_to_string(&plot).unwrap();
     assert!(svg.starts_with("<svg"), "{svg}");
-    // A rectangle for each figure, and the background.
-    assert_eq!(svg.matches("<rect").count(), 16 * 2 + 1);
+    // A rectangle for each figure, the background, and the steps of the scale.
+    assert_eq!(svg.matches("<rect").count(), 16 * 2 + 1 + 16);
     for operation in ["read", "write"] {
         let folder = logs.join(format!("_aio_bench_{operation}_logs"));
         assert_eq!(folder.read_dir().unwrap().count(), 16);

@@ -252,6 +252,7 @@ fn prepare(channel: &UnixStream, answers: &PipeWriter) -> io::Result<()> {
     nix::unistd::dup2_stdin(&null)?;
     nix::unistd::dup2_stdout(&null)?;
     nix::unistd::dup2_stderr(&null)?;
+    drop(null);
     close_all_but([channel.as_raw_fd(), answers.as_raw_fd()])?;
     let _ = nix::unistd::setsid();
     let _ = rustix::thread::set_name(NAME);

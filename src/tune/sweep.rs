@@ -299,7 +299,7 @@ mod tests {
             (r#"{"block_size": [0]}"#, "block_size: 0 is not accepted"),
             (r#"{"queue_depth": []}"#, "queue_depth: the list is empty"),
             (r#"{"queue_dept": [1]}"#, "the nearest is queue_depth"),
-            (r#"{"single_submit": [1]}"#, "single_submit: 1 is not accepted; give true or false"),
+            (r#"{"single_submit": [2]}"#, "single_submit: 2 is not accepted; give true or false"),
             (r#"{"threads": [1, 2]}"#, "threads: processes are not swept"),
             (
                 r#"{"sequential_requests": [true], "overlap_events": [true]}"#,

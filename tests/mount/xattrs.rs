@@ -252,6 +252,8 @@ fn our_names_cannot_be_changed() {
     let mount = Mount::new("pool_size=16m,list_xattr");
     let (file, folder) = (mount.at("file"), mount.at("folder"));
     fs::write(&file, "x").unwrap();
+    // Its status is to stay what it is.
+    fs::File::open(&file).unwrap().sync_all().unwrap();
     fs::create_dir(&folder).unwrap();
     let of_root = ["pool.buffers", "pool.available", "pool.buffer_size"];
     let listed = full(&NAMES).into_iter().chain(full(&["error", "stalled"])).chain(full(&of_root));

@@ -247,11 +247,8 @@ fn a_configuration_of_any_kind_is_taken_or_refused_with_one_line() {
     let long_key = format!("{{\"swapfs\": {{\"{}\": 1}}}}", "k\\n".repeat(100_000));
     let many = (0..50_000).map(|i| format!("\"k{i}\": {i}")).collect::<Vec<_>>().join(",");
     let refused: Vec<Vec<u8>> = vec![
-        b"".to_vec(),
-        b"\n\n  ".to_vec(),
         b"\0\0\0\0".to_vec(),
         b"\xff\xfe{\0}\0".to_vec(),
-        b"\xef\xbb\xbf{}".to_vec(),
         b"{".to_vec(),
         b"{}x".to_vec(),
         b"[]".to_vec(),
@@ -267,8 +264,6 @@ fn a_configuration_of_any_kind_is_taken_or_refused_with_one_line() {
         b"{\"swapfs\": {\"pool_size\": {\"a\": [1]}}}".to_vec(),
         b"{\"swapfs\": {\"log\": \"a=b=c,,\"}}".to_vec(),
         b"{\"swapfs\": {\"pool\\nsize\\u001b[2J\": 1}}".to_vec(),
-        b"{\"aio\": {\"block_size\": 65537}}".to_vec(),
-        b"{\"aio\": {\"block_size\": \"65536\", \"x\": 0}}".to_vec(),
         b"{\"zero_optimization\": 7, \"swapfs\": {\"fuse_threads\": 0}}".to_vec(),
         deep.into_bytes(),
         deep_objects.into_bytes(),
@@ -293,8 +288,17 @@ fn a_configuration_of_any_kind_is_taken_or_refused_with_one_line() {
         assert_eq!(complaint(&output).lines().count(), 1, "{output:?}");
     }
     let unread = (0..20_000).map(|i| format!("\"k{i}\": [{i}]")).collect::<Vec<_>>().join(",");
-    for content in ["{}".to_owned(), format!("{{{unread}, \"swapfs\": {{\"pool_size\": \"8m\"}}}}")]
-    {
+    // What DeepSpeed's own reader takes.
+    let taken = [
+        "{}",
+        "",
+        "\n\n  ",
+        "\u{feff}{}",
+        "{\"aio\": {\"block_size\": 65537}}",
+        "{\"aio\": {\"block_size\": \"65536\", \"x\": 0}}",
+    ];
+    let much = format!("{{{unread}, \"swapfs\": {{\"pool_size\": \"8m\"}}}}");
+    for content in taken.into_iter().chain([&*much]) {
         fs::write(&path, content).unwrap();
         let output = mount.mount(&format!("pin_memory=off --config {}", path.display()));
         crate::place::is_done(&output);
