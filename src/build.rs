@@ -1,4 +1,4 @@
-//! Tells the program from which revision it is built.
+//! The build script: tells the program from which revision it is built.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +8,7 @@ const SHOWN: usize = 12;
 
 fn main() {
     // Only with the sources, which build everything anew anyway: a commit alone builds nothing.
-    for path in ["Cargo.toml", "Cargo.lock", "build.rs"] {
+    for path in ["Cargo.toml", "Cargo.lock"] {
         println!("cargo:rerun-if-changed={path}");
     }
     sources(Path::new("src"));
@@ -53,8 +53,7 @@ fn checked_out() -> Option<String> {
         return None;
     }
     let revision = git(&["rev-parse", &format!("--short={SHOWN}"), "HEAD"])?;
-    let changes =
-        git(&["status", "--porcelain", "--", "src", "Cargo.toml", "Cargo.lock", "build.rs"])?;
+    let changes = git(&["status", "--porcelain", "--", "src", "Cargo.toml", "Cargo.lock"])?;
     Some(if changes.is_empty() { revision } else { format!("{revision}, changed") })
 }
 
