@@ -260,7 +260,7 @@ fn another_user_works_beside_the_worst_of_all() {
 
 /// The same for a minute: the other's calls take at most ten times as long as undisturbed, at the 99th percentile.
 #[test]
-#[ignore = "needs a minute of an idle machine: tests/suites/tools.sh"]
+#[ignore = "needs a minute of an idle machine: tests/suites/tools.sh beside"]
 fn another_user_works_beside_the_worst_of_all_for_a_minute() {
     let Some((before, meanwhile)) = beside(Duration::from_secs(10), Duration::from_secs(60)) else {
         return;
