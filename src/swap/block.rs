@@ -103,8 +103,8 @@ pub(crate) struct Block {
     pub(crate) partials: SmallVec<[Partial; 2]>,
     /// Pages that may wait for the rest of a write.
     pub(crate) seams: Seams,
-    /// Since when, in milliseconds, it waits for that to go out.
-    pub(crate) awaits_since_ms: Option<u64>,
+    /// Since when, in milliseconds, it waits for that, and whether somebody waits for it.
+    pub(crate) waits_since: Option<(u64, bool)>,
     /// Operations that need the block to stay resident while they wait for the device.
     pub(crate) pins: u32,
     /// Those of the pins that end when their owner likes, not when something has moved.
@@ -151,7 +151,7 @@ impl Block {
             readers: 0,
             partials: SmallVec::new(),
             seams: Seams::new(),
-            awaits_since_ms: None,
+            waits_since: None,
             pins: 0,
             holds: 0,
             transfers: 0,
@@ -296,7 +296,7 @@ impl Block {
         self.shared.clear();
         self.partials.clear();
         self.seams.clear();
-        self.awaits_since_ms = None;
+        self.waits_since = None;
         self.flush = false;
         self.release = false;
         self.failed = None;

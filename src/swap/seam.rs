@@ -79,6 +79,23 @@ impl Block {
             self.seams.push(Seam { page, start, end, thread, at_ms: now_ms });
         }
     }
+
+    /// Whether it waits for the rest of a write, `asked` if somebody waits for the block. From then on its time runs anew:
+    /// what was waited before says nothing of the piece that came last.
+    fn is_to_wait(&mut self, asked: bool, now_ms: u64) -> bool {
+        let patience = if asked { PATIENCE_ASKED_MS } else { PATIENCE_MS };
+        let since = match self.waits_since {
+            Some((since, was_asked)) if was_asked == asked => since,
+            _ => now_ms,
+        };
+        let is_open = |seam: &Seam| seam.at_ms + patience > now_ms;
+        let waits = since + patience > now_ms && self.seams.iter().any(is_open);
+        self.waits_since = waits.then_some((since, asked));
+        if !waits {
+            self.seams.clear();
+        }
+        waits
+    }
 }
 
 impl Engine {
@@ -86,20 +103,14 @@ impl Engine {
     pub(crate) fn awaits_rest(&self, st: &mut State, buffer: BufferIndex) -> bool {
         let block = &mut st.blocks[buffer as usize];
         if block.seams.is_empty() {
-            block.awaits_since_ms = None;
+            block.waits_since = None;
             return false;
         }
         let id = block.partition;
         let part = st.part(id);
         let asked = !part.sync_ops.is_empty() || part.barrier.is_some() || !st.waiting.is_empty();
-        let patience = if asked { PATIENCE_ASKED_MS } else { PATIENCE_MS };
         let now_ms = self.now_ms();
-        let block = &mut st.blocks[buffer as usize];
-        let since = *block.awaits_since_ms.get_or_insert(now_ms);
-        let is_open = |seam: &Seam| seam.at_ms + patience > now_ms;
-        if since + patience <= now_ms || !block.seams.iter().any(is_open) {
-            block.seams.clear();
-            block.awaits_since_ms = None;
+        if !st.blocks[buffer as usize].is_to_wait(asked, now_ms) {
             return false;
         }
         if !st.seamed.contains(&buffer) {
@@ -174,5 +185,50 @@ mod tests {
         assert_eq!(block.seams.len(), 1);
         block.note_seam(4, 0..100, 4096, parallel, 1);
         assert!(block.seams.is_empty());
+    }
+
+    const ASKED: u64 = PATIENCE_ASKED_MS;
+
+    /// A block in which a piece ends at this time.
+    fn with_piece(block: &mut Block, page: usize, now_ms: u64) {
+        block.note_seam(page, 0..100, 4096, PIECE, now_ms);
+    }
+
+    #[test]
+    fn a_piece_waits_less_where_somebody_waits_for_the_block() {
+        for (asked, patience) in [(true, PATIENCE_ASKED_MS), (false, PATIENCE_MS)] {
+            let mut block = Block::new();
+            assert!(!block.is_to_wait(asked, 0));
+            with_piece(&mut block, 3, 5000);
+            assert!(block.is_to_wait(asked, 5000 + patience - 1));
+            assert!(!block.is_to_wait(asked, 5000 + patience));
+            assert!(block.seams.is_empty());
+        }
+    }
+
+    #[test]
+    fn pieces_without_end_hold_it_up_no_longer() {
+        for (asked, patience) in [(true, PATIENCE_ASKED_MS), (false, PATIENCE_MS)] {
+            let mut block = Block::new();
+            for now_ms in 5000..5000 + patience {
+                with_piece(&mut block, now_ms as usize % 200, now_ms);
+                assert!(block.is_to_wait(asked, now_ms), "{now_ms}");
+            }
+            assert!(!block.is_to_wait(asked, 5000 + patience));
+        }
+    }
+
+    /// A piece whose rest is on its way does not pay for others before it.
+    #[test]
+    fn the_time_runs_anew_when_somebody_asks() {
+        let mut block = Block::new();
+        for now_ms in 5000..5000 + 10 * ASKED {
+            with_piece(&mut block, now_ms as usize % 200, now_ms);
+            assert!(block.is_to_wait(false, now_ms));
+        }
+        let now_ms = 5000 + 10 * ASKED;
+        with_piece(&mut block, 1, now_ms);
+        assert!(block.is_to_wait(true, now_ms) && block.is_to_wait(true, now_ms + ASKED - 1));
+        assert!(!block.is_to_wait(true, now_ms + ASKED));
     }
 }
