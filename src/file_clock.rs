@@ -81,6 +81,26 @@ pub(crate) fn measure(file: impl AsFd) -> rustix::io::Result<()> {
     Ok(())
 }
 
+/// Whether every write gives a file that was looked at a later time, so that one that kept its time was not written to.
+/// Writes to the file.
+///
+/// # Errors
+/// What writing and asking for times fails with.
+pub(crate) fn tells_every_write(file: impl AsFd) -> rustix::io::Result<bool> {
+    let mut before = None;
+    // A clock that ticks may do so between two of them.
+    for _ in 0..8 {
+        rustix::io::pwrite(&file, b"{", 0)?;
+        let found = rustix::fs::fstat(&file)?;
+        let time = (found.st_mtime, found.st_mtime_nsec);
+        if before == Some(time) {
+            return Ok(false);
+        }
+        before = Some(time);
+    }
+    Ok(true)
+}
+
 /// Chooses between the coarse clock and the latest time found. A time that is still to come was given before somebody
 /// set the clock back.
 fn at(coarse: i64, latest: i64, fine: impl FnOnce() -> i64) -> i64 {

@@ -14,6 +14,7 @@ use super::entry::crc;
 use super::stamp::Stamp;
 use super::table::Table;
 use super::witness;
+use crate::file_clock;
 use crate::trust;
 
 const NAME: &str = "session";
@@ -55,6 +56,9 @@ struct Stored {
     /// A file may have been changed so long after the daemon was last seen alive, in nanoseconds.
     #[serde(default)]
     doubt_ns: i64,
+    /// A file that kept its modification time was not written to.
+    #[serde(default, skip_serializing_if = "is_false")]
+    fine_times: bool,
     /// When the daemon was last seen alive, by who found that it had died and was about to change the records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     alive_ns: Option<i64>,
@@ -91,6 +95,15 @@ pub(super) struct Crash {
     /// When the machine was started again, where that is known.
     pub(super) boot_ns: Option<i64>,
     pub(super) block_size: u64,
+    /// A file that kept its modification time was not written to.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(super) fine_times: bool,
+}
+
+/// What is left out of a file is not in the sum of files from before it was known.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl Crash {
@@ -98,7 +111,8 @@ impl Crash {
     pub(super) fn unknown(number: u32, alive_ns: i64) -> Self {
         let (fall, boot_ns) = (Fall::PowerCut, None);
         let (doubt_ns, block_size) = (FIRST_DOUBT_NS, BLOCK_BYTES_MAX);
-        Self { number, fall, start_ns: 0, alive_ns, doubt_ns, boot_ns, block_size }
+        let (start_ns, fine_times) = (0, false);
+        Self { number, fall, start_ns, alive_ns, doubt_ns, boot_ns, block_size, fine_times }
     }
 }
 
@@ -173,6 +187,7 @@ impl Sessions {
             end_ns: None,
             block_size: block_size.unwrap_or(BLOCK_BYTES_MAX),
             doubt_ns: 0,
+            fine_times: false,
             alive_ns: None,
             earlier,
             crashed,
@@ -245,6 +260,9 @@ impl Sessions {
     /// Notes the time, but leaves the last session's end on record until [`Sessions::begun`].
     fn begin(&mut self) -> io::Result<()> {
         let now = self.now()?;
+        // A full disk has no room for a file to try it with.
+        let tried = self.new_file().map(|file| file_clock::tells_every_write(&file));
+        self.stored.fine_times = matches!(tried, Ok(Ok(true)));
         self.stored.start_ns = now;
         self.now_from_ns = Some(now);
         Ok(())
@@ -432,6 +450,7 @@ impl Stored {
             doubt_ns: if self.number == 0 { FIRST_DOUBT_NS } else { self.doubt_ns },
             boot_ns,
             block_size: self.block_size,
+            fine_times: self.fine_times,
         };
         // Recovery changes no file.
         let recovery = Crash { number: newest, start_ns: i64::MAX, ..crash };

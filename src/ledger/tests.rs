@@ -102,6 +102,8 @@ struct World {
     past: History,
     start_ns: i64,
     now_ns: i64,
+    /// What the filesystem rounds times down to.
+    tick_ns: i64,
     pages: Vec<Page>,
     stamp: Stamp,
     next: u64,
@@ -126,6 +128,7 @@ impl World {
             past: History::default(),
             start_ns: 0,
             now_ns: SECOND_NS,
+            tick_ns: if seed.is_multiple_of(4) { 4_000_000 } else { 1 },
             pages: (1..=PAGES).map(page).collect(),
             stamp: Stamp { size: PAGES * PAGE_BYTES, modified_ns: 5, changed_ns: 5, links: 1 },
             next: PAGES + 1,
@@ -158,7 +161,12 @@ impl World {
     /// A change of the file's bytes, or of what else changes its modification time.
     fn modify(&mut self) {
         self.pass(SECOND_NS / 1000);
-        (self.stamp.modified_ns, self.stamp.changed_ns) = (self.now_ns, self.now_ns);
+        (self.stamp.modified_ns, self.stamp.changed_ns) = (self.clock(), self.clock());
+    }
+
+    /// The time that the filesystem gives to a change made now.
+    fn clock(&self) -> i64 {
+        self.now_ns - self.now_ns % self.tick_ns
     }
 
     fn bytes(version: u64) -> Vec<u8> {
@@ -174,7 +182,7 @@ impl World {
     fn load(&mut self) -> Record {
         self.pass(SECOND_NS);
         self.past.number += 1;
-        (self.start_ns, self.past.from_ns) = (self.now_ns, Some(self.now_ns));
+        (self.start_ns, self.past.from_ns) = (self.clock(), Some(self.clock()));
         let shared = Arc::new(Shared {
             pulse: Pulse::start(self.table.clone()).expect("a thread"),
             table: self.table.clone(),
@@ -229,7 +237,7 @@ impl World {
         let versions: Vec<u64> = (first..end).map(|_| self.fresh()).collect();
         let data: Vec<u8> = versions.iter().flat_map(|version| Self::bytes(*version)).collect();
         record.begin_write(&record.prepare(first * PAGE_BYTES, &data)).expect("there is room");
-        self.past.alive_ns = self.now_ns;
+        self.past.alive_ns = self.clock();
         // A kill may come before the kernel has any of it, or when it has some pages.
         let landed: Vec<bool> = (first..end).map(|_| self.random.chance(50)).collect();
         let fate = self.dies();
@@ -287,7 +295,7 @@ impl World {
         let edges: Vec<Edge> =
             next.iter().filter(|(page, _)| left.contains(page)).map(edge).collect();
         record.begin_shaping(&bytes, &edges).expect("there is room");
-        self.past.alive_ns = self.now_ns;
+        self.past.alive_ns = self.clock();
         let failed = self.random.chance(20);
         let is_late = self.random.chance(50);
         let fate = self.dies();
@@ -330,13 +338,13 @@ impl World {
     /// Times of somebody's choice.
     fn touch(&mut self, record: &Record) -> Result<(), Killed> {
         self.pass(SECOND_NS);
-        let time = if self.random.chance(50) { self.now_ns } else { self.old_time() };
+        let time = if self.random.chance(50) { self.clock() } else { self.old_time() };
         record.begin_timing(time).expect("there is room");
-        self.past.alive_ns = self.now_ns;
+        self.past.alive_ns = self.clock();
         if self.random.chance(6) {
             return Err(Killed);
         }
-        (self.stamp.modified_ns, self.stamp.changed_ns) = (time, self.now_ns);
+        (self.stamp.modified_ns, self.stamp.changed_ns) = (time, self.clock());
         self.dies()?;
         record.end_change(|| Some(self.stamp));
         Ok(())
@@ -344,7 +352,8 @@ impl World {
 
     fn work(&mut self, record: &Record) -> Result<(), Killed> {
         for _ in 0..self.random.below(6) {
-            self.pass(SECOND_NS);
+            // Where times are coarse, several changes within one tick.
+            self.pass(if self.tick_ns == 1 { SECOND_NS } else { self.tick_ns / 8 });
             self.copy();
             match self.random.below(9) {
                 0..4 => self.write(record)?,
@@ -362,7 +371,7 @@ impl World {
         match fate {
             Ok(()) => {
                 self.pass(SECOND_NS);
-                self.past.good.push(self.start_ns..self.now_ns);
+                self.past.good.push(self.start_ns..self.clock() + 1);
             }
             Err(Killed) => {
                 let crash = Crash {
@@ -374,6 +383,7 @@ impl World {
                     doubt_ns: DOUBT_NS,
                     boot_ns: None,
                     block_size: BLOCK_PAGES * PAGE_BYTES,
+                    fine_times: self.tick_ns == 1,
                 };
                 self.past.crashes.insert(number, crash);
             }
@@ -387,7 +397,7 @@ impl World {
             0 => {
                 // Names, modes, owners.
                 self.pass(SECOND_NS);
-                self.stamp.changed_ns = self.now_ns;
+                self.stamp.changed_ns = self.clock();
                 "chmod"
             }
             1 => {
@@ -414,12 +424,14 @@ impl World {
                 // have begun, was replaced.
                 let header = self.table.find((7, 8)).map(|slot| self.table.header(slot));
                 let recorded = header.map(|header| header.expect("it is there").modified_ns);
-                let is_doubtful = was_killed && recorded == Some(modified_ns);
+                let is_recorded = recorded == Some(modified_ns);
+                // Nor, where several changes get one time, which of them the copy is from.
+                let is_coarse = is_recorded && self.tick_ns > 1;
                 self.modify();
                 for (at, version) in versions.into_iter().enumerate() {
                     let was_refused = self.pages[at].truth != Truth::Whole;
-                    let truth =
-                        if is_doubtful && was_refused { Truth::Either } else { Truth::Whole };
+                    let is_doubtful = is_coarse || (is_recorded && was_killed && was_refused);
+                    let truth = if is_doubtful { Truth::Either } else { Truth::Whole };
                     self.pages[at] = Page { version, place: self.fresh(), truth };
                 }
                 self.stamp.modified_ns = modified_ns;

@@ -25,7 +25,7 @@ pub(super) struct Judgement {
     pub(super) meaning: Meaning,
     /// Others may have had the file since: marks of damage are to be compared with the bytes that they speak of.
     pub(super) is_touched: bool,
-    /// No write has reached it since it was recorded, or others have given it its time back.
+    /// No write of ours has reached it since it was recorded: it has the time from then, whose clock tells every write.
     pub(super) is_unwritten: bool,
 }
 
@@ -57,13 +57,16 @@ fn crash_of(header: &Header, past: &impl Past) -> Option<Crash> {
 pub(super) fn judge(header: &Header, stamp: Stamp, past: &impl Past) -> Judgement {
     let crash = crash_of(header, past);
     let timed = header.has(TIMED) && header.next == stamp.modified_ns.cast_unsigned();
-    let is_unwritten =
-        header.size == stamp.size && (header.modified_ns == stamp.modified_ns || timed);
+    let is_as_recorded = header.size == stamp.size && header.modified_ns == stamp.modified_ns;
+    // What a power cut left may have new bytes and old times; what was about to get a time may have got it after a write.
+    let tells = |crash: Crash| crash.fall == Fall::Killed && crash.fine_times;
+    let is_unwritten = is_as_recorded && !header.has(TIMED) && crash.is_some_and(tells);
+    let is_as_expected = is_as_recorded || (header.size == stamp.size && timed);
     let is_touched = match crash {
         Some(crash) if header.has(ACTIVE) => stamp.changed_ns > last_change(&crash),
         _ => stamp.changed_ns != header.changed_ns,
     };
-    let meaning = meaning(header, stamp, past, crash, is_unwritten);
+    let meaning = meaning(header, stamp, past, crash, is_as_expected);
     Judgement { meaning, is_touched, is_unwritten }
 }
 
@@ -76,9 +79,9 @@ fn last_change(crash: &Crash) -> i64 {
 }
 
 fn meaning(
-    header: &Header, stamp: Stamp, past: &impl Past, crash: Option<Crash>, is_unwritten: bool,
+    header: &Header, stamp: Stamp, past: &impl Past, crash: Option<Crash>, is_as_expected: bool,
 ) -> Meaning {
-    if is_unwritten {
+    if is_as_expected {
         let is_cut = crash.is_some_and(|crash| crash.fall == Fall::PowerCut);
         return if is_cut { Meaning::Uncertain } else { Meaning::Ours };
     }
@@ -137,8 +140,18 @@ mod tests {
     }
 
     fn crash(fall: Fall, boot_ns: Option<i64>) -> Sessions {
-        let (start_ns, alive_ns, doubt_ns, block_size) = (500, 600, 10, 1 << 20);
-        Sessions(Some(Crash { number: 3, fall, start_ns, alive_ns, doubt_ns, boot_ns, block_size }))
+        let (number, block_size, fine_times) = (3, 1 << 20, true);
+        let (start_ns, alive_ns, doubt_ns) = (500, 600, 10);
+        Sessions(Some(Crash {
+            number,
+            fall,
+            start_ns,
+            alive_ns,
+            doubt_ns,
+            boot_ns,
+            block_size,
+            fine_times,
+        }))
     }
 
     fn stamp(size: u64, modified_ns: i64, changed_ns: i64) -> Stamp {
@@ -196,6 +209,28 @@ mod tests {
         assert!(restored.is_touched && restored.is_unwritten, "{restored:?}");
         assert_eq!(settled(stamp(10, 600, 600)), Meaning::Ours);
         assert_eq!(settled(stamp(10, 605, 605)), Meaning::Others);
+    }
+
+    #[test]
+    fn an_old_time_tells_that_nothing_was_written_where_every_write_gives_a_new_one() {
+        let recorded = stamp(10, 150, 160);
+        let unwritten = |past: &Sessions, flags, now| {
+            let header = Header { next: 7, ..header(3, flags, recorded) };
+            judge(&header, now, past).is_unwritten
+        };
+        let killed = crash(Fall::Killed, None);
+        for now in [recorded, stamp(10, 150, 800)] {
+            assert!(unwritten(&killed, ACTIVE, now));
+            assert!(!unwritten(&crash(Fall::PowerCut, Some(700)), ACTIVE, now));
+            let coarse = Sessions(killed.0.map(|crash| Crash { fine_times: false, ..crash }));
+            assert!(!unwritten(&coarse, ACTIVE, now));
+            // It may have got this time after a write.
+            assert!(!unwritten(&killed, ACTIVE | TIMED, now));
+        }
+        for now in [stamp(10, 550, 550), stamp(11, 150, 160)] {
+            assert!(!unwritten(&killed, ACTIVE, now));
+        }
+        assert!(!unwritten(&killed, ACTIVE | TIMED, stamp(10, 7, 550)));
     }
 
     #[test]

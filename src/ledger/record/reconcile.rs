@@ -191,15 +191,12 @@ fn decide(group: &Group, found: &mut Look<'_>) -> Vec<Entry> {
     match (others, is_complete) {
         (true, true) => left_by_others(&entries, &seen),
         (false, true) => judged(&entries, &seen),
-        // A file that was written to has a later time, unless others gave it an old one with other bytes.
-        (false, false) if !(is_touched && is_unwritten) => judged(&entries, &seen),
-        (others, false) => {
-            let undone = |(entry, seen): (&Entry, &Option<Seen>)| {
-                let was_torn = entry.previous == TORN && !others;
-                if was_torn { Entry::torn(*seen) } else { Entry::default() }
-            };
-            entries.iter().zip(&seen).map(undone).collect()
+        (false, false) if is_unwritten => {
+            let pairs = entries.iter().zip(&seen);
+            pairs.map(|(entry, seen)| undone(*entry, *seen, is_touched)).collect()
         }
+        (false, false) => judged(&entries, &seen),
+        (true, false) => vec![Entry::default(); entries.len()],
     }
 }
 
@@ -212,6 +209,18 @@ fn mark(entry: Entry, seen: Option<Seen>, others: bool) -> Entry {
         _ if is_known => entry,
         _ if others => Entry::default(),
         _ => Entry::torn(seen),
+    }
+}
+
+/// A page that was about to be written, and was not: it is what it was, unless others gave it other bytes and its old
+/// time.
+fn undone(entry: Entry, seen: Option<Seen>, is_touched: bool) -> Entry {
+    let previous = Entry::both(entry.previous);
+    let is_as_before = || seen.is_some_and(|seen| seen.sum == previous.new);
+    match entry.previous {
+        TORN => Entry::torn(seen),
+        _ if is_touched && previous.has_sum() && !is_as_before() => Entry::default(),
+        _ => previous,
     }
 }
 
