@@ -75,6 +75,8 @@ pub(crate) struct Page {
     unrecorded: bool,
     /// It has a checksum.
     summed: bool,
+    /// What writes of parts, failed ones too, have brought of it since it was torn: together they may make it whole.
+    pieces: Vec<Option<u8>>,
 }
 
 /// What a session promises of what it writes.
@@ -223,7 +225,26 @@ impl Page {
             dirty: false,
             unrecorded: false,
             summed: false,
+            pieces: Vec::new(),
         }
+    }
+
+    /// What it is after a change. `valid` bytes of it are within the file then.
+    fn after(&mut self, touch: &Touch, valid: usize) -> State {
+        if self.now != State::Torn || touch.cover != Cover::Part {
+            self.pieces.clear();
+            return self.now.changed(touch);
+        }
+        let Some(data) = touch.data else { return State::Torn };
+        self.pieces.resize(PAGE, None);
+        for (piece, byte) in self.pieces[touch.from..touch.to].iter_mut().zip(data) {
+            *piece = Some(*byte);
+        }
+        if self.pieces[..valid].iter().any(Option::is_none) {
+            return State::Torn;
+        }
+        let bytes: Vec<u8> = self.pieces.iter().map(|piece| piece.unwrap_or(0)).collect();
+        State::Doubtful(vec![page_of(&bytes, 0)])
     }
 
     fn add(&mut self, state: State) {
@@ -442,10 +463,12 @@ impl FileModel {
         let shape = !matches!(change, Change::Write { .. });
         let range = change.pages(self.pages.len());
         self.reach(range.end);
+        let size_after = change.size_after(size);
         for index in range {
             let Some(touch) = change.touch(index, size) else { continue };
             let page = &mut self.pages[index];
-            let after = page.now.changed(&touch);
+            let valid = size_after.saturating_sub(start_of(index)).min(PAGE as u64) as usize;
+            let after = page.after(&touch, valid);
             if shape {
                 for state in page.since.clone() {
                     page.add(state.changed(&touch));
@@ -457,10 +480,9 @@ impl FileModel {
             page.unrecorded |= mode == Mode::None;
             page.summed = mode == Mode::Crc32c && !shape;
         }
-        let after = change.size_after(size);
-        self.pending_size = Some(after);
-        if !self.sizes.contains(&after) {
-            self.sizes.push(after);
+        self.pending_size = Some(size_after);
+        if !self.sizes.contains(&size_after) {
+            self.sizes.push(size_after);
         }
     }
 

@@ -204,6 +204,13 @@ pub trait BackingFile: Send + Sync + Debug {
 
     /// fdatasync (`data_only`) or fsync, waiting for it.
     fn sync(&self, data_only: bool) -> Result<()>;
+
+    /// The next write of these bytes stores what has come of a write(2), in the midst of a page, and more is to come: a
+    /// crash before [`end_piece`](Self::end_piece) leaves torn bytes. Takes no lock of the filesystem.
+    fn begin_piece(&self, _bytes: std::ops::Range<u64>) {}
+
+    /// No more is to come, or it is there already. With `stable` that is put on stable storage too, some time later.
+    fn end_piece(&self, _bytes: std::ops::Range<u64>, _stable: bool) {}
 }
 
 /// Builds the completion of a transfer that never reached a device.

@@ -15,7 +15,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::Failure;
 use super::bar::byte_bar;
-use crate::daemon::{DaemonProcess, MountStats, read_state};
+use crate::daemon::{DaemonProcess, MountStats, Phase, read_state};
 use crate::fuse::mount::{self, Detach, Disbelief, MountEntry, UnmountError};
 use crate::paths::plain;
 use crate::streams::tell;
@@ -290,11 +290,59 @@ impl Daemon {
             ));
         }
         let state = self.swap_folder.as_deref().and_then(read_state);
-        match state {
-            Some(state) if state.pid == self.pid && !state.failed.is_empty() => {
+        match state.filter(|state| state.pid == self.pid) {
+            Some(state) if state.state != Phase::Finished => Err(format!(
+                "unmounted, but swapfs pid {} ended before it was done: the next mount finds out what is missing",
+                self.pid
+            )),
+            Some(state) if !state.failed.is_empty() => {
                 Err(format!("unmounted, but not on stable storage: {}", state.failed.join(", ")))
             }
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::daemon::DaemonState;
+
+    /// A daemon that is killed while it finishes has stored nobody knows what.
+    #[test]
+    fn only_a_daemon_that_has_finished_has_stored_everything() {
+        let folder = tempfile::tempdir().unwrap();
+        let control = folder.path().join(".swapfs");
+        std::fs::create_dir(&control).unwrap();
+        std::fs::set_permissions(&control, Permissions::from_mode(0o700)).unwrap();
+        let ended = |phase, failed: &[&str], is_successor: bool| {
+            let mut child = std::process::Command::new("true").spawn().unwrap();
+            let pid = i32::try_from(child.id()).unwrap();
+            let fd = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
+            let state = DaemonState {
+                pid: pid + i32::from(is_successor),
+                mountpoint: "/mnt/x".into(),
+                state: phase,
+                failed: failed.iter().map(|name| (*name).to_owned()).collect(),
+            };
+            let lock = control.join("lock");
+            std::fs::write(&lock, serde_json::to_vec(&state).unwrap()).unwrap();
+            std::fs::set_permissions(&lock, Permissions::from_mode(0o600)).unwrap();
+            child.wait().unwrap();
+            let daemon = Daemon { pid, fd, swap_folder: Some(folder.path().to_owned()) };
+            daemon.wait(Instant::now() + Duration::from_secs(60), 60)
+        };
+        assert_eq!(ended(Phase::Finished, &[], false), Ok(()));
+        for phase in [Phase::Mounted, Phase::Finishing] {
+            let line = ended(phase, &[], false).unwrap_err();
+            assert!(line.contains("ended before it was done"), "{line}");
+            // Another one has the folder since: the last one's words are gone.
+            assert_eq!(ended(phase, &["b"], true), Ok(()));
+        }
+        let line = ended(Phase::Finished, &["a", "b"], false).unwrap_err();
+        assert!(line.ends_with("not on stable storage: a, b"), "{line}");
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::Ledger;
-use super::entry::Seen;
+use super::entry::{Seen, pages_of};
 use super::page::{Page, see};
 use super::record::{Edge, Record};
 use super::stamp::Stamp;
@@ -216,5 +216,23 @@ impl BackingFile for LedgerFile {
     fn sync(&self, data_only: bool) -> Result<()> {
         self.inner.sync(data_only)?;
         self.ledger.sync(&self.record)
+    }
+
+    fn begin_piece(&self, bytes: Range<u64>) {
+        if self.ledger.is_written() {
+            self.record.begin_piece(&bytes);
+        }
+    }
+
+    fn end_piece(&self, bytes: Range<u64>, stable: bool) {
+        let ledger = self.ledger.clone();
+        self.ledger.note(&self.record, move |record| {
+            let ended = record.end_piece(pages_of(&bytes));
+            if let Err(errno) =
+                ended.and_then(|()| if stable { ledger.sync(record) } else { Ok(()) })
+            {
+                log::error!("ledger: {}; bytes {bytes:?} stay torn on record", errno.desc());
+            }
+        });
     }
 }

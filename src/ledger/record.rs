@@ -11,6 +11,7 @@
 mod pages;
 mod reconcile;
 mod shape;
+mod unfinished;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -33,6 +34,7 @@ use crate::error::{Errno, Result};
 pub(super) use pages::{Outcome, Writing};
 pub(super) use reconcile::Look;
 pub(super) use shape::Edge;
+use unfinished::Unfinished;
 
 /// What all records of a ledger have in common.
 #[derive(Debug)]
@@ -92,6 +94,8 @@ struct State {
     decided: BTreeMap<u64, Entry>,
     /// Pages of an interrupted change of shape, for the same reason: their sums may be those from before it.
     changing: Range<u64>,
+    /// Pages that are stored before all of a write(2) has come.
+    unfinished: BTreeMap<u64, Unfinished>,
 }
 
 /// What is left to do when the last file of a record is closed.
@@ -129,6 +133,7 @@ impl Record {
             torn: Vec::new(),
             decided: BTreeMap::new(),
             changing: 0..0,
+            unfinished: BTreeMap::new(),
         };
         if let Some((slot, header)) = known {
             (state.slot, state.header, state.stored) = (Some(slot), header, Some(header));
@@ -242,6 +247,9 @@ impl Record {
             return Leaving::Used;
         }
         let Some(slot) = state.slot else { return Leaving::Done };
+        if !state.unfinished.is_empty() && stamp.is_some() {
+            return Leaving::Unrecorded;
+        }
         let blank = state.stored.is_none() && !state.header.has(SIDECAR);
         if blank && self.is_quiet() {
             state.slot = None;

@@ -58,6 +58,8 @@ impl Engine {
     pub(crate) fn change(&self, handle: u64, change: Change, reply: Reply) {
         self.with(|st, actions| match Engine::partition_of(st, handle) {
             Ok(partition) => {
+                // The kernel lets none in while a write(2) is under way.
+                self.close_all_seams(st, partition, actions);
                 let op = BarrierOp::new(partition, change, Some(reply));
                 self.enter_barrier(st, op, actions);
             }

@@ -27,6 +27,7 @@ impl Engine {
                     self.flush_block(st, st.dirty.head, actions);
                 }
                 self.retry_seamed(st, actions);
+                self.finish_late(st);
                 self.begin_late_swap_ins(st, actions);
                 st.trim(self.options.idle_partitions_max, actions);
                 for id in self.idle_partitions(st, now_ms, linger) {

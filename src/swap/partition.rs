@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime};
 use super::block::BufferIndex;
 use super::op::{BarrierOp, Op, Reply, SyncOp};
 use super::pages::RangeSet;
+use super::seam::Unfinished;
 use super::traffic::Traffic;
 use crate::aio::device::BackingFile;
 use crate::error::Errno;
@@ -156,6 +157,8 @@ pub(crate) struct Partition {
     pub(crate) written_ms: u64,
     /// Some block of it may have seams.
     pub(crate) has_seams: bool,
+    /// Pages that went out with their seams open.
+    pub(crate) unfinished: Vec<Unfinished>,
     pub(crate) settle_queued: bool,
     /// Settling failed; it waits for the next fsync.
     pub(crate) settle_failed: bool,
@@ -218,6 +221,7 @@ impl Partition {
             releases: 0,
             written_ms: 0,
             has_seams: false,
+            unfinished: Vec::new(),
             settle_queued: false,
             settle_failed: false,
             traffic: Traffic::default(),

@@ -7,7 +7,10 @@
 //!
 //! Whether a piece is the last one nobody says. A seam is closed by the bytes that go on there, by another call of the same
 //! thread, and by time: less where somebody waits for the block, and never more than that in all, however many pieces
-//! follow.
+//! follow. Where the piece is as long as one that the kernel has cut, a page that goes out
+//! with its seam open is torn on record until it is closed.
+
+use std::ops::Range;
 
 use smallvec::SmallVec;
 
@@ -31,6 +34,8 @@ pub struct Caller {
     pub thread: u32,
     /// The pieces of a call may come in any order (O_DIRECT).
     pub parallel: bool,
+    /// The piece is as long as one that the kernel cuts: of as many pages of memory as a request may have. More may come.
+    pub is_cut: bool,
 }
 
 /// How a write is to be done.
@@ -51,15 +56,30 @@ pub(crate) struct Seam {
     end: u64,
     thread: u32,
     at_ms: u64,
+    /// The piece is as long as one that the kernel has cut.
+    is_cut: bool,
 }
 
 /// Those of one block.
 pub(crate) type Seams = SmallVec<[Seam; 1]>;
 
+/// A page that went out with its seam open.
+#[derive(Debug)]
+pub(crate) struct Unfinished {
+    /// The page's first byte in the file.
+    at: u64,
+    seam: Seam,
+    /// It has been promised to be on stable storage.
+    stable: bool,
+}
+
+/// Of a partition. Of more the oldest is taken for finished.
+const UNFINISHED_MAX: usize = 32;
+
 impl Block {
     /// Bytes `start..end` of a page were written, which has `known` bytes.
     pub(crate) fn note_seam(
-        &mut self, page: usize, covered: std::ops::Range<u64>, known: u64, caller: Option<Caller>,
+        &mut self, page: usize, covered: Range<u64>, known: u64, caller: Option<Caller>,
         now_ms: u64,
     ) {
         let (mut start, mut end) = (covered.start, covered.end);
@@ -71,12 +91,12 @@ impl Block {
         if start == 0 && end >= known {
             return;
         }
-        let Some(Caller { thread, parallel }) = caller else { return };
+        let Some(Caller { thread, parallel, is_cut }) = caller else { return };
         if before.is_some() || end < known || (parallel && start > 0) {
             if self.seams.len() == SEAMS_MAX {
                 self.seams.remove(0);
             }
-            self.seams.push(Seam { page, start, end, thread, at_ms: now_ms });
+            self.seams.push(Seam { page, start, end, thread, at_ms: now_ms, is_cut });
         }
     }
 
@@ -91,9 +111,6 @@ impl Block {
         let is_open = |seam: &Seam| seam.at_ms + patience > now_ms;
         let waits = since + patience > now_ms && self.seams.iter().any(is_open);
         self.waits_since = waits.then_some((since, asked));
-        if !waits {
-            self.seams.clear();
-        }
         waits
     }
 }
@@ -111,6 +128,8 @@ impl Engine {
         let asked = !part.sync_ops.is_empty() || part.barrier.is_some() || !st.waiting.is_empty();
         let now_ms = self.now_ms();
         if !st.blocks[buffer as usize].is_to_wait(asked, now_ms) {
+            self.leave_unfinished(st, buffer, false, |seam| seam.is_cut);
+            st.blocks[buffer as usize].seams.clear();
             return false;
         }
         if !st.seamed.contains(&buffer) {
@@ -118,6 +137,107 @@ impl Engine {
         }
         self.tick.notify_one();
         true
+    }
+
+    /// Pages of a block go out with these seams of theirs open.
+    fn leave_unfinished(
+        &self, st: &mut State, buffer: BufferIndex, stable: bool, which: impl Fn(&Seam) -> bool,
+    ) {
+        let unit = st.shape.unit;
+        let block = &mut st.blocks[buffer as usize];
+        let start = block.index * self.shape.block_size;
+        let id = block.partition;
+        let (left, kept) =
+            std::mem::take(&mut block.seams).into_iter().partition(|seam| which(seam));
+        block.seams = kept;
+        let left: Seams = left;
+        for seam in left {
+            let at = start + seam.page as u64 * unit;
+            let part = st.part(id);
+            part.file.begin_piece(at..at + unit);
+            if part.unfinished.len() == UNFINISHED_MAX {
+                let Unfinished { at, stable, .. } = part.unfinished.remove(0);
+                part.file.end_piece(at..at + unit, stable);
+            }
+            part.unfinished.push(Unfinished { at, seam, stable });
+            part.has_seams = true;
+            if !st.unfinished.contains(&id) {
+                st.unfinished.push(id);
+            }
+        }
+    }
+
+    /// Bytes of these pages have come: what they had of a write is theirs again.
+    pub(crate) fn take_unfinished(
+        &self, st: &mut State, buffer: BufferIndex, pages: &Range<usize>,
+    ) {
+        let unit = st.shape.unit;
+        let block = &st.blocks[buffer as usize];
+        let (id, start) = (block.partition, block.index * self.shape.block_size);
+        let bytes = start + pages.start as u64 * unit..start + pages.end as u64 * unit;
+        let part = st.part(id);
+        let mut taken = Seams::new();
+        part.unfinished.retain(|it| {
+            let is_taken = bytes.contains(&it.at);
+            if is_taken {
+                taken.push(it.seam);
+            }
+            !is_taken
+        });
+        let is_edge = |seam: &Seam| seam.page == pages.start || seam.page + 1 == pages.end;
+        st.blocks[buffer as usize].seams.extend(taken.into_iter().filter(is_edge));
+    }
+
+    /// Nothing more comes of the pages of which this is true.
+    fn finish(&self, st: &mut State, id: u32, which: impl Fn(&Unfinished) -> bool) {
+        let unit = st.shape.unit;
+        let part = st.part(id);
+        let file = part.file.clone();
+        part.unfinished.retain(|it| {
+            let is_over = which(it);
+            if is_over {
+                file.end_piece(it.at..it.at + unit, it.stable);
+            }
+            !is_over
+        });
+    }
+
+    /// A write(2) of these bytes is alone with the partition: all others have ended.
+    pub(crate) fn finish_others(&self, st: &mut State, id: u32, bytes: &Range<u64>) {
+        let unit = st.shape.unit;
+        self.finish(st, id, |it| it.at >= bytes.end || it.at + unit <= bytes.start);
+    }
+
+    /// No write(2) to the partition is under way: what waits for such is whole.
+    pub(crate) fn close_all_seams(&self, st: &mut State, id: u32, actions: &mut Actions) {
+        self.close_seams_of(st, id, |_| true, actions);
+    }
+
+    /// What has waited long enough is whole.
+    pub(crate) fn finish_late(&self, st: &mut State) {
+        let now_ms = self.now_ms();
+        for id in std::mem::take(&mut st.unfinished) {
+            if st.partitions.get(id as usize).is_none() {
+                continue;
+            }
+            self.finish(st, id, |it| it.seam.at_ms + PATIENCE_MS <= now_ms);
+            if !st.part(id).unfinished.is_empty() {
+                st.unfinished.push(id);
+            }
+        }
+    }
+
+    /// A piece is to be on stable storage before the next one is sent: its page goes out as it is.
+    pub(crate) fn store_piece(&self, st: &mut State, id: u32, thread: u32, actions: &mut Actions) {
+        if st.part(id).has_seams {
+            let buffers: Vec<BufferIndex> = st.part(id).blocks.values().copied().collect();
+            for buffer in buffers {
+                self.leave_unfinished(st, buffer, true, |seam| {
+                    seam.thread == thread && seam.is_cut
+                });
+            }
+        }
+        self.close_seams_of(st, id, |seam| seam.thread == thread && !seam.is_cut, actions);
     }
 
     /// Tries those again that waited.
@@ -138,16 +258,24 @@ impl Engine {
 
     /// The seams of a thread's writes to a partition are none.
     pub(crate) fn close_seams(&self, st: &mut State, id: u32, thread: u32, actions: &mut Actions) {
+        self.close_seams_of(st, id, |seam| seam.thread == thread, actions);
+    }
+
+    fn close_seams_of(
+        &self, st: &mut State, id: u32, which: impl Fn(&Seam) -> bool, actions: &mut Actions,
+    ) {
         if !std::mem::take(&mut st.part(id).has_seams) {
             return;
         }
+        self.finish(st, id, |it| which(&it.seam));
+        st.part(id).has_seams = !st.part(id).unfinished.is_empty();
         let buffers: Vec<BufferIndex> = st.part(id).blocks.values().copied().collect();
         for buffer in buffers {
             let seams = &mut st.blocks[buffer as usize].seams;
             if seams.is_empty() {
                 continue;
             }
-            seams.retain(|seam| seam.thread != thread);
+            seams.retain(|seam| !which(seam));
             let is_left = !seams.is_empty();
             st.part(id).has_seams |= is_left;
             self.write_out(st, buffer, actions);
@@ -159,7 +287,7 @@ impl Engine {
 mod tests {
     use super::*;
 
-    const PIECE: Option<Caller> = Some(Caller { thread: 7, parallel: false });
+    const PIECE: Option<Caller> = Some(Caller { thread: 7, parallel: false, is_cut: false });
 
     #[test]
     fn a_seam_is_there_until_its_page_is_whole() {
@@ -180,7 +308,7 @@ mod tests {
         block.note_seam(5, 10..20, 4096, None, 1);
         assert!(block.seams.is_empty());
         // The pieces of one call may come in any order.
-        let parallel = Some(Caller { thread: 7, parallel: true });
+        let parallel = Some(Caller { thread: 7, parallel: true, is_cut: false });
         block.note_seam(4, 100..4096, 4096, parallel, 1);
         assert_eq!(block.seams.len(), 1);
         block.note_seam(4, 0..100, 4096, parallel, 1);
@@ -202,7 +330,6 @@ mod tests {
             with_piece(&mut block, 3, 5000);
             assert!(block.is_to_wait(asked, 5000 + patience - 1));
             assert!(!block.is_to_wait(asked, 5000 + patience));
-            assert!(block.seams.is_empty());
         }
     }
 

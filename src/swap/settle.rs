@@ -40,8 +40,12 @@ impl Work {
         // With dirty bytes left the file still grows. Without, it may be too short: bytes at its end were punched or
         // lost before they were written.
         let cut = part.disk_size > size || (is_clean && (has_more || part.disk_size < size));
-        // Beyond the file's end there is nothing to punch.
-        let reach = if cut { end } else { part.disk_size.min(size) / unit * unit };
+        // Beyond the file's end there is nothing to punch; its last page goes as a whole.
+        let reach = if cut || part.disk_size == size {
+            end
+        } else {
+            part.disk_size.min(size) / unit * unit
+        };
         Work {
             size,
             cut,
@@ -152,6 +156,11 @@ impl Partition {
         }
         if work.modified.is_some() && self.modified == work.modified {
             self.modified = None;
+        }
+        let has_nothing_else = self.disk_size == self.size && self.modified.is_none();
+        if self.clean() && self.size == work.size && has_nothing_else {
+            // What is left now would be left by every other settling too.
+            self.ahead.remove(0..u64::MAX);
         }
         if self.modified.is_none()
             && let Some(set) = changed

@@ -179,6 +179,8 @@ pub(crate) struct State {
     pub(crate) fill_queue: VecDeque<(BufferIndex, u64, u32)>,
     /// Blocks that are to go out and wait for the rest of a write.
     pub(crate) seamed: Vec<BufferIndex>,
+    /// Partitions that have pages of unfinished writes on the device.
+    pub(crate) unfinished: Vec<u32>,
     pub(crate) partitions: Slab<Partition>,
     pub(crate) keys: HashMap<FileKey, u32>,
     /// Partitions without handles, by when the last was released.
@@ -239,6 +241,7 @@ impl State {
             scratch: (0..scratch_pages).collect(),
             fill_queue: VecDeque::new(),
             seamed: Vec::new(),
+            unfinished: Vec::new(),
             partitions: Slab::new(),
             keys: HashMap::new(),
             idle: BTreeMap::new(),

@@ -46,6 +46,8 @@ impl Engine {
     pub fn sync(&self, handle: u64, data_only: bool, reply: Reply) {
         self.with(|st, actions| match Engine::partition_of(st, handle) {
             Ok(partition) => {
+                // The kernel lets none in while a write(2) is under way.
+                self.close_all_seams(st, partition, actions);
                 let handle = Some(handle);
                 let op = SyncOp {
                     partition,

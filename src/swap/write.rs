@@ -307,6 +307,12 @@ impl Engine {
             part.unreadable.remove(new);
         }
         st.note_written(id, bytes.end - bytes.start);
+        if !st.part(id).unfinished.is_empty() {
+            self.take_unfinished(st, buffer, &pages);
+            if op.manner.caller.is_some_and(|caller| !caller.parallel) {
+                self.finish_others(st, id, &(op.offset..op.offset + op.length as u64));
+            }
+        }
         st.edit(buffer, |block| {
             block.copying.remove(pages.clone());
             for page in [pages.start, pages.end - 1] {
@@ -374,7 +380,7 @@ impl Engine {
             _ if manner.stable && done > 0 => {
                 // The next piece is sent when this one is stored.
                 if let Some(caller) = manner.caller {
-                    self.close_seams(st, id, caller.thread, actions);
+                    self.store_piece(st, id, caller.thread, actions);
                 }
                 let reply = Box::new(move |outcome: Result<()>| reply(outcome.map(|()| done)));
                 let epoch = st.part(id).epoch;

@@ -161,6 +161,13 @@ impl Mount {
         self.swap.join(name)
     }
 
+    /// Processor time of the daemon so far, in ticks of a hundredth of a second.
+    pub(crate) fn processor_ticks(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.daemon())).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+
     pub(crate) fn daemon(&self) -> Pid {
         Pid::from_raw(self.pid.load(Ordering::SeqCst))
     }

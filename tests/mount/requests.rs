@@ -206,6 +206,29 @@ fn discarded_bytes_were_never_there() {
     is_pattern(&mount.backing("fresh"), 40);
 }
 
+/// Bytes of the last page that were never written, and are discarded, leave a file that is settled once, and an unmount
+/// that ends.
+#[test]
+fn a_discarded_end_is_settled_once() {
+    for length in [70_062, 100, 4096 * 5 + 1, MIB + 4095] {
+        let mount = Mount::new(OPTIONS);
+        let file = open(&mount.at("file"));
+        file.set_len(length).unwrap();
+        file.sync_all().unwrap();
+        file.write_all_at(b"unwritten", length - 20).unwrap();
+        ask(&mount.at("file"), "discard");
+        drop(file);
+        wait_until("a clean file", || swap_xattr(&mount.at("file"), "dirty") == "0");
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let before = mount.processor_ticks();
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let ticks = mount.processor_ticks() - before;
+        assert!(ticks < 20, "{length}: {ticks} ticks of 10 ms in half a second");
+        mount.remount(OPTIONS);
+        assert_eq!(fs::read(mount.at("file")).unwrap(), vec![0; length as usize]);
+    }
+}
+
 /// "`reserve SIZE`: allocate SIZE bytes in the swap folder": not bytes of the file, and for good.
 #[test]
 fn reserved_space_stays_reserved() {

@@ -16,7 +16,8 @@ use crate::aio::device::Transfer;
 use crate::error::{Errno, Result};
 use crate::fs::{Attributes, ROOT_ID};
 use crate::fuse::session;
-use crate::swap::{Caller, Manner};
+
+use crate::swap::{Caller, Manner, PAGE_SIZE};
 use crate::volume::{CONTROL_NAME, ControlNode, XattrAnswer};
 
 /// Inodes that may wait to be closed.
@@ -289,7 +290,8 @@ impl Front {
         });
         let (engine, fh, offset) = (&self.volume.engine, write.fh, write.offset);
         let parallel = write.flags as i32 & libc::O_DIRECT != 0;
-        let caller = (!cached).then_some(Caller { thread: header.pid, parallel });
+        let is_cut = length > session::REQUEST_BYTES_MAX as usize - PAGE_SIZE as usize;
+        let caller = (!cached).then_some(Caller { thread: header.pid, parallel, is_cut });
         let manner = Manner { stable, caller };
         self.aim.saw(offset, length);
         if let Room::Intake(intake) = room {

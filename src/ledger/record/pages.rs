@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::Record;
 use crate::error::{Errno, Result};
 use crate::ledger::entry::{
-    BATCH, Entry, PAGE_BYTES, UNKNOWN, WRITING, WRITTEN, first_bad, pages_of, sum,
+    BATCH, Entry, PAGE_BYTES, TORN, UNKNOWN, WRITING, WRITTEN, first_bad, pages_of, sum,
 };
 use crate::ledger::stamp::Stamp;
 use crate::ledger::table::{ACTIVE, COMPLETE, HAS_TORN, Header, Place, SUSPECT};
@@ -92,8 +92,10 @@ impl Record {
 
     fn record_write(&self, place: &Place, writing: &Writing) -> Result<()> {
         let Writing { pages, sums, .. } = writing;
-        let mut settled = 0;
+        let (mut settled, mut has_pieces) = (0, false);
         self.change(|state| {
+            has_pieces = state.unfinished.range(pages.clone()).next().is_some();
+            state.header.flags |= if has_pieces { HAS_TORN } else { 0 };
             // Under way from here on: who ends a change of shape meanwhile must not record the file as settled.
             state.writes += 1;
             state.header.flags |= ACTIVE;
@@ -106,7 +108,8 @@ impl Record {
                 let new = sums.get((page - pages.start) as usize).copied().unwrap_or(WRITING);
                 // Of bytes that were there before there was a record, nobody can tell that they are still there.
                 let foreign = entry.new == UNKNOWN && page * PAGE_BYTES < settled;
-                *entry = Entry { new, previous: if foreign { WRITTEN } else { entry.new } };
+                let begun = Entry { new, previous: if foreign { WRITTEN } else { entry.new } };
+                *entry = if has_pieces { self.begun(page, begun) } else { begun };
             }
             true
         })
@@ -128,9 +131,13 @@ impl Record {
         };
         let place = self.state.lock().place();
         let ended = place.map_or(Ok(()), |place| {
-            self.each_batch(&place, pages.clone(), |_, entries| {
-                for entry in entries {
+            self.each_batch(&place, pages.clone(), |first, entries| {
+                for (page, entry) in (first..).zip(entries) {
                     *entry = match (outcome, entry.new) {
+                        (_, TORN) => {
+                            self.ended(page, outcome);
+                            *entry
+                        }
                         (Outcome::Failed, _) => Entry::torn(None),
                         (_, WRITING) => Entry::both(WRITTEN),
                         (_, sum) => Entry::both(sum),

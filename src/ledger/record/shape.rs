@@ -70,6 +70,8 @@ impl Record {
     pub(in crate::ledger) fn begin_shaping(
         &self, bytes: &Range<u64>, edges: &[Edge],
     ) -> Result<()> {
+        // The kernel begins none while a write(2) is under way.
+        self.end_piece(pages_of(bytes))?;
         self.begin(|slot| {
             self.shared.table.set_change(slot, bytes)?;
             self.note_change(ACTIVE | SHAPING, None)?;

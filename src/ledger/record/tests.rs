@@ -1,7 +1,7 @@
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 
-use crate::ledger::entry::Seen;
+use crate::ledger::entry::{Seen, sum};
 use crate::ledger::verdict::{Judgement, Meaning};
 
 use super::*;
@@ -355,4 +355,62 @@ fn what_is_recorded_in_the_end_is_what_the_file_is() {
         assert!(!header.has(ACTIVE));
         assert_eq!(header.modified_ns, clock.load(Ordering::SeqCst));
     }
+}
+
+/// "A page of which more is to come is torn after a kill, and whole for who reads it before."
+#[test]
+fn a_page_of_an_unfinished_write_is_torn_on_record_alone() {
+    let (old, new) = (sum(&[1; 4096]), sum(&[2; 4096]));
+    for (checksum, finish) in [Checksum::Crc32c, Checksum::Writes]
+        .into_iter()
+        .flat_map(|checksum| ["rest", "end", "close"].map(|finish| (checksum, finish)))
+    {
+        let place = Place::new(checksum, 0);
+        let record = &place.record;
+        let torn = || place.torn(16384, |page| if page < 2 { new } else { old });
+        place.write(0, &[1; 16384]);
+        record.begin_piece(&(4096..8192));
+        place.begin(0, &[2; 8192]);
+        assert!(torn().is_some_and(|torn| torn.end == 8192), "under way");
+        place.end(0..8192, Outcome::Stored, 16384);
+        assert_eq!(torn(), Some(4096..8192), "stored");
+        assert_eq!(record.verify(0, &[2; 8192]), (8192, None), "its readers get it");
+        match finish {
+            "rest" => place.write(4096, &[2; 4096]),
+            "end" => record.end_piece(1..2).unwrap(),
+            _ => {
+                record.join();
+                assert_eq!(record.leave(Some(stamp(16384))), Leaving::Unrecorded);
+                record.end_pieces();
+            }
+        }
+        assert_eq!((torn(), record.has_pieces()), (None, false), "{checksum:?}, {finish}");
+        assert_eq!(record.verify(0, &[2; 8192]), (8192, None));
+        if checksum == Checksum::Crc32c {
+            assert_eq!(record.verify(4096, &[3; 4096]), (0, Some(Errno::EBADMSG)));
+        }
+        // The next write is as any other.
+        place.write(4096, &[2; 4096]);
+        assert_eq!(torn(), None);
+    }
+}
+
+#[test]
+fn the_end_of_a_write_may_be_known_before_its_last_page_is_stored() {
+    let new = sum(&[2; 4096]);
+    let place = Place::new(Checksum::Crc32c, 0);
+    place.write(0, &[1; 8192]);
+    place.record.begin_piece(&(4096..8192));
+    place.begin(4096, &[2; 4096]);
+    place.record.end_piece(1..2).unwrap();
+    assert_eq!(place.torn(8192, |_| new), None);
+    assert_eq!(place.torn(8192, |_| sum(&[9; 4096])), Some(4096..8192));
+    place.end(4096..8192, Outcome::Stored, 8192);
+    assert_eq!(place.record.verify(4096, &[2; 4096]), (4096, None));
+    // A transfer that fails leaves damage that stays.
+    place.record.begin_piece(&(4096..8192));
+    place.begin(4096, &[3; 4096]);
+    place.end(4096..8192, Outcome::Failed, 8192);
+    place.record.end_piece(1..2).unwrap();
+    assert_eq!(place.record.verify(4096, &[3; 4096]), (0, Some(Errno::EUCLEAN)));
 }

@@ -311,13 +311,6 @@ fn slow_readers_shut_nobody_out() {
     is_unharmed(&mount, address, before);
 }
 
-/// Processor time of the daemon so far, in ticks of a hundredth of a second.
-fn ticks(mount: &Mount) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", mount.daemon())).unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-}
-
 /// Without a descriptor for one more connection the listener waits, and does not try without end.
 #[test]
 fn a_daemon_without_descriptors_does_not_spin() {
@@ -328,9 +321,9 @@ fn a_daemon_without_descriptors_does_not_spin() {
     let maximum = rustix::process::getrlimit(files).maximum;
     let old = prlimit(daemon, files, Rlimit { current: Some(3), maximum }).unwrap();
     let waiting: Vec<TcpStream> = (0..10).map(|_| connected(address)).collect();
-    let start = ticks(&mount);
+    let start = mount.processor_ticks();
     std::thread::sleep(Duration::from_secs(2));
-    let spent = ticks(&mount) - start;
+    let spent = mount.processor_ticks() - start;
     prlimit(daemon, files, old).unwrap();
     assert!(spent < 50, "{spent} hundredths of 2 s");
     drop(waiting);

@@ -186,3 +186,69 @@ fn a_write_that_ends_within_a_page_is_stored_when_asked() {
         }
     });
 }
+
+/// With O_DSYNC each piece is stored before the next one comes: a kill between the two leaves the page torn.
+#[test]
+fn no_page_is_half_of_a_write_that_is_stored_piece_by_piece() {
+    in_both_modes(|mode| {
+        let mount = super::mounted(mode);
+        let mut complaints = Complaints::default();
+        for round in 0..16_u64 {
+            let path = mount.at("f");
+            let mut how = OpenOptions::new();
+            how.read(true).write(true).create(true);
+            how.open(&path).unwrap().write_all_at(Bytes::new(1, LENGTH, 0).get(LENGTH), 0).unwrap();
+            let file = how.custom_flags(libc::O_DSYNC).open(&path).unwrap();
+            file.sync_all().unwrap();
+            thread::scope(|scope| {
+                let (file, mount) = (&file, &mount);
+                scope.spawn(move || {
+                    // Until there is no daemon any more.
+                    while [2, 1].iter().all(|byte| {
+                        file.write_at(Bytes::new(*byte, LENGTH, 704).get(LENGTH), 0).is_ok()
+                    }) {}
+                });
+                thread::sleep(Duration::from_micros(300 * round + 100));
+                kill(mount);
+            });
+            drop(file);
+            start(&mount, &super::options(mode));
+            let found = mixtures(&File::open(&path).unwrap(), 1, 2);
+            complaints.note(&format!("killed in round {round}"), found);
+            std::fs::remove_file(&path).unwrap();
+        }
+        complaints.none();
+    });
+}
+
+/// A write that happens to be as long as a piece is whole when its thread goes on, when somebody syncs, and after a second.
+#[test]
+fn a_write_as_long_as_a_piece_is_whole_in_the_end() {
+    const CUT: usize = (1 << 20) - 704;
+    let elsewhere = |file: &File| assert_eq!(file.write_at(b"x", LENGTH as u64).unwrap(), 1);
+    let ends: [(&str, &(dyn Fn(&File) + Sync)); 3] = [
+        ("its thread goes on", &elsewhere),
+        ("another thread syncs", &|file| {
+            thread::scope(|scope| scope.spawn(|| file.sync_data().unwrap()).join().unwrap());
+        }),
+        ("time passes", &|_| thread::sleep(Duration::from_millis(1300))),
+    ];
+    in_both_modes(|mode| {
+        let mount = super::mounted(mode);
+        for (case, end) in ends {
+            let path = mount.at("f");
+            let mut how = OpenOptions::new();
+            how.read(true).write(true).create(true).custom_flags(libc::O_DSYNC);
+            let file = how.open(&path).unwrap();
+            file.write_all_at(Bytes::new(1, LENGTH, 0).get(LENGTH), 0).unwrap();
+            assert_eq!(file.write_at(Bytes::new(2, CUT, 704).get(CUT), 0).unwrap(), CUT, "{case}");
+            end(&file);
+            crash(&mount, mode);
+            drop(file);
+            let bytes = std::fs::read(&path).unwrap();
+            assert!(bytes[..CUT].iter().all(|byte| *byte == 2), "{case}");
+            assert!(bytes[CUT..LENGTH].iter().all(|byte| *byte == 1), "{case}");
+            std::fs::remove_file(&path).unwrap();
+        }
+    });
+}
