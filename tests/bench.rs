@@ -679,7 +679,7 @@ fn the_roofline_names_a_layer_and_is_drawn() {
     let folder = Folder::new();
     let drawing = Folder::new();
     let plot = drawing.path().join("layers.svg");
-    let arguments = ["bench", "--roofline", folder.text(), "--io_size", "8M", "--loops", "1"];
+    let arguments = ["bench", "--roofline", folder.text(), "--io_size", "4M", "--loops", "1"];
     let options = ["-o", "pool_size=16m", "--plot", plot.to_str().unwrap(), "--json"];
     // Without fio, whatever is installed: there is no program in that folder.
     let mut bench = command(&[&arguments[..], &options].concat());
@@ -710,7 +710,7 @@ fn the_roofline_names_a_layer_and_is_drawn() {
 #[ignore = "needs fio: tests/suites/tools.sh"]
 fn the_roofline_has_fio_as_its_lowest_layer() {
     let folder = Folder::new();
-    let arguments = ["bench", "--roofline", folder.text(), "--io_size", "8M", "--loops", "1"];
+    let arguments = ["bench", "--roofline", folder.text(), "--io_size", "4M", "--loops", "1"];
     let report = json(swapfs(&[&arguments[..], &["-o", "pool_size=16m", "--json"]].concat()));
     let layers = report["layers"].as_array().unwrap();
     assert_eq!(layers.len(), 10);

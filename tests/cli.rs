@@ -152,19 +152,18 @@ fn config_show_tells_values_and_origins() {
 fn defaults_come_from_the_machine_and_from_variables() {
     let script = "mount -t tmpfs none /etc && mkdir /etc/swapfs && printf %s \"$1\" >/etc/swapfs/config.json && \
                   chmod \"$2\" /etc/swapfs/config.json && shift 2 && exec \"$@\"";
-    let shown = |mode: &str, arguments: &[&str]| {
+    let shown = |text: &str, mode: &str, arguments: &[&str]| {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]);
-        // As people write it, with a comment.
-        command
-            .arg("{swapfs: {pool_size: '96m', queue_depth: 3, fuse_threads: 2} // ours\n}")
-            .arg(mode);
+        command.args([text, mode]);
         command.arg(env!("CARGO_BIN_EXE_swapfs")).args(arguments);
         command.env("SWAPFS_QUEUE_DEPTH", "5").env("SWAPFS_LOG", "").output().unwrap()
     };
     let read =
         |output: &Output| -> serde_json::Value { serde_json::from_str(&stdout(output)).unwrap() };
-    let found = read(&shown("644", &["config", "show", "--json", "-o", "fuse_threads=7"]));
+    // As people write it, with a comment.
+    let text = "{swapfs: {pool_size: '96m', queue_depth: 3, fuse_threads: 2} // ours\n}";
+    let found = read(&shown(text, "644", &["config", "show", "--json", "-o", "fuse_threads=7"]));
     for (key, value, origin) in [
         ("pool_size", 96 << 20, "file /etc/swapfs/config.json"),
         ("queue_depth", 5, "variable SWAPFS_QUEUE_DEPTH"),
@@ -174,13 +173,18 @@ fn defaults_come_from_the_machine_and_from_variables() {
         assert_eq!(found[key], serde_json::json!({"value": value, "origin": origin}));
     }
     assert_eq!(found["log"]["value"], "info");
-    let ignored = shown("666", &["config", "show", "--json"]);
-    assert_eq!(read(&ignored)["pool_size"]["origin"], "built-in");
-    let said = String::from_utf8_lossy(&ignored.stderr);
-    assert!(
-        said.starts_with("swapfs: /etc/swapfs/config.json: ignored, it has to be root's"),
-        "{said}"
-    );
+    // Whoever may write it can break it too.
+    for text in [text, "{swapfs: {pool_size", ""] {
+        let ignored = shown(text, "666", &["config", "show", "--json"]);
+        assert_eq!(read(&ignored)["pool_size"]["origin"], "built-in");
+        let said = String::from_utf8_lossy(&ignored.stderr);
+        assert!(
+            said.starts_with("swapfs: /etc/swapfs/config.json: ignored, it has to be root's"),
+            "{said}"
+        );
+    }
+    let broken = shown("{swapfs: {pool_size", "644", &["config", "show"]);
+    assert!(!broken.status.success());
 }
 
 #[test]

@@ -36,8 +36,8 @@ impl Default for NullOptions {
     }
 }
 
-/// Completes everything at once and in full, on one thread of its own. Files of any kind will do, none is
-/// touched, and a sync syncs nothing.
+/// Completes everything at once and in full, on one thread of its own. Files of any kind will do. None gets any bytes; a
+/// write beyond a file's end makes it longer, as on any device. A sync syncs nothing.
 pub struct NullDevice {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -175,16 +175,24 @@ fn perform(completion: &mut Completion, clear: bool) {
     if completion.result.is_err() {
         return;
     }
-    completion.result = Ok(match &mut completion.transfer.action {
+    let Transfer { action, file, offset, .. } = &mut completion.transfer;
+    completion.result = match action {
         Action::Read(lease) => {
             if clear {
                 lease.fill(0);
             }
-            lease.len()
+            Ok(lease.len())
         }
-        Action::Write(lease) => lease.len(),
-        Action::Sync { .. } => 0,
-    });
+        Action::Write(lease) => {
+            let end = *offset + lease.len() as u64;
+            let grown = file.status().and_then(|status| match status.size < end {
+                true => file.set_len(end),
+                false => Ok(()),
+            });
+            grown.map(|()| lease.len())
+        }
+        Action::Sync { .. } => Ok(0),
+    };
 }
 
 /// A file with a length and nothing in it, for when there is no folder either. Space is never short.
@@ -274,7 +282,7 @@ mod tests {
 
     #[test]
     fn everything_completes_and_reads_are_zeros() {
-        let device = NullDevice::new(NullOptions::default()).unwrap();
+        let device = NullDevice::new(NullOptions { alignment: 512, clear: true }).unwrap();
         let (sender, completions) = crossbeam_channel::unbounded();
         device.connect(Arc::new(Sink(sender)));
         let options = ArenaOptions { size: 8192, pin_memory: false, huge_pages: false };
@@ -282,7 +290,7 @@ mod tests {
         lease.fill(7);
         let (front, back) = lease.split_front(4096);
         let file = Arc::new(NullFile::new(8192));
-        let transfer = |token, action| Transfer { token, action, file: file.clone(), offset: 0 };
+        let transfer = |token, action| Transfer { token, action, file: file.clone(), offset: 6144 };
         device.submit(&mut vec![
             transfer(1, Action::Read(front)),
             transfer(2, Action::Write(back.downgrade())),
@@ -296,6 +304,7 @@ mod tests {
             }
         }
         assert_eq!(device.stats().read_bytes, 4096);
+        assert_eq!(file.status().unwrap().size, 6144 + 4096, "as long as what was written");
         device.shutdown();
         device.submit(&mut vec![transfer(4, Action::Sync { data_only: true })]);
         assert_eq!(completions.recv().unwrap().result, Err(Errno::ENODEV));

@@ -291,10 +291,12 @@ impl Daemon {
         }
         let state = self.swap_folder.as_deref().and_then(read_state);
         match state.filter(|state| state.pid == self.pid) {
-            Some(state) if state.state != Phase::Finished => Err(format!(
-                "unmounted, but swapfs pid {} ended before it was done: the next mount finds out what is missing",
-                self.pid
-            )),
+            Some(state) if matches!(state.state, Phase::Mounted | Phase::Finishing) => {
+                Err(format!(
+                    "unmounted, but swapfs pid {} ended before it was done: the next mount finds out what is missing",
+                    self.pid
+                ))
+            }
             Some(state) if !state.failed.is_empty() => {
                 Err(format!("unmounted, but not on stable storage: {}", state.failed.join(", ")))
             }
@@ -335,7 +337,10 @@ mod tests {
             let daemon = Daemon { pid, fd, swap_folder: Some(folder.path().to_owned()) };
             daemon.wait(Instant::now() + Duration::from_secs(60), 60)
         };
-        assert_eq!(ended(Phase::Finished, &[], false), Ok(()));
+        // Unmounted while it started, it had nothing to store.
+        for phase in [Phase::Finished, Phase::Starting] {
+            assert_eq!(ended(phase, &[], false), Ok(()));
+        }
         for phase in [Phase::Mounted, Phase::Finishing] {
             let line = ended(phase, &[], false).unwrap_err();
             assert!(line.contains("ended before it was done"), "{line}");

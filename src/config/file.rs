@@ -9,7 +9,7 @@ use serde_json::{Map, Value as Json};
 use super::ConfigError;
 use super::deepspeed;
 use super::error::nearest;
-use super::json::{given, read_file, shown, shown_key};
+use super::json::{self, given, read_file, shown, shown_key};
 use super::options::{Kind, OPTIONS, OptionDefinition, Value, find};
 use super::settings::{Origin, Settings};
 
@@ -44,8 +44,8 @@ pub(super) fn read_defaults(settings: &mut Settings, path: &Path) -> Result<(), 
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         _ => {}
     }
-    let (root, metadata) =
-        read_file(path).map_err(|reason| ConfigError::File { path: path.to_owned(), reason })?;
+    let failed = |reason| ConfigError::File { path: path.to_owned(), reason };
+    let (file, metadata) = json::open(path).map_err(failed)?;
     if metadata.uid() != 0 || metadata.mode() & 0o022 != 0 {
         // Everybody's mounts would follow whoever may write it.
         settings.warnings.push(format!(
@@ -54,6 +54,7 @@ pub(super) fn read_defaults(settings: &mut Settings, path: &Path) -> Result<(), 
         ));
         return Ok(());
     }
+    let root = json::read(file).map_err(failed)?;
     let origin = Origin::Defaults(path.to_owned());
     apply_block(settings, path, &root, &AIO, &origin)?;
     apply_block(settings, path, &root, &OWN, &origin)

@@ -24,15 +24,29 @@ pub(crate) fn read_object(path: &Path) -> Result<Map<String, Json>, String> {
     Ok(read_file(path)?.0)
 }
 
-/// As [`read_object`], with what the file is like. A FIFO or a device, which may never end, is not read.
+/// As [`read_object`], with what the file is like.
 pub(super) fn read_file(path: &Path) -> Result<(Map<String, Json>, Metadata), String> {
-    let failed = |error: std::io::Error| crate::sys_process::reason(&error);
+    let (file, metadata) = open(path)?;
+    Ok((read(file)?, metadata))
+}
+
+fn failed(error: std::io::Error) -> String {
+    crate::sys_process::reason(&error)
+}
+
+/// Opens a file for [`read`]. A FIFO or a device, which may never end, is refused.
+pub(super) fn open(path: &Path) -> Result<(File, Metadata), String> {
     let mut options = File::options();
     let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     if !metadata.is_file() && !metadata.is_dir() {
         return Err("not a regular file; name another".to_owned());
     }
+    Ok((file, metadata))
+}
+
+/// The object that an open file consists of.
+pub(super) fn read(file: File) -> Result<Map<String, Json>, String> {
     let mut bytes = Vec::new();
     file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
@@ -43,16 +57,15 @@ pub(super) fn read_file(path: &Path) -> Result<(Map<String, Json>, Metadata), St
     }
     let text = std::str::from_utf8(&bytes)
         .map_err(|error| format!("not UTF-8 text (byte {})", error.valid_up_to()))?;
-    let root = match serde_json::from_str(text) {
-        Ok(Strict(Json::Object(root))) => root,
-        Ok(Strict(_)) => return Err("the file is not a JSON object".to_owned()),
-        Err(error) if error.is_data() => return Err(error.to_string()),
+    match serde_json::from_str(text) {
+        Ok(Strict(Json::Object(root))) => Ok(root),
+        Ok(Strict(_)) => Err("the file is not a JSON object".to_owned()),
+        Err(error) if error.is_data() => Err(error.to_string()),
         // DeepSpeed's reader takes more, and JSON means the same to it.
         Err(_) => {
-            hjson::parse(text).map_err(|fault| format!("neither valid JSON nor Hjson: {fault}"))?
+            hjson::parse(text).map_err(|fault| format!("neither valid JSON nor Hjson: {fault}"))
         }
-    };
-    Ok((root, metadata))
+    }
 }
 
 /// The value when it was given: `null` and DeepSpeed's `"auto"` are as if absent.

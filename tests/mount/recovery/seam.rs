@@ -226,7 +226,8 @@ fn no_page_is_half_of_a_write_that_is_stored_piece_by_piece() {
 fn a_write_as_long_as_a_piece_is_whole_in_the_end() {
     const CUT: usize = (1 << 20) - 704;
     let elsewhere = |file: &File| assert_eq!(file.write_at(b"x", LENGTH as u64).unwrap(), 1);
-    let ends: [(&str, &(dyn Fn(&File) + Sync)); 3] = [
+    type End = dyn Fn(&File) + Sync;
+    let ends: [(&str, &End); 3] = [
         ("its thread goes on", &elsewhere),
         ("another thread syncs", &|file| {
             thread::scope(|scope| scope.spawn(|| file.sync_data().unwrap()).join().unwrap());
