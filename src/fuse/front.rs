@@ -300,7 +300,9 @@ impl Reader {
         let (readers, headers) = (&self.front.readers, &mut self.headers);
         match (turn, &self.impatient) {
             (Turn::End, _) => return Ok(None),
-            (Turn::Lead(lookout), Some(impatient)) if !lookout.is_zero() => {
+            (Turn::Lead(lookout), Some(impatient))
+                if !(lookout.is_zero() && self.reads.is_empty()) =>
+            {
                 if !Arc::ptr_eq(&self.device, impatient) {
                     self.device.clone_from(impatient);
                 }
@@ -311,7 +313,7 @@ impl Reader {
                         self.reads.wait(&self.front.volume.engine, crew);
                     }
                 }
-                if received == Some(0) {
+                if received == Some(0) && !lookout.is_zero() {
                     let end = Instant::now() + lookout;
                     received = readers.reading(|| {
                         impatient.look_out(headers, room.parts(), end, || self.front.tidy())

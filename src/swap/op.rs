@@ -151,6 +151,8 @@ pub(crate) struct SyncOp {
     pub(crate) data_only: bool,
     /// Stop after the transfers: the data is in the swap folder, not yet on stable storage.
     pub(crate) written_only: bool,
+    /// It stores a piece of a write(2), after which the next one comes.
+    pub(crate) of_piece: bool,
     pub(crate) reply: Reply,
 }
 

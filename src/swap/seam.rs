@@ -23,6 +23,8 @@ use super::state::State;
 /// waits for the block, and while nobody does, in milliseconds.
 const PATIENCE_ASKED_MS: u64 = 20;
 const PATIENCE_MS: u64 = 1000;
+/// So long a page that went out before its rest has come is taken for torn.
+const UNFINISHED_MS: u64 = 200;
 
 /// Seams of a block that are remembered: of more writers than these at a time the oldest is not.
 const SEAMS_MAX: usize = 4;
@@ -71,6 +73,7 @@ pub(crate) struct Unfinished {
     seam: Seam,
     /// It has been promised to be on stable storage.
     stable: bool,
+    since_ms: u64,
 }
 
 /// Of a partition. Of more the oldest is taken for finished.
@@ -96,6 +99,8 @@ impl Block {
             if self.seams.len() == SEAMS_MAX {
                 self.seams.remove(0);
             }
+            // What begins within a page may be the beginning of its write.
+            let is_cut = is_cut && end < known;
             self.seams.push(Seam { page, start, end, thread, at_ms: now_ms, is_cut });
         }
     }
@@ -143,7 +148,7 @@ impl Engine {
     fn leave_unfinished(
         &self, st: &mut State, buffer: BufferIndex, stable: bool, which: impl Fn(&Seam) -> bool,
     ) {
-        let unit = st.shape.unit;
+        let (unit, now_ms) = (st.shape.unit, self.now_ms());
         let block = &mut st.blocks[buffer as usize];
         let start = block.index * self.shape.block_size;
         let id = block.partition;
@@ -159,7 +164,7 @@ impl Engine {
                 let Unfinished { at, stable, .. } = part.unfinished.remove(0);
                 part.file.end_piece(at..at + unit, stable);
             }
-            part.unfinished.push(Unfinished { at, seam, stable });
+            part.unfinished.push(Unfinished { at, seam, stable, since_ms: now_ms });
             part.has_seams = true;
             if !st.unfinished.contains(&id) {
                 st.unfinished.push(id);
@@ -202,6 +207,13 @@ impl Engine {
         });
     }
 
+    /// As far as anybody knows all pages of a partition are whole.
+    pub(crate) fn finish_all(&self, st: &mut State, id: u32) {
+        if !st.part(id).unfinished.is_empty() {
+            self.finish(st, id, |_| true);
+        }
+    }
+
     /// A write(2) of these bytes is alone with the partition: all others have ended.
     pub(crate) fn finish_others(&self, st: &mut State, id: u32, bytes: &Range<u64>) {
         let unit = st.shape.unit;
@@ -220,7 +232,7 @@ impl Engine {
             if st.partitions.get(id as usize).is_none() {
                 continue;
             }
-            self.finish(st, id, |it| it.seam.at_ms + PATIENCE_MS <= now_ms);
+            self.finish(st, id, |it| it.since_ms + UNFINISHED_MS <= now_ms);
             if !st.part(id).unfinished.is_empty() {
                 st.unfinished.push(id);
             }

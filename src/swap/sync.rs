@@ -30,6 +30,7 @@ impl Engine {
                     errors_before: u64::MAX,
                     data_only: true,
                     written_only: true,
+                    of_piece: false,
                     reply,
                 };
                 return self.start_sync_op(st, op, actions);
@@ -56,6 +57,7 @@ impl Engine {
                     errors_before: u64::MAX,
                     data_only,
                     written_only: false,
+                    of_piece: false,
                     reply,
                 };
                 self.start_sync_op(st, op, actions);
@@ -78,7 +80,8 @@ impl Engine {
                 .iter()
                 .filter(|(_, part)| {
                     let open = part.needs_settling() || part.failed_blocks > 0 || part.writes > 0;
-                    !part.unlinked && (part.dirty_pages > 0 || part.unsynced || open)
+                    let unsynced = part.unsynced || !part.unfinished.is_empty();
+                    !part.unlinked && (part.dirty_pages > 0 || unsynced || open)
                 })
                 .map(|(id, _)| id as u32)
                 .collect();
@@ -100,6 +103,7 @@ impl Engine {
                     errors_before,
                     data_only: false,
                     written_only: false,
+                    of_piece: false,
                     reply,
                 };
                 self.start_sync_op(st, op, actions);

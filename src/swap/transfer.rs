@@ -227,6 +227,10 @@ impl Engine {
         let id = op.partition;
         st.part(id).jobs += 1;
         st.part(id).unsynced = false;
+        if !op.of_piece {
+            // What is to be on stable storage now is not to be found torn, whatever may still come.
+            self.finish_all(st, id);
+        }
         let action = Action::Sync { data_only: op.data_only };
         self.start_transfer(st, id, Purpose::Sync(op), 0, action, actions);
     }

@@ -391,6 +391,7 @@ impl Engine {
                     errors_before,
                     data_only: true,
                     written_only: false,
+                    of_piece: true,
                     reply,
                 };
                 self.start_sync_op(st, op, actions);

@@ -22,6 +22,7 @@ mod owners;
 mod place;
 mod polls;
 mod processes;
+mod processors;
 mod prometheus;
 mod recovery;
 mod requests;

@@ -221,18 +221,19 @@ fn no_page_is_half_of_a_write_that_is_stored_piece_by_piece() {
     });
 }
 
-/// A write that happens to be as long as a piece is whole when its thread goes on, when somebody syncs, and after a second.
+/// A write that happens to be as long as a piece is whole when its thread goes on, when somebody syncs, and after a moment.
 #[test]
 fn a_write_as_long_as_a_piece_is_whole_in_the_end() {
     const CUT: usize = (1 << 20) - 704;
     let elsewhere = |file: &File| assert_eq!(file.write_at(b"x", LENGTH as u64).unwrap(), 1);
     type End = dyn Fn(&File) + Sync;
-    let ends: [(&str, &End); 3] = [
+    let ends: [(&str, &End); 4] = [
         ("its thread goes on", &elsewhere),
+        ("somebody syncs all", &|_| ()),
         ("another thread syncs", &|file| {
             thread::scope(|scope| scope.spawn(|| file.sync_data().unwrap()).join().unwrap());
         }),
-        ("time passes", &|_| thread::sleep(Duration::from_millis(1300))),
+        ("time passes", &|_| thread::sleep(Duration::from_millis(500))),
     ];
     in_both_modes(|mode| {
         let mount = super::mounted(mode);
@@ -244,6 +245,9 @@ fn a_write_as_long_as_a_piece_is_whole_in_the_end() {
             file.write_all_at(Bytes::new(1, LENGTH, 0).get(LENGTH), 0).unwrap();
             assert_eq!(file.write_at(Bytes::new(2, CUT, 704).get(CUT), 0).unwrap(), CUT, "{case}");
             end(&file);
+            if case == "somebody syncs all" {
+                File::open(&mount.mnt).unwrap().sync_all().unwrap();
+            }
             crash(&mount, mode);
             drop(file);
             let bytes = std::fs::read(&path).unwrap();
