@@ -150,7 +150,7 @@ impl Filesystem for Adapter {
         &self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, size: u32,
         _flags: OpenFlags, _lock_owner: Option<LockOwner>, reply: ReplyData,
     ) {
-        let opened = self.opened.lock().get(&fh.0).cloned();
+        let opened = self.opened.get(&fh.0).map(|opened| opened.clone());
         match opened {
             Some(Opened::Control(snapshot)) => {
                 control::read(&snapshot.content, offset, size, reply);
@@ -174,8 +174,7 @@ impl Filesystem for Adapter {
         &self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags,
         _lock_owner: Option<LockOwner>, _flush: bool, reply: ReplyEmpty,
     ) {
-        let opened = self.opened.lock().remove(&fh.0);
-        if let Some(Opened::AccessLog(reader)) = opened {
+        if let Some((_, Opened::AccessLog(reader))) = self.opened.remove(&fh.0) {
             self.volume.watch.access.close(reader);
         }
         reply.ok();
@@ -234,8 +233,7 @@ impl Filesystem for Adapter {
     fn releasedir(
         &self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty,
     ) {
-        // Bound to a name, so that the folder is closed after the lock is gone.
-        let _closed = self.opened.lock().remove(&fh.0);
+        self.opened.remove(&fh.0);
         reply.ok();
     }
 

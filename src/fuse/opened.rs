@@ -1,14 +1,13 @@
 //! What the adapter keeps between requests, and the answers that many of them share.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use dashmap::DashMap;
 use fuser::{
     FileHandle, Generation, INodeNo, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyXattr,
     Request,
 };
-use parking_lot::Mutex;
 
 use super::attr::{TTL, errno, file_attr};
 use super::session::Agreed;
@@ -37,7 +36,7 @@ pub(super) struct Snapshot {
 #[derive(Debug)]
 pub(super) struct Adapter {
     pub(super) volume: Arc<Volume>,
-    pub(super) opened: Mutex<HashMap<u64, Opened>>,
+    pub(super) opened: DashMap<u64, Opened>,
     next_handle: AtomicU64,
     pub(super) agreed: Arc<Agreed>,
 }
@@ -92,18 +91,18 @@ pub(super) fn answer_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
 
 impl Adapter {
     pub(super) fn new(volume: Arc<Volume>, agreed: Arc<Agreed>) -> Adapter {
-        let (opened, next_handle) = (Mutex::new(HashMap::new()), AtomicU64::new(1));
+        let (opened, next_handle) = (DashMap::new(), AtomicU64::new(1));
         Adapter { volume, opened, next_handle, agreed }
     }
 
     pub(super) fn keep(&self, opened: Opened) -> u64 {
         let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        self.opened.lock().insert(handle, opened);
+        self.opened.insert(handle, opened);
         handle
     }
 
     pub(super) fn directory(&self, fh: FileHandle) -> Result<Arc<Directory>> {
-        match self.opened.lock().get(&fh.0) {
+        match self.opened.get(&fh.0).as_deref() {
             Some(Opened::Directory(directory)) => Ok(directory.clone()),
             _ => Err(Errno::EBADF),
         }

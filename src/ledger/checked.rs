@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
+use dashmap::DashMap;
 use parking_lot::Mutex;
 
 use super::Ledger;
@@ -63,8 +64,8 @@ struct Sink {
     agains: AtomicUsize,
     /// Bytes: what is moved of a transfer counts in multiples of it.
     alignment: u64,
-    /// By the engine's token. Locked for lookups only.
-    groups: Mutex<HashMap<u64, Group>>,
+    /// By the engine's token.
+    groups: DashMap<u64, Group>,
 }
 
 impl std::fmt::Debug for Sink {
@@ -85,7 +86,7 @@ impl Checked {
             again: Mutex::default(),
             agains: AtomicUsize::new(0),
             alignment: inner.geometry().alignment as u64,
-            groups: Mutex::new(HashMap::new()),
+            groups: DashMap::new(),
         });
         Self { inner, sink }
     }
@@ -292,7 +293,7 @@ impl Sink {
         }
         let group =
             Group { left: 1 + (batch.len() - before) as u32, result: Ok(0), transfer: None };
-        self.groups.lock().insert(transfer.token, group);
+        self.groups.insert(transfer.token, group);
     }
 
     /// A write has ended: what is to be recorded of that.
@@ -322,9 +323,7 @@ impl Sink {
         let Completion { transfer, result } = completion;
         let token = transfer.token & !OWN;
         let own = transfer.token & OWN != 0;
-        let mut groups = self.groups.lock();
-        let Some(group) = groups.get_mut(&token) else {
-            drop(groups);
+        let Some(mut group) = self.groups.get_mut(&token) else {
             return Some(Completion { transfer, result });
         };
         group.left -= 1;
@@ -337,8 +336,8 @@ impl Sink {
         if group.left > 0 {
             return None;
         }
-        let Group { result, transfer, .. } = groups.remove(&token)?;
-        drop(groups);
+        drop(group);
+        let (_, Group { result, transfer, .. }) = self.groups.remove(&token)?;
         let transfer = transfer?;
         if let Some(file) = LedgerFile::of(&*transfer.file) {
             file.record().end_sync(result.is_ok());

@@ -4,17 +4,16 @@
 //! A packet socket keeps messages whole, as the device does. Its packets are limited in size, so
 //! requests that ask for long answers are made to ask for less before they are passed on.
 
-use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
+use dashmap::DashMap;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, getsockopt, recv, sendmsg, setsockopt, socketpair,
     sockopt,
 };
-use parking_lot::Mutex;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::abi::{DESTROY, InHeader, Opcode, OutHeader};
@@ -41,7 +40,7 @@ type Origin = (Arc<Device>, Option<Ticket>);
 pub(super) struct Relay {
     socket: OwnedFd,
     /// Of the requests that are on their way.
-    origins: Mutex<HashMap<u64, Origin>>,
+    origins: DashMap<u64, Origin>,
 }
 
 impl Relay {
@@ -55,7 +54,7 @@ impl Relay {
         for end in [&ours, &theirs] {
             widen(end)?;
         }
-        Ok((Relay { socket: ours, origins: Mutex::default() }, theirs))
+        Ok((Relay { socket: ours, origins: DashMap::new() }, theirs))
     }
 
     /// Passes a request on. Its answer will be sent to `device`.
@@ -77,10 +76,10 @@ impl Relay {
         if asks_for_bytes && let Ok(size) = u32::read_from_bytes(&headers[READ_SIZE_AT]) {
             headers[READ_SIZE_AT].copy_from_slice(size.min(LISTING_BYTES_MAX).as_bytes());
         }
-        self.origins.lock().insert(header.unique, (device.clone(), ticket));
+        self.origins.insert(header.unique, (device.clone(), ticket));
         let parts = [IoSlice::new(&headers[..length.min(HEADER_BYTES)]), IoSlice::new(rest)];
         self.send(&parts).inspect_err(|_| {
-            self.origins.lock().remove(&header.unique);
+            self.origins.remove(&header.unique);
         })
     }
 
@@ -140,7 +139,8 @@ impl Relay {
             log::error!("a message of {length} bytes is no answer");
             return Ok(true);
         };
-        let (origin, ticket) = self.origins.lock().remove(&header.unique).unzip();
+        let (origin, ticket) =
+            self.origins.remove(&header.unique).map(|(_, origin)| origin).unzip();
         let ticket = ticket.flatten();
         // Notifications (0) belong to no request; so does the answer to the message that ends a session,
         // which is no notification because it has no kind.
