@@ -468,7 +468,7 @@ impl Ledger {
             self.live.lock().values().filter_map(|live| live.file.upgrade()).collect();
         for file in open {
             file.settle();
-            self.note(file.record(), Record::end_pieces);
+            self.note(file.record(), Record::end_all_pieces);
         }
         self.catch_up();
         self.shared.table.sync_all()?;
@@ -498,7 +498,7 @@ impl Ledger {
 /// The last file of a record is closed; it may be in use again by now.
 fn closed(live: &Mutex<HashMap<Identity, Live>>, record: &Record, stamp: Option<Stamp>) {
     if record.is_unused() {
-        record.end_pieces();
+        record.end_all_pieces();
     }
     match stamp {
         Some(Stamp { links: 0, .. }) if record.is_unused() => record.forget(),

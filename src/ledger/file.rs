@@ -227,11 +227,12 @@ impl BackingFile for LedgerFile {
     fn end_piece(&self, bytes: Range<u64>, stable: bool) {
         let ledger = self.ledger.clone();
         self.ledger.note(&self.record, move |record| {
-            let ended = record.end_piece(pages_of(&bytes));
-            if let Err(errno) =
-                ended.and_then(|()| if stable { ledger.sync(record) } else { Ok(()) })
-            {
-                log::error!("ledger: {}; bytes {bytes:?} stay torn on record", errno.desc());
+            record.end_pieces(pages_of(&bytes));
+            if stable && let Err(errno) = ledger.sync(record) {
+                log::error!(
+                    "ledger: record of bytes {bytes:?}: {}; a page stays torn on record",
+                    errno.desc()
+                );
             }
         });
     }

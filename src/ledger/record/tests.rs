@@ -381,7 +381,7 @@ fn a_page_of_an_unfinished_write_is_torn_on_record_alone() {
             _ => {
                 record.join();
                 assert_eq!(record.leave(Some(stamp(16384))), Leaving::Unrecorded);
-                record.end_pieces();
+                record.end_all_pieces();
             }
         }
         assert_eq!((torn(), record.has_pieces()), (None, false), "{checksum:?}, {finish}");

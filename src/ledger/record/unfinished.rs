@@ -95,11 +95,17 @@ impl Record {
     }
 
     /// Nobody writes to the file any more, so no write(2) has a rest to come.
-    pub(in crate::ledger) fn end_pieces(&self) {
-        if self.has_pieces()
-            && let Err(errno) = self.end_piece(0..u64::MAX / PAGE_BYTES)
-        {
-            log::error!("ledger: {}; a page stays torn on record", errno.desc());
+    pub(in crate::ledger) fn end_all_pieces(&self) {
+        if self.has_pieces() {
+            self.end_pieces(0..u64::MAX / PAGE_BYTES);
+        }
+    }
+
+    /// As [`Record::end_piece`], where nobody can be told of a failure.
+    pub(in crate::ledger) fn end_pieces(&self, pages: Range<u64>) {
+        if let Err(errno) = self.end_piece(pages) {
+            let slot = self.state.lock().slot.unwrap_or_default();
+            log::error!(partition = slot; "ledger: record {slot}: {}; a page stays torn on record", errno.desc());
         }
     }
 
