@@ -514,9 +514,9 @@ fn without_checksums_interrupted_writes_are_torn() {
         slot.set_entry(1, (WRITING, WRITTEN));
         slot.set_flags(ACTIVE, 0);
     }
-    // As the kernel does when the first byte of a write has come.
+    // The kernel stamps it as when the first byte of the write had come.
     let begun = File::options().write(true).open(mount.backing("t")).unwrap();
-    begun.set_modified(std::time::SystemTime::now()).unwrap();
+    begun.write_all_at(&pattern(0, 1), 0).unwrap();
     mount.signal(Signal::SIGKILL);
     mount.wait_gone();
     is_done(&mount.mount(&format!("{options} --replace")));
