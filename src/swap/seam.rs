@@ -60,6 +60,8 @@ pub(crate) struct Seam {
     at_ms: u64,
     /// The piece is as long as one that the kernel has cut.
     is_cut: bool,
+    /// It is to be on stable storage before more comes.
+    stable: bool,
 }
 
 /// Those of one block.
@@ -101,7 +103,15 @@ impl Block {
             }
             // What begins within a page may be the beginning of its write.
             let is_cut = is_cut && end < known;
-            self.seams.push(Seam { page, start, end, thread, at_ms: now_ms, is_cut });
+            self.seams.push(Seam {
+                page,
+                start,
+                end,
+                thread,
+                at_ms: now_ms,
+                is_cut,
+                stable: false,
+            });
         }
     }
 
@@ -133,8 +143,6 @@ impl Engine {
         let asked = !part.sync_ops.is_empty() || part.barrier.is_some() || !st.waiting.is_empty();
         let now_ms = self.now_ms();
         if !st.blocks[buffer as usize].is_to_wait(asked, now_ms) {
-            self.leave_unfinished(st, buffer, false, |seam| seam.is_cut);
-            st.blocks[buffer as usize].seams.clear();
             return false;
         }
         if !st.seamed.contains(&buffer) {
@@ -144,18 +152,16 @@ impl Engine {
         true
     }
 
-    /// Pages of a block go out with these seams of theirs open.
-    fn leave_unfinished(
-        &self, st: &mut State, buffer: BufferIndex, stable: bool, which: impl Fn(&Seam) -> bool,
-    ) {
+    /// A block goes out now, with the seams that it still has open.
+    pub(crate) fn leave_unfinished(&self, st: &mut State, buffer: BufferIndex) {
         let (unit, now_ms) = (st.shape.unit, self.now_ms());
         let block = &mut st.blocks[buffer as usize];
+        if block.seams.is_empty() {
+            return;
+        }
         let start = block.index * self.shape.block_size;
         let id = block.partition;
-        let (left, kept) =
-            std::mem::take(&mut block.seams).into_iter().partition(|seam| which(seam));
-        block.seams = kept;
-        let left: Seams = left;
+        let left = std::mem::take(&mut block.seams).into_iter().filter(|seam| seam.is_cut);
         for seam in left {
             let at = start + seam.page as u64 * unit;
             let part = st.part(id);
@@ -164,6 +170,7 @@ impl Engine {
                 let Unfinished { at, stable, .. } = part.unfinished.remove(0);
                 part.file.end_piece(at..at + unit, stable);
             }
+            let stable = seam.stable;
             part.unfinished.push(Unfinished { at, seam, stable, since_ms: now_ms });
             part.has_seams = true;
             if !st.unfinished.contains(&id) {
@@ -244,9 +251,10 @@ impl Engine {
         if st.part(id).has_seams {
             let buffers: Vec<BufferIndex> = st.part(id).blocks.values().copied().collect();
             for buffer in buffers {
-                self.leave_unfinished(st, buffer, true, |seam| {
-                    seam.thread == thread && seam.is_cut
-                });
+                let seams = st.blocks[buffer as usize].seams.iter_mut();
+                for seam in seams.filter(|seam| seam.thread == thread && seam.is_cut) {
+                    (seam.at_ms, seam.stable) = (0, true);
+                }
             }
         }
         self.close_seams_of(st, id, |seam| seam.thread == thread && !seam.is_cut, actions);

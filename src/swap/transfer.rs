@@ -169,6 +169,8 @@ impl Engine {
             }
             return;
         }
+        self.leave_unfinished(st, buffer);
+        let block = &st.blocks[buffer as usize];
         let (unit, pages) = (st.shape.unit, block.pages);
         let start = block.index * st.shape.block_size;
         // What is beyond the end of the file (a truncate came between) is not written.

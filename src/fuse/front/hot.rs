@@ -16,7 +16,6 @@ use crate::aio::device::Transfer;
 use crate::error::{Errno, Result};
 use crate::fs::{Attributes, ROOT_ID};
 use crate::fuse::session;
-
 use crate::swap::{Caller, Manner, PAGE_SIZE};
 use crate::volume::{CONTROL_NAME, ControlNode, XattrAnswer};
 
