@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use swapfs::aio::{Handle, HandleOptions};
+use swapfs::deepspeed::{Handle, HandleOptions};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);

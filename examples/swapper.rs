@@ -4,8 +4,8 @@
 use std::time::Instant;
 
 use half::bf16;
-use swapfs::swap::swapper::{Dtype, Start};
-use swapfs::swap::{Swapper, SwapperOptions};
+use swapfs::deepspeed::swapper::{Dtype, Start};
+use swapfs::deepspeed::{Swapper, SwapperOptions};
 
 const LAYERS: u64 = 12;
 const NUMEL: u64 = 16 << 20; // 32 MiB in bfloat16.

@@ -6,13 +6,12 @@
 //!
 //! [`open_device`] chooses between the devices of production, [`uring`] and [`threads`]; [`memory`]
 //! is the one without a disk, [`null`] the one without anything, and [`fault`] makes any of them fail on
-//! purpose. [`handle`] is for programs that move their own buffers: DeepSpeed's aio handle over the same devices.
+//! purpose.
 
 mod counters;
 pub mod device;
 pub mod fault;
 pub mod file;
-pub mod handle;
 pub mod memory;
 pub mod null;
 mod open;
@@ -24,7 +23,6 @@ pub mod threads;
 pub mod uring;
 mod waiting;
 
-pub use handle::{Handle, HandleOptions, LockedTensor};
 pub use open::open_device;
 pub(crate) use open::refusal;
 pub use settings::{AioSettings, Engine};

@@ -254,8 +254,8 @@ fn whole<T: std::str::FromStr<Err = std::num::ParseIntError>>(text: &str) -> Res
 
 /// The line about a path that cannot be looked at.
 fn line_about(path: &Path, error: &std::io::Error) -> String {
-    match crate::fuse::mount::is_dead(error) {
-        true => crate::fuse::mount::dead_mount_line(path),
+    match crate::mount::is_dead(error) {
+        true => crate::mount::dead_mount_line(path),
         false => format!("{}: {}", plain(path), crate::sys_process::reason(error)),
     }
 }

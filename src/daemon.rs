@@ -35,8 +35,8 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::ForkResult;
 
 use crate::config::Config;
-use crate::fuse::mount::{self, Detach, MountCall};
 use crate::memory::{FirstVictim, Room};
+use crate::mount::{self, Detach, MountCall};
 use crate::streams::tell;
 use crate::sys_process;
 use manager::Manager;

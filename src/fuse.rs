@@ -8,7 +8,6 @@ mod attr;
 mod control;
 mod data;
 mod front;
-pub mod mount;
 mod opened;
 mod session;
 pub mod trial;

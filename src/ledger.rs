@@ -45,8 +45,8 @@ use parking_lot::Mutex;
 
 use crate::aio::device::BackingFile;
 use crate::aio::file::DiskFile;
+use crate::engine::FileKey;
 use crate::error::Result;
-use crate::swap::FileKey;
 pub use checked::Checked;
 use clerk::Clerk;
 use file::LedgerFile;
@@ -307,14 +307,14 @@ impl Ledger {
         })?;
         if judgement.meaning == Meaning::Others {
             Counters::add(&self.shared.counters.dropped, 1);
-            let name = crate::swap::label(file);
+            let name = crate::engine::label(file);
             log::warn!(
                 partition = name.as_str();
                 "{name} was changed by others while not mounted: it is read as it is, unverified"
             );
         }
         if !torn.is_empty() {
-            let name = crate::swap::label(file);
+            let name = crate::engine::label(file);
             log::error!(partition = name.as_str(); "{name}: torn, not whole since the crash: {}", recover::listed(&torn));
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! Which aio settings suit a folder best: each combination of a sweep is measured there.
 //!
-//! The transfers are those of [`aio::Handle`](crate::aio::Handle), past the page cache, between one locked buffer and
+//! The transfers are those of [`aio::Handle`](crate::deepspeed::Handle), past the page cache, between one locked buffer and
 //! one file without a name, which is gone with the process, whatever ends it.
 
 mod document;

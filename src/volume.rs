@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 
 use crate::aio::device::BackingFile;
 use crate::aio::file::DiskFile;
+use crate::engine::{Engine, FileKey, Overlay, Reply};
 use crate::error::{Errno, Result};
 use crate::file_clock;
 use crate::fs::{
@@ -32,7 +33,6 @@ use crate::fs::{
 use crate::ledger::Ledger;
 use crate::metrics::{Watch, Wear};
 use crate::shares::User;
-use crate::swap::{Engine, FileKey, Overlay, Reply};
 
 use directories::Directories;
 use walks::Walks;

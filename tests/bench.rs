@@ -37,7 +37,7 @@ impl Folder {
     }
 
     fn mounts(&self) -> Vec<PathBuf> {
-        let mounts = swapfs::fuse::mount::swapfs_mounts().unwrap();
+        let mounts = swapfs::mount::swapfs_mounts().unwrap();
         let below = mounts.into_iter().map(|mount| mount.mountpoint);
         below.filter(|mountpoint| mountpoint.starts_with(self.path())).collect()
     }

@@ -206,7 +206,7 @@ fn a_deepspeed_file_alone_mounts_over_its_nvme_path() {
     );
     let warned = complaint(&output);
     assert!(warned.contains("aio.use_gds: true is ignored"), "{warned}");
-    let mounts = swapfs::fuse::mount::swapfs_mounts().unwrap();
+    let mounts = swapfs::mount::swapfs_mounts().unwrap();
     assert!(mounts.iter().any(|mount| mount.mountpoint == swap));
     let again = complaint(&command("", &["mount", "--config", file]).output().unwrap());
     assert!(again.contains("is in use by swapfs pid "), "{again}");

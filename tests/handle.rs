@@ -5,8 +5,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use swapfs::aio::handle::{Direction, ErrorKind, FileName, Operation};
-use swapfs::aio::{Engine, Handle, HandleOptions, LockedTensor};
+use swapfs::aio::Engine;
+use swapfs::deepspeed::handle::{Direction, ErrorKind, FileName, Operation};
+use swapfs::deepspeed::{Handle, HandleOptions, LockedTensor};
 use swapfs::error::Errno;
 use tempfile::TempDir;
 

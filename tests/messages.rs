@@ -28,7 +28,7 @@ const FUNCTIONS: [&str; 7] =
     ["_line(", "not_stored(", "no_room(", "failure(", "refusal(", "unreservable(", "unknown("];
 
 /// Sources of the library's own errors, and of what is drawn.
-const LEFT_OUT: [&str; 4] = ["aio/handle", "swap/swapper", "cli/top/", "aio/fault"];
+const LEFT_OUT: [&str; 4] = ["deepspeed/handle", "deepspeed/swapper", "cli/top/", "aio/fault"];
 
 /// Words by which a text says what to do, or what is accepted.
 const MENDS: [&str; 34] = [

@@ -14,9 +14,9 @@ use swapfs::aio::device::{
     BackingFile, Completion, CompletionSink, Device, DeviceStats, Geometry, Transfer,
 };
 use swapfs::aio::memory::{MemoryDevice, MemoryFile, MemoryFolder, MemoryOptions};
+use swapfs::engine::{Engine, EngineOptions, FileKey, OpenSwapIn, Request};
 use swapfs::error::Errno;
 use swapfs::pool::{Arena, ArenaOptions};
-use swapfs::swap::{Engine, EngineOptions, FileKey, OpenSwapIn, Request};
 
 const BLOCK: u64 = 64 << 10;
 const PAGE: u64 = 4096;
@@ -157,7 +157,7 @@ struct Client {
 type Wait<T> = mpsc::Receiver<Result<T, Errno>>;
 
 impl Client {
-    fn ask(&self, call: impl FnOnce(&Engine, u64, swapfs::swap::Reply)) -> Wait<()> {
+    fn ask(&self, call: impl FnOnce(&Engine, u64, swapfs::engine::Reply)) -> Wait<()> {
         let (sender, receiver) = mpsc::channel();
         call(&self.engine, self.handle, Box::new(move |answer| sender.send(answer).unwrap()));
         receiver

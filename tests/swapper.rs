@@ -14,8 +14,9 @@ mod support;
 mod threads;
 
 use support::{BLOCK, MIB, options, pattern, place};
-use swapfs::swap::swapper::{Dtype, PartitionId, Start};
-use swapfs::swap::{PartitionStatus, SwapError, Swapper, SwapperOptions};
+use swapfs::deepspeed::swapper::{Dtype, PartitionId, Start};
+use swapfs::deepspeed::{SwapError, Swapper, SwapperOptions};
+use swapfs::engine::PartitionStatus;
 
 use PartitionStatus::{Available, Inflight, NotAvailable};
 

@@ -332,7 +332,7 @@ fn debug_has_neither_contents_nor_names_unless_asked() {
     let mut text = std::fs::read_to_string(&log).unwrap();
     let named = mount.0.path().join("swap/clandestine/weights");
     text += &format!(
-        "[2026-11-21T10:18:23.030Z ERROR swapfs::swap] swap out of {} failed: offset 0, length 4096: EIO (Input/output error)\n",
+        "[2026-11-21T10:18:23.030Z ERROR swapfs::engine] swap out of {} failed: offset 0, length 4096: EIO (Input/output error)\n",
         named.display()
     );
     std::fs::write(&log, text).unwrap();

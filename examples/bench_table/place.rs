@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use rustix::fs::{Advice, XattrFlags};
 use swapfs::bench::{Cleanup, Made};
-use swapfs::fuse::mount::{Detach, swapfs_mounts, unmount};
+use swapfs::mount::{Detach, swapfs_mounts, unmount};
 use swapfs::units::{MIB, format_short};
 
 use crate::Outcome;

@@ -72,7 +72,7 @@ enum Way {
     FolderDirect,
     /// aio::Handle on a folder, depth 8
     FolderAio,
-    /// swap::Swapper on a folder, working in its pool
+    /// deepspeed::Swapper on a folder, working in its pool
     Swapper,
 }
 

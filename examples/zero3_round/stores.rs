@@ -7,8 +7,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use swapfs::aio::handle::Operation;
-use swapfs::aio::{Handle, HandleOptions, LockedTensor};
+use swapfs::deepspeed::handle::Operation;
+use swapfs::deepspeed::{Handle, HandleOptions, LockedTensor};
 
 use super::Outcome;
 use super::model::Partition;

@@ -1,9 +1,9 @@
-//! `swap::Swapper`: partitions are worked on where they lie, in its pool.
+//! `deepspeed::Swapper`: partitions are worked on where they lie, in its pool.
 
 use std::path::Path;
 
-use swapfs::swap::PartitionStatus;
-use swapfs::swap::swapper::{PartitionId, Swapper, SwapperOptions, View, ViewMut};
+use swapfs::deepspeed::swapper::{PartitionId, Swapper, SwapperOptions, View, ViewMut};
+use swapfs::engine::PartitionStatus;
 
 use super::Outcome;
 use super::model::{Kind, Partition};

@@ -60,7 +60,7 @@ pub trait CompletionSink: Send + Sync {
 pub struct Geometry {
     /// Bytes; offset and length of every transfer are multiples of it, and nobody else writes the pages of 4 KiB
     /// that its memory lies in meanwhile, or touches those that it fills. A power of two, at least 512; or
-    /// 1 where the submitter sees to each file's alignment itself ([`Handle`](super::Handle)).
+    /// 1 where the submitter sees to each file's alignment itself ([`Handle`](crate::deepspeed::Handle)).
     pub alignment: usize,
     /// Whether transfers bypass the page cache.
     pub direct: bool,

@@ -121,7 +121,7 @@ pub(crate) fn create(folder: BorrowedFd<'_>, extra: OFlags) -> rustix::io::Resul
 
 /// What the filesystem says: memory and offset alignment, `(0, 0)` for no direct I/O; `None` when
 /// it does not say.
-pub(super) fn stated_alignment(file: BorrowedFd<'_>) -> Option<(usize, usize)> {
+pub(crate) fn stated_alignment(file: BorrowedFd<'_>) -> Option<(usize, usize)> {
     let mask = StatxFlags::from_bits_retain(STATX_DIOALIGN);
     let statx = rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, mask).ok()?;
     if statx.stx_mask & STATX_DIOALIGN == 0 {

@@ -14,8 +14,8 @@ use nix::unistd::Pid;
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags, mkdirat};
 
-use crate::fuse::mount::{Detach, unmount};
 use crate::held::Held;
+use crate::mount::{Detach, unmount};
 use crate::streams::tell;
 use crate::sys_process::{end_by, ending_signals};
 use crate::trust;

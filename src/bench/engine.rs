@@ -9,7 +9,7 @@ use std::fs::File;
 use super::case::{Access, Order};
 use super::protocol::{Job, Setup};
 use super::settings::Engine;
-use crate::aio::{Handle, HandleOptions, LockedTensor};
+use crate::deepspeed::{Handle, HandleOptions, LockedTensor};
 use crate::sys_process::reason;
 
 type Result<T> = std::result::Result<T, String>;

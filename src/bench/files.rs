@@ -16,8 +16,8 @@ use super::case::Start;
 use super::cleanup::{Cleanup, Made};
 use super::worker::fill;
 use super::{BenchError, Result};
-use crate::fuse::mount::swapfs_mounts;
 use crate::held::{Folder, Held};
+use crate::mount::swapfs_mounts;
 use crate::sys_process::reason;
 
 /// On every file that a benchmark made: the number of its process.

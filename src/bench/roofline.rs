@@ -14,7 +14,7 @@ use super::runner::{Series, Spread, alternate};
 use super::session::Bench;
 use super::settings::{Engine, Settings};
 use super::{BenchError, Result, fio};
-use crate::fuse::mount::entry_of_path;
+use crate::mount::entry_of_path;
 use pool::Pool;
 use ring::Ring;
 

@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::case::{Case, Order};
 use super::{BenchError, Result};
+use crate::aio::AioSettings;
 use crate::aio::probe::probe;
-use crate::aio::{AioSettings, HandleOptions};
-use crate::fuse::mount::entry_of_path;
+use crate::deepspeed::HandleOptions;
+use crate::mount::entry_of_path;
 use crate::sys_process::reason;
 use crate::units::{MIB, format_short};
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::engine::Engines;
 use super::protocol::{Job, MARK, Message, Reply, Setup};
-use crate::aio::LockedTensor;
+use crate::deepspeed::LockedTensor;
 use crate::sys_process::reason;
 
 type Result<T> = std::result::Result<T, String>;

@@ -8,7 +8,7 @@ use nix::sys::stat::{major, minor};
 
 use super::{Finding, number, setting};
 use crate::config::Config;
-use crate::fuse::mount::MountEntry;
+use crate::mount::MountEntry;
 use crate::units::{KIB, format_short};
 
 /// Bytes of the sectors that `size` counts.

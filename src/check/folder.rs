@@ -15,7 +15,7 @@ use crate::aio::probe::{create, probe, unreservable};
 use crate::config::Config;
 use crate::daemon::{DaemonState, Phase, read_state};
 use crate::error::errno_of;
-use crate::fuse::mount::{MountEntry, entry_of_path, is_dead, parse_mount_table};
+use crate::mount::{MountEntry, entry_of_path, is_dead, parse_mount_table};
 use crate::sys_process::{quoted, reason};
 use crate::units::format_short;
 

@@ -11,9 +11,9 @@ use rustix::io::Errno;
 
 use super::Finding;
 use super::folder::is_full;
-use crate::aio::handle::{Error, Handle, HandleOptions, LockedTensor, Operation};
 use crate::aio::probe::create;
 use crate::config::Config;
+use crate::deepspeed::handle::{Error, Handle, HandleOptions, LockedTensor, Operation};
 use crate::sys_process::reason;
 use crate::units::{GIB, MIB};
 

@@ -11,7 +11,7 @@ use super::{Failure, print, table};
 use crate::bench::roofline::{self, roofline};
 use crate::bench::{BenchError, Case, Cleanup, Engine, Report, Roofline, Settings, measure};
 use crate::config::{nearest, parse_switch};
-use crate::fuse::mount::entry_of_path;
+use crate::mount::entry_of_path;
 use crate::streams::tell;
 use crate::sys_process::reason;
 use crate::units::{EXAMPLES, parse_size};

@@ -9,10 +9,10 @@ use super::completions::script;
 use super::{Failure, print};
 use crate::config::{Config, Settings};
 use crate::daemon::stop_time;
-use crate::fuse::mount::swapfs_mounts;
 use crate::install::{
     Content, Done, FstabEntry, InstallError, Layout, Outcome, Wanted, install, items, uninstall,
 };
+use crate::mount::swapfs_mounts;
 use crate::sys_process::{quoted, reason};
 
 /// Arguments of `swapfs install`.

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::watch::{control_failure, parse_seconds};
 use super::{Failure, print, print_json, table};
-use crate::fuse::mount;
+use crate::mount;
 use crate::paths::plain;
 use crate::sys_process::reason;
 use crate::units::format_short;

@@ -11,7 +11,7 @@ use super::below::{Below, Partition, files_below};
 use super::columns::{Listing, terminal_width};
 use super::{Failure, line_about, print, print_json};
 use crate::daemon::MountStats;
-use crate::fuse::mount::{self, MountEntry};
+use crate::mount::{self, MountEntry};
 use crate::paths::plain;
 use crate::streams::tell;
 use crate::sys_process::{reason, text_xattr};

@@ -16,7 +16,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::Failure;
 use super::bar::byte_bar;
 use crate::daemon::{DaemonProcess, MountStats, Phase, read_state};
-use crate::fuse::mount::{self, Detach, Disbelief, MountEntry, UnmountError};
+use crate::mount::{self, Detach, Disbelief, MountEntry, UnmountError};
 use crate::paths::plain;
 use crate::streams::tell;
 use crate::sys_process::{fork_single_threaded, quoted, reason, text_xattr};

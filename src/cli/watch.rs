@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::Failure;
-use crate::fuse::mount::{self, Disbelief};
+use crate::mount::{self, Disbelief};
 use crate::paths::plain;
 use crate::sys_process::reason;
 

@@ -6,8 +6,8 @@ use rustix::thread::CapabilitySet;
 
 use super::SwapFolder;
 use crate::config::{Config, Sandbox};
-use crate::fuse::mount::parse_mount_table;
 use crate::machine;
+use crate::mount::parse_mount_table;
 use crate::sandbox::{self, Shown, Source};
 use crate::sys_process::reason;
 

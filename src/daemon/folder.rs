@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::outside::OutsideLock;
 use super::stats::MountStats;
-use crate::fuse::mount::{FS_TYPE, MountEntry, entry_of_path, parse_mount_table, swapfs_mounts};
+use crate::mount::{FS_TYPE, MountEntry, entry_of_path, parse_mount_table, swapfs_mounts};
 use crate::paths::plain;
 use crate::sys_process::{is_leaving, reason};
 use crate::trust::{self, Kind};

@@ -6,7 +6,7 @@ use std::path::Path;
 use rustix::fs::{FlockOperation, flock};
 
 use super::folder::{in_use_line, open_any_lock, read_any_state};
-use crate::fuse::mount::swapfs_mounts;
+use crate::mount::swapfs_mounts;
 
 /// Refuses a mountpoint inside its own swap folder; both are absolute. A mount over the folder itself is none.
 pub(super) fn refuse_mountpoint(mountpoint: &Path, swap_folder: &Path) -> Result<(), String> {

@@ -15,7 +15,7 @@ use super::manager::Manager;
 use super::report::Reporter;
 use super::unmounter::Unmounter;
 use super::{MountRequest, Service, SwapFolder};
-use crate::fuse::mount::{Detach, UnmountError};
+use crate::mount::{Detach, UnmountError};
 use crate::panics::outlive;
 use crate::sys_process::reason;
 

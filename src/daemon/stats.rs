@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
-use crate::fuse::mount::read_control;
+use crate::mount::read_control;
 use crate::sys_process::pid_namespace;
 
 /// The statistics of a mount at one moment.

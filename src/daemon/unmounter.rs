@@ -26,8 +26,8 @@ use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
 use super::SwapFolder;
-use crate::fuse::mount::{self, Detach, UnmountError};
 use crate::ledger::witness;
+use crate::mount::{self, Detach, UnmountError};
 use crate::sandbox;
 use crate::sys_process::{close_all_but, fork_single_threaded, reason};
 

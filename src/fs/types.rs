@@ -146,7 +146,7 @@ pub struct Entry {
     pub attributes: Attributes,
 }
 
-pub use crate::swap::FileKey;
+pub use crate::engine::FileKey;
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -61,7 +61,7 @@ const QUICK_MIN: u32 = 8;
 /// Requests after which what was forgotten is closed, although the next one is already there.
 const TIDY_EACH: u32 = 64;
 
-/// How many of the engine's [`Intake`](crate::swap::Intake)s the threads need; they take requests of one length.
+/// How many of the engine's [`Intake`](crate::engine::Intake)s the threads need; they take requests of one length.
 #[must_use]
 pub fn intakes(block_size: u64, threads: usize) -> usize {
     match block_size == u64::from(REQUEST_BYTES_MAX) {

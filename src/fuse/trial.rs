@@ -9,8 +9,8 @@ use fuser::{Config, Filesystem, InitFlags, KernelConfig, Request, Session, Sessi
 use nix::mount::MsFlags;
 use parking_lot::Mutex;
 
-use super::mount::{self, Detach, MountCall, UnmountError};
 use super::session::WANTED;
+use crate::mount::{self, Detach, MountCall, UnmountError};
 use crate::sys_process::reason;
 use crate::trust::private_folder;
 

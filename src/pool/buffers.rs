@@ -36,7 +36,7 @@ pub(crate) trait BufferSource: Send + Sync + Debug {
 /// A fixed number of page-aligned, zeroed buffers of one size in one mapping, locked where the system
 /// allows it. Cloning gives another reference to the same buffers. Safe to use from several threads.
 ///
-/// [`BufferPool::new`] makes one with memory of its own; [`Engine::buffer_pool`](crate::swap::Engine::buffer_pool)
+/// [`BufferPool::new`] makes one with memory of its own; [`Engine::buffer_pool`](crate::engine::Engine::buffer_pool)
 /// gives out the buffers that partitions are swapped in to. DeepSpeed's `SwapBufferManager` asserts the
 /// element type and count of what is asked for; here a buffer is bytes.
 #[derive(Debug, Clone)]

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use rustix::fs::{OFlags, fdatasync, fstatvfs};
 
 use super::{Combination, Plan, Rate};
-use crate::aio::handle::{Handle, HandleOptions, LockedTensor};
 use crate::aio::probe::{create, probe};
-use crate::fuse::mount::entry_of_path;
+use crate::deepspeed::handle::{Handle, HandleOptions, LockedTensor};
+use crate::mount::entry_of_path;
 use crate::sys_process::reason;
 use crate::units::{MIB, format_short};
 
@@ -130,7 +130,8 @@ impl Track {
         &mut self, combination: &Combination, write: bool, read: bool,
     ) -> Result<(Rate, Rate), Failure> {
         let handle = handle(combination).map_err(|error| Failure::Refused(reason(&error)))?;
-        let transfer = |error: crate::aio::handle::Error| Failure::Transfer(error.to_string());
+        let transfer =
+            |error: crate::deepspeed::handle::Error| Failure::Transfer(error.to_string());
         let bytes = self.io_size as u64;
         let mut rates = (Rate::default(), Rate::default());
         if write {

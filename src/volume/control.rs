@@ -6,10 +6,10 @@ use std::time::SystemTime;
 use serde_json::json;
 
 use super::{Asker, Volume};
+use crate::engine::Unstored;
 use crate::fs::{Attributes, FileKind, ROOT_ID};
 use crate::metrics::Operation;
 use crate::paths::plain_json;
-use crate::swap::Unstored;
 
 /// The control folder's name in the root; readdir does not list it.
 pub const CONTROL_NAME: &str = ".swapfs";

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use super::rights::{Asker, Rights};
 use super::walks::{Asked, Pace, Walk};
 use super::{Answer, Stale, Volume};
+use crate::engine::Request;
 use crate::error::{Errno, Result};
 use crate::fs::{FileKind, ROOT_ID};
 use crate::shares::User;
-use crate::swap::Request;
 use crate::units::parse_size;
 
 /// Entries below a folder that are looked at before a swap-in of it is answered.

@@ -172,7 +172,7 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::swap::Request;
+    use crate::engine::Request;
     use crate::volume::Asker;
 
     fn asked(uid: u32, folder: u64, request: Request) -> Asked {

@@ -9,10 +9,10 @@ use smallvec::SmallVec;
 
 use super::rights::{Asker, Rights};
 use super::{Answer, Volume};
+use crate::engine::{PartitionInfo, PartitionStatus};
 use crate::error::{Errno, Result};
 use crate::fs::{FileKind, ROOT_ID, XattrMode};
 use crate::shares::User;
-use crate::swap::{PartitionInfo, PartitionStatus};
 
 /// What all names of swapfs's own begin with.
 pub const SWAP_PREFIX: &str = "user.swap.";

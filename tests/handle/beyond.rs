@@ -4,7 +4,8 @@ use std::ffi::CString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use swapfs::aio::{Engine, Handle, HandleOptions};
+use swapfs::aio::Engine;
+use swapfs::deepspeed::{Handle, HandleOptions};
 use swapfs::error::Errno;
 
 use super::{DEEPSPEED, KIB, Random, both_engines, folder, tensor};

@@ -399,7 +399,7 @@ fn every_attribute_request_and_control_file_is_described() {
     });
     let real = ControlNode::FILES.iter().map(|node| node.name());
     wrong.same(page.name, "control file", &set(files), &set(real));
-    use swapfs::swap::PartitionStatus::{Available, Inflight, NotAvailable};
+    use swapfs::engine::PartitionStatus::{Available, Inflight, NotAvailable};
     let statuses = plain(page.subsection("Attributes of a partition"));
     for status in [Available, Inflight, NotAvailable].map(|status| status.as_str()) {
         wrong.unless(statuses.iter().any(|word| word == status), || {

@@ -11,9 +11,9 @@ use swapfs::aio::device::{BackingFile, Geometry};
 use swapfs::aio::fault::{FaultDevice, FaultPlan};
 use swapfs::aio::memory::{MemoryFile, MemoryFolder, MemoryOptions};
 use swapfs::aio::threads::ThreadDevice;
+use swapfs::engine::{EngineOptions, FileKey, OpenSwapIn, Request};
 use swapfs::error::{Errno, Result};
 use swapfs::ledger::{Checked, Checksum, Ledger};
-use swapfs::swap::{EngineOptions, FileKey, OpenSwapIn, Request};
 
 use super::history::{Change, Contents, History};
 use super::rig::{BLOCK, Kind, Pending, Rng, SeedGuard, World};

@@ -9,8 +9,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use swapfs::engine::PartitionStatus;
 use swapfs::error::{Errno, Result};
-use swapfs::swap::PartitionStatus;
 
 use super::plain::Plain;
 use super::rig::{Failures, Kind, Pending, Rng, TestFile, World};

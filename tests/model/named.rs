@@ -6,8 +6,8 @@ use std::time::Duration;
 use swapfs::aio::device::BackingFile;
 use swapfs::aio::fault::FaultPlan;
 use swapfs::aio::memory::{MemoryFolder, MemoryOptions};
+use swapfs::engine::{EngineOptions, Manner, OpenSwapIn};
 use swapfs::error::{Errno, Result};
-use swapfs::swap::{EngineOptions, Manner, OpenSwapIn};
 
 use super::rig::{BLOCK, Kind, Pending, Rng, TestFile, World, receive};
 

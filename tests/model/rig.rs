@@ -11,10 +11,10 @@ use swapfs::aio::device::{
 };
 use swapfs::aio::fault::{FaultDevice, FaultPlan};
 use swapfs::aio::memory::{MemoryDevice, MemoryFile, MemoryFolder, MemoryOptions};
-use swapfs::pool::{Arena, ArenaOptions};
-use swapfs::swap::{
+use swapfs::engine::{
     Engine, EngineOptions, FileKey, Intake, Manner, OpenSwapIn, Request, WriteReply,
 };
+use swapfs::pool::{Arena, ArenaOptions};
 
 pub(crate) const BLOCK: u64 = 64 * 1024;
 

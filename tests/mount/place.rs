@@ -198,7 +198,7 @@ impl Mount {
     }
 
     pub(crate) fn is_mounted(&self) -> bool {
-        let mounts = swapfs::fuse::mount::swapfs_mounts().unwrap();
+        let mounts = swapfs::mount::swapfs_mounts().unwrap();
         mounts.iter().any(|mount| mount.mountpoint == self.mnt)
     }
 

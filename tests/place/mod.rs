@@ -55,7 +55,7 @@ impl Place {
     }
 
     pub(crate) fn is_mounted(&self) -> bool {
-        let mounts = swapfs::fuse::mount::swapfs_mounts().unwrap();
+        let mounts = swapfs::mount::swapfs_mounts().unwrap();
         mounts.iter().any(|mount| mount.mountpoint == self.mnt())
     }
 

@@ -4,8 +4,9 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use swapfs::aio::fault::FaultPlan;
-use swapfs::swap::swapper::{PartitionId, SwapInBuffer};
-use swapfs::swap::{PartitionStatus, SwapError, Swapper, SwapperOptions};
+use swapfs::deepspeed::swapper::{PartitionId, SwapInBuffer};
+use swapfs::deepspeed::{SwapError, Swapper, SwapperOptions};
+use swapfs::engine::PartitionStatus;
 
 use super::faults::{Rig, failures};
 use super::support::{BLOCK, options, place};

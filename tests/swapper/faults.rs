@@ -7,10 +7,11 @@ use swapfs::aio::AioSettings;
 use swapfs::aio::device::Geometry;
 use swapfs::aio::fault::{FaultDevice, FaultPlan};
 use swapfs::aio::threads::ThreadDevice;
+use swapfs::deepspeed::swapper::{Direction, TransferFailure};
+use swapfs::deepspeed::{SwapError, Swapper};
+use swapfs::engine::{Engine, EngineOptions, OpenSwapIn, PartitionStatus};
 use swapfs::error::Errno;
 use swapfs::pool::{Arena, ArenaOptions};
-use swapfs::swap::swapper::{Direction, TransferFailure};
-use swapfs::swap::{Engine, EngineOptions, OpenSwapIn, PartitionStatus, SwapError, Swapper};
 use tempfile::TempDir;
 
 use super::support::{BLOCK, Random, options, pattern, place, seed};

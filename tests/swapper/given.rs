@@ -1,9 +1,10 @@
 //! Memory of the caller's: reserved buffers, locked tensors, slices.
 
-use swapfs::aio::{Handle, HandleOptions};
+use swapfs::deepspeed::swapper::SwapInBuffer;
+use swapfs::deepspeed::{Handle, HandleOptions};
+use swapfs::deepspeed::{SwapError, Swapper};
+use swapfs::engine::PartitionStatus;
 use swapfs::pool::PoolBuffer;
-use swapfs::swap::swapper::SwapInBuffer;
-use swapfs::swap::{PartitionStatus, SwapError, Swapper};
 
 use super::support::{BLOCK, options, place};
 use super::{fill, numel};

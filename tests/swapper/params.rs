@@ -1,7 +1,7 @@
 //! Single precision to half, bit for bit.
 
-use swapfs::swap::swapper::{Dtype, PartitionId};
-use swapfs::swap::{SwapError, Swapper, SwapperOptions};
+use swapfs::deepspeed::swapper::{Dtype, PartitionId};
+use swapfs::deepspeed::{SwapError, Swapper, SwapperOptions};
 
 use super::support::{BLOCK, Random, options, place, seed};
 

@@ -1,6 +1,6 @@
 //! A swap folder on a disk, and bytes that tell whose they are.
 
-use swapfs::swap::SwapperOptions;
+use swapfs::deepspeed::SwapperOptions;
 use tempfile::TempDir;
 
 pub(crate) const MIB: u64 = 1 << 20;

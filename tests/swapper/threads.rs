@@ -3,7 +3,8 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use swapfs::swap::{PartitionStatus, SwapError, Swapper, SwapperOptions};
+use swapfs::deepspeed::{SwapError, Swapper, SwapperOptions};
+use swapfs::engine::PartitionStatus;
 
 use super::support::{BLOCK, Random, options, pattern, place, seed};
 

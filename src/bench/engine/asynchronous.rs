@@ -5,10 +5,10 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::{Block, Result, blocks};
-use crate::aio::handle::{Operation, Refused};
-use crate::aio::{Handle, LockedTensor};
 use crate::bench::case::{Access, Order};
 use crate::bench::protocol::Job;
+use crate::deepspeed::handle::{Operation, Refused};
+use crate::deepspeed::{Handle, LockedTensor};
 use crate::sys_process::reason;
 
 /// Whole files: begun all together, then waited for, as DeepSpeed swaps partitions. Shuffled blocks: as

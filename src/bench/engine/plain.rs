@@ -5,9 +5,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::{Block, Result, blocks};
-use crate::aio::LockedTensor;
 use crate::bench::case::Access;
 use crate::bench::protocol::Job;
+use crate::deepspeed::LockedTensor;
 use crate::sys_process::reason;
 
 pub(super) fn run(job: &Job, mut memory: LockedTensor, block: usize) -> Result<LockedTensor> {

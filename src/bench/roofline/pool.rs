@@ -15,9 +15,9 @@ use crate::bench::settings::Settings;
 use crate::bench::worker::fill;
 use crate::bench::{BenchError, Result};
 use crate::config;
+use crate::engine::{Engine, FileKey, Request};
 use crate::error::Errno;
 use crate::service::{open_null, start_engine};
-use crate::swap::{Engine, FileKey, Request};
 
 /// The largest request that FUSE makes; larger calls come in pieces of it.
 const REQUEST_BYTES_MAX: u64 = 1 << 20;
@@ -94,7 +94,7 @@ impl Pool {
         Ok(())
     }
 
-    fn reply(&self) -> crate::swap::Reply {
+    fn reply(&self) -> crate::engine::Reply {
         let sender = self.answers.0.clone();
         Box::new(move |result| {
             let _ = sender.send(result);

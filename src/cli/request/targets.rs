@@ -11,7 +11,7 @@ use glob::{MatchOptions, glob_with};
 use rustix::fs::{Mode, OFlags};
 
 use crate::cli::line_about;
-use crate::fuse::mount::{self, MountEntry};
+use crate::mount::{self, MountEntry};
 use crate::paths::plain;
 use crate::sys_process::reason;
 

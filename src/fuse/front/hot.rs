@@ -13,10 +13,10 @@ use super::answers;
 use super::device::Reply;
 use super::{Front, Room};
 use crate::aio::device::Transfer;
+use crate::engine::{Caller, Manner, PAGE_SIZE};
 use crate::error::{Errno, Result};
 use crate::fs::{Attributes, ROOT_ID};
 use crate::fuse::session;
-use crate::swap::{Caller, Manner, PAGE_SIZE};
 use crate::volume::{CONTROL_NAME, ControlNode, XattrAnswer};
 
 /// Inodes that may wait to be closed.
@@ -199,7 +199,7 @@ impl Front {
     }
 
     /// A closure that answers a request without a payload.
-    pub(super) fn empty(reply: Reply) -> crate::swap::Reply {
+    pub(super) fn empty(reply: Reply) -> crate::engine::Reply {
         Box::new(move |result| match result {
             Ok(()) => reply.empty(),
             Err(errno) => reply.error(errno),

@@ -1,8 +1,8 @@
 //! The memory in which requests are received.
 
 use super::LENDING_MAX;
+use crate::engine::Intake;
 use crate::fuse::session::REQUEST_BYTES_MAX;
-use crate::swap::Intake;
 use crate::volume::Volume;
 
 /// Bytes of a page of memory.

@@ -10,9 +10,9 @@ use std::sync::OnceLock;
 
 use rustix::fs::{AtFlags, StatxFlags};
 use swapfs::daemon::{MountStats, read_state};
-use swapfs::fuse::mount::{FS_TYPE, parse_mount_table, read_control, topmost};
 use swapfs::ledger::fsck::{self, Listener};
 use swapfs::metrics::Wear;
+use swapfs::mount::{FS_TYPE, parse_mount_table, read_control, topmost};
 
 use super::world::scratch_folder;
 

@@ -97,7 +97,7 @@ pub(crate) fn size(input: &[u8]) {
 /// The table of mounts has names that users chose: whatever they are, they stay within their line.
 pub(crate) fn mounts(input: &[u8]) {
     let lines = input.split(|byte| *byte == b'\n').count();
-    let found = swapfs::fuse::mount::parse_mount_table(input);
+    let found = swapfs::mount::parse_mount_table(input);
     assert!(found.len() <= lines);
     for mount in found {
         assert!(mount.mountpoint.as_os_str().len() <= input.len());

@@ -11,11 +11,11 @@ use std::time::Duration;
 use swapfs::aio::device::Geometry;
 use swapfs::aio::threads::ThreadDevice;
 use swapfs::aio::{AioSettings, Engine as AioEngine};
+use swapfs::engine::{Engine, EngineOptions, OpenSwapIn};
 use swapfs::error::Errno;
 use swapfs::fs::{Caller, Options, ROOT_ID, RenameKind, Tree, XattrMode};
 use swapfs::pool::{Arena, ArenaOptions};
 use swapfs::shares::User;
-use swapfs::swap::{Engine, EngineOptions, OpenSwapIn};
 use swapfs::units::parse_size;
 use swapfs::volume::{Asker, Creation, Volume, VolumeOptions, XattrAnswer};
 

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use swapfs::aio::device::BackingFile;
+use swapfs::engine::PartitionStatus;
 use swapfs::error::{Errno, Result};
-use swapfs::swap::PartitionStatus;
 
 use super::{Driver, Effect, Flight, Outcome};
 use crate::plain::{Plain, compare};

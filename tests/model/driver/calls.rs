@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use swapfs::engine::Reply;
 use swapfs::error::Result;
 use swapfs::shares::User;
-use swapfs::swap::Reply;
 
 use super::{Driver, Effect, Flight, KEEP, Outcome, PUNCH, ZERO, growing};
 use crate::rig::{BLOCK, Kind, Pending, World};

@@ -2,8 +2,8 @@
 //! the swap folder holds.
 
 use swapfs::aio::device::BackingFile;
+use swapfs::engine::{PartitionStatus, Request};
 use swapfs::error::Errno;
-use swapfs::swap::{PartitionStatus, Request};
 
 use super::{Driver, Effect};
 use crate::plain::Plain;

@@ -174,7 +174,7 @@ fn another_users_mount_that_never_answers_is_not_asked() {
     let output = run(&["umount".to_owned(), forged.at.to_str().unwrap().to_owned()]);
     is_done(&output);
     assert!(complaint(&output).contains("whose daemon is not waited for"), "{output:?}");
-    let mounts = swapfs::fuse::mount::swapfs_mounts().unwrap();
+    let mounts = swapfs::mount::swapfs_mounts().unwrap();
     assert!(mounts.iter().all(|mount| mount.mountpoint != forged.at));
 }
 

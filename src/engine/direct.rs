@@ -1,0 +1,217 @@
+//! Swapping in past the pool: transfers from the swap folder into memory of the caller's.
+//!
+//! What of the range is in the pool, in whatever state, may be newer than the swap folder or about to
+//! become so: such blocks are left out and told, and the caller reads them like any other client. The
+//! rest is read as it lies in the swap folder. A write that ended before is in either of the two; one
+//! that runs meanwhile may be seen or not, as with any two calls at once. A change of shape waits, or is
+//! waited for, at the gate.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::actions::{Actions, Answer};
+use super::core::Engine;
+use super::op::Op;
+use super::state::{Purpose, State};
+use crate::aio::device::{Action, Transfer};
+use crate::concurrent::Mutex;
+use crate::error::{Errno, Result};
+use crate::pool::WriteLease;
+
+/// What became of one block's worth of a direct read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The memory holds the bytes.
+    Done,
+    /// In the pool: to be read from there.
+    Resident,
+    Failed(Errno),
+}
+
+/// A block's worth of a direct read, given back.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    pub(crate) offset: u64,
+    pub(crate) lease: WriteLease,
+    pub(crate) outcome: Outcome,
+}
+
+pub(crate) type DirectReply = Box<dyn FnOnce(Vec<Piece>) + Send>;
+
+/// A direct read that has not passed the gate.
+pub(crate) struct DirectOp {
+    pub(crate) handle: u64,
+    offset: u64,
+    lease: WriteLease,
+    reply: DirectReply,
+}
+
+/// One that has.
+struct Job {
+    partition: u32,
+    left: usize,
+    pieces: Vec<Piece>,
+    reply: Option<DirectReply>,
+}
+
+/// A transfer of a job.
+pub(crate) struct DirectPart {
+    job: Arc<Mutex<Job>>,
+    /// Where the piece begins.
+    offset: u64,
+    /// What has arrived of it.
+    done: Option<WriteLease>,
+    /// The file held at least this much when it began.
+    stored: u64,
+}
+
+impl DirectOp {
+    /// Gives the memory back unread.
+    pub(crate) fn refuse(self, errno: Errno, actions: &mut Actions) {
+        let DirectOp { offset, lease, reply, .. } = self;
+        answer(reply, vec![Piece { offset, lease, outcome: Outcome::Failed(errno) }], actions);
+    }
+}
+
+impl Engine {
+    /// Reads from `offset` on into `lease`; offset, length and memory are multiples of the device's
+    /// alignment. `reply` gets the memory back in pieces of at most a block, in order, with what became of
+    /// each.
+    pub(crate) fn read_direct(
+        &self, handle: u64, offset: u64, lease: WriteLease, reply: DirectReply,
+    ) {
+        let op = Box::new(DirectOp { handle, offset, lease, reply });
+        self.with(|st, actions| self.direct_step(st, op, actions));
+    }
+
+    /// Goes on with a direct read.
+    pub(crate) fn direct_step(&self, st: &mut State, op: Box<DirectOp>, actions: &mut Actions) {
+        let id = match Engine::partition_of(st, op.handle) {
+            Ok(id) => id,
+            Err(errno) => return op.refuse(errno, actions),
+        };
+        if self.gate_closed(st, id, false) {
+            st.part(id).gate_queue.push_back(Op::Direct(op));
+            return;
+        }
+        st.part(id).active_reads += 1;
+        let DirectOp { offset, lease, reply, .. } = *op;
+        st.note_read(id, lease.len() as u64);
+        let job = Job { partition: id, left: 0, pieces: Vec::new(), reply: Some(reply) };
+        let job = Arc::new(Mutex::new(job));
+        let (mut offset, mut lease) = (offset, lease);
+        while !lease.is_empty() {
+            let block_end = (st.shape.block_of(offset) + 1) * st.shape.block_size;
+            let length = (block_end - offset).min(lease.len() as u64);
+            let (piece, rest) = lease.split_front(length as usize);
+            lease = rest;
+            self.direct_piece(st, &job, offset, piece, actions);
+            offset += length;
+        }
+        if job.lock().left == 0 {
+            self.end_direct(st, &job, actions);
+        }
+    }
+
+    fn direct_piece(
+        &self, st: &mut State, job: &Arc<Mutex<Job>>, offset: u64, lease: WriteLease,
+        actions: &mut Actions,
+    ) {
+        let id = job.lock().partition;
+        let bytes = offset..offset + lease.len() as u64;
+        let present = st.find(id, st.shape.block_of(offset)).is_some();
+        let part = st.part(id);
+        let outcome = if present || part.disk_size <= offset {
+            Outcome::Resident
+        } else if part.lost_in(&bytes) {
+            Outcome::Failed(Errno::EIO)
+        } else {
+            let stored = part.stored();
+            job.lock().left += 1;
+            let part = DirectPart { job: job.clone(), offset, done: None, stored };
+            let purpose = Purpose::Direct(part);
+            return self.start_transfer(st, id, purpose, offset, Action::Read(lease), actions);
+        };
+        job.lock().pieces.push(Piece { offset, lease, outcome });
+    }
+
+    /// A transfer of a direct read has ended.
+    pub(crate) fn direct_completed(
+        &self, st: &mut State, mut part: DirectPart, transfer: Transfer, result: Result<usize>,
+        actions: &mut Actions,
+    ) {
+        let Transfer { action: Action::Read(mut lease), offset, .. } = transfer else {
+            unreachable!("it was a read")
+        };
+        let id = part.job.lock().partition;
+        let asked = lease.len() as u64;
+        let expected = part.stored.saturating_sub(offset).min(asked);
+        let mut outcome = Outcome::Done;
+        match result {
+            Ok(moved) if moved as u64 >= expected => lease[moved.min(asked as usize)..].fill(0),
+            Ok(moved) if moved as u64 >= st.shape.alignment => {
+                // Short: the rest is asked for again.
+                let step = moved as u64 / st.shape.alignment * st.shape.alignment;
+                let (done, rest) = lease.split_front(step as usize);
+                part.done = Some(join(part.done.take(), done));
+                let purpose = Purpose::Direct(part);
+                let action = Action::Read(rest);
+                return self.start_transfer(st, id, purpose, offset + step, action, actions);
+            }
+            Ok(_) => outcome = Outcome::Failed(Errno::EIO),
+            Err(errno) => outcome = Outcome::Failed(errno),
+        }
+        let bytes = offset..offset + asked;
+        match outcome {
+            Outcome::Failed(errno) => self.direct_failed(st, id, bytes, errno, actions),
+            _ if st.part(id).error.is_some() => {
+                st.part(id).unreadable.remove(bytes);
+                st.part(id).clear_error_if_mended();
+            }
+            _ => {}
+        }
+        let lease = join(part.done.take(), lease);
+        let ended = {
+            let mut job = part.job.lock();
+            job.pieces.push(Piece { offset: part.offset, lease, outcome });
+            job.left -= 1;
+            job.left == 0
+        };
+        if ended {
+            self.end_direct(st, &part.job, actions);
+        }
+    }
+
+    fn direct_failed(
+        &self, st: &mut State, id: u32, bytes: Range<u64>, errno: Errno, actions: &mut Actions,
+    ) {
+        self.failure(st, id, "swap in", bytes.clone(), errno, actions);
+        st.part(id).unreadable.insert(bytes);
+    }
+
+    fn end_direct(&self, st: &mut State, job: &Mutex<Job>, actions: &mut Actions) {
+        let (id, reply, mut pieces) = {
+            let mut job = job.lock();
+            (job.partition, job.reply.take(), std::mem::take(&mut job.pieces))
+        };
+        pieces.sort_by_key(|piece| piece.offset);
+        answer(reply.expect("ended once"), pieces, actions);
+        st.part(id).active_reads -= 1;
+        self.quiet_down(st, id, actions);
+        if st.part(id).gone() {
+            self.discard_unlinked(st, id, actions);
+        }
+        st.drop_if_unused(id, actions);
+    }
+}
+
+fn answer(reply: DirectReply, pieces: Vec<Piece>, actions: &mut Actions) {
+    actions.answers.push(Answer::Empty(Box::new(move |_| reply(pieces)), Ok(())));
+}
+
+fn join(front: Option<WriteLease>, back: WriteLease) -> WriteLease {
+    match front {
+        Some(front) => front.join(back),
+        None => back,
+    }
+}

@@ -1,0 +1,423 @@
+//! Changes that must be alone with a partition: truncate, fallocate, and settling the backing file.
+//!
+//! A change closes the partition's gate: operations that arrive later queue behind it, those already
+//! inside finish, transfers drain. Then the metadata call runs on a job thread, what is in the pool is
+//! brought in line with it, and the gate opens.
+
+use std::ops::Range;
+
+use super::actions::Actions;
+use super::block::BufferIndex;
+use super::core::{Engine, PAGE_SIZE};
+use super::op::{BarrierOp, Change, Op, Reply};
+use super::partition::Partition;
+use super::space::is_full;
+use super::state::{OFFSET_MAX, State};
+use crate::error::{Errno, Result};
+
+const KEEP_SIZE: i32 = libc::FALLOC_FL_KEEP_SIZE;
+const PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE;
+const ZERO_RANGE: i32 = libc::FALLOC_FL_ZERO_RANGE;
+
+impl Change {
+    fn excludes_reads(&self) -> bool {
+        !matches!(self, Change::Settle { .. } | Change::Reserve(_))
+    }
+}
+
+/// From where on nothing is reserved any more in a file that was cut to `size`. The filesystem keeps
+/// whole blocks of its own; a page may be larger.
+pub(super) fn beyond(size: u64, unit: u64) -> u64 {
+    size.next_multiple_of(PAGE_SIZE) / unit * unit
+}
+
+impl Engine {
+    /// Sets a partition's size, as ftruncate(2). Bytes beyond it are dropped, dirty or not; truncating
+    /// to zero clears the partition's error. Fails with EFBIG beyond what off_t can address.
+    pub fn truncate(&self, handle: u64, size: u64, reply: Reply) {
+        if size > OFFSET_MAX {
+            return reply(Err(Errno::EFBIG));
+        }
+        self.change(handle, Change::Truncate(size), reply);
+    }
+
+    /// fallocate(2) on a partition: allocation, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE; other modes fail
+    /// with EOPNOTSUPP.
+    pub fn allocate(&self, handle: u64, mode: i32, offset: u64, length: u64, reply: Reply) {
+        let known = [0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE];
+        let end = offset.checked_add(length).filter(|end| *end <= OFFSET_MAX);
+        if !known.contains(&mode) {
+            return reply(Err(Errno::EOPNOTSUPP));
+        }
+        if end.is_none() {
+            return reply(Err(Errno::EFBIG));
+        }
+        self.change(handle, Change::Allocate { mode, offset, length }, reply);
+    }
+
+    pub(crate) fn change(&self, handle: u64, change: Change, reply: Reply) {
+        self.with(|st, actions| match Engine::partition_of(st, handle) {
+            Ok(partition) => {
+                // The kernel lets none in while a write(2) is under way.
+                self.close_all_seams(st, partition, actions);
+                let op = BarrierOp::new(partition, change, Some(reply));
+                self.enter_barrier(st, op, actions);
+            }
+            Err(errno) => actions.answer(Some(reply), Err(errno)),
+        });
+    }
+
+    /// A new operation must queue.
+    pub(crate) fn gate_closed(&self, st: &mut State, id: u32, write: bool) -> bool {
+        st.part(id).barrier.as_ref().is_some_and(|op| write || op.change.excludes_reads())
+    }
+
+    /// Lets a change enter that was queued at the gate.
+    pub(crate) fn enter_queued(&self, st: &mut State, op: Box<BarrierOp>, actions: &mut Actions) {
+        let id = op.partition;
+        st.part(id).jobs -= 1;
+        self.enter_barrier(st, op, actions);
+        st.drop_if_unused(id, actions);
+    }
+
+    pub(crate) fn enter_barrier(&self, st: &mut State, op: Box<BarrierOp>, actions: &mut Actions) {
+        let id = op.partition;
+        if st.part(id).barrier.is_some() {
+            st.part(id).gate_queue.push_back(Op::Barrier(op));
+            return;
+        }
+        st.part(id).barrier = Some(op);
+        self.try_barrier(st, id, actions);
+    }
+
+    /// Runs the change that waits at the gate once it is alone.
+    pub(crate) fn try_barrier(&self, st: &mut State, id: u32, actions: &mut Actions) {
+        let part = st.part(id);
+        let Some(barrier) = &part.barrier else { return };
+        let flushes_first = barrier.change.wants_clean() && part.active_writes == 0;
+        if flushes_first && !part.barrier_running && self.flushes_for_room(st, id, actions) {
+            return; // Comes back here when a transfer has ended.
+        }
+        let part = st.part(id);
+        let Some(barrier) = &part.barrier else { return };
+        let drained = part.active_writes == 0
+            && part.writes == 0
+            && (!barrier.change.excludes_reads() || (part.active_reads == 0 && part.reads == 0));
+        if part.barrier_running || !drained {
+            return;
+        }
+        if let Change::Allocate { mode, offset, length } = barrier.change
+            && mode & (PUNCH_HOLE | ZERO_RANGE) != 0
+        {
+            match self.fill_edges(st, id, offset, offset + length, actions) {
+                Ok(false) => {}
+                Ok(true) => return, // Comes back here when the edges are whole.
+                Err(errno) => {
+                    st.part(id).jobs += 1;
+                    return self.end_barrier(st, id, Err(errno), actions);
+                }
+            }
+        }
+        st.part(id).barrier_running = true;
+        self.run_barrier(st, id, actions);
+    }
+
+    /// Completes partial pages at the borders of a range. True when it had to start something; the
+    /// errno when a page cannot be completed.
+    fn fill_edges(
+        &self, st: &mut State, id: u32, from: u64, to: u64, actions: &mut Actions,
+    ) -> Result<bool> {
+        let mut started = false;
+        for offset in [from, to] {
+            // A page that goes as a whole, and one beside, may stay as they are: perhaps they cannot be completed.
+            if offset.is_multiple_of(st.shape.unit) {
+                continue;
+            }
+            let index = st.shape.block_of(offset);
+            let page = st.shape.pages_of(index, offset, offset + 1).start;
+            let Some(buffer) = st.find(id, index) else {
+                continue;
+            };
+            let block = &st.blocks[buffer as usize];
+            if block.partial(page).is_some() {
+                if let Some(errno) = block.failed {
+                    return Err(errno);
+                }
+                self.fill(st, buffer, page, actions);
+                started = true;
+            }
+        }
+        Ok(started)
+    }
+
+    fn run_barrier(&self, st: &mut State, id: u32, actions: &mut Actions) {
+        st.begin_call(id);
+        let part = st.part(id);
+        part.jobs += 1;
+        let (file, old, disk_size) = (part.file.clone(), part.size, part.disk_size);
+        let change = &part.barrier.as_ref().expect("the caller looked").change;
+        match *change {
+            Change::Truncate(size) => actions.jobs.push(Box::new(move |engine| {
+                let mut result = file.set_len(size);
+                // Growing the file gives back nothing of what lies beyond: nobody here made it longer.
+                if result.is_ok() && disk_size < size && size <= old {
+                    result = file.set_len(size);
+                }
+                drop(file);
+                engine.with(|st, actions| {
+                    if result.is_ok() {
+                        engine.truncated(st, id, size, actions);
+                    }
+                    engine.end_barrier(st, id, result, actions);
+                });
+            })),
+            Change::Allocate { mode, offset, length } => {
+                // A file that is longer in the pool gets its length when its bytes get there, not one in between.
+                let mode = if offset + length <= old { mode | KEEP_SIZE } else { mode };
+                actions.jobs.push(Box::new(move |engine| {
+                    let result = file.allocate(mode, offset, length);
+                    drop(file);
+                    engine.with(|st, actions| {
+                        let range = offset..offset + length;
+                        match result {
+                            Ok(()) => engine.allocated(st, id, mode, range),
+                            Err(errno) => engine.not_allocated(st, id, mode, range, errno),
+                        }
+                        engine.end_change(st, id, result, actions);
+                    });
+                }));
+            }
+            Change::Reserve(size) => actions.jobs.push(Box::new(move |engine| {
+                let result = file.reserve(0, size);
+                drop(file);
+                engine.with(|st, actions| {
+                    engine.space_reserved(st, id, size, result);
+                    engine.end_change(st, id, result, actions);
+                });
+            })),
+            Change::Discard => {
+                drop(file);
+                self.discarded(st, id, actions);
+                self.end_barrier(st, id, Ok(()), actions);
+            }
+            Change::Settle { .. } => self.run_settle(st, id, file, actions),
+        }
+    }
+
+    /// As [`Engine::end_barrier`], of one that needed space: it waits while files hold some ahead.
+    fn end_change(&self, st: &mut State, id: u32, result: Result<()>, actions: &mut Actions) {
+        let waits = st.part(id).barrier.as_ref().expect("it was running").space_waits;
+        let is_refused = result.is_err_and(is_full);
+        if !is_refused || !self.may_get_space(st, id, waits) {
+            return self.end_barrier(st, id, result, actions);
+        }
+        let mut op = self.open_gate(st, id, actions);
+        op.space_waits += 1;
+        // As those that queue at the gate.
+        st.part(id).jobs += 1;
+        st.space.waiters.push(Op::Barrier(op));
+        self.take_space_back(st, actions);
+        self.restart_flushes(st, id, actions);
+        self.quiet_down(st, id, actions);
+    }
+
+    /// Lets those in who queue at the gate; the change that was inside is the caller's.
+    fn open_gate(&self, st: &mut State, id: u32, actions: &mut Actions) -> Box<BarrierOp> {
+        if st.part(id).barrier_running {
+            st.end_call(id);
+        }
+        let part = st.part(id);
+        part.barrier_running = false;
+        part.jobs -= 1;
+        let op = part.barrier.take().expect("it was running");
+        let queued = std::mem::take(&mut part.gate_queue);
+        // A change speaks of the partition itself, which must be there when it enters again; reads and
+        // writes go through their handles.
+        let changes = queued.iter().filter(|op| matches!(op, Op::Barrier(_)));
+        part.jobs += changes.count() as u32;
+        actions.ready.extend(queued);
+        op
+    }
+
+    /// Opens the gate again.
+    pub(super) fn end_barrier(
+        &self, st: &mut State, id: u32, result: Result<()>, actions: &mut Actions,
+    ) {
+        let op = self.open_gate(st, id, actions);
+        actions.answer(op.reply, result);
+        if let Change::Settle { then, for_room } = op.change {
+            for op in then {
+                self.after_transfers(st, op, actions);
+            }
+            if for_room {
+                self.gave_back(st, id, actions);
+            }
+        }
+        self.restart_flushes(st, id, actions);
+        self.quiet_down(st, id, actions);
+        st.drop_if_unused(id, actions);
+    }
+
+    /// Starts the write-outs that the change held back.
+    fn restart_flushes(&self, st: &mut State, id: u32, actions: &mut Actions) {
+        let buffers: Vec<BufferIndex> = st.part(id).blocks.values().copied().collect();
+        for buffer in buffers {
+            self.write_out(st, buffer, actions);
+        }
+    }
+
+    fn truncated(&self, st: &mut State, id: u32, size: u64, actions: &mut Actions) {
+        let (unit, block_size) = (st.shape.unit, st.shape.block_size);
+        let old = st.part(id).size;
+        if size < old {
+            self.drop_pages(st, id, size..u64::MAX);
+        }
+        st.part(id).size = size;
+        st.resized(id, old);
+        let part = st.part(id);
+        let cut = size <= old || size <= part.disk_size;
+        part.disk_size = size;
+        part.written_end = part.written_end.min(size);
+        part.written.remove(size.next_multiple_of(block_size)..u64::MAX);
+        if cut {
+            // Cutting a file gives back what lies beyond its new end, also when its size stays.
+            let rest = beyond(size, unit)..u64::MAX;
+            part.reserved.remove(rest.clone());
+            part.ahead.remove(rest.clone());
+            part.user.remove(rest);
+        }
+        if size < old {
+            part.lost.remove(size.next_multiple_of(unit)..u64::MAX);
+            part.unreadable.remove(size.next_multiple_of(unit)..u64::MAX);
+        }
+        part.shape_changed();
+        let emptied: Vec<BufferIndex> =
+            part.blocks.range(size.div_ceil(block_size)..).map(|(_, buffer)| *buffer).collect();
+        for buffer in emptied {
+            if st.blocks[buffer as usize].idle() {
+                st.detach(buffer, actions);
+            }
+        }
+        let part = st.part(id);
+        if size == 0 {
+            part.error = None;
+        }
+        part.clear_error_if_mended();
+    }
+
+    /// Forgets what the pool holds of a byte range that now is zero in the swap folder; at its borders,
+    /// zeroes the bytes of pages that stay.
+    fn drop_pages(&self, st: &mut State, id: u32, range: Range<u64>) {
+        let (unit, block_size) = (st.shape.unit, st.shape.block_size);
+        let first = st.shape.block_of(range.start);
+        let buffers: Vec<BufferIndex> =
+            st.part(id).blocks.range(first..).map(|(_, buffer)| *buffer).collect();
+        for buffer in buffers {
+            let start = st.blocks[buffer as usize].index * block_size;
+            if start >= range.end {
+                break;
+            }
+            let from = range.start.saturating_sub(start).min(block_size);
+            let to = (range.end - start).min(block_size);
+            let room = st.blocks[buffer as usize].pages;
+            let whole = from.div_ceil(unit) as usize..((to / unit) as usize).min(room);
+            for edge in
+                [from..to.min(from.next_multiple_of(unit)), (to / unit * unit).max(from)..to]
+            {
+                self.zero_edge(st, buffer, edge);
+            }
+            st.edit(buffer, |block| {
+                if whole.start < whole.end {
+                    block.valid.remove(whole.clone());
+                    block.dirty.remove(whole.clone());
+                    block.partials.retain(|p| !whole.contains(&p.page));
+                }
+                if block.dirty.is_empty() {
+                    block.flush = false;
+                    block.failed = None;
+                }
+            });
+        }
+    }
+
+    /// Zeroes bytes within one page, if the pool holds it.
+    fn zero_edge(&self, st: &mut State, buffer: BufferIndex, bytes: Range<u64>) {
+        if bytes.is_empty() || bytes.end - bytes.start >= st.shape.unit {
+            return;
+        }
+        let page = (bytes.start / st.shape.unit) as usize;
+        let block = &st.blocks[buffer as usize];
+        if block.valid.contains(page) {
+            self.memory.zero(st, buffer, bytes);
+        } else if let Some(at) = block.partial(page) {
+            // Only a truncate comes here: what is new beyond its end goes.
+            let end = (bytes.start - page as u64 * st.shape.unit) as usize;
+            st.edit(buffer, |block| {
+                block.partials[at].end = block.partials[at].end.min(end);
+                if block.partials[at].start >= block.partials[at].end {
+                    block.partials.remove(at);
+                    block.dirty.remove(page..page + 1);
+                }
+            });
+        }
+    }
+
+    /// An allocation was refused; the filesystem keeps what it found until it ran out.
+    fn not_allocated(&self, st: &mut State, id: u32, mode: i32, range: Range<u64>, errno: Errno) {
+        if is_full(errno) && mode & PUNCH_HOLE == 0 {
+            let unit = st.shape.unit;
+            let part = st.part(id);
+            let end = part.size.next_multiple_of(unit);
+            part.hold_ahead(range.start / unit * unit..range.end.next_multiple_of(unit), end);
+        }
+    }
+
+    fn allocated(&self, st: &mut State, id: u32, mode: i32, range: Range<u64>) {
+        let unit = st.shape.unit;
+        if mode & (PUNCH_HOLE | ZERO_RANGE) != 0 {
+            self.drop_pages(st, id, range.clone());
+            let whole = range.start.next_multiple_of(unit)..range.end / unit * unit;
+            let part = st.part(id);
+            part.lost.remove(whole.clone());
+            part.unreadable.remove(whole);
+            part.clear_error_if_mended();
+        }
+        let part = st.part(id);
+        let outward = range.start / unit * unit..range.end.next_multiple_of(unit);
+        if mode & PUNCH_HOLE != 0 {
+            part.punched(range.clone(), outward, unit);
+        } else {
+            part.ahead.remove(outward.clone());
+            part.user.insert(outward.clone());
+            part.reserved.insert(outward);
+        }
+        if mode & KEEP_SIZE == 0 {
+            let old = part.size;
+            part.size = part.size.max(range.end);
+            part.disk_size = part.disk_size.max(range.end);
+            st.resized(id, old);
+        }
+        // The call has set the backing file's own time.
+        let part = st.part(id);
+        part.shape_changed();
+    }
+}
+
+impl Partition {
+    /// A hole was made, of which `outward` are the pages. Beyond its end a backing file keeps what it has: what is
+    /// there of a file that is longer in the pool is given back when that has arrived.
+    fn punched(&mut self, range: Range<u64>, outward: Range<u64>, unit: u64) {
+        let whole = range.start.next_multiple_of(unit)..range.end.min(self.size) / unit * unit;
+        let missed = self.disk_size.next_multiple_of(unit).max(whole.start)..whole.end;
+        let kept: Vec<Range<u64>> = self.reserved.within(missed).collect();
+        self.reserved.remove(outward);
+        if whole.start < whole.end {
+            self.ahead.remove(whole.clone());
+            self.user.remove(whole);
+        }
+        for range in kept {
+            self.reserved.insert(range.clone());
+            self.ahead.insert(range);
+        }
+    }
+}

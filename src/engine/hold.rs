@@ -1,0 +1,498 @@
+//! Holding blocks: kept in the pool for as long as somebody wants them there, and shown to the holder where
+//! they lie, without a copy.
+//!
+//! A [`Hold`] is made by an operation like any other: it passes the partition's gate, gets all missing
+//! buffers at once or none, and waits for transfers by being parked with a block. What it then has are
+//! pins (no eviction) and, unless it only keeps, a claim on the pages: `shared` to read them, `copying` to
+//! change them. Both are what clients' reads and writes use, so everybody else waits as for those.
+//!
+//! A small partition that is in a slot is held there, and its tray with it; what a hold brings in gets a
+//! buffer of its own, for which its holder has a token. The budget counts a buffer for every held block in
+//! either case: a held slot may bind a whole buffer. A slot that is only kept may still be moved when somebody
+//! outgrows it; one that the holder reads or changes is not before that ends.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::actions::{Actions, Answer};
+use super::block::BufferIndex;
+use super::core::Engine;
+use super::op::{Granted, Op};
+use super::state::State;
+use super::trays::Place;
+use crate::error::{Errno, Result};
+use crate::pool::{ReadLease, WriteLease};
+
+#[cfg(test)]
+mod tests;
+
+/// What a holder wants of the blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Swapped in, and kept in the pool. Others read and write them meanwhile.
+    Keep,
+    /// As `Keep`, without swapping in: what is not there is about to be filled.
+    Blank,
+    /// Swapped in, and not changed by anybody while held.
+    Read,
+    /// Swapped in, and the holder's alone; dirty when given back.
+    Update,
+    /// As `Update`, without swapping in: the holder overwrites every byte. What they hold until then is
+    /// what the buffers held before.
+    Fill,
+}
+
+impl Access {
+    fn swaps_in(self) -> bool {
+        matches!(self, Access::Keep | Access::Read | Access::Update)
+    }
+
+    fn writes(self) -> bool {
+        matches!(self, Access::Update | Access::Fill)
+    }
+}
+
+/// Receives the hold, or the errno of what it met.
+pub(crate) type HoldReply = Box<dyn FnOnce(Result<Hold>) + Send>;
+
+/// A hold being made.
+pub(crate) struct HoldOp {
+    engine: Arc<Engine>,
+    pub(crate) partition: u32,
+    handle: u64,
+    access: Access,
+    bytes: Range<u64>,
+    /// It has passed the gate and counts as active.
+    pub(crate) entered: bool,
+    /// Its missing pages were asked for; what is missing now has failed.
+    requested: bool,
+    /// The buffers of its blocks, in order; pinned.
+    buffers: Vec<Option<BufferIndex>>,
+    pub(crate) granted: Granted,
+    pub(crate) reply: HoldReply,
+}
+
+/// The claims of a hold.
+#[derive(Debug)]
+enum Leases {
+    None,
+    Read(Vec<ReadLease>),
+    Write(Vec<WriteLease>),
+}
+
+/// Blocks of a partition that stay in the pool until this is dropped, and its bytes in consecutive chunks.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    engine: Arc<Engine>,
+    partition: u32,
+    access: Access,
+    bytes: Range<u64>,
+    buffers: Vec<BufferIndex>,
+    leases: Leases,
+    /// The partition did not reach beyond when it was claimed.
+    to_the_end: bool,
+    /// Drop the blocks when they are given back; dirty ones once they are written out.
+    release: bool,
+}
+
+impl Hold {
+    /// The bytes held, from the partition's start.
+    pub(crate) fn range(&self) -> Range<u64> {
+        self.bytes.clone()
+    }
+
+    /// From now on the blocks leave the pool when they are given back, dirty ones once they are written.
+    pub(crate) fn release_after(&mut self, release: bool) {
+        self.release = release;
+    }
+
+    /// The bytes, in chunks that end where a block ends. None for a hold that only keeps.
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = &[u8]> {
+        let (mut reads, mut writes) = (Default::default(), Default::default());
+        match &self.leases {
+            Leases::None => {}
+            Leases::Read(leases) => reads = leases.iter(),
+            Leases::Write(leases) => writes = leases.iter(),
+        }
+        reads.map(|lease: &ReadLease| &**lease).chain(writes.map(|lease: &WriteLease| &**lease))
+    }
+
+    /// As [`Hold::chunks`], to be written to. None unless it was made for that.
+    pub(crate) fn chunks_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        let leases = match &mut self.leases {
+            Leases::Write(leases) => leases.iter_mut(),
+            _ => Default::default(),
+        };
+        leases.map(|lease| &mut **lease)
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // No lease outlives its claim.
+        self.leases = Leases::None;
+        let engine = self.engine.clone();
+        engine.with(|st, actions| engine.end_hold(st, self, actions));
+    }
+}
+
+impl Engine {
+    /// Takes the blocks of `bytes`, a range of whole pages that may end with the partition. `reply` is called
+    /// once, here or later on another thread. The caller sees to it that the pool has room: what is held
+    /// does not give way.
+    ///
+    /// Fails with what reading in met; ENODATA when the partition ends before the range does and is to
+    /// be read; EIO for lost bytes; EINVAL for a range that is empty or begins within a page; EBADF.
+    pub(crate) fn hold(
+        self: &Arc<Self>, handle: u64, bytes: Range<u64>, access: Access, reply: HoldReply,
+    ) {
+        if bytes.is_empty() || !bytes.start.is_multiple_of(self.shape.unit) {
+            return reply(Err(Errno::EINVAL));
+        }
+        let blocks = self.shape.block_of(bytes.start)..=self.shape.block_of(bytes.end - 1);
+        let op = HoldOp {
+            engine: self.clone(),
+            partition: 0,
+            handle,
+            access,
+            bytes,
+            entered: false,
+            requested: false,
+            buffers: blocks.map(|_| None).collect(),
+            granted: Granted::new(),
+            reply,
+        };
+        self.with(|st, actions| self.hold_step(st, Box::new(op), actions));
+    }
+
+    /// [`Engine::hold`], waiting for it.
+    pub(crate) fn hold_now(
+        self: &Arc<Self>, handle: u64, bytes: Range<u64>, access: Access,
+    ) -> Result<Hold> {
+        let (sender, receiver) = crate::concurrent::bounded(1);
+        let reply = Box::new(move |hold| {
+            // The receiver waits below.
+            let _ = sender.send(hold);
+        });
+        self.hold(handle, bytes, access, reply);
+        receiver.recv().unwrap_or(Err(Errno::ENODEV))
+    }
+
+    /// Goes on with a hold.
+    pub(crate) fn hold_step(&self, st: &mut State, mut op: Box<HoldOp>, actions: &mut Actions) {
+        if !op.entered {
+            match self.enter_hold(st, op, actions) {
+                Some(entered) => op = entered,
+                None => return,
+            }
+        }
+        let id = op.partition;
+        if op.access.swaps_in() {
+            let part = st.part(id);
+            let short = part.size < op.bytes.end;
+            if short || part.lost_in(&op.bytes) {
+                let errno = if short { Errno::ENODATA } else { Errno::EIO };
+                return self.fail_hold(st, *op, errno, actions);
+            }
+        }
+        let Some(op) = self.pin_all(st, op, actions) else { return };
+        let Some(op) = self.fill_hold(st, op, actions) else { return };
+        self.claim_hold(st, op, actions);
+    }
+
+    fn enter_hold(
+        &self, st: &mut State, mut op: Box<HoldOp>, actions: &mut Actions,
+    ) -> Option<Box<HoldOp>> {
+        match Engine::partition_of(st, op.handle) {
+            Ok(id) => op.partition = id,
+            Err(errno) => {
+                self.refuse_hold(st, *op, errno, actions);
+                return None;
+            }
+        }
+        if self.gate_closed(st, op.partition, op.access.writes()) {
+            let id = op.partition;
+            st.part(id).gate_queue.push_back(Op::Hold(op));
+            return None;
+        }
+        *active(st, op.partition, op.access) += 1;
+        op.entered = true;
+        Some(op)
+    }
+
+    /// Pins every block, those that are not in the pool in buffers that come all at once. Each has a buffer
+    /// of its own then, or has been in a slot that is long enough; one in a shorter slot counts as absent.
+    fn pin_all(
+        &self, st: &mut State, mut op: Box<HoldOp>, actions: &mut Actions,
+    ) -> Option<Box<HoldOp>> {
+        let (id, first) = (op.partition, st.shape.block_of(op.bytes.start));
+        for at in 0..op.buffers.len() {
+            let index = first + at as u64;
+            let pages = st.shape.pages_of(index, op.bytes.start, op.bytes.end).end;
+            if op.buffers[at].is_none()
+                && let Some(buffer) = st.fitting(id, index, pages)
+            {
+                pin(st, buffer);
+                op.buffers[at] = Some(buffer);
+            }
+        }
+        let absent = op.buffers.iter().filter(|buffer| buffer.is_none()).count();
+        if !st.acquire(&mut op.granted, absent, actions) {
+            st.return_granted(&mut op.granted);
+            self.wait_for_buffers(st, Op::Hold(op), absent);
+            return None;
+        }
+        let mut leased = None;
+        for at in 0..op.buffers.len() {
+            let index = first + at as u64;
+            let present = st.find(id, index);
+            if op.buffers[at].is_some() {
+                continue;
+            }
+            if present.is_some_and(|buffer| !st.blocks[buffer as usize].still()) {
+                leased = present;
+                continue;
+            }
+            let place = Place::Buffer(op.granted.pop().expect("as many as are absent"));
+            let buffer = match present {
+                Some(buffer) => {
+                    self.move_block(st, buffer, place);
+                    buffer
+                }
+                None => st.attach(place, id, index),
+            };
+            pin(st, buffer);
+            op.buffers[at] = Some(buffer);
+        }
+        st.return_granted(&mut op.granted);
+        let Some(buffer) = leased else { return Some(op) };
+        // It moves when those who have leases on its bytes are done.
+        st.edit(buffer, |block| block.waiters.push(Op::Hold(op)));
+        None
+    }
+
+    /// The operation's blocks with the pages of each that it is about.
+    fn pieces(&self, op: &HoldOp) -> Vec<(BufferIndex, Range<usize>)> {
+        let first = self.shape.block_of(op.bytes.start);
+        let pages =
+            |at: usize| self.shape.pages_of(first + at as u64, op.bytes.start, op.bytes.end);
+        let pinned = op.buffers.iter().enumerate();
+        pinned.map(|(at, buffer)| (buffer.expect("pinned above"), pages(at))).collect()
+    }
+
+    /// Asks for what is missing, and goes on when it is there.
+    fn fill_hold(
+        &self, st: &mut State, mut op: Box<HoldOp>, actions: &mut Actions,
+    ) -> Option<Box<HoldOp>> {
+        if !op.access.swaps_in() {
+            return Some(op);
+        }
+        let pieces = self.pieces(&op);
+        let copied_over = |(buffer, pages): &&(BufferIndex, Range<usize>)| {
+            st.blocks[*buffer as usize].copying.any(pages.clone())
+        };
+        if let Some((buffer, _)) = pieces.iter().find(copied_over) {
+            op.requested = false;
+            st.edit(*buffer, |block| block.waiters.push(Op::Hold(op)));
+            return None;
+        }
+        let mut busy = None;
+        for (buffer, pages) in pieces {
+            if st.blocks[buffer as usize].valid.all(pages.clone()) {
+                continue;
+            }
+            if op.requested && self.missing(st, buffer, pages.clone()) {
+                let errno = st.blocks[buffer as usize].read_error.unwrap_or(Errno::EIO);
+                self.fail_hold(st, *op, errno, actions);
+                return None;
+            }
+            self.read_pages(st, buffer, pages.clone(), actions);
+            self.fill_partials(st, buffer, pages.clone(), actions);
+            if !st.blocks[buffer as usize].valid.all(pages) {
+                busy = Some(buffer);
+            }
+        }
+        let Some(buffer) = busy else { return Some(op) };
+        op.requested = true;
+        st.edit(buffer, |block| block.waiters.push(Op::Hold(op)));
+        None
+    }
+
+    /// Claims the pages of all blocks once nobody is busy with any of them, and answers.
+    fn claim_hold(&self, st: &mut State, op: Box<HoldOp>, actions: &mut Actions) {
+        let pieces = self.pieces(&op);
+        if op.access.writes() {
+            let taken = |(buffer, pages): &&(BufferIndex, Range<usize>)| {
+                let block = &st.blocks[*buffer as usize];
+                block.reading.any(pages.clone())
+                    || block.writing.any(pages.clone())
+                    || block.copying.any(pages.clone())
+                    || block.shared.any(pages.clone())
+            };
+            if let Some((buffer, _)) = pieces.iter().find(taken) {
+                st.edit(*buffer, |block| block.waiters.push(Op::Hold(op)));
+                return;
+            }
+        }
+        let unit = st.shape.unit;
+        let within = |pages: &Range<usize>| pages.start as u64 * unit..pages.end as u64 * unit;
+        let leases = match op.access {
+            Access::Keep | Access::Blank => Leases::None,
+            Access::Read => Leases::Read(
+                pieces
+                    .iter()
+                    .map(|(buffer, pages)| {
+                        st.edit(*buffer, |block| {
+                            block.shared.insert(pages.clone());
+                            block.readers += 1;
+                        });
+                        self.memory.for_copy_out(st, *buffer, within(pages))
+                    })
+                    .collect(),
+            ),
+            Access::Update | Access::Fill => Leases::Write(
+                pieces
+                    .iter()
+                    .map(|(buffer, pages)| {
+                        st.edit(*buffer, |block| block.copying.insert(pages.clone()));
+                        self.memory.for_copy_in(st, *buffer, within(pages))
+                    })
+                    .collect(),
+            ),
+        };
+        let HoldOp { engine, partition, access, bytes, reply, .. } = *op;
+        if matches!(leases, Leases::None) {
+            self.leave(st, partition, access, actions);
+        }
+        let buffers = pieces.into_iter().map(|(buffer, _)| buffer).collect();
+        let to_the_end = st.part(partition).size <= bytes.end;
+        let hold =
+            Hold { engine, partition, access, bytes, buffers, leases, to_the_end, release: false };
+        actions.answers.push(Answer::Empty(Box::new(move |_| reply(Ok(hold))), Ok(())));
+    }
+
+    pub(crate) fn fail_hold(
+        &self, st: &mut State, mut op: HoldOp, errno: Errno, actions: &mut Actions,
+    ) {
+        st.return_granted(&mut op.granted);
+        for buffer in op.buffers.iter().flatten() {
+            unpin(st, *buffer);
+            st.wake(*buffer, actions);
+            self.drop_if_blank(st, *buffer, actions);
+        }
+        self.leave(st, op.partition, op.access, actions);
+        let reply = op.reply;
+        actions.answers.push(Answer::Empty(Box::new(move |_| reply(Err(errno))), Ok(())));
+    }
+
+    /// Gives back claims and pins; the leases are gone.
+    fn end_hold(&self, st: &mut State, hold: &Hold, actions: &mut Actions) {
+        let (id, access) = (hold.partition, hold.access);
+        let first = st.shape.block_of(hold.bytes.start);
+        if access.writes() {
+            self.note_update(st, hold);
+        }
+        for (at, buffer) in hold.buffers.iter().enumerate() {
+            let pages = st.shape.pages_of(first + at as u64, hold.bytes.start, hold.bytes.end);
+            match access {
+                Access::Keep | Access::Blank => {}
+                Access::Read => st.edit(*buffer, |block| {
+                    block.readers -= 1;
+                    if block.readers == 0 {
+                        block.shared.clear();
+                    }
+                }),
+                Access::Update | Access::Fill => self.updated(st, hold, *buffer, pages),
+            }
+            if hold.release {
+                st.edit(*buffer, |block| {
+                    block.kept = None;
+                    block.release = true;
+                });
+            }
+            unpin(st, *buffer);
+            st.touch(*buffer);
+            if st.blocks[*buffer as usize].flush {
+                self.flush_block(st, *buffer, actions);
+            }
+            st.wake(*buffer, actions);
+            self.drop_if_blank(st, *buffer, actions);
+        }
+        if matches!(access, Access::Keep | Access::Blank) {
+            st.drop_if_unused(id, actions);
+        } else {
+            self.leave(st, id, access, actions);
+        }
+    }
+
+    /// The holder has changed the partition.
+    fn note_update(&self, st: &mut State, hold: &Hold) {
+        let unit = st.shape.unit;
+        let now_ms = self.now_ms();
+        st.note_written(hold.partition, hold.bytes.end - hold.bytes.start);
+        let part = st.part(hold.partition);
+        let old = part.size;
+        part.size = part.size.max(hold.bytes.end);
+        part.changed_now();
+        part.written_ms = now_ms;
+        let whole = hold.bytes.start..hold.bytes.end.next_multiple_of(unit);
+        part.lost.remove(whole.clone());
+        part.ahead.remove(whole.start / unit * unit..whole.end);
+        part.unreadable.remove(whole);
+        st.resized(hold.partition, old);
+    }
+
+    fn updated(&self, st: &mut State, hold: &Hold, buffer: BufferIndex, pages: Range<usize>) {
+        let id = st.blocks[buffer as usize].partition;
+        let room = pages.end as u64 * st.shape.unit;
+        let end = hold.bytes.end - st.blocks[buffer as usize].index * st.shape.block_size;
+        let (epoch, now_ms) = (st.part(id).epoch, self.now_ms());
+        st.edit(buffer, |block| {
+            block.copying.remove(pages.clone());
+            block.partials.retain(|partial| !pages.contains(&partial.page));
+            block.valid.insert(pages.clone());
+            if block.dirty.is_empty() || block.failed.is_some() {
+                block.epoch_dirty = epoch;
+            }
+            block.failed = None;
+            block.dirty.insert(pages);
+            block.release = false;
+            block.written_ms = now_ms;
+        });
+        if end < room && hold.to_the_end {
+            // The chunks reach to the page's end, the partition does not: who makes it longer finds zeroes.
+            self.memory.zero(st, buffer, end..room);
+        }
+    }
+
+    /// An operation has left the partition.
+    fn leave(&self, st: &mut State, id: u32, access: Access, actions: &mut Actions) {
+        *active(st, id, access) -= 1;
+        self.quiet_down(st, id, actions);
+        if st.part(id).gone() {
+            self.discard_unlinked(st, id, actions);
+        }
+        st.drop_if_unused(id, actions);
+    }
+}
+
+/// The partition's counter of operations that this one is counted in.
+fn active(st: &mut State, id: u32, access: Access) -> &mut u32 {
+    let part = st.part(id);
+    if access.writes() { &mut part.active_writes } else { &mut part.active_reads }
+}
+
+fn pin(st: &mut State, buffer: BufferIndex) {
+    st.edit(buffer, |block| {
+        block.pins += 1;
+        block.holds += 1;
+        block.release = false;
+    });
+}
+
+fn unpin(st: &mut State, buffer: BufferIndex) {
+    st.edit(buffer, |block| {
+        block.pins -= 1;
+        block.holds -= 1;
+    });
+}

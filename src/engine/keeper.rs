@@ -1,0 +1,77 @@
+//! What happens by itself: partial blocks go out after a while, waits end, clean files are settled, and what the
+//! device does not answer is noticed.
+
+use std::time::{Duration, Instant};
+
+use super::block::NONE;
+use super::core::Engine;
+use super::state::State;
+
+/// How often the keeper looks.
+const TICK: Duration = Duration::from_millis(50);
+/// The same while blocks wait for the rest of a write.
+const TICK_SEAMED: Duration = Duration::from_millis(5);
+
+impl Engine {
+    /// The keeper thread.
+    pub(crate) fn keep(&self) {
+        let linger = self.options.linger.as_millis() as u64;
+        let (mut stop, mut tick) = (false, TICK);
+        while !stop {
+            (stop, tick) = self.with_after(tick, |st, actions| {
+                let now_ms = self.now_ms();
+                self.look_for_stalls(st, actions);
+                while st.dirty.head != NONE
+                    && st.blocks[st.dirty.head as usize].written_ms + linger <= now_ms
+                {
+                    self.flush_block(st, st.dirty.head, actions);
+                }
+                self.retry_seamed(st, actions);
+                self.finish_late(st);
+                self.begin_late_swap_ins(st, actions);
+                st.trim(self.options.idle_partitions_max, actions);
+                for id in self.idle_partitions(st, now_ms, linger) {
+                    self.settle(st, id, actions);
+                }
+                let now = Instant::now();
+                for reply in expired(st, now) {
+                    actions.answer(Some(reply), Ok(()));
+                }
+                (st.stopping, if st.seamed.is_empty() { TICK } else { TICK_SEAMED })
+            });
+        }
+    }
+
+    /// Partitions that are clean, unwritten for a while, and not settled.
+    fn idle_partitions(&self, st: &State, now_ms: u64, linger: u64) -> Vec<u32> {
+        st.partitions
+            .iter()
+            .filter(|(_, part)| {
+                part.needs_settling() && part.clean() && part.written_ms + linger <= now_ms
+            })
+            .map(|(id, _)| id as u32)
+            .collect()
+    }
+}
+
+/// Takes out the replies of status waits whose time is up.
+fn expired(st: &mut State, now: Instant) -> Vec<super::op::Reply> {
+    let waiting: Vec<u32> = st
+        .partitions
+        .iter()
+        .filter(|(_, part)| !part.status_waiters.is_empty())
+        .map(|(id, _)| id as u32)
+        .collect();
+    let mut replies = Vec::new();
+    let mut take = |waiters: &mut Vec<super::partition::StatusWaiter>| {
+        let (over, left): (Vec<_>, Vec<_>) =
+            std::mem::take(waiters).into_iter().partition(|waiter| waiter.deadline <= now);
+        *waiters = left;
+        replies.extend(over.into_iter().map(|waiter| waiter.reply));
+    };
+    for id in waiting {
+        take(&mut st.part(id).status_waiters);
+    }
+    take(&mut st.idle_waiters);
+    replies
+}

@@ -1,0 +1,268 @@
+//! Opening partitions.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::actions::Actions;
+use super::core::{Engine, OpenSwapIn};
+use super::partition::{FileKey, Handle, Partition};
+use super::state::State;
+use crate::aio::device::{BackingFile, FileStatus};
+use crate::error::{Errno, Result};
+use crate::shares::{Full, Share, User};
+
+/// Descriptors of a partition that is open: its file, and that of its checksums.
+const DESCRIPTORS: usize = 2;
+
+/// What a user needs to open a partition: his share of the handles, and of the descriptors.
+#[derive(Debug)]
+#[must_use = "given back when it is dropped"]
+pub struct Admission {
+    handle: Share,
+    descriptors: Share,
+}
+
+/// What is opened, and how.
+struct Opening {
+    key: FileKey,
+    read: bool,
+    write: bool,
+    status: FileStatus,
+    /// Partitions forgotten before its status was asked for.
+    drops: u64,
+}
+
+/// The partition, if it is known and its descriptor will do.
+fn openable(st: &mut State, key: FileKey, write: bool) -> Option<u32> {
+    let id = *st.keys.get(&key)?;
+    (!write || st.part(id).file.writable()).then_some(id)
+}
+
+/// A moment, by the partitions that the engine had let go of.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment(u64);
+
+impl Engine {
+    /// Opens a partition for the daemon itself, see [`Engine::open_as`].
+    ///
+    /// # Errors
+    /// As [`Engine::open_as`].
+    pub fn open(
+        &self, key: FileKey, read: bool, write: bool,
+        open: impl FnOnce() -> Result<Arc<dyn BackingFile>>,
+    ) -> Result<u64> {
+        self.open_as(User::OWN, key, read, write, open)
+    }
+
+    /// Opens a partition: makes it known, or adds a handle to it when it is. `open` provides the
+    /// backing file and is only called when there is none yet (or `write` is asked for and the
+    /// present descriptor cannot); it is called without the engine's lock.
+    ///
+    /// # Errors
+    /// What `open` fails with; EIO when bytes of the partition were lost and `read` is asked for; ESTALE
+    /// when it has neither a name nor a handle any more; EMFILE and ENFILE beyond the user's share.
+    pub fn open_as(
+        &self, user: User, key: FileKey, read: bool, write: bool,
+        open: impl FnOnce() -> Result<Arc<dyn BackingFile>>,
+    ) -> Result<u64> {
+        let share = self.bounds().handles.take(user, 1).map_err(Full::of_files)?;
+        let (mut share, mut opened) = (Some(share), None);
+        self.with(|st, actions| {
+            let id = openable(st, key, write).filter(|id| st.part(*id).openers.join(user));
+            if let (Some(id), Some(share)) = (id, share.take_if(|_| id.is_some())) {
+                opened = Some(self.add_handle(st, id, read, write, share, actions));
+            }
+        });
+        match (opened, share) {
+            (Some(opened), _) => opened,
+            (None, Some(handle)) => {
+                self.open_admitted(self.admit_with(handle)?, key, read, write, open)
+            }
+            (None, None) => unreachable!("a handle was made of it"),
+        }
+    }
+
+    /// What a user needs to open a partition that he has not open yet.
+    ///
+    /// # Errors
+    /// EMFILE and ENFILE beyond the user's share.
+    pub fn admit(&self, user: User) -> Result<Admission> {
+        self.admit_with(self.bounds().handles.take(user, 1).map_err(Full::of_files)?)
+    }
+
+    fn admit_with(&self, handle: Share) -> Result<Admission> {
+        let taken = self.bounds().descriptors.take(handle.user(), DESCRIPTORS);
+        Ok(Admission { handle, descriptors: taken.map_err(Full::of_files)? })
+    }
+
+    /// As [`Engine::open_as`], by a user who was admitted.
+    ///
+    /// # Errors
+    /// As [`Engine::open_as`], but for the share.
+    pub fn open_admitted(
+        &self, admission: Admission, key: FileKey, read: bool, write: bool,
+        open: impl FnOnce() -> Result<Arc<dyn BackingFile>>,
+    ) -> Result<u64> {
+        let (mut admission, mut opened, mut drops) = (Some(admission), None, 0);
+        self.with(|st, actions| {
+            drops = st.drops;
+            if let Some(id) = openable(st, key, write)
+                && let Some(Admission { handle, descriptors }) = admission.take()
+            {
+                st.part(id).openers.enter(descriptors);
+                opened = Some(self.add_handle(st, id, read, write, handle, actions));
+            }
+        });
+        let Some(admission) = admission else {
+            return opened.expect("made of the admission");
+        };
+        let file = open()?;
+        let status = file.status()?;
+        self.open_with(admission, Opening { key, read, write, status, drops }, file)
+    }
+
+    /// As [`Engine::open_admitted`], for writing, of a file that was created since the `moment` and is empty: it is
+    /// only asked about its size if somebody may have written to it already.
+    ///
+    /// # Errors
+    /// As [`Engine::open_admitted`].
+    pub fn open_new(
+        &self, admission: Admission, key: FileKey, read: bool, file: Arc<dyn BackingFile>,
+        moment: Moment,
+    ) -> Result<u64> {
+        let modified = SystemTime::UNIX_EPOCH;
+        let status = FileStatus { size: 0, allocated: 0, modified, changed: modified, links: 1 };
+        let opening = Opening { key, read, write: true, status, drops: moment.0 };
+        self.open_with(admission, opening, file)
+    }
+
+    /// Now, for [`Engine::open_new`].
+    #[must_use]
+    pub fn moment(&self) -> Moment {
+        Moment(self.with(|st, _| st.drops))
+    }
+
+    fn open_with(
+        &self, admission: Admission, opening: Opening, file: Arc<dyn BackingFile>,
+    ) -> Result<u64> {
+        let Opening { key, read, write, status, drops } = opening;
+        let Admission { handle, descriptors } = admission;
+        // A file without holes needs no reservation; unwritten extents count as holes, harmlessly.
+        let dense = status.size > 0
+            && file.writable()
+            && status.allocated >= status.size
+            && file.seek(0, true).unwrap_or(0) >= status.size;
+        let unit = self.shape.unit;
+        self.with(|st, actions| {
+            if let Some(id) = st.keys.get(&key).copied() {
+                if write && !st.part(id).file.writable() {
+                    let old = std::mem::replace(&mut st.part(id).file, file);
+                    actions.files.push(old);
+                } else {
+                    actions.files.push(file);
+                }
+                st.part(id).openers.enter(descriptors);
+                return self.add_handle(st, id, read, write, handle, actions);
+            }
+            // Whoever had it open in between may have left another size: then, and only then, it is
+            // asked again here, where nobody can come between.
+            let (status, dense) = match st.drops == drops {
+                true => (status, dense),
+                false => (file.status()?, false),
+            };
+            let mut part = Partition::new(key, file);
+            part.openers.enter(descriptors);
+            part.size = status.size;
+            part.disk_size = status.size;
+            part.written_end = status.size;
+            part.written.insert(0..status.size.next_multiple_of(self.shape.block_size));
+            if dense {
+                part.reserved.insert(0..status.size.next_multiple_of(unit));
+            }
+            if status.allocated > status.size.next_multiple_of(unit.max(65536)) {
+                part.user.insert(status.size.next_multiple_of(unit)..status.allocated);
+            }
+            let id = st.partitions.insert(part) as u32;
+            st.keys.insert(key, id);
+            st.wake_up(id, status.size, actions);
+            st.trim(self.options.idle_partitions_max, actions);
+            self.add_handle(st, id, read, write, handle, actions)
+        })
+    }
+
+    /// The handle's user has been entered among the openers.
+    fn add_handle(
+        &self, st: &mut State, id: u32, read: bool, write: bool, share: Share,
+        actions: &mut Actions,
+    ) -> Result<u64> {
+        let part = st.part(id);
+        // Of one without a name and a handle the bytes are being dropped.
+        let refusal = match part.gone() {
+            true => Some(Errno::ESTALE),
+            false => (read && !part.lost.is_empty()).then_some(Errno::EIO),
+        };
+        if let Some(errno) = refusal {
+            part.openers.leave(share.user());
+            return Err(errno);
+        }
+        part.handles += 1;
+        part.lingering.clear();
+        let idle_since = std::mem::take(&mut part.idle_since);
+        st.idle.remove(&idle_since);
+        let part = st.part(id);
+        let (errors_seen, releases) = (part.error_count, part.releases);
+        let handle = Handle {
+            partition: id,
+            share,
+            errors_seen,
+            expected: 0,
+            in_a_row: 0,
+            ahead_to: 0,
+            swap_in_due: (read && write).then_some(releases),
+        };
+        let handle = st.handles.insert(handle) as u64;
+        if read && write {
+            // Who begins by writing over it all has no use for its bytes, and would wait for their transfer.
+            st.later.push((handle, self.now_ms().max(1)));
+        } else if read {
+            self.begin_swap_in(st, handle, actions);
+        }
+        Ok(handle)
+    }
+
+    /// Starts what opening for reading starts.
+    pub(crate) fn begin_swap_in(&self, st: &mut State, number: u64, actions: &mut Actions) {
+        let length = match self.options.open_swap_in {
+            OpenSwapIn::None => 0,
+            OpenSwapIn::Ahead => self.options.read_ahead,
+            OpenSwapIn::All => u64::MAX,
+        };
+        let Some(handle) = st.handles.get_mut(number as usize) else { return };
+        let id = handle.partition;
+        let reached = self.fetch(st, id, 0, length, actions);
+        if let Some(handle) = st.handles.get_mut(number as usize) {
+            handle.ahead_to = handle.ahead_to.max(reached);
+        }
+    }
+
+    /// The same for one that was opened for both, unless its partition was released since.
+    pub(crate) fn begin_due_swap_in(&self, st: &mut State, number: u64, actions: &mut Actions) {
+        let Some(handle) = st.handles.get_mut(number as usize) else { return };
+        let (due, id) = (handle.swap_in_due.take(), handle.partition);
+        if due == Some(st.part(id).releases) && !st.stopping {
+            self.begin_swap_in(st, number, actions);
+        }
+    }
+
+    /// The same for those opened for both a while ago, unless their partitions were written to since.
+    pub(crate) fn begin_late_swap_ins(&self, st: &mut State, actions: &mut Actions) {
+        for (number, opened_ms) in std::mem::take(&mut st.later) {
+            let Some(handle) = st.handles.get_mut(number as usize) else { continue };
+            let id = handle.partition;
+            if st.part(id).written_ms >= opened_ms {
+                st.handles.get_mut(number as usize).expect("just looked at").swap_in_due = None;
+            }
+            self.begin_due_swap_in(st, number, actions);
+        }
+    }
+}

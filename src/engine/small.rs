@@ -1,0 +1,156 @@
+//! Small partitions: from slot to slot, and to rest.
+//!
+//! A partition smaller than `min_swap_size` gets a slot of the next power of two of its size when it is
+//! first written or read; above half a block it gets a tray of a single slot. A writer that outgrows its
+//! slot is moved straight to a whole buffer, so that a stream is copied once at most; when nobody has the
+//! partition open any more and it is clean, it is packed into a slot that fits. `min_swap_size` 0 turns all of
+//! this off.
+
+use super::actions::Actions;
+use super::block::BufferIndex;
+use super::core::Engine;
+use super::op::Granted;
+use super::state::State;
+use super::trays::Place;
+
+/// Idle partitions that are let go at once, at most, and how many are looked at for it: under the lock.
+const TRIM_MAX: usize = 64;
+
+/// What looking for a block's room came to.
+pub(crate) enum Room {
+    /// It is in the pool, with room for all that was asked for.
+    Here(BufferIndex),
+    /// It has to move, and somebody has a lease on its bytes: whose end wakes those who wait for it.
+    Busy(BufferIndex),
+    /// A buffer has to be waited for.
+    Wait,
+}
+
+/// A block of a partition, and the room it needs.
+#[derive(Clone, Copy)]
+pub(crate) struct Need {
+    pub(crate) partition: u32,
+    pub(crate) index: u64,
+    /// From its start.
+    pub(crate) pages: usize,
+    /// The slot to take if it has none; `None` for a buffer of its own.
+    pub(crate) slot: Option<usize>,
+}
+
+impl State {
+    /// Whether a block is in the pool with room for `pages` pages.
+    pub(crate) fn fitting(
+        &mut self, partition: u32, index: u64, pages: usize,
+    ) -> Option<BufferIndex> {
+        self.find(partition, index).filter(|buffer| self.blocks[*buffer as usize].pages >= pages)
+    }
+
+    /// To be called where a partition's size has changed from `old`. One that is large now gives up its
+    /// single slots for buffers of its own, which are not spared.
+    pub(crate) fn resized(&mut self, partition: u32, old: u64) {
+        let small = self.shape.min_swap_size;
+        if old >= small || self.part(partition).size < small {
+            return;
+        }
+        let pages = self.shape.pages();
+        let buffers: Vec<BufferIndex> = self.part(partition).blocks.values().copied().collect();
+        for buffer in buffers {
+            let block = &self.blocks[buffer as usize];
+            if block.pages == pages && matches!(block.place, Place::Slot { .. }) {
+                self.recast(buffer, None);
+            }
+        }
+    }
+
+    /// Lets go of the partitions that nobody has had open for the longest time, as long as there are more
+    /// than `max` and so their descriptors: small ones are put to rest, of others the blocks are dropped.
+    pub(crate) fn trim(&mut self, max: usize, actions: &mut Actions) {
+        let mut looked = 0;
+        let mut from = 0;
+        while self.idle.len() > max && looked < TRIM_MAX {
+            let Some((since, id)) = self.idle.range(from..).next().map(|(s, id)| (*s, *id)) else {
+                return;
+            };
+            (from, looked) = (since + 1, looked + 1);
+            let part = self.part(id);
+            if !part.leavable() || part.unlinked {
+                continue;
+            }
+            let buffers: Vec<BufferIndex> = part.blocks.values().copied().collect();
+            let evictable = |buffer: &u32| self.blocks[*buffer as usize].list.evictable();
+            if buffers.iter().all(evictable) && !self.rest(id, actions) {
+                for buffer in buffers {
+                    self.detach(buffer, actions);
+                }
+            }
+        }
+    }
+}
+
+impl Engine {
+    /// Finds or makes room for a block.
+    pub(crate) fn room_for(
+        &self, st: &mut State, granted: &mut Granted, need: Need, actions: &mut Actions,
+    ) -> Room {
+        let Need { partition, index, pages, slot } = need;
+        let Some(buffer) = st.find(partition, index) else {
+            let placed = st.place(granted, partition, index, slot, actions);
+            return placed.map_or(Room::Wait, Room::Here);
+        };
+        if st.blocks[buffer as usize].pages >= pages {
+            return Room::Here(buffer);
+        }
+        if !st.blocks[buffer as usize].still() {
+            return Room::Busy(buffer);
+        }
+        let place = match st.vacancy(granted, slot) {
+            Some(place) => place,
+            None if st.acquire(granted, 1, actions) => st.claim_buffer(granted, slot),
+            None => return Room::Wait,
+        };
+        // The room may have been made by evicting the block itself.
+        if st.find(partition, index).is_none() {
+            return Room::Here(st.attach(place, partition, index));
+        }
+        self.move_block(st, buffer, place);
+        Room::Here(buffer)
+    }
+
+    /// Copies what a block holds to another place, under the lock: half a block at most, and rarely.
+    pub(crate) fn move_block(&self, st: &mut State, buffer: BufferIndex, place: Place) {
+        let block = &st.blocks[buffer as usize];
+        let (unit, pages) = (st.shape.unit, block.pages);
+        let mut used = block.valid.clone();
+        used.add_all(&block.dirty);
+        let mut at = 0;
+        while let Some(run) = used.run(at..pages) {
+            at = run.end;
+            self.memory.copy(st, buffer, place, run.start as u64 * unit..run.end as u64 * unit);
+        }
+        st.stats.moves += 1;
+        st.moved(buffer, place);
+    }
+
+    /// Packs a small partition that nobody uses into a slot that fits: a vacant one, or the first of a tray
+    /// made of the buffer that it has.
+    pub(crate) fn pack(&self, st: &mut State, id: u32) {
+        let part = st.part(id);
+        let (size, unused) = (part.size, part.handles == 0 && !part.unlinked);
+        let (Some((0, buffer)), 1) = (part.blocks.first_key_value(), part.blocks.len()) else {
+            return;
+        };
+        let buffer = *buffer;
+        let Some(pages) = st.shape.slot_pages(size, 0) else { return };
+        let block = &st.blocks[buffer as usize];
+        let plain = matches!(block.place, Place::Buffer(_));
+        let roomy = block.pages > pages || plain;
+        if !unused || !roomy || !block.list.evictable() || block.valid.any(pages..block.pages) {
+            return;
+        }
+        match st.trays.vacancy(pages) {
+            Some(place) => self.move_block(st, buffer, place),
+            None if block.pages == st.shape.pages() => st.recast(buffer, Some(pages)),
+            None => {}
+        }
+    }
+}

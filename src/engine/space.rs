@@ -1,0 +1,281 @@
+//! Space in the swap folder: reserved before a write is accepted, some of it ahead of one that goes on at the
+//! file's end, and taken back from there before anybody is refused any.
+//!
+//! What is held ahead of writers is in [`Partition::ahead`]. Whoever finds no space leaves the partition, so that
+//! nobody waits for it, and is tried again when all partitions that hold some have given it back. For a while
+//! nothing is reserved ahead then.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::actions::Actions;
+use super::core::Engine;
+use super::op::{BarrierOp, Change, Op, WriteOp};
+use super::partition::Partition;
+use super::state::State;
+use super::write::Step;
+use crate::aio::device::BackingFile;
+use crate::error::{Errno, Result};
+
+/// Space is reserved this much ahead of a growing file, at least and at most.
+const RESERVE_STEP_MIN: u64 = 64 * 1024;
+/// See [`RESERVE_STEP_MIN`].
+const RESERVE_STEP_MAX: u64 = 64 * 1024 * 1024;
+
+/// Nothing is reserved ahead for so long after the filesystem had no space.
+const TIGHT_MS: u64 = 10_000;
+
+/// How often one operation waits for space. Twice is enough but for those that came in between.
+const WAITS_MAX: u8 = 3;
+
+/// Who waits for space, and what may give it.
+#[derive(Default)]
+pub(crate) struct Space {
+    pub(crate) waiters: Vec<Op>,
+    /// Partitions that are giving back what they hold ahead.
+    pub(crate) giving_back: u32,
+    /// Reservations under way that ask for more than is needed.
+    asked_ahead: u32,
+    /// Until then nothing is reserved ahead.
+    tight_until_ms: u64,
+}
+
+/// Space to get from the filesystem: what is needed, and what would serve the next writes too.
+pub(super) struct Reservation {
+    file: Arc<dyn BackingFile>,
+    need: Range<u64>,
+    wish: Range<u64>,
+    /// The file ended here when it was asked for, rounded up to a page.
+    end: u64,
+}
+
+impl Reservation {
+    pub(super) fn run(&self) -> Result<Range<u64>> {
+        let reserve = |range: &Range<u64>| self.file.reserve(range.start, range.end - range.start);
+        match reserve(&self.wish) {
+            Ok(()) => Ok(self.wish.clone()),
+            Err(_) if self.wish != self.need => reserve(&self.need).map(|()| self.need.clone()),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+pub(super) fn is_full(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOSPC | Errno::EDQUOT)
+}
+
+impl Partition {
+    /// How much to reserve beyond what a write needs. One that goes on at the end gets as much as has been written
+    /// there without a gap; one that jumps over a hole, or lies within the file, nothing.
+    fn step_ahead(&self, need: &Range<u64>) -> u64 {
+        let Some(last) = self.reserved.last() else { return 0 };
+        let goes_on = need.start <= last.end && last.end < need.end && self.size < need.end;
+        if !goes_on || self.user.end() > self.size {
+            return 0;
+        }
+        let gap = self.ahead.within(0..need.start).last().map_or(0, |gap| gap.end);
+        let run = last.start.max(gap).min(need.start);
+        (need.end - run).clamp(RESERVE_STEP_MIN, RESERVE_STEP_MAX)
+    }
+
+    /// Notes what an attempt to get space may have allocated, all of it or some before it failed. Not what may have
+    /// bytes: only what lies beyond `end`, where the file ended before, or in blocks that nobody ever wrote to.
+    pub(super) fn hold_ahead(&mut self, tried: Range<u64>, end: u64) {
+        for new in self.reserved.gaps(tried) {
+            let border = end.clamp(new.start, new.end);
+            for hole in self.written.gaps(new.start..border) {
+                self.ahead.insert(hole);
+            }
+            self.ahead.insert(border..new.end);
+        }
+    }
+
+    /// Bytes that are held ahead for certain.
+    pub(crate) fn held_ahead(&self) -> u64 {
+        let held = |range: Range<u64>| -> u64 {
+            self.reserved.within(range).map(|part| part.end - part.start).sum()
+        };
+        self.ahead.within(0..u64::MAX).map(held).sum()
+    }
+}
+
+impl Engine {
+    /// Gets space for the write: here, or by a job when transfers of the partition are under way,
+    /// because fallocate then may wait for the filesystem's lock on the file.
+    pub(super) fn reserve_for(
+        &self, st: &mut State, op: Box<WriteOp>, actions: &mut Actions,
+    ) -> Step {
+        let (id, unit) = (op.partition, st.shape.unit);
+        let is_tight = self.now_ms() < st.space.tight_until_ms;
+        let part = st.part(id);
+        let need = op.offset / unit * unit..(op.offset + op.length as u64).next_multiple_of(unit);
+        let mut wish = need.clone();
+        if !is_tight {
+            wish.end += part.step_ahead(&need);
+        }
+        let here = part.writes == 0;
+        if !here && !op.payload.stays() {
+            return Step::Own(op);
+        }
+        let end = part.size.next_multiple_of(unit);
+        let asks_ahead = wish != need;
+        let reservation = Reservation { file: part.file.clone(), need, wish, end };
+        part.jobs += 1;
+        st.space.asked_ahead += u32::from(asks_ahead);
+        st.begin_call(id);
+        if here {
+            return Step::Reserve(op, reservation);
+        }
+        actions.jobs.push(Box::new(move |engine| {
+            let result = reservation.run();
+            engine.with(|st, actions| {
+                match engine.note_reserved(st, id, reservation, result, actions) {
+                    Ok(()) => actions.ready.push(Op::Write(op)),
+                    Err(errno) => {
+                        engine.without_space(st, op, errno, actions);
+                    }
+                }
+            });
+        }));
+        Step::Done(None)
+    }
+
+    /// Notes what was reserved.
+    pub(super) fn note_reserved(
+        &self, st: &mut State, id: u32, reservation: Reservation, result: Result<Range<u64>>,
+        actions: &mut Actions,
+    ) -> Result<()> {
+        st.end_call(id);
+        let Reservation { need, wish, end, .. } = reservation;
+        st.space.asked_ahead -= u32::from(wish != need);
+        if result != Ok(wish.clone()) {
+            st.space.tight_until_ms = self.now_ms() + TIGHT_MS;
+        }
+        let part = st.part(id);
+        part.jobs -= 1;
+        part.hold_ahead(wish, end);
+        let outcome = result.map(|got| part.reserved.insert(got));
+        if !st.space.waiters.is_empty() {
+            // They wait for what was asked for ahead, too.
+            self.take_space_back(st, actions);
+        }
+        outcome
+    }
+
+    /// A write was refused its space. It waits while files hold some ahead.
+    pub(super) fn without_space(
+        &self, st: &mut State, mut op: Box<WriteOp>, errno: Errno, actions: &mut Actions,
+    ) -> Step {
+        let id = op.partition;
+        if !is_full(errno) || !self.may_get_space(st, id, op.space_waits) {
+            return self.finish_write(st, *op, Err(errno), actions);
+        }
+        if !op.payload.stays() {
+            return Step::Own(op);
+        }
+        // It enters again: its own partition may have to be alone to give something back.
+        op.space_waits += 1;
+        op.entered = false;
+        st.return_granted(&mut op.granted);
+        st.part(id).active_writes -= 1;
+        st.space.waiters.push(Op::Write(op));
+        self.take_space_back(st, actions);
+        self.quiet_down(st, id, actions);
+        st.drop_if_unused(id, actions);
+        Step::Done(None)
+    }
+
+    /// Whether there is space held ahead, or about to be. What its own attempts left behind counts once.
+    pub(super) fn may_get_space(&self, st: &State, id: u32, waits: u8) -> bool {
+        let holds = |(other, part): (usize, &Partition)| {
+            !part.ahead.is_empty() && (waits == 0 || other as u32 != id)
+        };
+        let moves = st.space.giving_back + st.space.asked_ahead > 0;
+        waits < WAITS_MAX && (moves || st.partitions.iter().any(holds))
+    }
+
+    /// Has every partition give back what it holds ahead; then those who wait for space are tried again.
+    pub(super) fn take_space_back(&self, st: &mut State, actions: &mut Actions) {
+        let holds = |(_, part): &(usize, &Partition)| !part.ahead.is_empty() && !part.gives_back;
+        let ids: Vec<u32> = st.partitions.iter().filter(holds).map(|(id, _)| id as u32).collect();
+        for id in ids {
+            st.part(id).gives_back = true;
+            st.space.giving_back += 1;
+            let change = Change::Settle { then: Vec::new(), for_room: true };
+            self.enter_barrier(st, BarrierOp::new(id, change, None), actions);
+        }
+        st.space.wake(actions);
+    }
+
+    /// A partition has given back what it held ahead.
+    pub(super) fn gave_back(&self, st: &mut State, id: u32, actions: &mut Actions) {
+        st.part(id).gives_back = false;
+        st.space.giving_back -= 1;
+        st.space.wake(actions);
+    }
+
+    /// Starts writing out what is dirty of a partition that is to give space back. True until that has ended.
+    pub(super) fn flushes_for_room(&self, st: &mut State, id: u32, actions: &mut Actions) -> bool {
+        self.flush_partition(st, id, actions);
+        let part = &st.partitions.get(id as usize).expect("it is at the gate");
+        let mut blocks = part.blocks.values();
+        part.writes > 0 || blocks.any(|buffer| st.blocks[*buffer as usize].flush)
+    }
+}
+
+impl Space {
+    fn wake(&mut self, actions: &mut Actions) {
+        if self.giving_back + self.asked_ahead == 0 {
+            actions.ready.append(&mut self.waiters);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::aio::memory::{MemoryFile, MemoryFolder};
+    use crate::engine::FileKey;
+
+    const MIB: u64 = 1 << 20;
+
+    fn partition() -> Partition {
+        let file = Arc::new(MemoryFile::new(&MemoryFolder::unbounded()));
+        Partition::new(FileKey { dev: 1, ino: 1, generation: 0 }, file)
+    }
+
+    #[test]
+    fn streams_have_space_ahead_and_jumps_have_none() {
+        let mut part = partition();
+        assert_eq!(part.step_ahead(&(0..MIB)), 0, "nobody knows what comes");
+        part.reserved.insert(0..MIB);
+        part.size = MIB;
+        assert_eq!(part.step_ahead(&(MIB..2 * MIB)), 2 * MIB);
+        assert_eq!(part.step_ahead(&(MIB + 4096..2 * MIB)), 0, "over a hole");
+        assert_eq!(part.step_ahead(&(0..4096)), 0, "within");
+        part.reserved.insert(0..500 * MIB);
+        part.size = 500 * MIB;
+        assert_eq!(part.step_ahead(&(500 * MIB..501 * MIB)), RESERVE_STEP_MAX);
+        // After a hole it is a stream of its own.
+        part.reserved.insert(600 * MIB..600 * MIB + 4096);
+        part.size = 600 * MIB + 4096;
+        let next = part.size..part.size + 4096;
+        assert_eq!(part.step_ahead(&next), RESERVE_STEP_MIN);
+        part.user.insert(700 * MIB..701 * MIB);
+        assert_eq!(part.step_ahead(&next), 0, "the user sees to it");
+    }
+
+    #[test]
+    fn what_is_held_ahead_is_nobodys() {
+        let mut part = partition();
+        part.size = 3 * MIB;
+        part.written.insert(0..2 * MIB);
+        part.reserved.insert(4 * MIB..5 * MIB);
+        part.hold_ahead(MIB..8 * MIB, 3 * MIB);
+        let held: Vec<_> = part.ahead.within(0..u64::MAX).collect();
+        assert_eq!(held, [2 * MIB..4 * MIB, 5 * MIB..8 * MIB]);
+        assert_eq!(part.held_ahead(), 0, "none of it for certain");
+        part.reserved.insert(0..6 * MIB);
+        assert_eq!(part.held_ahead(), 3 * MIB);
+    }
+}

@@ -1,0 +1,124 @@
+//! The engine's end. Whoever asks it for something afterwards, or still waits for something, gets an answer.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::actions::{Actions, Answer};
+use super::core::{Engine, JOB_THREADS, OP_THREADS};
+use super::hold::HoldOp;
+use super::op::{BarrierOp, Change, Op};
+use super::state::State;
+use crate::error::Errno;
+
+impl Engine {
+    /// Ends the engine's threads; what is to be kept was synchronized before. Waits for the transfers under way.
+    /// Operations that wait for anything else, and later ones that would have to, fail with ENODEV; what the pool
+    /// holds can be read still. Idempotent.
+    pub fn stop(self: &Arc<Self>) {
+        self.with(|st, _| st.stopping = true);
+        self.tick.notify_all();
+        self.device().shutdown();
+        for _ in 0..OP_THREADS {
+            let _ = self.ops.0.send(None);
+        }
+        for _ in 0..JOB_THREADS {
+            let _ = self.jobs.0.send(None);
+        }
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
+            if thread.thread().id() != crate::concurrent::thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+        self.with(|_, _| self.ended.store(true, Ordering::SeqCst));
+        self.refuse_queued();
+    }
+
+    /// Whether [`Engine::stop`] was called.
+    #[must_use]
+    pub fn stopped(&self) -> bool {
+        self.with(|st, _| st.stopping)
+    }
+
+    /// Refuses what is queued for threads that are gone.
+    pub(crate) fn refuse_queued(&self) {
+        while self.ended.load(Ordering::SeqCst)
+            && let Ok(op) = self.ops.1.try_recv()
+        {
+            if let Some(op) = op {
+                self.with(|st, actions| self.refuse(st, op, actions));
+            }
+        }
+        while self.ended.load(Ordering::SeqCst)
+            && let Ok(job) = self.jobs.1.try_recv()
+        {
+            // Whoever waits for its answer sees that it is gone.
+            drop(job);
+        }
+    }
+
+    /// Refuses everything that is parked: nothing happens any more that could let it go on.
+    pub(crate) fn refuse_parked(&self, st: &mut State, actions: &mut Actions) {
+        let mut ops: Vec<Op> = st.waiting.drain().collect();
+        ops.append(&mut st.space.waiters);
+        for buffer in 0..st.blocks.len() as u32 {
+            if !st.blocks[buffer as usize].waiters.is_empty() {
+                ops.extend(st.edit(buffer, |block| std::mem::take(&mut block.waiters)));
+            }
+        }
+        for waiter in st.idle_waiters.drain(..) {
+            actions.answer(Some(waiter.reply), Ok(()));
+        }
+        let ids: Vec<u32> = st.partitions.iter().map(|(id, _)| id as u32).collect();
+        for id in ids {
+            let part = st.part(id);
+            ops.extend(part.gate_queue.drain(..));
+            ops.extend(part.barrier.take().map(Op::Barrier));
+            // Its job went with the threads.
+            part.barrier_running = false;
+            let waiters = std::mem::take(&mut part.status_waiters);
+            for op in std::mem::take(&mut part.sync_ops) {
+                actions.answer(Some(op.reply), Err(Errno::ENODEV));
+            }
+            for waiter in waiters {
+                actions.answer(Some(waiter.reply), Ok(()));
+            }
+        }
+        for op in ops {
+            self.refuse(st, op, actions);
+        }
+    }
+
+    /// Fails one operation. Counters and claims of it that only others would have to wait for stay.
+    fn refuse(&self, st: &mut State, op: Op, actions: &mut Actions) {
+        let errno = Errno::ENODEV;
+        match op {
+            Op::Read(op) => actions.answers.push(Answer::Read(op.reply, errno)),
+            Op::Write(op) => actions.answers.push(Answer::Write(op.reply, Err(errno))),
+            Op::Barrier(op) => {
+                let BarrierOp { change, reply, .. } = *op;
+                actions.answer(reply, Err(errno));
+                if let Change::Settle { then, .. } = change {
+                    for op in then {
+                        actions.answer(Some(op.reply), Err(errno));
+                    }
+                }
+            }
+            Op::Fetch(mut op) => st.return_granted(&mut op.granted),
+            Op::Hold(op) => self.refuse_hold(st, *op, errno, actions),
+            Op::Direct(op) => op.refuse(errno, actions),
+            Op::Lend(op) => self.refuse_lend(st, *op, actions),
+        }
+    }
+
+    /// Fails a hold that is not made yet.
+    pub(crate) fn refuse_hold(
+        &self, st: &mut State, op: HoldOp, errno: Errno, actions: &mut Actions,
+    ) {
+        if op.entered {
+            return self.fail_hold(st, op, errno, actions);
+        }
+        let reply = op.reply;
+        actions.answers.push(Answer::Empty(Box::new(move |_| reply(Err(errno))), Ok(())));
+    }
+}

@@ -1,0 +1,289 @@
+//! Getting written: close, fsync, O_SYNC and the whole mount.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::actions::{Actions, label};
+use super::block::BufferIndex;
+use super::core::Engine;
+use super::op::{BarrierOp, Change, Reply, SyncOp};
+use super::state::State;
+use super::unstored::{in_turns, owner};
+use crate::concurrent::Mutex;
+use crate::error::Result;
+
+impl Engine {
+    /// close(2): queues every dirty block for writing and reports a transfer error the handle has not
+    /// reported yet. With `wait`, replies only when everything is in the swap folder.
+    pub fn close(&self, handle: u64, wait: bool, reply: Reply) {
+        self.with(|st, actions| {
+            let id = match Engine::partition_of(st, handle) {
+                Ok(id) => id,
+                Err(errno) => return actions.answer(Some(reply), Err(errno)),
+            };
+            if wait {
+                let handle = Some(handle);
+                let op = SyncOp {
+                    partition: id,
+                    handle,
+                    epoch: 0,
+                    errors_before: u64::MAX,
+                    data_only: true,
+                    written_only: true,
+                    of_piece: false,
+                    reply,
+                };
+                return self.start_sync_op(st, op, actions);
+            }
+            self.flush_partition(st, id, actions);
+            let result = self.take_error(st, id, Some(handle));
+            actions.answer(Some(reply), result);
+        });
+    }
+
+    /// fsync(2), or fdatasync with `data_only`: replies when everything written before is on stable
+    /// storage, the size with it, or with the error that a transfer of it met. Blocks that failed before
+    /// are tried again.
+    pub fn sync(&self, handle: u64, data_only: bool, reply: Reply) {
+        self.with(|st, actions| match Engine::partition_of(st, handle) {
+            Ok(partition) => {
+                // The kernel lets none in while a write(2) is under way.
+                self.close_all_seams(st, partition, actions);
+                let handle = Some(handle);
+                let op = SyncOp {
+                    partition,
+                    handle,
+                    epoch: 0,
+                    errors_before: u64::MAX,
+                    data_only,
+                    written_only: false,
+                    of_piece: false,
+                    reply,
+                };
+                self.start_sync_op(st, op, actions);
+            }
+            Err(errno) => actions.answer(Some(reply), Err(errno)),
+        });
+    }
+
+    /// Writes out every partition and waits for stable storage; `reply` gets the backing paths of those
+    /// that could not be. Names and attributes are the caller's to synchronize.
+    pub fn sync_all(&self, reply: FailedReply) {
+        let group = Arc::new(Group {
+            left: AtomicUsize::new(1),
+            failed: Mutex::new(Vec::new()),
+            reply: Mutex::new(Some(reply)),
+        });
+        self.with(|st, actions| {
+            let due: Vec<u32> = st
+                .partitions
+                .iter()
+                .filter(|(_, part)| {
+                    let open = part.needs_settling() || part.failed_blocks > 0 || part.writes > 0;
+                    let unsynced = part.unsynced || !part.unfinished.is_empty();
+                    !part.unlinked && (part.dirty_pages > 0 || unsynced || open)
+                })
+                .map(|(id, _)| id as u32)
+                .collect();
+            group.left.fetch_add(due.len(), Ordering::AcqRel);
+            for partition in due {
+                let (group, file) = (group.clone(), st.file(partition));
+                let reply = Box::new(move |result: Result<()>| {
+                    if let Err(errno) = result {
+                        let name = format!("{}: {errno:?}", label(&*file));
+                        group.failed.lock().push((owner(&*file), name));
+                    }
+                    group.end_one();
+                });
+                let (handle, epoch, errors_before) = (None, 0, u64::MAX);
+                let op = SyncOp {
+                    partition,
+                    handle,
+                    epoch,
+                    errors_before,
+                    data_only: false,
+                    written_only: false,
+                    of_piece: false,
+                    reply,
+                };
+                self.start_sync_op(st, op, actions);
+            }
+        });
+        group.end_one();
+    }
+
+    /// Ends the current epoch of a partition and writes everything of it out, failed blocks again.
+    pub(crate) fn start_sync_op(&self, st: &mut State, mut op: SyncOp, actions: &mut Actions) {
+        let id = op.partition;
+        op.epoch = st.part(id).epoch;
+        op.errors_before = op.errors_before.min(st.part(id).error_count);
+        st.part(id).epoch += 1;
+        st.part(id).settle_failed = false;
+        st.part(id).sync_ops.push(op);
+        let epoch = st.part(id).epoch - 1;
+        self.write_all(st, id, epoch, actions);
+        self.quiet_down(st, id, actions);
+        st.drop_if_unused(id, actions);
+    }
+
+    /// Queues a partition's dirty blocks for writing, except those that failed: fsync tries these again.
+    pub(crate) fn flush_partition(&self, st: &mut State, id: u32, actions: &mut Actions) {
+        if st.part(id).dirty_pages == 0 {
+            return;
+        }
+        let buffers: Vec<BufferIndex> = st.part(id).blocks.values().copied().collect();
+        for buffer in buffers {
+            let block = &st.blocks[buffer as usize];
+            if !block.dirty.is_empty() && block.failed.is_none() {
+                self.flush_block(st, buffer, actions);
+            }
+        }
+    }
+
+    /// What `op` has to report: as [`Engine::take_error`], and what failed since it began even when its
+    /// handle has reported that to another call meanwhile.
+    fn outcome(&self, st: &mut State, op: &SyncOp) -> Result<()> {
+        let seen = self.take_error(st, op.partition, op.handle);
+        let part = st.part(op.partition);
+        match seen {
+            Ok(()) if part.error_count > op.errors_before && op.handle.is_some() => {
+                Err(part.last_errno)
+            }
+            seen => seen,
+        }
+    }
+
+    /// The error that `handle` still has to report, or that any handle would.
+    fn take_error(&self, st: &mut State, id: u32, handle: Option<u64>) -> Result<()> {
+        let part = st.part(id);
+        let (count, errno) = (part.error_count, part.last_errno);
+        let unwritten = part.failed_blocks > 0 || !part.lost.is_empty() || part.settle_failed;
+        match handle.and_then(|handle| st.handles.get_mut(handle as usize)) {
+            Some(handle) if handle.errors_seen < count => {
+                handle.errors_seen = count;
+                Err(errno)
+            }
+            Some(_) => Ok(()),
+            None if unwritten => Err(errno),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets go on whatever waited for this partition's transfers or operations to end.
+    pub(crate) fn quiet_down(&self, st: &mut State, id: u32, actions: &mut Actions) {
+        st.part(id).jobs += 1; // Keeps it while its last users are answered.
+        if st.part(id).barrier.is_some() {
+            self.try_barrier(st, id, actions);
+        }
+        if !st.part(id).sync_ops.is_empty() {
+            self.advance_syncs(st, id, actions);
+        }
+        let part = st.part(id);
+        if !part.moving() {
+            for waiter in part.status_waiters.drain(..) {
+                actions.answer(Some(waiter.reply), Ok(()));
+            }
+        }
+        self.settle_if_due(st, id, actions);
+        self.pack(st, id);
+        st.part(id).jobs -= 1;
+        if st.pending_blocks + st.queued == 0 {
+            for waiter in st.idle_waiters.drain(..) {
+                actions.answer(Some(waiter.reply), Ok(()));
+            }
+        }
+    }
+
+    fn advance_syncs(&self, st: &mut State, id: u32, actions: &mut Actions) {
+        let part = st.part(id);
+        let ops = std::mem::take(&mut part.sync_ops);
+        let (done, waiting): (Vec<_>, Vec<_>) =
+            ops.into_iter().partition(|op| part.epoch_done(op.epoch));
+        part.sync_ops = waiting;
+        let mut settle = Vec::new();
+        for op in done {
+            let part = st.part(id);
+            let inexact = part.disk_size > part.size
+                || (part.clean() && part.disk_size < part.size)
+                || (!op.data_only
+                    && part.clean()
+                    && part.needs_settling()
+                    && part.failed_blocks == 0);
+            if inexact && !part.unlinked {
+                settle.push(op);
+            } else {
+                self.after_transfers(st, op, actions);
+            }
+        }
+        if !settle.is_empty() {
+            let change = Change::Settle { then: settle, for_room: false };
+            self.enter_barrier(st, BarrierOp::new(id, change, None), actions);
+        }
+    }
+
+    /// Goes on with one whose transfers are done and whose backing file has its size.
+    pub(crate) fn after_transfers(&self, st: &mut State, op: SyncOp, actions: &mut Actions) {
+        if op.written_only {
+            let result = self.outcome(st, &op);
+            actions.answer(Some(op.reply), result);
+        } else {
+            self.start_sync(st, op, actions);
+        }
+    }
+
+    /// A device sync has ended.
+    pub(crate) fn synced(
+        &self, st: &mut State, op: SyncOp, result: Result<()>, actions: &mut Actions,
+    ) {
+        let id = op.partition;
+        st.part(id).jobs -= 1;
+        if let Err(errno) = result {
+            st.stats.errors += 1;
+            let part = st.part(id);
+            part.unsynced = true;
+            part.sync_failed = true;
+            part.record_error(errno);
+            let file = st.file(id);
+            let failure =
+                super::actions::Failure { operation: "sync", file, offset: 0, length: 0, errno };
+            actions.failures.push(failure);
+        } else if !st.part(id).unsynced {
+            let part = st.part(id);
+            part.sync_failed = false;
+            part.clear_error_if_mended();
+        }
+        let seen = self.outcome(st, &op);
+        let outcome = match (result, seen) {
+            (Err(errno), _) | (Ok(()), Err(errno)) => Err(errno),
+            (Ok(()), Ok(())) => Ok(()),
+        };
+        actions.answer(Some(op.reply), outcome);
+        self.quiet_down(st, id, actions);
+        st.drop_if_unused(id, actions);
+    }
+}
+
+/// Receives the backing paths of the partitions that could not be put on stable storage, those of each owner in turn.
+pub type FailedReply = Box<dyn FnOnce(Vec<String>) + Send>;
+
+/// The partitions of one [`Engine::sync_all`].
+struct Group {
+    left: AtomicUsize,
+    /// With their owners.
+    failed: Mutex<Vec<(Option<u32>, String)>>,
+    reply: Mutex<Option<FailedReply>>,
+}
+
+impl Group {
+    fn end_one(&self) {
+        if self.left.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return;
+        }
+        // In statements of their own, so that neither lock is held while the answer is given.
+        let reply = self.reply.lock().take();
+        let failed = std::mem::take(&mut *self.failed.lock());
+        if let Some(reply) = reply {
+            reply(in_turns(failed));
+        }
+    }
+}

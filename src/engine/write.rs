@@ -1,0 +1,441 @@
+//! Writes: copied into the pool block by block and acknowledged there; a block goes out when it is full.
+
+use std::ops::Range;
+
+use super::actions::{Actions, Answer};
+use super::block::{BufferIndex, PARTIALS_MAX};
+use super::core::Engine;
+use super::intake::{Around, Intake, Payload};
+use super::op::{Op, SyncOp, WriteOp, WriteReply};
+use super::partition::Handle;
+use super::seam::Manner;
+use super::small::{Need, Room};
+use super::space::Reservation;
+use super::state::{OFFSET_MAX, State};
+use crate::error::{Errno, Result};
+use crate::pool::WriteLease;
+use crate::shares::User;
+
+/// Where in a block the client's bytes go, or have gone.
+pub(super) struct Place {
+    buffer: BufferIndex,
+    /// Bytes within the block.
+    bytes: Range<u64>,
+    /// The whole pages around them; what of these is zero or stays is in `zero_head`, `zero_tail`.
+    pages: Range<usize>,
+    zero_head: bool,
+    zero_tail: bool,
+}
+
+/// A claimed run of one block that the client's bytes go into next.
+pub(super) struct Plan {
+    place: Place,
+    lease: WriteLease,
+}
+
+/// What a try at a write came to.
+pub(super) enum Step {
+    Copy(Box<WriteOp>, Plan),
+    /// It has to wait, but its bytes are still the caller's: copy them, then try again.
+    Own(Box<WriteOp>),
+    /// Space is needed, and nothing is under way that holds the file's lock: get it here.
+    Reserve(Box<WriteOp>, Reservation),
+    /// Answered or parked; with the intake that it was called with, if that was not kept.
+    Done(Option<Intake>),
+}
+
+impl Engine {
+    /// Writes `data` at `offset`. `reply` is called once, here or later on another thread, when all of
+    /// it is in the pool and its space in the swap folder is reserved; with `stable`, when it is on
+    /// stable storage.
+    ///
+    /// Fails with ENOSPC or EDQUOT when space cannot be reserved (nothing is stored then), EIO when it
+    /// would leave a page half lost, EFBIG, EBADF. Waits for buffers, never for the device itself, by
+    /// parking the operation with a copy of what is left of `data`.
+    pub fn write(&self, handle: u64, offset: u64, data: &[u8], stable: bool, reply: WriteReply) {
+        self.write_as(handle, offset, data, Manner { stable, caller: None }, reply);
+    }
+
+    /// As [`Engine::write`], of what may be a piece of somebody's call.
+    pub fn write_as(
+        &self, handle: u64, offset: u64, data: &[u8], manner: Manner, reply: WriteReply,
+    ) {
+        let mut op = WriteOp::new(handle, offset, data.len(), Payload::Caller, reply);
+        op.manner = manner;
+        self.run_write(Box::new(op), data);
+    }
+
+    /// Goes on with a write until it is answered or parked. Returns the intake that it was called with, or
+    /// the one that its caller gets instead.
+    pub(crate) fn run_write(&self, op: Box<WriteOp>, borrowed: &[u8]) -> Option<Intake> {
+        let mut instead = None;
+        let mut step = self.with(|st, actions| self.write_step(st, op, actions));
+        loop {
+            step = match step {
+                Step::Done(intake) => return intake.or(instead),
+                Step::Own(mut op) => match self.make_stay(&mut op, borrowed) {
+                    Ok(intake) => {
+                        instead = intake;
+                        self.with(|st, actions| self.write_step(st, op, actions))
+                    }
+                    Err(errno) => {
+                        self.with(|st, actions| self.refuse_write(st, *op, errno, actions))
+                    }
+                },
+                Step::Reserve(op, reservation) => {
+                    let result = self.run_counted(|| reservation.run());
+                    self.with(|st, actions| {
+                        match self.note_reserved(st, op.partition, reservation, result, actions) {
+                            Ok(()) => self.write_step(st, op, actions),
+                            Err(errno) => self.without_space(st, op, errno, actions),
+                        }
+                    })
+                }
+                Step::Copy(mut op, mut plan) => {
+                    let length = (plan.place.bytes.end - plan.place.bytes.start) as usize;
+                    let pieces = op.payload.pieces(borrowed, op.done..op.done + length);
+                    plan.copy(pieces, self.shape.unit);
+                    op.done += length;
+                    let Plan { place, lease } = plan;
+                    self.with(|st, actions| {
+                        // Before the claim that it was made from.
+                        drop(lease);
+                        self.copied(st, &op, place, actions);
+                        self.write_step(st, op, actions)
+                    })
+                }
+            };
+        }
+    }
+
+    fn write_step(&self, st: &mut State, mut op: Box<WriteOp>, actions: &mut Actions) -> Step {
+        if !op.entered {
+            match self.enter_write(st, op, actions) {
+                Ok(entered) => op = entered,
+                Err(step) => return step,
+            }
+        }
+        if op.done == op.length {
+            return self.finish_write(st, *op, Ok(()), actions);
+        }
+        let id = op.partition;
+        let from = op.offset + op.done as u64;
+        let index = st.shape.block_of(from);
+        let to = (op.offset + op.length as u64).min((index + 1) * st.shape.block_size);
+        let pages = st.shape.pages_of(index, from, to);
+        let aligned = st.shape.unit * (from / st.shape.unit)..st.shape.round_up(to);
+        if !st.part(id).reserved.covers(&aligned) {
+            return self.reserve_for(st, op, actions);
+        }
+        // What outgrows its slot goes on growing, more often than not.
+        let whole = st.find(id, index).map(|_| st.shape.pages());
+        let size = st.part(id).size.max(to);
+        let slot = st.shape.slot_pages(size, index);
+        let slot = slot.map(|pages| whole.unwrap_or(pages));
+        let need = Need { partition: id, index, pages: pages.end, slot };
+        match self.room_for(st, &mut op.granted, need, actions) {
+            Room::Here(buffer) => self.claim(st, op, buffer, from..to, pages, actions),
+            _ if !op.payload.stays() => Step::Own(op),
+            Room::Busy(buffer) => {
+                st.return_granted(&mut op.granted);
+                st.edit(buffer, |block| block.waiters.push(Op::Write(op)));
+                Step::Done(None)
+            }
+            Room::Wait => {
+                self.wait_for_buffers(st, Op::Write(op), 1);
+                Step::Done(None)
+            }
+        }
+    }
+
+    /// Lets a write through its partition's gate.
+    fn enter_write(
+        &self, st: &mut State, mut op: Box<WriteOp>, actions: &mut Actions,
+    ) -> std::result::Result<Box<WriteOp>, Step> {
+        let handle = op.handle.expect("writes come through handles");
+        let refusal = match Engine::partition_of(st, handle) {
+            Ok(id) => {
+                op.partition = id;
+                op.user = st.handles.get(handle as usize).map_or(User::OWN, Handle::user);
+                let end = op.offset.checked_add(op.length as u64);
+                end.is_none_or(|end| end > OFFSET_MAX).then_some(Errno::EFBIG)
+            }
+            Err(errno) => Some(errno),
+        };
+        if let Some(errno) = refusal {
+            return Err(self.refuse_write(st, *op, errno, actions));
+        }
+        if self.gate_closed(st, op.partition, true) {
+            if !op.payload.stays() {
+                return Err(Step::Own(op));
+            }
+            let id = op.partition;
+            st.part(id).gate_queue.push_back(Op::Write(op));
+            return Err(Step::Done(None));
+        }
+        st.part(op.partition).active_writes += 1;
+        op.errors_before = st.part(op.partition).error_count;
+        op.entered = true;
+        Ok(op)
+    }
+
+    /// Claims the pages of the next run, unless somebody is busy with them.
+    fn claim(
+        &self, st: &mut State, mut op: Box<WriteOp>, buffer: BufferIndex, bytes: Range<u64>,
+        pages: Range<usize>, actions: &mut Actions,
+    ) -> Step {
+        let (id, unit) = (op.partition, st.shape.unit);
+        let block = &st.blocks[buffer as usize];
+        let busy = block.reading.any(pages.clone())
+            || block.writing.any(pages.clone())
+            || block.copying.any(pages.clone())
+            || block.shared.any(pages.clone());
+        let (index, start) = (block.index, block.index * st.shape.block_size);
+        let mut fill = None;
+        let mut half_lost = false;
+        let (mut zero_head, mut zero_tail) = (false, false);
+        if !busy {
+            for (page, is_head) in [(pages.start, true), (pages.end - 1, false)] {
+                let first = start + page as u64 * unit;
+                let covered = bytes.start.max(first) - first..bytes.end.min(first + unit) - first;
+                match self.edge(st, buffer, page, first, covered) {
+                    Edge::Plain => {}
+                    Edge::Zero if is_head => zero_head = true,
+                    Edge::Zero => zero_tail = true,
+                    Edge::Fill(page) => fill = Some(page),
+                    Edge::Lost => half_lost = true,
+                }
+            }
+        }
+        if half_lost && !st.part(id).lost.is_empty() {
+            return self.finish_write(st, *op, Err(Errno::EIO), actions);
+        }
+        if busy || fill.is_some() {
+            if !op.payload.stays() {
+                return Step::Own(op);
+            }
+            if let Some(page) = fill {
+                let block = &st.blocks[buffer as usize];
+                let ended = !block.reading.contains(page);
+                let errno = block.read_error.unwrap_or(Errno::EIO);
+                let errors = st.part(id).error_count;
+                // It may also have been completed, evicted and written to in part again meanwhile.
+                let failed = |(i, p, before)| (i, p) == (index, page) && errors > before;
+                if ended && op.filling.is_some_and(failed) {
+                    return self.finish_write(st, *op, Err(errno), actions);
+                }
+                self.fill(st, buffer, page, actions);
+                let filling = st.blocks[buffer as usize].reading.contains(page);
+                op.filling = filling.then_some((index, page, errors));
+            }
+            st.return_granted(&mut op.granted);
+            st.edit(buffer, |block| block.waiters.push(Op::Write(op)));
+            return Step::Done(None);
+        }
+        let place = |bytes: Range<u64>, pages| {
+            let bytes = bytes.start - start..bytes.end - start;
+            Place { buffer, bytes, pages, zero_head, zero_tail }
+        };
+        if let Some(intake) = st.to_exchange(&mut op, buffer, &bytes, &pages) {
+            let place = place(bytes, pages);
+            self.memory.exchange(st, buffer, intake, place.around(unit));
+            op.done = op.length;
+            self.copied(st, &op, place, actions);
+            return self.write_step(st, op, actions);
+        }
+        st.edit(buffer, |block| block.copying.insert(pages.clone()));
+        let lease =
+            self.memory.for_copy_in(st, buffer, pages.start as u64 * unit..pages.end as u64 * unit);
+        Step::Copy(op, Plan { place: place(bytes, pages), lease })
+    }
+
+    /// What a write to bytes `covered` of a page means for the page's other bytes.
+    fn edge(
+        &self, st: &mut State, buffer: BufferIndex, page: usize, first: u64, covered: Range<u64>,
+    ) -> Edge {
+        let unit = st.shape.unit;
+        let id = st.blocks[buffer as usize].partition;
+        if covered == (0..unit) {
+            return Edge::Plain;
+        }
+        let part = st.part(id);
+        let known = part.size.saturating_sub(first);
+        let nothing_stays = known == 0 || (covered.start == 0 && covered.end >= known);
+        // What was read back of a lost page is out of date: that it is in the pool does not help.
+        let lost = part.lost_in(&(first..first + unit));
+        if lost && !nothing_stays {
+            return Edge::Lost;
+        }
+        let block = &st.blocks[buffer as usize];
+        if block.valid.contains(page) && !lost {
+            return Edge::Plain;
+        }
+        if nothing_stays {
+            // Nothing of the page exists, or nothing that stays: the rest is zero.
+            return Edge::Zero;
+        }
+        match block.partial(page).map(|at| block.partials[at]) {
+            Some(partial) => {
+                let touches =
+                    covered.start <= partial.end as u64 && covered.end >= partial.start as u64;
+                if touches { Edge::Plain } else { Edge::Fill(page) }
+            }
+            None if block.partials.len() >= PARTIALS_MAX => Edge::Fill(block.partials[0].page),
+            None => Edge::Plain,
+        }
+    }
+
+    /// The client's bytes are in the block: the pages become dirty, the partition may have grown.
+    fn copied(&self, st: &mut State, op: &WriteOp, place: Place, actions: &mut Actions) {
+        let Place { buffer, bytes, pages, zero_head, zero_tail } = place;
+        let (id, unit) = (op.partition, st.shape.unit);
+        let start = st.blocks[buffer as usize].index * st.shape.block_size;
+        let now_ms = self.now_ms();
+        let part = st.part(id);
+        let old = part.size;
+        part.size = part.size.max(start + bytes.end);
+        part.changed_now();
+        part.written_ms = now_ms;
+        let (epoch, size) = (part.epoch, part.size);
+        if !part.ahead.is_empty() {
+            part.ahead.remove(start + pages.start as u64 * unit..start + pages.end as u64 * unit);
+        }
+        if !part.lost.is_empty() || !part.unreadable.is_empty() {
+            // Edges that stay partial were refused before, so whole pages are new.
+            let new = start + pages.start as u64 * unit..start + pages.end as u64 * unit;
+            part.lost.remove(new.clone());
+            part.unreadable.remove(new);
+        }
+        st.note_written(id, bytes.end - bytes.start);
+        if !st.part(id).unfinished.is_empty() {
+            self.take_unfinished(st, buffer, &pages);
+            if op.manner.caller.is_some_and(|caller| !caller.parallel) {
+                self.finish_others(st, id, &(op.offset..op.offset + op.length as u64));
+            }
+        }
+        st.edit(buffer, |block| {
+            block.copying.remove(pages.clone());
+            for page in [pages.start, pages.end - 1] {
+                let first = page as u64 * unit;
+                let covered = (bytes.start.max(first) - first) as usize
+                    ..(bytes.end.min(first + unit) - first) as usize;
+                let zeroed =
+                    (page == pages.start && zero_head) || (page + 1 == pages.end && zero_tail);
+                let end = (size - start).saturating_sub(first).min(unit);
+                let bytes = covered.start as u64..covered.end as u64;
+                block.note_seam(page, bytes, end, op.manner.caller, now_ms);
+                block.note_edge(page, covered, end as usize, zeroed, unit as usize);
+            }
+            if pages.len() > 2 {
+                block.make_valid(pages.start + 1..pages.end - 1);
+            }
+            if block.dirty.is_empty() || block.failed.is_some() {
+                block.epoch_dirty = epoch;
+            }
+            block.failed = None;
+            block.dirty.insert(pages.clone());
+            block.release = false;
+            block.written_ms = now_ms;
+        });
+        st.touch(buffer);
+        st.resized(id, old);
+        st.part(id).has_seams |= !st.blocks[buffer as usize].seams.is_empty();
+        let block = &st.blocks[buffer as usize];
+        let whole = block.pages == st.shape.pages();
+        // What ends in the last page may go on there: a stream of odd pieces would wait for its own transfers.
+        let ended = size >= start + st.shape.block_size;
+        let full = whole
+            && ended
+            && block.partials.is_empty()
+            && block.seams.is_empty()
+            && block.dirty.all(0..block.pages);
+        if full || block.flush {
+            self.flush_block(st, buffer, actions);
+        }
+        st.wake(buffer, actions);
+    }
+
+    /// Ends a write that was to wait.
+    fn refuse_write(
+        &self, st: &mut State, op: WriteOp, errno: Errno, actions: &mut Actions,
+    ) -> Step {
+        if op.entered {
+            return self.finish_write(st, op, Err(errno), actions);
+        }
+        actions.answers.push(Answer::Write(op.reply, Err(errno)));
+        Step::Done(st.put_away(op.payload))
+    }
+
+    pub(super) fn finish_write(
+        &self, st: &mut State, mut op: WriteOp, result: Result<()>, actions: &mut Actions,
+    ) -> Step {
+        st.return_granted(&mut op.granted);
+        let id = op.partition;
+        st.part(id).active_writes -= 1;
+        let WriteOp { reply, done, manner, handle, errors_before, payload, .. } = op;
+        let intake = st.put_away(payload);
+        match result {
+            // Some of it was taken before it failed: that much was written.
+            Err(errno) if done == 0 => actions.answers.push(Answer::Write(reply, Err(errno))),
+            _ if manner.stable && done > 0 => {
+                // The next piece is sent when this one is stored.
+                if let Some(caller) = manner.caller {
+                    self.store_piece(st, id, caller.thread, actions);
+                }
+                let reply = Box::new(move |outcome: Result<()>| reply(outcome.map(|()| done)));
+                let epoch = st.part(id).epoch;
+                let op = SyncOp {
+                    partition: id,
+                    handle,
+                    epoch,
+                    errors_before,
+                    data_only: true,
+                    written_only: false,
+                    of_piece: true,
+                    reply,
+                };
+                self.start_sync_op(st, op, actions);
+            }
+            _ => actions.answers.push(Answer::Write(reply, Ok(done))),
+        }
+        self.quiet_down(st, id, actions);
+        st.drop_if_unused(id, actions);
+        Step::Done(intake)
+    }
+}
+
+enum Edge {
+    /// Fully covered, already valid, or a partial page that stays one run.
+    Plain,
+    /// The bytes around are zero.
+    Zero,
+    /// This page must be completed first.
+    Fill(usize),
+    /// The bytes around are lost.
+    Lost,
+}
+
+impl Place {
+    /// The bytes of its first and last page that are not the client's, and what becomes of them.
+    fn around(&self, unit: u64) -> [(Range<u64>, Around); 2] {
+        let what = |zero| if zero { Around::Zero } else { Around::Stays };
+        let head = self.pages.start as u64 * unit..self.bytes.start;
+        let tail = self.bytes.end..self.pages.end as u64 * unit;
+        [(head, what(self.zero_head)), (tail, what(self.zero_tail))]
+    }
+}
+
+impl Plan {
+    fn copy(&mut self, [first, second]: [&[u8]; 2], unit: u64) {
+        let base = self.place.pages.start as u64 * unit;
+        for (bytes, what) in self.place.around(unit) {
+            if what == Around::Zero {
+                self.lease[(bytes.start - base) as usize..(bytes.end - base) as usize].fill(0);
+            }
+        }
+        let at = (self.place.bytes.start - base) as usize;
+        let border = at + first.len();
+        self.lease[at..border].copy_from_slice(first);
+        self.lease[border..border + second.len()].copy_from_slice(second);
+    }
+}
