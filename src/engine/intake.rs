@@ -166,12 +166,12 @@ impl Engine {
     /// to the device. `None` when all of [`EngineOptions::intakes`](super::EngineOptions::intakes) are out.
     #[must_use]
     pub fn intake(&self) -> Option<Intake> {
-        self.with(|st, _| st.intakes.pop())
+        self.with(|locked| locked.state.intakes.pop())
     }
 
     /// Takes back what [`Engine::intake`] gave.
     pub fn return_intake(&self, intake: Intake) {
-        self.with(|st, _| st.intakes.push(intake));
+        self.with(|locked| locked.state.intakes.push(intake));
     }
 
     /// As [`Engine::write_as`], of the first `length` bytes that `intake` received. Returns the intake for the next

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::block::NONE;
 use super::core::Engine;
+use super::locked::Locked;
 use super::state::State;
 
 /// How often the keeper looks.
@@ -18,33 +19,40 @@ impl Engine {
         let linger = self.options.linger.as_millis() as u64;
         let (mut stop, mut tick) = (false, TICK);
         while !stop {
-            (stop, tick) = self.with_after(tick, |st, actions| {
+            (stop, tick) = self.with_after(tick, |locked| {
                 let now_ms = self.now_ms();
-                self.look_for_stalls(st, actions);
-                while st.dirty.head != NONE
-                    && st.blocks[st.dirty.head as usize].written_ms + linger <= now_ms
+                locked.look_for_stalls();
+                while locked.state.dirty.head != NONE
+                    && locked.state.blocks[locked.state.dirty.head as usize].written_ms + linger
+                        <= now_ms
                 {
-                    self.flush_block(st, st.dirty.head, actions);
+                    locked.flush_block(locked.state.dirty.head);
                 }
-                self.retry_seamed(st, actions);
-                self.finish_late(st);
-                self.begin_late_swap_ins(st, actions);
-                st.trim(self.options.idle_partitions_max, actions);
-                for id in self.idle_partitions(st, now_ms, linger) {
-                    self.settle(st, id, actions);
+                locked.retry_seamed();
+                locked.finish_late();
+                locked.begin_late_swap_ins();
+                locked.state.trim(self.options.idle_partitions_max, locked.actions);
+                for id in locked.idle_partitions(now_ms, linger) {
+                    locked.settle(id);
                 }
                 let now = Instant::now();
-                for reply in expired(st, now) {
-                    actions.answer(Some(reply), Ok(()));
+                for reply in expired(locked.state, now) {
+                    locked.actions.answer(Some(reply), Ok(()));
                 }
-                (st.stopping, if st.seamed.is_empty() { TICK } else { TICK_SEAMED })
+                (
+                    locked.state.stopping,
+                    if locked.state.seamed.is_empty() { TICK } else { TICK_SEAMED },
+                )
             });
         }
     }
+}
 
+impl Locked<'_> {
     /// Partitions that are clean, unwritten for a while, and not settled.
-    fn idle_partitions(&self, st: &State, now_ms: u64, linger: u64) -> Vec<u32> {
-        st.partitions
+    fn idle_partitions(&self, now_ms: u64, linger: u64) -> Vec<u32> {
+        self.state
+            .partitions
             .iter()
             .filter(|(_, part)| {
                 part.needs_settling() && part.clean() && part.written_ms + linger <= now_ms

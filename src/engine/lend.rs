@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::actions::{Actions, Answer};
+use super::actions::Answer;
 use super::budget::Tokens;
 use super::core::Engine;
+use super::locked::Locked;
 use super::op::{Granted, Op};
-use super::state::State;
 use super::trays::Buffer;
 use crate::pool::{BufferPool, BufferSource, Loan, WriteLease};
 
@@ -40,48 +40,50 @@ impl Engine {
             let _ = sender.send(buffers);
         });
         let op = Box::new(LendOp { count, granted: Granted::new(), reply });
-        self.with(|st, actions| self.lend_step(st, op, actions));
+        self.with(|locked| locked.lend_step(op));
         receiver.recv().unwrap_or_default()
-    }
-
-    pub(crate) fn lend_step(&self, st: &mut State, mut op: Box<LendOp>, actions: &mut Actions) {
-        if !st.acquire(&mut op.granted, op.count, actions) {
-            let count = op.count;
-            return self.wait_for_buffers(st, Op::Lend(op), count);
-        }
-        let mut lent = Vec::with_capacity(op.count);
-        for buffer in op.granted.drain(..) {
-            st.lent.insert(buffer);
-            lent.push((buffer, self.memory.for_lending(st, buffer)));
-        }
-        let reply = op.reply;
-        actions.answers.push(Answer::Empty(Box::new(move |_| reply(lent)), Ok(())));
-    }
-
-    /// Lends nothing.
-    pub(crate) fn refuse_lend(&self, st: &mut State, mut op: LendOp, actions: &mut Actions) {
-        st.return_granted(&mut op.granted);
-        let reply = op.reply;
-        actions.answers.push(Answer::Empty(Box::new(move |_| reply(Vec::new())), Ok(())));
     }
 
     /// Puts a lent buffer back into circulation; its lease is gone.
     fn take_back(&self, buffer: Buffer) {
-        self.with(|st, _| {
-            let known = st.lent.remove(&buffer);
+        self.with(|locked| {
+            let known = locked.state.lent.remove(&buffer);
             assert!(known, "a buffer is given back once");
-            st.free.push(buffer);
+            locked.state.free.push(buffer);
         });
     }
 
     /// Buffers that are lent out now.
     pub(crate) fn lent(&self) -> usize {
-        self.with(|st, _| st.lent.len())
+        self.with(|locked| locked.state.lent.len())
     }
 
     /// Buffers that requests have taken out of circulation.
     pub(crate) fn reserved_on_request(&self) -> usize {
-        self.with(|st, _| st.reserved)
+        self.with(|locked| locked.state.reserved)
+    }
+}
+
+impl Locked<'_> {
+    pub(crate) fn lend_step(&mut self, mut op: Box<LendOp>) {
+        if !self.state.acquire(&mut op.granted, op.count, self.actions) {
+            let count = op.count;
+            return self.wait_for_buffers(Op::Lend(op), count);
+        }
+        let mut lent = Vec::with_capacity(op.count);
+        for buffer in op.granted.drain(..) {
+            self.state.lent.insert(buffer);
+            lent.push((buffer, self.engine.memory.for_lending(self.state, buffer)));
+        }
+        let reply = op.reply;
+        self.actions.answers.push(Answer::Empty(Box::new(move |_| reply(lent)), Ok(())));
+    }
+
+    /// Lends nothing.
+    pub(crate) fn refuse_lend(&mut self, mut op: LendOp) {
+        self.state.return_granted(&mut op.granted);
+        let reply = op.reply;
+        self.actions.answers.push(Answer::Empty(Box::new(move |_| reply(Vec::new())), Ok(())));
     }
 }
 

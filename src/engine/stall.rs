@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::actions::{Actions, label};
+use super::actions::label;
 use super::block::NONE;
 use super::core::Engine;
+use super::locked::Locked;
 use super::state::State;
 use crate::aio::device::BackingFile;
 
@@ -147,61 +148,14 @@ impl Engine {
         self.stall_ms.store(timeout.as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// The keeper's look at what is under way.
-    pub(crate) fn look_for_stalls(&self, st: &mut State, actions: &mut Actions) {
-        let now_ms = self.now_ms();
-        st.watch.now_ms = now_ms;
-        let timeout_ms = self.stall_ms.load(Ordering::Relaxed);
-        let period_ms = (timeout_ms / 10).clamp(LOOK_MIN_MS, LOOK_MAX_MS);
-        let idle = timeout_ms == 0 && st.watch.stalled.is_empty();
-        if idle || st.watch.looked_ms + period_ms > now_ms {
-            return;
-        }
-        st.watch.looked_ms = now_ms;
-        // Reads and writes wait in queues of their own; each may fill the device alone.
-        st.watch.put_off_queued(2 * self.options.writeback_batch.max(1));
-        let calls = st
-            .partitions
-            .iter()
-            .filter(|(_, part)| part.calls > 0)
-            .map(|(id, part)| (id as u32, part.call_since_ms));
-        let transfers = st.watch.all().map(|under| (under.partition, under.since_ms));
-        let mut stalled = HashMap::new();
-        for (id, since_ms) in transfers.chain(calls) {
-            if timeout_ms > 0 && since_ms + timeout_ms <= now_ms {
-                let oldest = stalled.entry(id).or_insert(since_ms);
-                *oldest = since_ms.min(*oldest);
-            }
-        }
-        let before = std::mem::replace(&mut st.watch.stalled, stalled);
-        let mut tell = |file, since: u64, ended| {
-            let waited = Duration::from_millis(now_ms.saturating_sub(since));
-            actions.stalls.push(Stall { file, waited, ended });
-        };
-        for (id, since) in &st.watch.stalled {
-            if !before.contains_key(id)
-                && let Some(part) = st.partitions.get(*id as usize)
-            {
-                tell(part.file.clone(), *since, false);
-            }
-        }
-        for (id, since) in before {
-            if !st.watch.stalled.contains_key(&id)
-                && let Some(part) = st.partitions.get(id as usize)
-            {
-                tell(part.file.clone(), since, true);
-            }
-        }
-    }
-
     /// How long nothing at all has been answered, neither by the device nor by a call on the swap folder,
     /// although something is under way; zero when nothing is.
     #[must_use]
     pub fn unanswered(&self) -> Duration {
         let calls = *self.calls.lock();
-        self.with(|st, _| {
-            let waits = st.watch.count > 0 || calls.running > 0;
-            let last_ms = st.watch.answered_ms.max(calls.returned_ms);
+        self.with(|locked| {
+            let waits = locked.state.watch.count > 0 || calls.running > 0;
+            let last_ms = locked.state.watch.answered_ms.max(calls.returned_ms);
             let waited_ms = if waits { self.now_ms().saturating_sub(last_ms) } else { 0 };
             Duration::from_millis(waited_ms)
         })
@@ -210,12 +164,12 @@ impl Engine {
     /// The backing paths of the partitions that have bytes which may not be on stable storage.
     #[must_use]
     pub fn not_stored(&self) -> Vec<String> {
-        let files: Vec<Arc<dyn BackingFile>> = self.with(|st, _| {
+        let files: Vec<Arc<dyn BackingFile>> = self.with(|locked| {
             let open = |part: &super::partition::Partition| {
                 let moving = part.writes > 0 || part.calls > 0 || !part.sync_ops.is_empty();
                 part.dirty_pages > 0 || part.unsynced || part.needs_settling() || moving
             };
-            let parts = st.partitions.iter().map(|(_, part)| part);
+            let parts = locked.state.partitions.iter().map(|(_, part)| part);
             parts
                 .filter(|part| !part.unlinked && open(part))
                 .map(|part| part.file.clone())
@@ -238,6 +192,56 @@ impl Engine {
         calls.running -= 1;
         calls.returned_ms = self.now_ms();
         result
+    }
+}
+
+impl Locked<'_> {
+    /// The keeper's look at what is under way.
+    pub(crate) fn look_for_stalls(&mut self) {
+        let now_ms = self.engine.now_ms();
+        self.state.watch.now_ms = now_ms;
+        let timeout_ms = self.engine.stall_ms.load(Ordering::Relaxed);
+        let period_ms = (timeout_ms / 10).clamp(LOOK_MIN_MS, LOOK_MAX_MS);
+        let idle = timeout_ms == 0 && self.state.watch.stalled.is_empty();
+        if idle || self.state.watch.looked_ms + period_ms > now_ms {
+            return;
+        }
+        self.state.watch.looked_ms = now_ms;
+        // Reads and writes wait in queues of their own; each may fill the device alone.
+        self.state.watch.put_off_queued(2 * self.engine.options.writeback_batch.max(1));
+        let calls = self
+            .state
+            .partitions
+            .iter()
+            .filter(|(_, part)| part.calls > 0)
+            .map(|(id, part)| (id as u32, part.call_since_ms));
+        let transfers = self.state.watch.all().map(|under| (under.partition, under.since_ms));
+        let mut stalled = HashMap::new();
+        for (id, since_ms) in transfers.chain(calls) {
+            if timeout_ms > 0 && since_ms + timeout_ms <= now_ms {
+                let oldest = stalled.entry(id).or_insert(since_ms);
+                *oldest = since_ms.min(*oldest);
+            }
+        }
+        let before = std::mem::replace(&mut self.state.watch.stalled, stalled);
+        let mut tell = |file, since: u64, ended| {
+            let waited = Duration::from_millis(now_ms.saturating_sub(since));
+            self.actions.stalls.push(Stall { file, waited, ended });
+        };
+        for (id, since) in &self.state.watch.stalled {
+            if !before.contains_key(id)
+                && let Some(part) = self.state.partitions.get(*id as usize)
+            {
+                tell(part.file.clone(), *since, false);
+            }
+        }
+        for (id, since) in before {
+            if !self.state.watch.stalled.contains_key(&id)
+                && let Some(part) = self.state.partitions.get(id as usize)
+            {
+                tell(part.file.clone(), since, true);
+            }
+        }
     }
 }
 

@@ -21,6 +21,7 @@ use super::traffic::Traffic;
 use super::trays::{Buffer, Place, Trays, Weights};
 use super::waiting::Waiting;
 use crate::aio::device::BackingFile;
+use crate::error::{Errno, Result};
 
 /// A list of blocks linked through their `previous` and `next`.
 #[derive(Debug, Clone, Copy)]
@@ -266,6 +267,11 @@ impl State {
             groups: vec![Traffic::default()],
             stopping: false,
         }
+    }
+
+    /// The partition that a handle belongs to.
+    pub(crate) fn partition_of(&self, handle: u64) -> Result<u32> {
+        self.handles.get(handle as usize).map(|handle| handle.partition).ok_or(Errno::EBADF)
     }
 
     /// The partition at `id`, which somebody still refers to.

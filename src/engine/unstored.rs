@@ -43,7 +43,7 @@ impl Engine {
     pub fn unstored(&self) -> Vec<Unstored> {
         let mut counts: BTreeMap<(Option<u32>, String), u64> = BTreeMap::new();
         let mut from = 0;
-        while let Some((files, next)) = self.with(|st, _| some(st, from)) {
+        while let Some((files, next)) = self.with(|locked| some(locked.state, from)) {
             for (file, errno) in files {
                 let mut pair = (owner(&*file), format!("{errno:?}"));
                 if counts.len() >= PAIRS_MAX && !counts.contains_key(&pair) {
@@ -72,7 +72,7 @@ fn some(st: &mut State, from: usize) -> Option<(Files, usize)> {
 
 /// The owner of a backing file. Asks the kernel.
 pub(crate) fn owner(file: &dyn BackingFile) -> Option<u32> {
-    super::inside::assert_outside("asking for an owner");
+    super::locked::assert_outside("asking for an owner");
     let descriptor = file.descriptor()?;
     Some(std::fs::metadata(format!("/proc/self/fd/{descriptor}")).ok()?.uid())
 }
