@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use super::actions::Job;
 use super::budget::Budget;
+use super::ids::{BlockId, HandleId, PartitionId};
 use super::locked::Locked;
 use super::memory::Memory;
 use super::op::Op;
@@ -253,9 +254,9 @@ impl Engine {
 
     /// Ends a handle. Dirty blocks are queued for writing; what an unlinked partition still has is
     /// dropped with its last handle.
-    pub fn release(&self, handle: u64) {
+    pub fn release(&self, handle: HandleId) {
         self.with(|locked| {
-            let Some(handle) = locked.state.handles.remove(handle as usize) else {
+            let Some(handle) = locked.state.handles.remove(handle) else {
                 return;
             };
             let id = handle.partition;
@@ -355,14 +356,14 @@ impl Locked<'_> {
         self.state.check();
     }
 
-    fn drop_if_gone(&mut self, id: u32) {
+    fn drop_if_gone(&mut self, id: PartitionId) {
         if self.state.part(id).gone() {
             self.discard_unlinked(id);
         }
         self.state.drop_if_unused(id, self.actions);
     }
 
-    pub(crate) fn discard_unlinked(&mut self, id: u32) {
+    pub(crate) fn discard_unlinked(&mut self, id: PartitionId) {
         let buffers: Vec<_> = self.state.part(id).blocks.values().copied().collect();
         for buffer in buffers {
             self.discard_block(buffer);
@@ -370,8 +371,8 @@ impl Locked<'_> {
     }
 
     /// Drops one block of an unlinked partition as soon as nobody is busy with it.
-    pub(crate) fn discard_block(&mut self, buffer: u32) {
-        if self.state.blocks[buffer as usize].idle() {
+    pub(crate) fn discard_block(&mut self, buffer: BlockId) {
+        if self.state.blocks[buffer].idle() {
             // One handle's worth of reference keeps the partition while its blocks go.
             self.state.detach(buffer, self.actions);
         }

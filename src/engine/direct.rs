@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::actions::{Actions, Answer};
 use super::core::Engine;
+use super::ids::{HandleId, PartitionId};
 use super::locked::Locked;
 use super::op::Op;
 use super::state::Purpose;
@@ -41,7 +42,7 @@ pub(crate) type DirectReply = Box<dyn FnOnce(Vec<Piece>) + Send>;
 
 /// A direct read that has not passed the gate.
 pub(crate) struct DirectOp {
-    pub(crate) handle: u64,
+    pub(crate) handle: HandleId,
     offset: u64,
     lease: WriteLease,
     reply: DirectReply,
@@ -49,7 +50,7 @@ pub(crate) struct DirectOp {
 
 /// One that has.
 struct Job {
-    partition: u32,
+    partition: PartitionId,
     left: usize,
     pieces: Vec<Piece>,
     reply: Option<DirectReply>,
@@ -79,7 +80,7 @@ impl Engine {
     /// alignment. `reply` gets the memory back in pieces of at most a block, in order, with what became of
     /// each.
     pub(crate) fn read_direct(
-        &self, handle: u64, offset: u64, lease: WriteLease, reply: DirectReply,
+        &self, handle: HandleId, offset: u64, lease: WriteLease, reply: DirectReply,
     ) {
         let op = Box::new(DirectOp { handle, offset, lease, reply });
         self.with(|locked| locked.direct_step(op));
@@ -181,7 +182,7 @@ impl Locked<'_> {
         }
     }
 
-    fn direct_failed(&mut self, id: u32, bytes: Range<u64>, errno: Errno) {
+    fn direct_failed(&mut self, id: PartitionId, bytes: Range<u64>, errno: Errno) {
         self.failure(id, "swap in", bytes.clone(), errno);
         self.state.part(id).unreadable.insert(bytes);
     }

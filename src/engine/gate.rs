@@ -6,8 +6,8 @@
 
 use std::ops::Range;
 
-use super::block::BufferIndex;
 use super::core::{Engine, PAGE_SIZE};
+use super::ids::{BlockId, HandleId, PartitionId};
 use super::locked::Locked;
 use super::op::{BarrierOp, Change, Op, Reply};
 use super::partition::Partition;
@@ -34,7 +34,7 @@ pub(super) fn beyond(size: u64, unit: u64) -> u64 {
 impl Engine {
     /// Sets a partition's size, as ftruncate(2). Bytes beyond it are dropped, dirty or not; truncating
     /// to zero clears the partition's error. Fails with EFBIG beyond what off_t can address.
-    pub fn truncate(&self, handle: u64, size: u64, reply: Reply) {
+    pub fn truncate(&self, handle: HandleId, size: u64, reply: Reply) {
         if size > OFFSET_MAX {
             return reply(Err(Errno::EFBIG));
         }
@@ -43,7 +43,7 @@ impl Engine {
 
     /// fallocate(2) on a partition: allocation, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE; other modes fail
     /// with EOPNOTSUPP.
-    pub fn allocate(&self, handle: u64, mode: i32, offset: u64, length: u64, reply: Reply) {
+    pub fn allocate(&self, handle: HandleId, mode: i32, offset: u64, length: u64, reply: Reply) {
         let known = [0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE];
         let end = offset.checked_add(length).filter(|end| *end <= OFFSET_MAX);
         if !known.contains(&mode) {
@@ -55,7 +55,7 @@ impl Engine {
         self.change(handle, Change::Allocate { mode, offset, length }, reply);
     }
 
-    pub(crate) fn change(&self, handle: u64, change: Change, reply: Reply) {
+    pub(crate) fn change(&self, handle: HandleId, change: Change, reply: Reply) {
         self.with(|locked| match locked.state.partition_of(handle) {
             Ok(partition) => {
                 // The kernel lets none in while a write(2) is under way.
@@ -70,7 +70,7 @@ impl Engine {
 
 impl Locked<'_> {
     /// A new operation must queue.
-    pub(crate) fn gate_closed(&mut self, id: u32, write: bool) -> bool {
+    pub(crate) fn gate_closed(&mut self, id: PartitionId, write: bool) -> bool {
         self.state.part(id).barrier.as_ref().is_some_and(|op| write || op.change.excludes_reads())
     }
 
@@ -93,7 +93,7 @@ impl Locked<'_> {
     }
 
     /// Runs the change that waits at the gate once it is alone.
-    pub(crate) fn try_barrier(&mut self, id: u32) {
+    pub(crate) fn try_barrier(&mut self, id: PartitionId) {
         let part = self.state.part(id);
         let Some(barrier) = &part.barrier else { return };
         let flushes_first = barrier.change.wants_clean() && part.active_writes == 0;
@@ -126,7 +126,7 @@ impl Locked<'_> {
 
     /// Completes partial pages at the borders of a range. True when it had to start something; the
     /// errno when a page cannot be completed.
-    fn fill_edges(&mut self, id: u32, from: u64, to: u64) -> Result<bool> {
+    fn fill_edges(&mut self, id: PartitionId, from: u64, to: u64) -> Result<bool> {
         let mut started = false;
         for offset in [from, to] {
             // A page that goes as a whole, and one beside, may stay as they are: perhaps they cannot be completed.
@@ -138,7 +138,7 @@ impl Locked<'_> {
             let Some(buffer) = self.state.find(id, index) else {
                 continue;
             };
-            let block = &self.state.blocks[buffer as usize];
+            let block = &self.state.blocks[buffer];
             if block.partial(page).is_some() {
                 if let Some(errno) = block.failed {
                     return Err(errno);
@@ -150,7 +150,7 @@ impl Locked<'_> {
         Ok(started)
     }
 
-    fn run_barrier(&mut self, id: u32) {
+    fn run_barrier(&mut self, id: PartitionId) {
         self.state.begin_call(id);
         let part = self.state.part(id);
         part.jobs += 1;
@@ -205,7 +205,7 @@ impl Locked<'_> {
     }
 
     /// As [`Engine::end_barrier`], of one that needed space: it waits while files hold some ahead.
-    fn end_change(&mut self, id: u32, result: Result<()>) {
+    fn end_change(&mut self, id: PartitionId, result: Result<()>) {
         let waits = self.state.part(id).barrier.as_ref().expect("it was running").space_waits;
         let is_refused = result.is_err_and(is_full);
         if !is_refused || !self.may_get_space(id, waits) {
@@ -222,7 +222,7 @@ impl Locked<'_> {
     }
 
     /// Lets those in who queue at the gate; the change that was inside is the caller's.
-    fn open_gate(&mut self, id: u32) -> Box<BarrierOp> {
+    fn open_gate(&mut self, id: PartitionId) -> Box<BarrierOp> {
         if self.state.part(id).barrier_running {
             self.state.end_call(id);
         }
@@ -240,7 +240,7 @@ impl Locked<'_> {
     }
 
     /// Opens the gate again.
-    pub(super) fn end_barrier(&mut self, id: u32, result: Result<()>) {
+    pub(super) fn end_barrier(&mut self, id: PartitionId, result: Result<()>) {
         let op = self.open_gate(id);
         self.actions.answer(op.reply, result);
         if let Change::Settle { then, for_room } = op.change {
@@ -257,14 +257,14 @@ impl Locked<'_> {
     }
 
     /// Starts the write-outs that the change held back.
-    fn restart_flushes(&mut self, id: u32) {
-        let buffers: Vec<BufferIndex> = self.state.part(id).blocks.values().copied().collect();
+    fn restart_flushes(&mut self, id: PartitionId) {
+        let buffers: Vec<BlockId> = self.state.part(id).blocks.values().copied().collect();
         for buffer in buffers {
             self.write_out(buffer);
         }
     }
 
-    fn truncated(&mut self, id: u32, size: u64) {
+    fn truncated(&mut self, id: PartitionId, size: u64) {
         let (unit, block_size) = (self.state.shape.unit, self.state.shape.block_size);
         let old = self.state.part(id).size;
         if size < old {
@@ -289,10 +289,10 @@ impl Locked<'_> {
             part.unreadable.remove(size.next_multiple_of(unit)..u64::MAX);
         }
         part.shape_changed();
-        let emptied: Vec<BufferIndex> =
+        let emptied: Vec<BlockId> =
             part.blocks.range(size.div_ceil(block_size)..).map(|(_, buffer)| *buffer).collect();
         for buffer in emptied {
-            if self.state.blocks[buffer as usize].idle() {
+            if self.state.blocks[buffer].idle() {
                 self.state.detach(buffer, self.actions);
             }
         }
@@ -305,19 +305,19 @@ impl Locked<'_> {
 
     /// Forgets what the pool holds of a byte range that now is zero in the swap folder; at its borders,
     /// zeroes the bytes of pages that stay.
-    fn drop_pages(&mut self, id: u32, range: Range<u64>) {
+    fn drop_pages(&mut self, id: PartitionId, range: Range<u64>) {
         let (unit, block_size) = (self.state.shape.unit, self.state.shape.block_size);
         let first = self.state.shape.block_of(range.start);
-        let buffers: Vec<BufferIndex> =
+        let buffers: Vec<BlockId> =
             self.state.part(id).blocks.range(first..).map(|(_, buffer)| *buffer).collect();
         for buffer in buffers {
-            let start = self.state.blocks[buffer as usize].index * block_size;
+            let start = self.state.blocks[buffer].index * block_size;
             if start >= range.end {
                 break;
             }
             let from = range.start.saturating_sub(start).min(block_size);
             let to = (range.end - start).min(block_size);
-            let room = self.state.blocks[buffer as usize].pages;
+            let room = self.state.blocks[buffer].pages;
             let whole = from.div_ceil(unit) as usize..((to / unit) as usize).min(room);
             for edge in
                 [from..to.min(from.next_multiple_of(unit)), (to / unit * unit).max(from)..to]
@@ -339,12 +339,12 @@ impl Locked<'_> {
     }
 
     /// Zeroes bytes within one page, if the pool holds it.
-    fn zero_edge(&mut self, buffer: BufferIndex, bytes: Range<u64>) {
+    fn zero_edge(&mut self, buffer: BlockId, bytes: Range<u64>) {
         if bytes.is_empty() || bytes.end - bytes.start >= self.state.shape.unit {
             return;
         }
         let page = (bytes.start / self.state.shape.unit) as usize;
-        let block = &self.state.blocks[buffer as usize];
+        let block = &self.state.blocks[buffer];
         if block.valid.contains(page) {
             self.engine.memory.zero(self.state, buffer, bytes);
         } else if let Some(at) = block.partial(page) {
@@ -361,7 +361,7 @@ impl Locked<'_> {
     }
 
     /// An allocation was refused; the filesystem keeps what it found until it ran out.
-    fn not_allocated(&mut self, id: u32, mode: i32, range: Range<u64>, errno: Errno) {
+    fn not_allocated(&mut self, id: PartitionId, mode: i32, range: Range<u64>, errno: Errno) {
         if is_full(errno) && mode & PUNCH_HOLE == 0 {
             let unit = self.state.shape.unit;
             let part = self.state.part(id);
@@ -370,7 +370,7 @@ impl Locked<'_> {
         }
     }
 
-    fn allocated(&mut self, id: u32, mode: i32, range: Range<u64>) {
+    fn allocated(&mut self, id: PartitionId, mode: i32, range: Range<u64>) {
         let unit = self.state.shape.unit;
         if mode & (PUNCH_HOLE | ZERO_RANGE) != 0 {
             self.drop_pages(id, range.clone());

@@ -15,8 +15,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::actions::Answer;
-use super::block::BufferIndex;
 use super::core::Engine;
+use super::ids::{BlockId, HandleId, PartitionId};
 use super::locked::Locked;
 use super::op::{Granted, Op};
 use super::state::State;
@@ -59,8 +59,8 @@ pub(crate) type HoldReply = Box<dyn FnOnce(Result<Hold>) + Send>;
 /// A hold being made.
 pub(crate) struct HoldOp {
     engine: Arc<Engine>,
-    pub(crate) partition: u32,
-    handle: u64,
+    pub(crate) partition: PartitionId,
+    handle: HandleId,
     access: Access,
     bytes: Range<u64>,
     /// It has passed the gate and counts as active.
@@ -68,7 +68,7 @@ pub(crate) struct HoldOp {
     /// Its missing pages were asked for; what is missing now has failed.
     requested: bool,
     /// The buffers of its blocks, in order; pinned.
-    buffers: Vec<Option<BufferIndex>>,
+    buffers: Vec<Option<BlockId>>,
     pub(crate) granted: Granted,
     pub(crate) reply: HoldReply,
 }
@@ -85,10 +85,10 @@ enum Leases {
 #[derive(Debug)]
 pub(crate) struct Hold {
     engine: Arc<Engine>,
-    partition: u32,
+    partition: PartitionId,
     access: Access,
     bytes: Range<u64>,
-    buffers: Vec<BufferIndex>,
+    buffers: Vec<BlockId>,
     leases: Leases,
     /// The partition did not reach beyond when it was claimed.
     to_the_end: bool,
@@ -145,7 +145,7 @@ impl Engine {
     /// Fails with what reading in met; ENODATA when the partition ends before the range does and is to
     /// be read; EIO for lost bytes; EINVAL for a range that is empty or begins within a page; EBADF.
     pub(crate) fn hold(
-        self: &Arc<Self>, handle: u64, bytes: Range<u64>, access: Access, reply: HoldReply,
+        self: &Arc<Self>, handle: HandleId, bytes: Range<u64>, access: Access, reply: HoldReply,
     ) {
         if bytes.is_empty() || !bytes.start.is_multiple_of(self.shape.unit) {
             return reply(Err(Errno::EINVAL));
@@ -153,7 +153,7 @@ impl Engine {
         let blocks = self.shape.block_of(bytes.start)..=self.shape.block_of(bytes.end - 1);
         let op = HoldOp {
             engine: self.clone(),
-            partition: 0,
+            partition: PartitionId::NONE,
             handle,
             access,
             bytes,
@@ -168,7 +168,7 @@ impl Engine {
 
     /// [`Engine::hold`], waiting for it.
     pub(crate) fn hold_now(
-        self: &Arc<Self>, handle: u64, bytes: Range<u64>, access: Access,
+        self: &Arc<Self>, handle: HandleId, bytes: Range<u64>, access: Access,
     ) -> Result<Hold> {
         let (sender, receiver) = crate::concurrent::bounded(1);
         let reply = Box::new(move |hold| {
@@ -180,7 +180,7 @@ impl Engine {
     }
 
     /// The operation's blocks with the pages of each that it is about.
-    fn pieces(&self, op: &HoldOp) -> Vec<(BufferIndex, Range<usize>)> {
+    fn pieces(&self, op: &HoldOp) -> Vec<(BlockId, Range<usize>)> {
         let first = self.shape.block_of(op.bytes.start);
         let pages =
             |at: usize| self.shape.pages_of(first + at as u64, op.bytes.start, op.bytes.end);
@@ -257,7 +257,7 @@ impl Locked<'_> {
             if op.buffers[at].is_some() {
                 continue;
             }
-            if present.is_some_and(|buffer| !self.state.blocks[buffer as usize].still()) {
+            if present.is_some_and(|buffer| !self.state.blocks[buffer].still()) {
                 leased = present;
                 continue;
             }
@@ -285,8 +285,8 @@ impl Locked<'_> {
             return Some(op);
         }
         let pieces = self.engine.pieces(&op);
-        let copied_over = |(buffer, pages): &&(BufferIndex, Range<usize>)| {
-            self.state.blocks[*buffer as usize].copying.any(pages.clone())
+        let copied_over = |(buffer, pages): &&(BlockId, Range<usize>)| {
+            self.state.blocks[*buffer].copying.any(pages.clone())
         };
         if let Some((buffer, _)) = pieces.iter().find(copied_over) {
             op.requested = false;
@@ -295,17 +295,17 @@ impl Locked<'_> {
         }
         let mut busy = None;
         for (buffer, pages) in pieces {
-            if self.state.blocks[buffer as usize].valid.all(pages.clone()) {
+            if self.state.blocks[buffer].valid.all(pages.clone()) {
                 continue;
             }
             if op.requested && self.missing(buffer, pages.clone()) {
-                let errno = self.state.blocks[buffer as usize].read_error.unwrap_or(Errno::EIO);
+                let errno = self.state.blocks[buffer].read_error.unwrap_or(Errno::EIO);
                 self.fail_hold(*op, errno);
                 return None;
             }
             self.read_pages(buffer, pages.clone());
             self.fill_partials(buffer, pages.clone());
-            if !self.state.blocks[buffer as usize].valid.all(pages) {
+            if !self.state.blocks[buffer].valid.all(pages) {
                 busy = Some(buffer);
             }
         }
@@ -319,8 +319,8 @@ impl Locked<'_> {
     fn claim_hold(&mut self, op: Box<HoldOp>) {
         let pieces = self.engine.pieces(&op);
         if op.access.writes() {
-            let taken = |(buffer, pages): &&(BufferIndex, Range<usize>)| {
-                let block = &self.state.blocks[*buffer as usize];
+            let taken = |(buffer, pages): &&(BlockId, Range<usize>)| {
+                let block = &self.state.blocks[*buffer];
                 block.reading.any(pages.clone())
                     || block.writing.any(pages.clone())
                     || block.copying.any(pages.clone())
@@ -408,7 +408,7 @@ impl Locked<'_> {
             }
             unpin(self.state, *buffer);
             self.state.touch(*buffer);
-            if self.state.blocks[*buffer as usize].flush {
+            if self.state.blocks[*buffer].flush {
                 self.flush_block(*buffer);
             }
             self.state.wake(*buffer, self.actions);
@@ -438,11 +438,10 @@ impl Locked<'_> {
         self.state.resized(hold.partition, old);
     }
 
-    fn updated(&mut self, hold: &Hold, buffer: BufferIndex, pages: Range<usize>) {
-        let id = self.state.blocks[buffer as usize].partition;
+    fn updated(&mut self, hold: &Hold, buffer: BlockId, pages: Range<usize>) {
+        let id = self.state.blocks[buffer].partition;
         let room = pages.end as u64 * self.state.shape.unit;
-        let end =
-            hold.bytes.end - self.state.blocks[buffer as usize].index * self.state.shape.block_size;
+        let end = hold.bytes.end - self.state.blocks[buffer].index * self.state.shape.block_size;
         let (epoch, now_ms) = (self.state.part(id).epoch, self.engine.now_ms());
         self.state.edit(buffer, |block| {
             block.copying.remove(pages.clone());
@@ -463,7 +462,7 @@ impl Locked<'_> {
     }
 
     /// An operation has left the partition.
-    fn leave(&mut self, id: u32, access: Access) {
+    fn leave(&mut self, id: PartitionId, access: Access) {
         *active(self.state, id, access) -= 1;
         self.quiet_down(id);
         if self.state.part(id).gone() {
@@ -474,12 +473,12 @@ impl Locked<'_> {
 }
 
 /// The partition's counter of operations that this one is counted in.
-fn active(st: &mut State, id: u32, access: Access) -> &mut u32 {
+fn active(st: &mut State, id: PartitionId, access: Access) -> &mut u32 {
     let part = st.part(id);
     if access.writes() { &mut part.active_writes } else { &mut part.active_reads }
 }
 
-fn pin(st: &mut State, buffer: BufferIndex) {
+fn pin(st: &mut State, buffer: BlockId) {
     st.edit(buffer, |block| {
         block.pins += 1;
         block.holds += 1;
@@ -487,7 +486,7 @@ fn pin(st: &mut State, buffer: BufferIndex) {
     });
 }
 
-fn unpin(st: &mut State, buffer: BufferIndex) {
+fn unpin(st: &mut State, buffer: BlockId) {
     st.edit(buffer, |block| {
         block.pins -= 1;
         block.holds -= 1;

@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::block::NONE;
 use super::core::Engine;
+use super::ids::{BlockId, PartitionId};
 use super::locked::Locked;
 use super::state::State;
 
@@ -22,9 +22,8 @@ impl Engine {
             (stop, tick) = self.with_after(tick, |locked| {
                 let now_ms = self.now_ms();
                 locked.look_for_stalls();
-                while locked.state.dirty.head != NONE
-                    && locked.state.blocks[locked.state.dirty.head as usize].written_ms + linger
-                        <= now_ms
+                while locked.state.dirty.head != BlockId::NONE
+                    && locked.state.blocks[locked.state.dirty.head].written_ms + linger <= now_ms
                 {
                     locked.flush_block(locked.state.dirty.head);
                 }
@@ -50,25 +49,25 @@ impl Engine {
 
 impl Locked<'_> {
     /// Partitions that are clean, unwritten for a while, and not settled.
-    fn idle_partitions(&self, now_ms: u64, linger: u64) -> Vec<u32> {
+    fn idle_partitions(&self, now_ms: u64, linger: u64) -> Vec<PartitionId> {
         self.state
             .partitions
             .iter()
             .filter(|(_, part)| {
                 part.needs_settling() && part.clean() && part.written_ms + linger <= now_ms
             })
-            .map(|(id, _)| id as u32)
+            .map(|(id, _)| id)
             .collect()
     }
 }
 
 /// Takes out the replies of status waits whose time is up.
 fn expired(st: &mut State, now: Instant) -> Vec<super::op::Reply> {
-    let waiting: Vec<u32> = st
+    let waiting: Vec<PartitionId> = st
         .partitions
         .iter()
         .filter(|(_, part)| !part.status_waiters.is_empty())
-        .map(|(id, _)| id as u32)
+        .map(|(id, _)| id)
         .collect();
     let mut replies = Vec::new();
     let mut take = |waiters: &mut Vec<super::partition::StatusWaiter>| {

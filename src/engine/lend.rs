@@ -5,12 +5,12 @@ use std::sync::Arc;
 use super::actions::Answer;
 use super::budget::Tokens;
 use super::core::Engine;
+use super::ids::BufferId;
 use super::locked::Locked;
 use super::op::{Granted, Op};
-use super::trays::Buffer;
 use crate::pool::{BufferPool, BufferSource, Loan, WriteLease};
 
-pub(crate) type LendReply = Box<dyn FnOnce(Vec<(Buffer, WriteLease)>) + Send>;
+pub(crate) type LendReply = Box<dyn FnOnce(Vec<(BufferId, WriteLease)>) + Send>;
 
 /// Buffers being taken out of circulation.
 pub(crate) struct LendOp {
@@ -29,7 +29,7 @@ impl Engine {
 
     /// Takes buffers out of circulation for as many tokens. Waits for those that a transfer or a copy still
     /// uses.
-    fn lend(&self, tokens: &Tokens) -> Vec<(Buffer, WriteLease)> {
+    fn lend(&self, tokens: &Tokens) -> Vec<(BufferId, WriteLease)> {
         let count = tokens.count();
         if count == 0 {
             return Vec::new();
@@ -45,7 +45,7 @@ impl Engine {
     }
 
     /// Puts a lent buffer back into circulation; its lease is gone.
-    fn take_back(&self, buffer: Buffer) {
+    fn take_back(&self, buffer: BufferId) {
         self.with(|locked| {
             let known = locked.state.lent.remove(&buffer);
             assert!(known, "a buffer is given back once");
@@ -96,7 +96,11 @@ struct Lender {
 impl Lender {
     fn lend(&self, mut tokens: Tokens) -> Vec<Loan> {
         let lent = self.engine.lend(&tokens);
-        let loan = |(index, lease)| Loan { index, lease, token: Box::new(tokens.split(1)) };
+        let loan = |(buffer, lease): (BufferId, WriteLease)| Loan {
+            index: buffer.0,
+            lease,
+            token: Box::new(tokens.split(1)),
+        };
         lent.into_iter().map(loan).collect()
     }
 }
@@ -129,6 +133,6 @@ impl BufferSource for Lender {
 
     fn give_back(&self, index: u32, lease: WriteLease) {
         drop(lease);
-        self.engine.take_back(index);
+        self.engine.take_back(BufferId(index));
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::core::{Engine, OpenSwapIn};
+use super::ids::{HandleId, PartitionId};
 use super::locked::Locked;
 use super::partition::{FileKey, Handle, Partition};
 use super::state::State;
@@ -33,7 +34,7 @@ struct Opening {
 }
 
 /// The partition, if it is known and its descriptor will do.
-fn openable(st: &mut State, key: FileKey, write: bool) -> Option<u32> {
+fn openable(st: &mut State, key: FileKey, write: bool) -> Option<PartitionId> {
     let id = *st.keys.get(&key)?;
     (!write || st.part(id).file.writable()).then_some(id)
 }
@@ -50,7 +51,7 @@ impl Engine {
     pub fn open(
         &self, key: FileKey, read: bool, write: bool,
         open: impl FnOnce() -> Result<Arc<dyn BackingFile>>,
-    ) -> Result<u64> {
+    ) -> Result<HandleId> {
         self.open_as(User::OWN, key, read, write, open)
     }
 
@@ -64,7 +65,7 @@ impl Engine {
     pub fn open_as(
         &self, user: User, key: FileKey, read: bool, write: bool,
         open: impl FnOnce() -> Result<Arc<dyn BackingFile>>,
-    ) -> Result<u64> {
+    ) -> Result<HandleId> {
         let share = self.bounds().handles.take(user, 1).map_err(Full::of_files)?;
         let (mut share, mut opened) = (Some(share), None);
         self.with(|locked| {
@@ -103,7 +104,7 @@ impl Engine {
     pub fn open_admitted(
         &self, admission: Admission, key: FileKey, read: bool, write: bool,
         open: impl FnOnce() -> Result<Arc<dyn BackingFile>>,
-    ) -> Result<u64> {
+    ) -> Result<HandleId> {
         let (mut admission, mut opened, mut drops) = (Some(admission), None, 0);
         self.with(|locked| {
             drops = locked.state.drops;
@@ -130,7 +131,7 @@ impl Engine {
     pub fn open_new(
         &self, admission: Admission, key: FileKey, read: bool, file: Arc<dyn BackingFile>,
         moment: Moment,
-    ) -> Result<u64> {
+    ) -> Result<HandleId> {
         let modified = SystemTime::UNIX_EPOCH;
         let status = FileStatus { size: 0, allocated: 0, modified, changed: modified, links: 1 };
         let opening = Opening { key, read, write: true, status, drops: moment.0 };
@@ -145,7 +146,7 @@ impl Engine {
 
     fn open_with(
         &self, admission: Admission, opening: Opening, file: Arc<dyn BackingFile>,
-    ) -> Result<u64> {
+    ) -> Result<HandleId> {
         let Opening { key, read, write, status, drops } = opening;
         let Admission { handle, descriptors } = admission;
         // A file without holes needs no reservation; unwritten extents count as holes, harmlessly.
@@ -183,7 +184,7 @@ impl Engine {
             if status.allocated > status.size.next_multiple_of(unit.max(65536)) {
                 part.user.insert(status.size.next_multiple_of(unit)..status.allocated);
             }
-            let id = locked.state.partitions.insert(part) as u32;
+            let id = locked.state.partitions.insert(part);
             locked.state.keys.insert(key, id);
             locked.state.wake_up(id, status.size, locked.actions);
             locked.state.trim(self.options.idle_partitions_max, locked.actions);
@@ -194,7 +195,9 @@ impl Engine {
 
 impl Locked<'_> {
     /// The handle's user has been entered among the openers.
-    fn add_handle(&mut self, id: u32, read: bool, write: bool, share: Share) -> Result<u64> {
+    fn add_handle(
+        &mut self, id: PartitionId, read: bool, write: bool, share: Share,
+    ) -> Result<HandleId> {
         let part = self.state.part(id);
         // Of one without a name and a handle the bytes are being dropped.
         let refusal = match part.gone() {
@@ -220,7 +223,7 @@ impl Locked<'_> {
             ahead_to: 0,
             swap_in_due: (read && write).then_some(releases),
         };
-        let handle = self.state.handles.insert(handle) as u64;
+        let handle = self.state.handles.insert(handle);
         if read && write {
             // Who begins by writing over it all has no use for its bytes, and would wait for their transfer.
             self.state.later.push((handle, self.engine.now_ms().max(1)));
@@ -231,23 +234,23 @@ impl Locked<'_> {
     }
 
     /// Starts what opening for reading starts.
-    pub(crate) fn begin_swap_in(&mut self, number: u64) {
+    pub(crate) fn begin_swap_in(&mut self, number: HandleId) {
         let length = match self.engine.options.open_swap_in {
             OpenSwapIn::None => 0,
             OpenSwapIn::Ahead => self.engine.options.read_ahead,
             OpenSwapIn::All => u64::MAX,
         };
-        let Some(handle) = self.state.handles.get_mut(number as usize) else { return };
+        let Some(handle) = self.state.handles.get_mut(number) else { return };
         let id = handle.partition;
         let reached = self.fetch(id, 0, length);
-        if let Some(handle) = self.state.handles.get_mut(number as usize) {
+        if let Some(handle) = self.state.handles.get_mut(number) {
             handle.ahead_to = handle.ahead_to.max(reached);
         }
     }
 
     /// The same for one that was opened for both, unless its partition was released since.
-    pub(crate) fn begin_due_swap_in(&mut self, number: u64) {
-        let Some(handle) = self.state.handles.get_mut(number as usize) else { return };
+    pub(crate) fn begin_due_swap_in(&mut self, number: HandleId) {
+        let Some(handle) = self.state.handles.get_mut(number) else { return };
         let (due, id) = (handle.swap_in_due.take(), handle.partition);
         if due == Some(self.state.part(id).releases) && !self.state.stopping {
             self.begin_swap_in(number);
@@ -257,11 +260,10 @@ impl Locked<'_> {
     /// The same for those opened for both a while ago, unless their partitions were written to since.
     pub(crate) fn begin_late_swap_ins(&mut self) {
         for (number, opened_ms) in std::mem::take(&mut self.state.later) {
-            let Some(handle) = self.state.handles.get_mut(number as usize) else { continue };
+            let Some(handle) = self.state.handles.get_mut(number) else { continue };
             let id = handle.partition;
             if self.state.part(id).written_ms >= opened_ms {
-                self.state.handles.get_mut(number as usize).expect("just looked at").swap_in_due =
-                    None;
+                self.state.handles.get_mut(number).expect("just looked at").swap_in_due = None;
             }
             self.begin_due_swap_in(number);
         }

@@ -4,8 +4,8 @@
 use smallvec::SmallVec;
 
 use super::actions::Answer;
-use super::block::BufferIndex;
 use super::core::{Engine, INLINE_BYTES_MAX};
+use super::ids::{BlockId, HandleId, PartitionId};
 use super::locked::Locked;
 use super::op::{Granted, Op, ReadOp, ReadReply};
 use super::pages::next_run;
@@ -16,7 +16,7 @@ use crate::pool::ReadLease;
 
 /// Bytes of one block that are being copied out.
 struct Piece {
-    buffer: BufferIndex,
+    buffer: BlockId,
     lease: ReadLease,
 }
 
@@ -42,7 +42,7 @@ impl Engine {
     /// Fails with EIO where a transfer failed or bytes were lost, EBADF for an unknown handle, EINVAL for an
     /// offset that no file has. Never
     /// waits for the device itself.
-    pub fn read(&self, handle: u64, offset: u64, length: u64, reply: ReadReply) {
+    pub fn read(&self, handle: HandleId, offset: u64, length: u64, reply: ReadReply) {
         self.begin_read(handle, offset, length, None, reply);
     }
 
@@ -50,7 +50,8 @@ impl Engine {
     /// or with those of a few more, and waits for them itself ([`Engine::prompt`]): that spares two wake-ups, which
     /// take longer than a small transfer.
     pub fn read_prompt(
-        &self, handle: u64, offset: u64, length: u64, batch: &mut Vec<Transfer>, reply: ReadReply,
+        &self, handle: HandleId, offset: u64, length: u64, batch: &mut Vec<Transfer>,
+        reply: ReadReply,
     ) {
         match length <= INLINE_BYTES_MAX {
             true => self.begin_read(handle, offset, length, Some(batch), reply),
@@ -59,14 +60,14 @@ impl Engine {
     }
 
     fn begin_read(
-        &self, handle: u64, offset: u64, length: u64, batch: Option<&mut Vec<Transfer>>,
+        &self, handle: HandleId, offset: u64, length: u64, batch: Option<&mut Vec<Transfer>>,
         reply: ReadReply,
     ) {
         if offset > i64::MAX as u64 {
             return reply(Err(Errno::EINVAL));
         }
         let op = Box::new(ReadOp {
-            partition: 0,
+            partition: PartitionId::NONE,
             handle: Some(handle),
             offset,
             length,
@@ -89,7 +90,7 @@ impl Engine {
         let runs: SmallVec<[&[u8]; 4]> = pieces.iter().map(|piece| &*piece.lease).collect();
         reply(Ok(&runs));
         drop(runs);
-        let buffers: SmallVec<[BufferIndex; 4]> =
+        let buffers: SmallVec<[BlockId; 4]> =
             pieces.into_iter().map(|piece| piece.buffer).collect();
         self.with(|locked| {
             for buffer in buffers {
@@ -215,8 +216,8 @@ impl Locked<'_> {
     }
 
     /// Remembers where a handle reads; true when it goes on from where it was.
-    fn note_position(&mut self, handle: u64, offset: u64, length: u64) -> bool {
-        let handle = self.state.handles.get_mut(handle as usize).expect("checked on entry");
+    fn note_position(&mut self, handle: HandleId, offset: u64, length: u64) -> bool {
+        let handle = self.state.handles.get_mut(handle).expect("checked on entry");
         let slack = length * SEQUENTIAL_SLACK;
         let sequential = offset <= handle.expected + slack && offset + slack >= handle.expected;
         if sequential {
@@ -233,12 +234,13 @@ impl Locked<'_> {
 
     /// A block of the range into which a client's bytes are just being copied.
     fn copied_over(
-        &mut self, id: u32, bytes: &std::ops::Range<u64>, indices: std::ops::RangeInclusive<u64>,
-    ) -> Option<BufferIndex> {
+        &mut self, id: PartitionId, bytes: &std::ops::Range<u64>,
+        indices: std::ops::RangeInclusive<u64>,
+    ) -> Option<BlockId> {
         for index in indices {
             if let Some(buffer) = self.state.find(id, index) {
                 let pages = self.state.shape.pages_of(index, bytes.start, bytes.end);
-                if self.state.blocks[buffer as usize].copying.any(pages) {
+                if self.state.blocks[buffer].copying.any(pages) {
                     return Some(buffer);
                 }
             }
@@ -255,15 +257,14 @@ impl Locked<'_> {
         for index in indices.clone() {
             let buffer = self.state.find(id, index).expect("attached above");
             let pages = self.state.shape.pages_of(index, bytes.start, bytes.end);
-            if self.state.blocks[buffer as usize].valid.all(pages.clone()) {
+            if self.state.blocks[buffer].valid.all(pages.clone()) {
                 continue;
             }
             if op.requested && self.missing(buffer, pages.clone()) {
                 // Perhaps what failed is only what was read on behalf of later reads: once more without.
                 narrows |= std::mem::take(&mut op.sequential);
                 if !narrows {
-                    failed =
-                        Some(self.state.blocks[buffer as usize].read_error.unwrap_or(Errno::EIO));
+                    failed = Some(self.state.blocks[buffer].read_error.unwrap_or(Errno::EIO));
                     break;
                 }
             }
@@ -271,7 +272,7 @@ impl Locked<'_> {
                 if op.sequential { pages.start..self.state.shape.pages() } else { pages.clone() };
             self.read_pages(buffer, wanted);
             self.fill_partials(buffer, pages.clone());
-            if !self.state.blocks[buffer as usize].valid.all(pages) {
+            if !self.state.blocks[buffer].valid.all(pages) {
                 busy = Some(buffer);
             }
         }
@@ -302,32 +303,32 @@ impl Locked<'_> {
     /// Keeps the blocks of a range that are in the pool there, until [`Engine::unpin`]; but not one that
     /// has outgrown its slot, whose room may be what is needed to move it.
     pub(crate) fn pin_fitting(
-        &mut self, id: u32, bytes: &std::ops::Range<u64>,
-    ) -> SmallVec<[BufferIndex; 2]> {
+        &mut self, id: PartitionId, bytes: &std::ops::Range<u64>,
+    ) -> SmallVec<[BlockId; 2]> {
         let shape = self.state.shape;
         let pages = |index| shape.pages_of(index, bytes.start, bytes.end).end;
         let present = shape.blocks_of(bytes).filter_map(|i| self.state.fitting(id, i, pages(i)));
-        let present: SmallVec<[BufferIndex; 2]> = present.collect();
+        let present: SmallVec<[BlockId; 2]> = present.collect();
         for buffer in &present {
             self.state.engage(*buffer, |block| block.pins += 1);
         }
         present
     }
 
-    pub(crate) fn unpin(&mut self, pinned: SmallVec<[BufferIndex; 2]>) {
+    pub(crate) fn unpin(&mut self, pinned: SmallVec<[BlockId; 2]>) {
         for buffer in pinned {
             self.state.engage(buffer, |block| block.pins -= 1);
         }
     }
 
     /// A page that was asked for is neither there nor on its way.
-    pub(crate) fn missing(&self, buffer: BufferIndex, pages: std::ops::Range<usize>) -> bool {
-        let block = &self.state.blocks[buffer as usize];
+    pub(crate) fn missing(&self, buffer: BlockId, pages: std::ops::Range<usize>) -> bool {
+        let block = &self.state.blocks[buffer];
         next_run(pages, |i| !(block.valid.word(i) | block.reading.word(i))).is_some()
     }
 
-    pub(crate) fn fill_partials(&mut self, buffer: BufferIndex, pages: std::ops::Range<usize>) {
-        let partial: SmallVec<[usize; 4]> = self.state.blocks[buffer as usize]
+    pub(crate) fn fill_partials(&mut self, buffer: BlockId, pages: std::ops::Range<usize>) {
+        let partial: SmallVec<[usize; 4]> = self.state.blocks[buffer]
             .partials
             .iter()
             .map(|p| p.page)
@@ -338,7 +339,7 @@ impl Locked<'_> {
         }
     }
 
-    fn claim_out(&mut self, id: u32, index: u64, bytes: &std::ops::Range<u64>) -> Piece {
+    fn claim_out(&mut self, id: PartitionId, index: u64, bytes: &std::ops::Range<u64>) -> Piece {
         let buffer = self.state.find(id, index).expect("attached above");
         let pages = self.state.shape.pages_of(index, bytes.start, bytes.end);
         self.state.engage(buffer, |block| {
@@ -355,24 +356,19 @@ impl Locked<'_> {
     /// Keeps `read_ahead` bytes in flight ahead of a sequential reader.
     fn read_on(&mut self, op: &ReadOp) {
         let Some(number) = op.handle else { return };
-        if self
-            .state
-            .handles
-            .get(number as usize)
-            .is_some_and(|handle| handle.swap_in_due.is_some())
-        {
+        if self.state.handles.get(number).is_some_and(|handle| handle.swap_in_due.is_some()) {
             self.begin_due_swap_in(number);
         }
         if !op.sequential {
             return;
         }
-        let Some(handle) = self.state.handles.get_mut(number as usize) else {
+        let Some(handle) = self.state.handles.get_mut(number) else {
             return;
         };
         let from = handle.ahead_to.max(op.offset + op.length);
         let to = (handle.expected + self.engine.options.read_ahead)
             .next_multiple_of(self.engine.options.block_size)
-            .min(self.state.partitions.get(op.partition as usize).map_or(0, |part| part.size));
+            .min(self.state.partitions.get(op.partition).map_or(0, |part| part.size));
         // Topping up in steps of a block keeps this off the path of most requests.
         if from >= to
             || (to - from < self.engine.options.block_size
@@ -381,14 +377,14 @@ impl Locked<'_> {
             return;
         }
         let reached = self.fetch(op.partition, from, to - from);
-        if let Some(handle) = self.state.handles.get_mut(number as usize) {
+        if let Some(handle) = self.state.handles.get_mut(number) {
             handle.ahead_to = reached;
         }
     }
 
     /// Starts reading whole blocks of a range into buffers that can be had without waiting. Returns
     /// how far it got.
-    pub(crate) fn fetch(&mut self, id: u32, from: u64, length: u64) -> u64 {
+    pub(crate) fn fetch(&mut self, id: PartitionId, from: u64, length: u64) -> u64 {
         // What is not in the backing file yet needs no transfer: it is in the pool, or zero however large.
         let end = from.saturating_add(length).min(self.state.part(id).stored());
         if from >= end || self.gate_closed(id, false) {

@@ -4,8 +4,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::block::BufferIndex;
 use super::core::Engine;
+use super::ids::{BlockId, HandleId, PartitionId};
 use super::locked::Locked;
 use super::op::{BarrierOp, Change, FetchOp, Granted, Op, Reply};
 use super::partition::FileKey;
@@ -36,7 +36,7 @@ impl Engine {
     ///
     /// # Errors
     /// ENOBUFS when the partition is larger than the pool less its reservations; EBADF.
-    pub fn swap_in(&self, handle: u64) -> Result<()> {
+    pub fn swap_in(&self, handle: HandleId) -> Result<()> {
         self.swap_in_for(User::OWN, handle)
     }
 
@@ -44,7 +44,7 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::swap_in`].
-    pub fn swap_in_for(&self, user: User, handle: u64) -> Result<()> {
+    pub fn swap_in_for(&self, user: User, handle: HandleId) -> Result<()> {
         let user = user.looked_up();
         self.with(|locked| {
             let id = locked.state.partition_of(handle)?;
@@ -122,12 +122,12 @@ impl Engine {
             });
             resting = some();
         }
-        let ids: Vec<u32> =
-            self.with(|locked| locked.state.partitions.iter().map(|(id, _)| id as u32).collect());
+        let ids: Vec<PartitionId> =
+            self.with(|locked| locked.state.partitions.iter().map(|(id, _)| id).collect());
         for id in ids {
             // One at a time: others get the lock in between, and a partition may go meanwhile.
             self.with(|locked| {
-                if locked.state.partitions.get(id as usize).is_some() {
+                if locked.state.partitions.get(id).is_some() {
                     locked.ask(id, request);
                 }
             });
@@ -159,7 +159,7 @@ impl Engine {
     /// kept until it is truncated. `reply` comes when the filesystem has answered.
     ///
     /// Fails with ENOSPC, EDQUOT, EFBIG, EBADF.
-    pub fn reserve_space(&self, handle: u64, size: u64, reply: Reply) {
+    pub fn reserve_space(&self, handle: HandleId, size: u64, reply: Reply) {
         if size == 0 || i64::try_from(size).is_err() {
             return reply(Err(if size == 0 { Errno::EINVAL } else { Errno::EFBIG }));
         }
@@ -227,7 +227,7 @@ impl Locked<'_> {
         self.state.drop_if_unused(id, self.actions);
     }
 
-    fn ask_to_discard(&mut self, id: u32, reply: Option<Reply>) {
+    fn ask_to_discard(&mut self, id: PartitionId, reply: Option<Reply>) {
         self.state.part(id).jobs += 1;
         self.state.part(id).releases += 1;
         let op = BarrierOp::new(id, Change::Discard, reply);
@@ -237,7 +237,7 @@ impl Locked<'_> {
         self.state.drop_if_unused(id, self.actions);
     }
 
-    fn ask(&mut self, id: u32, request: Request) {
+    fn ask(&mut self, id: PartitionId, request: Request) {
         self.state.part(id).jobs += 1;
         match request {
             Request::SwapOut => {
@@ -253,14 +253,14 @@ impl Locked<'_> {
     }
 
     /// Starts writing out everything dirty of a partition, failed blocks again as part of `epoch`.
-    pub(crate) fn write_all(&mut self, id: u32, epoch: u64) {
+    pub(crate) fn write_all(&mut self, id: PartitionId, epoch: u64) {
         if self.state.part(id).dirty_pages == 0 {
             return;
         }
         self.state.part(id).settle_failed = false;
-        let buffers: Vec<BufferIndex> = self.state.part(id).blocks.values().copied().collect();
+        let buffers: Vec<BlockId> = self.state.part(id).blocks.values().copied().collect();
         for buffer in buffers {
-            if self.state.blocks[buffer as usize].dirty.is_empty() {
+            if self.state.blocks[buffer].dirty.is_empty() {
                 continue;
             }
             self.state.edit(buffer, |block| {
@@ -272,9 +272,9 @@ impl Locked<'_> {
         }
     }
 
-    fn release_blocks(&mut self, id: u32) {
+    fn release_blocks(&mut self, id: PartitionId) {
         self.state.part(id).releases += 1;
-        let buffers: Vec<BufferIndex> = self.state.part(id).blocks.values().copied().collect();
+        let buffers: Vec<BlockId> = self.state.part(id).blocks.values().copied().collect();
         for buffer in buffers {
             self.state.edit(buffer, |block| {
                 block.kept = None;
@@ -288,8 +288,8 @@ impl Locked<'_> {
     /// Drops blocks that were released, now that they are clean and idle.
     pub(crate) fn drop_released(&mut self) {
         while let Some(buffer) = self.state.released.pop() {
-            let block = &self.state.blocks[buffer as usize];
-            let free = block.partition == super::block::NONE;
+            let block = &self.state.blocks[buffer];
+            let free = block.partition == PartitionId::NONE;
             if !free && block.release && block.dirty.is_empty() && block.idle() {
                 self.state.detach(buffer, self.actions);
             }
@@ -297,7 +297,7 @@ impl Locked<'_> {
     }
 
     /// After a discard's turn has come: nothing is in flight and nobody inside.
-    pub(crate) fn discarded(&mut self, id: u32) {
+    pub(crate) fn discarded(&mut self, id: PartitionId) {
         // What was reserved for the dropped bytes is given back.
         let dropped = self.dirty_ranges(id);
         let unit = self.state.shape.unit;
@@ -316,7 +316,7 @@ impl Locked<'_> {
         part.error = None;
         part.lost = super::pages::RangeSet::default();
         part.unreadable = super::pages::RangeSet::default();
-        let buffers: Vec<BufferIndex> = part.blocks.values().copied().collect();
+        let buffers: Vec<BlockId> = part.blocks.values().copied().collect();
         for buffer in buffers {
             // Blocks with waiters stay for them, empty.
             self.state.edit(buffer, |block| {
@@ -327,14 +327,14 @@ impl Locked<'_> {
                 block.failed = None;
                 block.kept = None;
             });
-            if self.state.blocks[buffer as usize].idle() {
+            if self.state.blocks[buffer].idle() {
                 self.state.detach(buffer, self.actions);
             }
         }
     }
 
     /// After a reservation of space has had its turn.
-    pub(crate) fn space_reserved(&mut self, id: u32, size: u64, result: Result<()>) {
+    pub(crate) fn space_reserved(&mut self, id: PartitionId, size: u64, result: Result<()>) {
         let unit = self.state.shape.unit;
         let part = self.state.part(id);
         if result.is_ok() {

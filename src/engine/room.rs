@@ -3,8 +3,9 @@
 use std::time::Instant;
 
 use super::actions::Note;
-use super::block::{BufferIndex, ListKind, NONE};
+use super::block::ListKind;
 use super::buffers::{Moving, SPARE_MS};
+use super::ids::{BlockId, HandleId, PartitionId};
 use super::locked::Locked;
 use super::op::Op;
 use super::partition::Handle;
@@ -18,7 +19,7 @@ impl Locked<'_> {
     pub(crate) fn wait_for_buffers(&mut self, op: Op, count: usize) {
         self.state.stats.buffer_waits += 1;
         let of_handle =
-            |handle: Option<u64>| self.state.handles.get(handle? as usize).map(Handle::user);
+            |handle: Option<HandleId>| self.state.handles.get(handle?).map(Handle::user);
         let user = match &op {
             Op::Read(op) => of_handle(op.handle),
             Op::Write(op) => Some(op.user),
@@ -74,7 +75,7 @@ impl Locked<'_> {
     /// is made.
     fn make_room(&mut self, need: usize, moving: Moving, held: usize) -> bool {
         let wanted = need.max(self.engine.options.writeback_batch);
-        while self.state.writes_inflight < wanted && self.state.dirty.head != NONE {
+        while self.state.writes_inflight < wanted && self.state.dirty.head != BlockId::NONE {
             self.flush_buffer(self.state.dirty.head);
         }
         // Everything else is reading, being copied or being written: its end comes back here.
@@ -91,12 +92,12 @@ impl Locked<'_> {
     }
 
     /// Has a dirty block written out; one in a slot with all of its tray, which is no room before.
-    fn flush_buffer(&mut self, buffer: BufferIndex) {
+    fn flush_buffer(&mut self, buffer: BlockId) {
         self.flush_block(buffer);
-        let Place::Slot { tray, .. } = self.state.blocks[buffer as usize].place else { return };
+        let Place::Slot { tray, .. } = self.state.blocks[buffer].place else { return };
         for occupant in self.state.trays.occupants(tray) {
             if let Occupant::Block(other) = occupant
-                && self.state.blocks[other as usize].list == ListKind::Dirty
+                && self.state.blocks[other].list == ListKind::Dirty
             {
                 self.flush_block(other);
             }
@@ -104,12 +105,12 @@ impl Locked<'_> {
     }
 
     /// Gives up the bytes of a failed write-out, because the room is needed and nothing else gives it.
-    fn drop_failed(&mut self, buffer: BufferIndex) {
-        let block = &self.state.blocks[buffer as usize];
+    fn drop_failed(&mut self, buffer: BlockId) {
+        let block = &self.state.blocks[buffer];
         let (id, start) = (block.partition, block.index * self.state.shape.block_size);
         let (unit, pages) = (self.state.shape.unit, block.pages);
         let mut at = 0;
-        while let Some(run) = self.state.blocks[buffer as usize].dirty.run(at..pages) {
+        while let Some(run) = self.state.blocks[buffer].dirty.run(at..pages) {
             at = run.end;
             let bytes = start + run.start as u64 * unit..start + run.end as u64 * unit;
             self.state.part(id).lost.insert(bytes);
@@ -119,9 +120,9 @@ impl Locked<'_> {
     }
 
     /// Frees a buffer that was put to use and never got anything.
-    pub(crate) fn drop_if_blank(&mut self, buffer: BufferIndex) {
-        let block = &self.state.blocks[buffer as usize];
-        if block.partition != NONE
+    pub(crate) fn drop_if_blank(&mut self, buffer: BlockId) {
+        let block = &self.state.blocks[buffer];
+        if block.partition != PartitionId::NONE
             && block.valid.is_empty()
             && block.dirty.is_empty()
             && block.idle()
@@ -136,14 +137,14 @@ impl Locked<'_> {
 }
 
 /// The oldest block with a failed write-out that gives room when dropped: not beside a slot that is held.
-fn droppable(st: &State) -> Option<BufferIndex> {
+fn droppable(st: &State) -> Option<BlockId> {
     let mut buffer = st.failed.head;
-    while buffer != NONE {
-        match st.blocks[buffer as usize].place {
+    while buffer != BlockId::NONE {
+        match st.blocks[buffer].place {
             Place::Slot { tray, .. } if st.trays.is_held(tray) => {}
             _ => return Some(buffer),
         }
-        buffer = st.blocks[buffer as usize].next;
+        buffer = st.blocks[buffer].next;
     }
     None
 }

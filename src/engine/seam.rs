@@ -14,8 +14,9 @@ use std::ops::Range;
 
 use smallvec::SmallVec;
 
-use super::block::{Block, BufferIndex};
+use super::block::Block;
 use super::core::Engine;
+use super::ids::{BlockId, HandleId, PartitionId};
 use super::locked::Locked;
 
 /// A piece is followed by the next one at once, unless its client gets no processor: so long is waited while somebody
@@ -131,8 +132,8 @@ impl Block {
 
 impl Locked<'_> {
     /// Whether a block is to wait for the rest of a write before it goes out. It is tried again.
-    pub(crate) fn awaits_rest(&mut self, buffer: BufferIndex) -> bool {
-        let block = &mut self.state.blocks[buffer as usize];
+    pub(crate) fn awaits_rest(&mut self, buffer: BlockId) -> bool {
+        let block = &mut self.state.blocks[buffer];
         if block.seams.is_empty() {
             block.waits_since = None;
             return false;
@@ -142,7 +143,7 @@ impl Locked<'_> {
         let asked =
             !part.sync_ops.is_empty() || part.barrier.is_some() || !self.state.waiting.is_empty();
         let now_ms = self.engine.now_ms();
-        if !self.state.blocks[buffer as usize].is_to_wait(asked, now_ms) {
+        if !self.state.blocks[buffer].is_to_wait(asked, now_ms) {
             return false;
         }
         if !self.state.seamed.contains(&buffer) {
@@ -153,9 +154,9 @@ impl Locked<'_> {
     }
 
     /// A block goes out now, with the seams that it still has open.
-    pub(crate) fn leave_unfinished(&mut self, buffer: BufferIndex) {
+    pub(crate) fn leave_unfinished(&mut self, buffer: BlockId) {
         let (unit, now_ms) = (self.state.shape.unit, self.engine.now_ms());
-        let block = &mut self.state.blocks[buffer as usize];
+        let block = &mut self.state.blocks[buffer];
         if block.seams.is_empty() {
             return;
         }
@@ -180,9 +181,9 @@ impl Locked<'_> {
     }
 
     /// Bytes of these pages have come: what they had of a write is theirs again.
-    pub(crate) fn take_unfinished(&mut self, buffer: BufferIndex, pages: &Range<usize>) {
+    pub(crate) fn take_unfinished(&mut self, buffer: BlockId, pages: &Range<usize>) {
         let unit = self.state.shape.unit;
-        let block = &self.state.blocks[buffer as usize];
+        let block = &self.state.blocks[buffer];
         let (id, start) = (block.partition, block.index * self.engine.shape.block_size);
         let bytes = start + pages.start as u64 * unit..start + pages.end as u64 * unit;
         let part = self.state.part(id);
@@ -195,11 +196,11 @@ impl Locked<'_> {
             !is_taken
         });
         let is_edge = |seam: &Seam| seam.page == pages.start || seam.page + 1 == pages.end;
-        self.state.blocks[buffer as usize].seams.extend(taken.into_iter().filter(is_edge));
+        self.state.blocks[buffer].seams.extend(taken.into_iter().filter(is_edge));
     }
 
     /// Nothing more comes of the pages of which this is true.
-    fn finish(&mut self, id: u32, which: impl Fn(&Unfinished) -> bool) {
+    fn finish(&mut self, id: PartitionId, which: impl Fn(&Unfinished) -> bool) {
         let unit = self.state.shape.unit;
         let part = self.state.part(id);
         let file = part.file.clone();
@@ -213,20 +214,20 @@ impl Locked<'_> {
     }
 
     /// As far as anybody knows all pages of a partition are whole.
-    pub(crate) fn finish_all(&mut self, id: u32) {
+    pub(crate) fn finish_all(&mut self, id: PartitionId) {
         if !self.state.part(id).unfinished.is_empty() {
             self.finish(id, |_| true);
         }
     }
 
     /// A write(2) of these bytes is alone with the partition: all others have ended.
-    pub(crate) fn finish_others(&mut self, id: u32, bytes: &Range<u64>) {
+    pub(crate) fn finish_others(&mut self, id: PartitionId, bytes: &Range<u64>) {
         let unit = self.state.shape.unit;
         self.finish(id, |it| it.at >= bytes.end || it.at + unit <= bytes.start);
     }
 
     /// No write(2) to the partition is under way: what waits for such is whole.
-    pub(crate) fn close_all_seams(&mut self, id: u32) {
+    pub(crate) fn close_all_seams(&mut self, id: PartitionId) {
         self.close_seams_of(id, |_| true);
     }
 
@@ -234,7 +235,7 @@ impl Locked<'_> {
     pub(crate) fn finish_late(&mut self) {
         let now_ms = self.engine.now_ms();
         for id in std::mem::take(&mut self.state.unfinished) {
-            if self.state.partitions.get(id as usize).is_none() {
+            if self.state.partitions.get(id).is_none() {
                 continue;
             }
             self.finish(id, |it| it.since_ms + UNFINISHED_MS <= now_ms);
@@ -245,11 +246,11 @@ impl Locked<'_> {
     }
 
     /// A piece is to be on stable storage before the next one is sent: its page goes out as it is.
-    pub(crate) fn store_piece(&mut self, id: u32, thread: u32) {
+    pub(crate) fn store_piece(&mut self, id: PartitionId, thread: u32) {
         if self.state.part(id).has_seams {
-            let buffers: Vec<BufferIndex> = self.state.part(id).blocks.values().copied().collect();
+            let buffers: Vec<BlockId> = self.state.part(id).blocks.values().copied().collect();
             for buffer in buffers {
-                let seams = self.state.blocks[buffer as usize].seams.iter_mut();
+                let seams = self.state.blocks[buffer].seams.iter_mut();
                 for seam in seams.filter(|seam| seam.thread == thread && seam.is_cut) {
                     (seam.at_ms, seam.stable) = (0, true);
                 }
@@ -266,19 +267,19 @@ impl Locked<'_> {
     }
 
     /// The seams of a thread's writes to a partition are none.
-    pub(crate) fn close_seams(&mut self, id: u32, thread: u32) {
+    pub(crate) fn close_seams(&mut self, id: PartitionId, thread: u32) {
         self.close_seams_of(id, |seam| seam.thread == thread);
     }
 
-    fn close_seams_of(&mut self, id: u32, which: impl Fn(&Seam) -> bool) {
+    fn close_seams_of(&mut self, id: PartitionId, which: impl Fn(&Seam) -> bool) {
         if !std::mem::take(&mut self.state.part(id).has_seams) {
             return;
         }
         self.finish(id, |it| which(&it.seam));
         self.state.part(id).has_seams = !self.state.part(id).unfinished.is_empty();
-        let buffers: Vec<BufferIndex> = self.state.part(id).blocks.values().copied().collect();
+        let buffers: Vec<BlockId> = self.state.part(id).blocks.values().copied().collect();
         for buffer in buffers {
-            let seams = &mut self.state.blocks[buffer as usize].seams;
+            let seams = &mut self.state.blocks[buffer].seams;
             if seams.is_empty() {
                 continue;
             }
@@ -292,7 +293,7 @@ impl Locked<'_> {
 
 impl Engine {
     /// A thread makes another call on the file: its writes before have ended.
-    pub fn went_on(&self, handle: u64, thread: u32) {
+    pub fn went_on(&self, handle: HandleId, thread: u32) {
         self.with(|locked| {
             if let Ok(id) = locked.state.partition_of(handle) {
                 locked.close_seams(id, thread);

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use super::actions::label;
 use super::gate::beyond;
+use super::ids::PartitionId;
 use super::locked::Locked;
 use super::op::{BarrierOp, Change};
 use super::partition::{ChangeTime, Partition};
@@ -89,7 +90,7 @@ impl Work {
 impl Locked<'_> {
     /// Makes the backing file's size and modification time the logical ones, and gives back space that
     /// was reserved ahead of a writer.
-    pub(super) fn run_settle(&mut self, id: u32, file: Arc<dyn BackingFile>) {
+    pub(super) fn run_settle(&mut self, id: PartitionId, file: Arc<dyn BackingFile>) {
         let unit = self.state.shape.unit;
         let part = self.state.part(id);
         let work = Work::of(part, unit);
@@ -117,7 +118,7 @@ impl Locked<'_> {
     }
 
     /// Settles a partition that nobody has open, as soon as it is clean.
-    pub(crate) fn settle_if_due(&mut self, id: u32) {
+    pub(crate) fn settle_if_due(&mut self, id: PartitionId) {
         let part = self.state.part(id);
         if part.handles == 0 && !part.unlinked {
             self.settle(id);
@@ -125,7 +126,7 @@ impl Locked<'_> {
     }
 
     /// Settles a partition unless it has something to write first.
-    pub(crate) fn settle(&mut self, id: u32) {
+    pub(crate) fn settle(&mut self, id: PartitionId) {
         let part = self.state.part(id);
         let due = part.clean() && part.needs_settling() && part.failed_blocks == 0;
         if due && !part.settle_queued && !part.settle_failed {

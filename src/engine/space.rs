@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::actions::Actions;
+use super::ids::PartitionId;
 use super::locked::Locked;
 use super::op::{BarrierOp, Change, Op, WriteOp};
 use super::partition::Partition;
@@ -137,7 +138,7 @@ impl Locked<'_> {
 
     /// Notes what was reserved.
     pub(super) fn note_reserved(
-        &mut self, id: u32, reservation: Reservation, result: Result<Range<u64>>,
+        &mut self, id: PartitionId, reservation: Reservation, result: Result<Range<u64>>,
     ) -> Result<()> {
         self.state.end_call(id);
         let Reservation { need, wish, end, .. } = reservation;
@@ -178,9 +179,9 @@ impl Locked<'_> {
     }
 
     /// Whether there is space held ahead, or about to be. What its own attempts left behind counts once.
-    pub(super) fn may_get_space(&self, id: u32, waits: u8) -> bool {
-        let holds = |(other, part): (usize, &Partition)| {
-            !part.ahead.is_empty() && (waits == 0 || other as u32 != id)
+    pub(super) fn may_get_space(&self, id: PartitionId, waits: u8) -> bool {
+        let holds = |(other, part): (PartitionId, &Partition)| {
+            !part.ahead.is_empty() && (waits == 0 || other != id)
         };
         let moves = self.state.space.giving_back + self.state.space.asked_ahead > 0;
         waits < WAITS_MAX && (moves || self.state.partitions.iter().any(holds))
@@ -188,9 +189,10 @@ impl Locked<'_> {
 
     /// Has every partition give back what it holds ahead; then those who wait for space are tried again.
     pub(super) fn take_space_back(&mut self) {
-        let holds = |(_, part): &(usize, &Partition)| !part.ahead.is_empty() && !part.gives_back;
-        let ids: Vec<u32> =
-            self.state.partitions.iter().filter(holds).map(|(id, _)| id as u32).collect();
+        let holds =
+            |(_, part): &(PartitionId, &Partition)| !part.ahead.is_empty() && !part.gives_back;
+        let ids: Vec<PartitionId> =
+            self.state.partitions.iter().filter(holds).map(|(id, _)| id).collect();
         for id in ids {
             self.state.part(id).gives_back = true;
             self.state.space.giving_back += 1;
@@ -201,18 +203,18 @@ impl Locked<'_> {
     }
 
     /// A partition has given back what it held ahead.
-    pub(super) fn gave_back(&mut self, id: u32) {
+    pub(super) fn gave_back(&mut self, id: PartitionId) {
         self.state.part(id).gives_back = false;
         self.state.space.giving_back -= 1;
         self.state.space.wake(self.actions);
     }
 
     /// Starts writing out what is dirty of a partition that is to give space back. True until that has ended.
-    pub(super) fn flushes_for_room(&mut self, id: u32) -> bool {
+    pub(super) fn flushes_for_room(&mut self, id: PartitionId) -> bool {
         self.flush_partition(id);
-        let part = &self.state.partitions.get(id as usize).expect("it is at the gate");
+        let part = &self.state.partitions.get(id).expect("it is at the gate");
         let mut blocks = part.blocks.values();
-        part.writes > 0 || blocks.any(|buffer| self.state.blocks[*buffer as usize].flush)
+        part.writes > 0 || blocks.any(|buffer| self.state.blocks[*buffer].flush)
     }
 }
 

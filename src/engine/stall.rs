@@ -10,8 +10,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::actions::label;
-use super::block::NONE;
 use super::core::Engine;
+use super::ids::{Id, PartitionId, TransferId};
 use super::locked::Locked;
 use super::state::State;
 use crate::aio::device::BackingFile;
@@ -24,8 +24,8 @@ const LOOK_MAX_MS: u64 = 1000;
 /// A transfer that the device has.
 #[derive(Debug, Clone, Copy)]
 struct Underway {
-    /// [`NONE`] for a token that is free.
-    partition: u32,
+    /// [`BlockId::NONE`] for a token that is free.
+    partition: PartitionId,
     /// Its place in the order of submission.
     number: u64,
     /// Since when its answer is due, in milliseconds since the engine's start.
@@ -47,7 +47,7 @@ pub(crate) struct Watch {
     count: usize,
     looked_ms: u64,
     /// Partitions with an overdue answer, and since when that is waited for.
-    stalled: HashMap<u32, u64>,
+    stalled: HashMap<PartitionId, u64>,
 }
 
 /// A change to be told in the log.
@@ -73,28 +73,28 @@ impl Stall {
 
 impl Watch {
     /// Notes a transfer that is about to be submitted.
-    pub(crate) fn begin(&mut self, token: u64, partition: u32) {
+    pub(crate) fn begin(&mut self, token: TransferId, partition: PartitionId) {
         if self.count == 0 {
             self.answered_ms = self.now_ms;
         }
         self.submitted += 1;
         self.count += 1;
-        let free = Underway { partition: NONE, number: 0, since_ms: 0 };
-        let length = self.underway.len().max(token as usize + 1);
+        let free = Underway { partition: PartitionId::NONE, number: 0, since_ms: 0 };
+        let length = self.underway.len().max(token.place() + 1);
         self.underway.resize(length, free);
         let (number, since_ms) = (self.submitted, self.now_ms);
-        self.underway[token as usize] = Underway { partition, number, since_ms };
+        self.underway[token.place()] = Underway { partition, number, since_ms };
     }
 
     /// It was answered.
-    pub(crate) fn end(&mut self, token: u64) {
+    pub(crate) fn end(&mut self, token: TransferId) {
         self.answered_ms = self.now_ms;
         self.count -= 1;
-        self.underway[token as usize].partition = NONE;
+        self.underway[token.place()].partition = PartitionId::NONE;
     }
 
     fn all(&self) -> impl Iterator<Item = &Underway> {
-        self.underway.iter().filter(|under| under.partition != NONE)
+        self.underway.iter().filter(|under| under.partition != PartitionId::NONE)
     }
 
     /// Moves on when those transfers are due that the device cannot have begun: all but the `depth` oldest,
@@ -113,7 +113,7 @@ impl Watch {
 
 impl State {
     /// A call on the backing file begins, which may have to wait for the device.
-    pub(crate) fn begin_call(&mut self, partition: u32) {
+    pub(crate) fn begin_call(&mut self, partition: PartitionId) {
         let now_ms = self.watch.now_ms;
         let part = self.part(partition);
         if part.calls == 0 {
@@ -123,7 +123,7 @@ impl State {
     }
 
     /// It has returned.
-    pub(crate) fn end_call(&mut self, partition: u32) {
+    pub(crate) fn end_call(&mut self, partition: PartitionId) {
         let now_ms = self.watch.now_ms;
         let part = self.part(partition);
         part.calls -= 1;
@@ -131,7 +131,7 @@ impl State {
     }
 
     /// How long the partition's oldest overdue answer has been waited for.
-    pub(crate) fn stalled(&self, partition: u32) -> Option<Duration> {
+    pub(crate) fn stalled(&self, partition: PartitionId) -> Option<Duration> {
         let since = *self.watch.stalled.get(&partition)?;
         Some(Duration::from_millis(self.watch.now_ms.saturating_sub(since)))
     }
@@ -214,7 +214,7 @@ impl Locked<'_> {
             .partitions
             .iter()
             .filter(|(_, part)| part.calls > 0)
-            .map(|(id, part)| (id as u32, part.call_since_ms));
+            .map(|(id, part)| (id, part.call_since_ms));
         let transfers = self.state.watch.all().map(|under| (under.partition, under.since_ms));
         let mut stalled = HashMap::new();
         for (id, since_ms) in transfers.chain(calls) {
@@ -230,14 +230,14 @@ impl Locked<'_> {
         };
         for (id, since) in &self.state.watch.stalled {
             if !before.contains_key(id)
-                && let Some(part) = self.state.partitions.get(*id as usize)
+                && let Some(part) = self.state.partitions.get(*id)
             {
                 tell(part.file.clone(), *since, false);
             }
         }
         for (id, since) in before {
             if !self.state.watch.stalled.contains_key(&id)
-                && let Some(part) = self.state.partitions.get(id as usize)
+                && let Some(part) = self.state.partitions.get(id)
             {
                 tell(part.file.clone(), since, true);
             }

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use super::block::BufferIndex;
 use super::core::Engine;
+use super::ids::{BlockId, HandleId, PartitionId};
 use super::locked::Locked;
 use super::op::Reply;
 use super::pages::RangeSet;
@@ -204,7 +204,7 @@ impl Engine {
     ///
     /// # Errors
     /// ENXIO at or beyond the end, or when no data follows; EBADF.
-    pub fn seek(&self, handle: u64, offset: u64, hole: bool) -> Result<u64> {
+    pub fn seek(&self, handle: HandleId, offset: u64, hole: bool) -> Result<u64> {
         let (file, size, dirty) = self.with(|locked| {
             let id = locked.state.partition_of(handle)?;
             Ok((locked.state.file(id), locked.state.part(id).size, locked.dirty_ranges(id)))
@@ -242,14 +242,14 @@ impl Engine {
 
     /// Where the partition's transfers failed, for messages: the first byte that was not written, or not
     /// read.
-    pub(crate) fn first_failure(&self, handle: u64, write: bool) -> Option<u64> {
+    pub(crate) fn first_failure(&self, handle: HandleId, write: bool) -> Option<u64> {
         self.with(|locked| {
             let id = locked.state.partition_of(handle).ok()?;
             if !write {
                 return locked.state.part(id).unreadable.next_in(0);
             }
             let (unit, pages) = (locked.state.shape.unit, locked.state.shape.pages());
-            let blocks: Vec<(u64, BufferIndex)> = locked
+            let blocks: Vec<(u64, BlockId)> = locked
                 .state
                 .part(id)
                 .blocks
@@ -258,15 +258,15 @@ impl Engine {
                 .collect();
             let failed = blocks
                 .into_iter()
-                .find(|(_, buffer)| locked.state.blocks[*buffer as usize].failed.is_some())?;
-            let run = locked.state.blocks[failed.1 as usize].dirty.run(0..pages)?;
+                .find(|(_, buffer)| locked.state.blocks[*buffer].failed.is_some())?;
+            let run = locked.state.blocks[failed.1].dirty.run(0..pages)?;
             Some(failed.0 * locked.state.shape.block_size + run.start as u64 * unit)
         })
     }
 }
 
 impl Locked<'_> {
-    pub(crate) fn info_of(&mut self, id: u32) -> PartitionInfo {
+    pub(crate) fn info_of(&mut self, id: PartitionId) -> PartitionInfo {
         let (unit, block_size) = (self.state.shape.unit, self.state.shape.block_size);
         let part = self.state.part(id);
         let size = part.size;
@@ -278,7 +278,7 @@ impl Locked<'_> {
         let (status, error) = (part.status(unit), part.error);
         let tail = part.blocks.get(&(last / block_size)).copied();
         let in_tail = tail.map_or((false, false, false), |buffer| {
-            let block = &self.state.blocks[buffer as usize];
+            let block = &self.state.blocks[buffer];
             let dirty = block.dirty.contains(page) || block.writing.contains(page);
             let inflight = block.reading.contains(page) || block.writing.contains(page);
             (block.valid.contains(page), dirty, inflight)
@@ -295,15 +295,15 @@ impl Locked<'_> {
         }
     }
 
-    pub(super) fn dirty_ranges(&mut self, id: u32) -> RangeSet {
+    pub(super) fn dirty_ranges(&mut self, id: PartitionId) -> RangeSet {
         let unit = self.state.shape.unit;
         let size = self.state.part(id).size;
         let mut ranges = RangeSet::default();
-        let blocks: Vec<(u64, u32)> =
+        let blocks: Vec<(u64, BlockId)> =
             self.state.part(id).blocks.iter().map(|(i, b)| (*i, *b)).collect();
         for (index, buffer) in blocks {
             let start = index * self.state.shape.block_size;
-            let block = &mut self.state.blocks[buffer as usize];
+            let block = &mut self.state.blocks[buffer];
             let mut all = block.dirty.clone();
             all.add_all(&block.writing);
             let mut at = 0;

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use super::actions::Answer;
 use super::core::{Engine, JOB_THREADS, OP_THREADS};
 use super::hold::HoldOp;
+use super::ids::PartitionId;
 use super::locked::Locked;
 use super::op::{BarrierOp, Change, Op};
 use crate::error::Errno;
@@ -63,15 +64,15 @@ impl Locked<'_> {
     pub(crate) fn refuse_parked(&mut self) {
         let mut ops: Vec<Op> = self.state.waiting.drain().collect();
         ops.append(&mut self.state.space.waiters);
-        for buffer in 0..self.state.blocks.len() as u32 {
-            if !self.state.blocks[buffer as usize].waiters.is_empty() {
+        for buffer in self.state.blocks.ids() {
+            if !self.state.blocks[buffer].waiters.is_empty() {
                 ops.extend(self.state.edit(buffer, |block| std::mem::take(&mut block.waiters)));
             }
         }
         for waiter in self.state.idle_waiters.drain(..) {
             self.actions.answer(Some(waiter.reply), Ok(()));
         }
-        let ids: Vec<u32> = self.state.partitions.iter().map(|(id, _)| id as u32).collect();
+        let ids: Vec<PartitionId> = self.state.partitions.iter().map(|(id, _)| id).collect();
         for id in ids {
             let part = self.state.part(id);
             ops.extend(part.gate_queue.drain(..));

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::actions::label;
-use super::block::BufferIndex;
 use super::core::Engine;
+use super::ids::{BlockId, HandleId, PartitionId};
 use super::locked::Locked;
 use super::op::{BarrierOp, Change, Reply, SyncOp};
 use super::unstored::{in_turns, owner};
@@ -15,7 +15,7 @@ use crate::error::Result;
 impl Engine {
     /// close(2): queues every dirty block for writing and reports a transfer error the handle has not
     /// reported yet. With `wait`, replies only when everything is in the swap folder.
-    pub fn close(&self, handle: u64, wait: bool, reply: Reply) {
+    pub fn close(&self, handle: HandleId, wait: bool, reply: Reply) {
         self.with(|locked| {
             let id = match locked.state.partition_of(handle) {
                 Ok(id) => id,
@@ -44,7 +44,7 @@ impl Engine {
     /// fsync(2), or fdatasync with `data_only`: replies when everything written before is on stable
     /// storage, the size with it, or with the error that a transfer of it met. Blocks that failed before
     /// are tried again.
-    pub fn sync(&self, handle: u64, data_only: bool, reply: Reply) {
+    pub fn sync(&self, handle: HandleId, data_only: bool, reply: Reply) {
         self.with(|locked| match locked.state.partition_of(handle) {
             Ok(partition) => {
                 // The kernel lets none in while a write(2) is under way.
@@ -75,7 +75,7 @@ impl Engine {
             reply: Mutex::new(Some(reply)),
         });
         self.with(|locked| {
-            let due: Vec<u32> = locked
+            let due: Vec<PartitionId> = locked
                 .state
                 .partitions
                 .iter()
@@ -84,7 +84,7 @@ impl Engine {
                     let unsynced = part.unsynced || !part.unfinished.is_empty();
                     !part.unlinked && (part.dirty_pages > 0 || unsynced || open)
                 })
-                .map(|(id, _)| id as u32)
+                .map(|(id, _)| id)
                 .collect();
             group.left.fetch_add(due.len(), Ordering::AcqRel);
             for partition in due {
@@ -130,13 +130,13 @@ impl Locked<'_> {
     }
 
     /// Queues a partition's dirty blocks for writing, except those that failed: fsync tries these again.
-    pub(crate) fn flush_partition(&mut self, id: u32) {
+    pub(crate) fn flush_partition(&mut self, id: PartitionId) {
         if self.state.part(id).dirty_pages == 0 {
             return;
         }
-        let buffers: Vec<BufferIndex> = self.state.part(id).blocks.values().copied().collect();
+        let buffers: Vec<BlockId> = self.state.part(id).blocks.values().copied().collect();
         for buffer in buffers {
-            let block = &self.state.blocks[buffer as usize];
+            let block = &self.state.blocks[buffer];
             if !block.dirty.is_empty() && block.failed.is_none() {
                 self.flush_block(buffer);
             }
@@ -157,11 +157,11 @@ impl Locked<'_> {
     }
 
     /// The error that `handle` still has to report, or that any handle would.
-    fn take_error(&mut self, id: u32, handle: Option<u64>) -> Result<()> {
+    fn take_error(&mut self, id: PartitionId, handle: Option<HandleId>) -> Result<()> {
         let part = self.state.part(id);
         let (count, errno) = (part.error_count, part.last_errno);
         let unwritten = part.failed_blocks > 0 || !part.lost.is_empty() || part.settle_failed;
-        match handle.and_then(|handle| self.state.handles.get_mut(handle as usize)) {
+        match handle.and_then(|handle| self.state.handles.get_mut(handle)) {
             Some(handle) if handle.errors_seen < count => {
                 handle.errors_seen = count;
                 Err(errno)
@@ -173,7 +173,7 @@ impl Locked<'_> {
     }
 
     /// Lets go on whatever waited for this partition's transfers or operations to end.
-    pub(crate) fn quiet_down(&mut self, id: u32) {
+    pub(crate) fn quiet_down(&mut self, id: PartitionId) {
         self.state.part(id).jobs += 1; // Keeps it while its last users are answered.
         if self.state.part(id).barrier.is_some() {
             self.try_barrier(id);
@@ -197,7 +197,7 @@ impl Locked<'_> {
         }
     }
 
-    fn advance_syncs(&mut self, id: u32) {
+    fn advance_syncs(&mut self, id: PartitionId) {
         let part = self.state.part(id);
         let ops = std::mem::take(&mut part.sync_ops);
         let (done, waiting): (Vec<_>, Vec<_>) =

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::actions::label;
 use super::core::Engine;
+use super::ids::{HandleId, Id, PartitionId};
 use super::locked::Locked;
 use super::partition::PartitionStatus;
 use super::state::State;
@@ -74,7 +75,7 @@ pub struct PartitionRow {
 
 impl State {
     /// A client reads `bytes` of a partition.
-    pub(crate) fn note_read(&mut self, id: u32, bytes: u64) {
+    pub(crate) fn note_read(&mut self, id: PartitionId, bytes: u64) {
         self.stats.read_bytes += bytes;
         let part = self.part(id);
         part.traffic.read_bytes += bytes;
@@ -83,7 +84,7 @@ impl State {
     }
 
     /// A client has written `bytes` of a partition.
-    pub(crate) fn note_written(&mut self, id: u32, bytes: u64) {
+    pub(crate) fn note_written(&mut self, id: PartitionId, bytes: u64) {
         self.stats.written_bytes += bytes;
         let part = self.part(id);
         part.traffic.written_bytes += bytes;
@@ -95,7 +96,7 @@ impl State {
 impl Engine {
     /// Counts what the partition of `handle` moves from now on to the group with this number, too. Group 0
     /// is everybody's who was not put into another.
-    pub fn set_group(&self, handle: u64, group: usize) {
+    pub fn set_group(&self, handle: HandleId, group: usize) {
         self.with(|locked| {
             if let Ok(id) = locked.state.partition_of(handle) {
                 if locked.state.groups.len() <= group {
@@ -162,9 +163,9 @@ impl Locked<'_> {
     {
         let end = self.state.partitions.places();
         let to = (from + STEP).min(end);
-        let ids: Vec<u32> = (from..to)
+        let ids: Vec<PartitionId> = (from..to)
+            .map(PartitionId::new)
             .filter(|id| self.state.partitions.get(*id).is_some())
-            .map(|id| id as u32)
             .collect();
         let rows = ids.into_iter().map(|id| {
             let info = self.info_of(id);

@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::time::Instant;
 
 use super::actions::Failure;
-use super::block::BufferIndex;
 use super::core::Engine;
+use super::ids::{BlockId, PartitionId, TransferId};
 use super::locked::Locked;
 use super::pages::next_run;
 use super::partition::for_clients;
@@ -23,22 +23,19 @@ enum Taken {
 
 impl Locked<'_> {
     pub(crate) fn start_transfer(
-        &mut self, id: u32, purpose: Purpose, offset: u64, action: Action,
+        &mut self, id: PartitionId, purpose: Purpose, offset: u64, action: Action,
     ) {
         let file = self.state.file(id);
-        let token = self.state.transfers.insert((purpose, Instant::now())) as u64;
+        let token = self.state.transfers.insert((purpose, Instant::now()));
         self.state.watch.begin(token, id);
-        self.actions.transfers.push(Transfer { token, action, file, offset });
+        self.actions.transfers.push(Transfer { token: token.0, action, file, offset });
     }
 
     /// Starts reading every page of `pages` that is neither valid, nor partial, nor on its way. Pages
     /// of the backing file that nobody has written are zeroed at once. Returns the bytes asked of the device.
-    pub(crate) fn read_pages(&mut self, buffer: BufferIndex, pages: Range<usize>) -> u64 {
+    pub(crate) fn read_pages(&mut self, buffer: BlockId, pages: Range<usize>) -> u64 {
         let (unit, block_size) = (self.state.shape.unit, self.state.shape.block_size);
-        let (id, index) = (
-            self.state.blocks[buffer as usize].partition,
-            self.state.blocks[buffer as usize].index,
-        );
+        let (id, index) = (self.state.blocks[buffer].partition, self.state.blocks[buffer].index);
         let start = index * block_size;
         let part = self.state.part(id);
         let size = part.size;
@@ -47,13 +44,13 @@ impl Locked<'_> {
             false => start,
         };
         // What it has no room for is not asked for: who needs it has it moved first.
-        let room = self.state.blocks[buffer as usize].pages;
+        let room = self.state.blocks[buffer].pages;
         let end = self.state.shape.pages_of(index, start, size).end;
         let pages = pages.start..pages.end.min(end).min(room);
         let on_disk = self.state.shape.pages_of(index, start, written_end).end;
         let (mut at, mut asked) = (pages.start, 0);
         loop {
-            let block = &self.state.blocks[buffer as usize];
+            let block = &self.state.blocks[buffer];
             // Exclude `copying` too: a page being overwritten needs no reading.
             let missing = |i: usize| {
                 !(block.valid.word(i)
@@ -84,7 +81,7 @@ impl Locked<'_> {
         asked
     }
 
-    fn read_run(&mut self, buffer: BufferIndex, pages: Range<usize>, done: u64, stored: u64) {
+    fn read_run(&mut self, buffer: BlockId, pages: Range<usize>, done: u64, stored: u64) {
         let (unit, block_size) = (self.state.shape.unit, self.state.shape.block_size);
         if done == 0 {
             self.state.edit(buffer, |block| {
@@ -92,7 +89,7 @@ impl Locked<'_> {
                 block.transfers += 1;
             });
         }
-        let block = &self.state.blocks[buffer as usize];
+        let block = &self.state.blocks[buffer];
         let (id, start) = (block.partition, block.index * block_size);
         if done == 0 {
             self.state.part(id).reads += 1;
@@ -104,8 +101,8 @@ impl Locked<'_> {
     }
 
     /// Starts completing a partial page from the swap folder, through a scratch page.
-    pub(crate) fn fill(&mut self, buffer: BufferIndex, page: usize) {
-        let block = &self.state.blocks[buffer as usize];
+    pub(crate) fn fill(&mut self, buffer: BlockId, page: usize) {
+        let block = &self.state.blocks[buffer];
         if block.reading.contains(page) || block.copying.contains(page) {
             return;
         }
@@ -126,10 +123,8 @@ impl Locked<'_> {
     }
 
     #[expect(clippy::too_many_arguments, reason = "a transfer's parts")]
-    fn start_fill(
-        &mut self, buffer: BufferIndex, page: usize, scratch: usize, done: u64, stored: u64,
-    ) {
-        let block = &self.state.blocks[buffer as usize];
+    fn start_fill(&mut self, buffer: BlockId, page: usize, scratch: usize, done: u64, stored: u64) {
+        let block = &self.state.blocks[buffer];
         let (id, start) = (block.partition, block.index * self.state.shape.block_size);
         let offset = start + page as u64 * self.state.shape.unit + done;
         let action = Action::Read(self.engine.memory.scratch(scratch, done));
@@ -142,15 +137,15 @@ impl Locked<'_> {
     }
 
     /// Asks for a dirty block to be written out, and starts it when nothing is in the way.
-    pub(crate) fn flush_block(&mut self, buffer: BufferIndex) {
+    pub(crate) fn flush_block(&mut self, buffer: BlockId) {
         self.state.edit(buffer, |block| block.flush = !block.dirty.is_empty());
         self.write_out(buffer);
     }
 
     /// Starts the write-out that was asked for, unless something is in its way; whatever that is comes
     /// back here when it ends.
-    pub(crate) fn write_out(&mut self, buffer: BufferIndex) {
-        let block = &self.state.blocks[buffer as usize];
+    pub(crate) fn write_out(&mut self, buffer: BlockId) {
+        let block = &self.state.blocks[buffer];
         let id = block.partition;
         if !block.flush || !block.copying.is_empty() || self.state.part(id).writes_held() {
             return;
@@ -158,7 +153,7 @@ impl Locked<'_> {
         if self.awaits_rest(buffer) {
             return;
         }
-        let block = &self.state.blocks[buffer as usize];
+        let block = &self.state.blocks[buffer];
         if !block.partials.is_empty() {
             let partial: Vec<usize> = block.partials.iter().map(|p| p.page).collect();
             for page in partial {
@@ -167,13 +162,13 @@ impl Locked<'_> {
             return;
         }
         self.leave_unfinished(buffer);
-        let block = &self.state.blocks[buffer as usize];
+        let block = &self.state.blocks[buffer];
         let (unit, pages) = (self.state.shape.unit, block.pages);
         let start = block.index * self.state.shape.block_size;
         // What is beyond the end of the file (a truncate came between) is not written.
         let end = self.state.part(id).size.saturating_sub(start);
         let mut at = 0;
-        while let Some(mut run) = self.state.blocks[buffer as usize].dirty.run(at..pages) {
+        while let Some(mut run) = self.state.blocks[buffer].dirty.run(at..pages) {
             // The last page of a file goes alone where its length is no multiple of the alignment: without padding.
             let tail = (end / unit) as usize;
             if !end.is_multiple_of(self.state.shape.alignment)
@@ -199,8 +194,8 @@ impl Locked<'_> {
         self.state.edit(buffer, |block| block.flush = false);
     }
 
-    fn write_run(&mut self, buffer: BufferIndex, pages: Range<usize>, bytes: u64, done: u64) {
-        let block = &self.state.blocks[buffer as usize];
+    fn write_run(&mut self, buffer: BlockId, pages: Range<usize>, bytes: u64, done: u64) {
+        let block = &self.state.blocks[buffer];
         let (id, start) = (block.partition, block.index * self.state.shape.block_size);
         let from = pages.start as u64 * self.state.shape.unit;
         let block = start..start + self.state.shape.block_size;
@@ -237,8 +232,8 @@ impl Locked<'_> {
     pub(crate) fn completed(&mut self, done: Completion) {
         let Completion { transfer, result } = done;
         let (purpose, since) =
-            self.state.transfers.remove(transfer.token as usize).expect("completed once");
-        self.state.watch.end(transfer.token);
+            self.state.transfers.remove(TransferId(transfer.token)).expect("completed once");
+        self.state.watch.end(TransferId(transfer.token));
         self.engine.note_transfer(&transfer.action, since);
         match purpose {
             Purpose::Read { buffer, pages, done, stored } => {
@@ -269,10 +264,10 @@ impl Locked<'_> {
 
     #[expect(clippy::too_many_arguments, reason = "a completion's parts")]
     fn read_completed(
-        &mut self, buffer: BufferIndex, pages: Range<usize>, done: u64, stored: u64,
+        &mut self, buffer: BlockId, pages: Range<usize>, done: u64, stored: u64,
         transfer: Transfer, result: Result<usize>,
     ) {
-        let id = self.state.blocks[buffer as usize].partition;
+        let id = self.state.blocks[buffer].partition;
         let outcome = match self.engine.taken(transfer, stored, result) {
             Ok(Taken::Part(step)) => {
                 return self.read_run(buffer, pages, done + step, stored);
@@ -305,8 +300,8 @@ impl Locked<'_> {
     }
 
     /// Pages that could not be read before have been read now.
-    fn was_readable(&mut self, buffer: BufferIndex, pages: &Range<usize>) {
-        let block = &self.state.blocks[buffer as usize];
+    fn was_readable(&mut self, buffer: BlockId, pages: &Range<usize>) {
+        let block = &self.state.blocks[buffer];
         let (id, start) = (block.partition, block.index * self.state.shape.block_size);
         let unit = self.state.shape.unit;
         let part = self.state.part(id);
@@ -317,8 +312,8 @@ impl Locked<'_> {
         }
     }
 
-    fn read_failed(&mut self, buffer: BufferIndex, pages: &Range<usize>, errno: Errno) {
-        let block = &self.state.blocks[buffer as usize];
+    fn read_failed(&mut self, buffer: BlockId, pages: &Range<usize>, errno: Errno) {
+        let block = &self.state.blocks[buffer];
         let (id, start) = (block.partition, block.index * self.state.shape.block_size);
         let unit = self.state.shape.unit;
         let bytes = start + pages.start as u64 * unit..start + pages.end as u64 * unit;
@@ -336,7 +331,7 @@ impl Locked<'_> {
     }
 
     pub(crate) fn failure(
-        &mut self, id: u32, operation: &'static str, bytes: Range<u64>, errno: Errno,
+        &mut self, id: PartitionId, operation: &'static str, bytes: Range<u64>, errno: Errno,
     ) {
         self.state.stats.errors += 1;
         self.state.part(id).note_failure(errno);
@@ -344,13 +339,12 @@ impl Locked<'_> {
         self.actions.failures.push(Failure { operation, file, offset: bytes.start, length, errno });
     }
 
-    fn fill_completed(&mut self, buffer: BufferIndex, page: usize, outcome: Result<usize>) {
-        let id = self.state.blocks[buffer as usize].partition;
+    fn fill_completed(&mut self, buffer: BlockId, page: usize, outcome: Result<usize>) {
+        let id = self.state.blocks[buffer].partition;
         if let Ok(scratch) = outcome {
-            let at = self.state.blocks[buffer as usize]
-                .partial(page)
-                .expect("pages are filled while partial");
-            let partial = self.state.blocks[buffer as usize].partials[at];
+            let at =
+                self.state.blocks[buffer].partial(page).expect("pages are filled while partial");
+            let partial = self.state.blocks[buffer].partials[at];
             let lease = self.engine.memory.scratch(scratch, 0);
             self.engine.memory.merge(self.state, buffer, page, partial.start..partial.end, &lease);
         }
@@ -388,11 +382,8 @@ impl Locked<'_> {
     fn free_scratch(&mut self, scratch: usize) {
         match self.state.fill_queue.pop_front() {
             Some((buffer, index, page)) => {
-                assert_eq!(
-                    self.state.blocks[buffer as usize].index, index,
-                    "a block being filled stays"
-                );
-                let id = self.state.blocks[buffer as usize].partition;
+                assert_eq!(self.state.blocks[buffer].index, index, "a block being filled stays");
+                let id = self.state.blocks[buffer].partition;
                 let stored = self.state.part(id).stored();
                 self.start_fill(buffer, page as usize, scratch, 0, stored);
             }
@@ -402,10 +393,10 @@ impl Locked<'_> {
 
     #[expect(clippy::too_many_arguments, reason = "a completion's parts")]
     fn write_completed(
-        &mut self, buffer: BufferIndex, pages: Range<usize>, bytes: u64, done: u64,
+        &mut self, buffer: BlockId, pages: Range<usize>, bytes: u64, done: u64,
         result: Result<usize>,
     ) {
-        let block = &self.state.blocks[buffer as usize];
+        let block = &self.state.blocks[buffer];
         let id = block.partition;
         let start =
             block.index * self.state.shape.block_size + pages.start as u64 * self.state.shape.unit;
@@ -454,15 +445,15 @@ impl Locked<'_> {
     }
 
     /// What the end of any transfer can let go on.
-    fn transfer_ended(&mut self, buffer: BufferIndex) {
-        let id = self.state.blocks[buffer as usize].partition;
+    fn transfer_ended(&mut self, buffer: BlockId) {
+        let id = self.state.blocks[buffer].partition;
         self.state.wake(buffer, self.actions);
         // The partition may go with its last block; nothing below may touch it then.
         self.state.part(id).jobs += 1;
         self.write_out(buffer);
         self.quiet_down(id);
         // A discard that has waited for this transfer has taken the block already.
-        let is_there = self.state.blocks[buffer as usize].partition == id;
+        let is_there = self.state.blocks[buffer].partition == id;
         if is_there && self.state.part(id).gone() {
             self.discard_block(buffer);
         }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::os::unix::fs::MetadataExt;
 
 use super::core::Engine;
+use super::ids::{Id, PartitionId};
 use super::partition::Partition;
 use super::state::State;
 use crate::aio::device::BackingFile;
@@ -64,8 +65,9 @@ type Files = Vec<(std::sync::Arc<dyn BackingFile>, Errno)>;
 fn some(st: &mut State, from: usize) -> Option<(Files, usize)> {
     let end = st.partitions.places();
     let to = (from + STEP).min(end);
-    let found = |id: usize| Some((id as u32, st.partitions.get(id)?.unstored()?));
-    let ids: Vec<(u32, Errno)> = (from..to).filter_map(found).collect();
+    let found = |id: PartitionId| Some((id, st.partitions.get(id)?.unstored()?));
+    let ids: Vec<(PartitionId, Errno)> =
+        (from..to).map(PartitionId::new).filter_map(found).collect();
     let files = ids.into_iter().map(|(id, errno)| (st.file(id), errno)).collect();
     (from < end).then_some((files, to))
 }

@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use super::actions::Answer;
-use super::block::{BufferIndex, PARTIALS_MAX};
+use super::block::PARTIALS_MAX;
 use super::core::Engine;
+use super::ids::{BlockId, HandleId};
 use super::intake::{Around, Intake, Payload};
 use super::locked::Locked;
 use super::op::{Op, SyncOp, WriteOp, WriteReply};
@@ -19,7 +20,7 @@ use crate::shares::User;
 
 /// Where in a block the client's bytes go, or have gone.
 pub(super) struct Place {
-    buffer: BufferIndex,
+    buffer: BlockId,
     /// Bytes within the block.
     bytes: Range<u64>,
     /// The whole pages around them; what of these is zero or stays is in `zero_head`, `zero_tail`.
@@ -53,13 +54,15 @@ impl Engine {
     /// Fails with ENOSPC or EDQUOT when space cannot be reserved (nothing is stored then), EIO when it
     /// would leave a page half lost, EFBIG, EBADF. Waits for buffers, never for the device itself, by
     /// parking the operation with a copy of what is left of `data`.
-    pub fn write(&self, handle: u64, offset: u64, data: &[u8], stable: bool, reply: WriteReply) {
+    pub fn write(
+        &self, handle: HandleId, offset: u64, data: &[u8], stable: bool, reply: WriteReply,
+    ) {
         self.write_as(handle, offset, data, Manner { stable, caller: None }, reply);
     }
 
     /// As [`Engine::write`], of what may be a piece of somebody's call.
     pub fn write_as(
-        &self, handle: u64, offset: u64, data: &[u8], manner: Manner, reply: WriteReply,
+        &self, handle: HandleId, offset: u64, data: &[u8], manner: Manner, reply: WriteReply,
     ) {
         let mut op = WriteOp::new(handle, offset, data.len(), Payload::Caller, reply);
         op.manner = manner;
@@ -156,7 +159,7 @@ impl Locked<'_> {
         let refusal = match self.state.partition_of(handle) {
             Ok(id) => {
                 op.partition = id;
-                op.user = self.state.handles.get(handle as usize).map_or(User::OWN, Handle::user);
+                op.user = self.state.handles.get(handle).map_or(User::OWN, Handle::user);
                 let end = op.offset.checked_add(op.length as u64);
                 end.is_none_or(|end| end > OFFSET_MAX).then_some(Errno::EFBIG)
             }
@@ -181,11 +184,10 @@ impl Locked<'_> {
 
     /// Claims the pages of the next run, unless somebody is busy with them.
     fn claim(
-        &mut self, mut op: Box<WriteOp>, buffer: BufferIndex, bytes: Range<u64>,
-        pages: Range<usize>,
+        &mut self, mut op: Box<WriteOp>, buffer: BlockId, bytes: Range<u64>, pages: Range<usize>,
     ) -> Step {
         let (id, unit) = (op.partition, self.state.shape.unit);
-        let block = &self.state.blocks[buffer as usize];
+        let block = &self.state.blocks[buffer];
         let busy = block.reading.any(pages.clone())
             || block.writing.any(pages.clone())
             || block.copying.any(pages.clone())
@@ -215,7 +217,7 @@ impl Locked<'_> {
                 return Step::Own(op);
             }
             if let Some(page) = fill {
-                let block = &self.state.blocks[buffer as usize];
+                let block = &self.state.blocks[buffer];
                 let ended = !block.reading.contains(page);
                 let errno = block.read_error.unwrap_or(Errno::EIO);
                 let errors = self.state.part(id).error_count;
@@ -225,7 +227,7 @@ impl Locked<'_> {
                     return self.finish_write(*op, Err(errno));
                 }
                 self.fill(buffer, page);
-                let filling = self.state.blocks[buffer as usize].reading.contains(page);
+                let filling = self.state.blocks[buffer].reading.contains(page);
                 op.filling = filling.then_some((index, page, errors));
             }
             self.state.return_granted(&mut op.granted);
@@ -253,9 +255,9 @@ impl Locked<'_> {
     }
 
     /// What a write to bytes `covered` of a page means for the page's other bytes.
-    fn edge(&mut self, buffer: BufferIndex, page: usize, first: u64, covered: Range<u64>) -> Edge {
+    fn edge(&mut self, buffer: BlockId, page: usize, first: u64, covered: Range<u64>) -> Edge {
         let unit = self.state.shape.unit;
-        let id = self.state.blocks[buffer as usize].partition;
+        let id = self.state.blocks[buffer].partition;
         if covered == (0..unit) {
             return Edge::Plain;
         }
@@ -267,7 +269,7 @@ impl Locked<'_> {
         if lost && !nothing_stays {
             return Edge::Lost;
         }
-        let block = &self.state.blocks[buffer as usize];
+        let block = &self.state.blocks[buffer];
         if block.valid.contains(page) && !lost {
             return Edge::Plain;
         }
@@ -290,7 +292,7 @@ impl Locked<'_> {
     fn copied(&mut self, op: &WriteOp, place: Place) {
         let Place { buffer, bytes, pages, zero_head, zero_tail } = place;
         let (id, unit) = (op.partition, self.state.shape.unit);
-        let start = self.state.blocks[buffer as usize].index * self.state.shape.block_size;
+        let start = self.state.blocks[buffer].index * self.state.shape.block_size;
         let now_ms = self.engine.now_ms();
         let part = self.state.part(id);
         let old = part.size;
@@ -340,8 +342,8 @@ impl Locked<'_> {
         });
         self.state.touch(buffer);
         self.state.resized(id, old);
-        self.state.part(id).has_seams |= !self.state.blocks[buffer as usize].seams.is_empty();
-        let block = &self.state.blocks[buffer as usize];
+        self.state.part(id).has_seams |= !self.state.blocks[buffer].seams.is_empty();
+        let block = &self.state.blocks[buffer];
         let whole = block.pages == self.state.shape.pages();
         // What ends in the last page may go on there: a stream of odd pieces would wait for its own transfers.
         let ended = size >= start + self.state.shape.block_size;

@@ -23,6 +23,7 @@ use super::opened::{
     Adapter, Opened, Snapshot, answer_empty, answer_entry, answer_xattr, asker, caller, user,
 };
 use super::{control, data, session};
+use crate::engine::HandleId;
 use crate::error::Errno;
 use crate::fs::{FileKind, ROOT_ID, RenameKind};
 use crate::volume::{ControlNode, outcome};
@@ -300,7 +301,7 @@ impl Filesystem for Adapter {
         if let Err(errno) = self.volume.drop_privileges_unless_exempt(asker(req), ino.0) {
             return reply(Err(errno));
         }
-        self.volume.engine.allocate(fh.0, mode, offset, length, reply);
+        self.volume.engine.allocate(HandleId(fh.0), mode, offset, length, reply);
     }
 
     fn copy_file_range(

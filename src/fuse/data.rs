@@ -5,6 +5,7 @@ use std::sync::Arc;
 use fuser::{ReplyEmpty, ReplyLseek};
 
 use super::attr::errno;
+use crate::engine::HandleId;
 use crate::error::{Errno, Result};
 use crate::volume::Volume;
 
@@ -23,8 +24,8 @@ pub(super) fn lseek(
     // Asks the backing file, which may wait for the filesystem's lock on it.
     engine.run_blocking(Box::new(move || {
         let found = match (u64::try_from(offset), whence) {
-            (Ok(offset), libc::SEEK_DATA) => volume.engine.seek(handle, offset, false),
-            (Ok(offset), libc::SEEK_HOLE) => volume.engine.seek(handle, offset, true),
+            (Ok(offset), libc::SEEK_DATA) => volume.engine.seek(HandleId(handle), offset, false),
+            (Ok(offset), libc::SEEK_HOLE) => volume.engine.seek(HandleId(handle), offset, true),
             (Err(_), libc::SEEK_DATA | libc::SEEK_HOLE) => Err(Errno::ENXIO),
             _ => Err(Errno::EINVAL),
         };

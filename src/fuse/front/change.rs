@@ -10,6 +10,7 @@ use super::abi::{CreateIn, InHeader, OPEN_KILL_SUIDGID, OpenOut, SetAttrIn, fatt
 use super::device::Reply;
 use super::hot::{decode, name};
 use super::{Front, answers};
+use crate::engine::HandleId;
 use crate::error::{Errno, Result};
 use crate::fs::{Attributes, Caller, Entry, ROOT_ID, TimeChange};
 use crate::fuse::opened::keeps_set_group_id;
@@ -102,7 +103,7 @@ impl Front {
         self.volume.change(
             header.user(),
             header.nodeid,
-            handle,
+            handle.map(HandleId),
             changes(&asked, header.asker()),
             answer,
         );
@@ -120,9 +121,9 @@ pub(super) fn creator(volume: &Volume, header: &InHeader, create: &CreateIn) -> 
     }
 }
 
-pub(super) fn answer_created(entry: &Entry, handle: u64, flags: i32, reply: Reply) -> bool {
+pub(super) fn answer_created(entry: &Entry, handle: HandleId, flags: i32, reply: Reply) -> bool {
     let open_flags = session::open_flags(flags).bits();
-    let open = OpenOut { fh: handle, open_flags, backing_id: 0 };
+    let open = OpenOut { fh: handle.0, open_flags, backing_id: 0 };
     reply.values(&[answers::entry(entry).as_bytes(), open.as_bytes()])
 }
 

@@ -13,7 +13,7 @@ use super::answers;
 use super::device::Reply;
 use super::{Front, Room};
 use crate::aio::device::Transfer;
-use crate::engine::{Caller, Manner, PAGE_SIZE};
+use crate::engine::{Caller, HandleId, Manner, PAGE_SIZE};
 use crate::error::{Errno, Result};
 use crate::fs::{Attributes, ROOT_ID};
 use crate::fuse::session;
@@ -118,7 +118,7 @@ impl Front {
             Opcode::Read => self.read(arguments, batch, reply),
             Opcode::Release => match decode::<HandleIn>(arguments) {
                 Ok((handle, _)) => {
-                    self.volume.engine.release(handle.fh);
+                    self.volume.engine.release(HandleId(handle.fh));
                     reply.empty();
                 }
                 Err(errno) => reply.error(errno),
@@ -126,16 +126,16 @@ impl Front {
             Opcode::Fsync => match decode::<HandleIn>(arguments) {
                 Ok((handle, _)) => {
                     let data_only = handle.flags & FSYNC_FDATASYNC != 0;
-                    self.volume.engine.went_on(handle.fh, header.pid);
-                    self.volume.engine.sync(handle.fh, data_only, Self::empty(reply));
+                    self.volume.engine.went_on(HandleId(handle.fh), header.pid);
+                    self.volume.engine.sync(HandleId(handle.fh), data_only, Self::empty(reply));
                 }
                 Err(errno) => reply.error(errno),
             },
             Opcode::Flush => match decode::<HandleIn>(arguments) {
                 Ok((handle, _)) => {
                     let wait = self.volume.close_wait();
-                    self.volume.engine.went_on(handle.fh, header.pid);
-                    self.volume.engine.close(handle.fh, wait, Self::empty(reply));
+                    self.volume.engine.went_on(HandleId(handle.fh), header.pid);
+                    self.volume.engine.close(HandleId(handle.fh), wait, Self::empty(reply));
                 }
                 Err(errno) => reply.error(errno),
             },
@@ -235,7 +235,7 @@ impl Front {
         match opened {
             Ok((handle, flags)) => {
                 let open_flags = session::open_flags(flags as i32).bits();
-                if !reply.value(&OpenOut { fh: handle, open_flags, backing_id: 0 }) {
+                if !reply.value(&OpenOut { fh: handle.0, open_flags, backing_id: 0 }) {
                     self.volume.engine.release(handle);
                 }
             }
@@ -256,8 +256,10 @@ impl Front {
         });
         let (engine, length) = (&self.volume.engine, u64::from(read.size));
         match batch {
-            Some(batch) => engine.read_prompt(read.fh, read.offset, length, batch, answer),
-            None => engine.read(read.fh, read.offset, length, answer),
+            Some(batch) => {
+                engine.read_prompt(HandleId(read.fh), read.offset, length, batch, answer)
+            }
+            None => engine.read(HandleId(read.fh), read.offset, length, answer),
         }
     }
 
@@ -294,9 +296,16 @@ impl Front {
         let manner = Manner { stable, caller };
         self.aim.saw(offset, length);
         if let Room::Intake(intake) = room {
-            return Room::Intake(engine.write_from(fh, offset, intake, length, manner, answer));
+            return Room::Intake(engine.write_from(
+                HandleId(fh),
+                offset,
+                intake,
+                length,
+                manner,
+                answer,
+            ));
         }
-        engine.write_as(fh, offset, room.bytes(length), manner, answer);
+        engine.write_as(HandleId(fh), offset, room.bytes(length), manner, answer);
         room
     }
 
