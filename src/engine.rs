@@ -30,6 +30,7 @@
 //! | room needed | - | - | evicted, oldest use first | goes out, oldest first | waits | see above |
 //! | truncate, punch | - | after it | pages dropped, edges zeroed | the same, the rest stays dirty | after it | the same |
 //! | last name and handle gone | - | after it | dropped | dropped unwritten | after it | dropped |
+#![doc = include_str!("engine/DESIGN.md")]
 
 mod actions;
 mod block;

@@ -2,6 +2,7 @@
 //!
 //! [`Volume`] is what a transport serves. It answers with plain values and knows no transport; calls
 //! that may have to wait take a closure for their answer and never block on a transfer.
+#![doc = include_str!("volume/DESIGN.md")]
 
 mod control;
 mod directories;
