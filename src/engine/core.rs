@@ -109,6 +109,8 @@ pub struct Engine {
     pub(crate) stall_ms: AtomicU64,
     /// A lock of the lowest level.
     pub(crate) calls: Mutex<Calls>,
+    #[cfg(feature = "lock-times")]
+    pub(super) lock_times: super::locked::LockTimes,
 }
 
 impl std::fmt::Debug for Engine {
@@ -155,6 +157,8 @@ impl Engine {
             ended: AtomicBool::new(false),
             stall_ms: AtomicU64::new(0),
             calls: Mutex::default(),
+            #[cfg(feature = "lock-times")]
+            lock_times: super::locked::LockTimes::default(),
         });
         device.connect(engine.clone());
         engine.device.set(device).expect("set once, here");

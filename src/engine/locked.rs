@@ -112,11 +112,14 @@ impl LockTimes {
     fn begin(&self) -> Held<'_> {
         Held(self, std::time::Instant::now())
     }
+}
 
+#[cfg(feature = "lock-times")]
+impl Engine {
     /// How often the lock was taken, and the nanoseconds that it was held.
-    pub(crate) fn totals(&self) -> (u64, u64) {
+    pub(crate) fn lock_times(&self) -> (u64, u64) {
         use std::sync::atomic::Ordering::Relaxed;
-        (self.taken.load(Relaxed), self.held_ns.load(Relaxed))
+        (self.lock_times.taken.load(Relaxed), self.lock_times.held_ns.load(Relaxed))
     }
 }
 
