@@ -95,6 +95,11 @@ impl State {
             assert_eq!(self.keys.get(&part.key), Some(&id));
             assert_eq!(part.idle_since != 0, self.idle.contains_key(&part.idle_since));
             assert!(!part.barrier_running || part.barrier.is_some());
+            assert_eq!(part.calls > 0, self.calling.contains(&id), "calls on the file of {id:?}");
+            assert!(part.status_waiters.is_empty() || self.status_waits.contains(&id));
+            let at_rest = part.active_writes == 0 && part.jobs == 0 && part.pending_blocks == 0;
+            let noted = !part.needs_settling() || self.unsettled.contains(&id);
+            assert!(!at_rest || part.barrier.is_some() || noted, "{id:?} would never be settled");
             pending += part.pending_blocks;
         }
         assert_eq!(pending, self.pending_blocks, "blocks under transfer or queued for it");

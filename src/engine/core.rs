@@ -330,6 +330,7 @@ impl Engine {
                 let part = locked.state.part(id);
                 part.modified = Some(time);
                 part.changed = Some(ChangeTime { shown: changed, settled: None });
+                locked.state.note_unsettled(id);
                 locked.settle_if_due(id);
             }
         });

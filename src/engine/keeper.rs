@@ -31,9 +31,7 @@ impl Engine {
                 locked.finish_late();
                 locked.begin_late_swap_ins();
                 locked.state.trim(self.options.idle_partitions_max, locked.actions);
-                for id in locked.idle_partitions(now_ms, linger) {
-                    locked.settle(id);
-                }
+                locked.settle_unwritten(now_ms, linger);
                 let now = Instant::now();
                 for reply in expired(locked.state, now) {
                     locked.actions.answer(Some(reply), Ok(()));
@@ -48,27 +46,25 @@ impl Engine {
 }
 
 impl Locked<'_> {
-    /// Partitions that are clean, unwritten for a while, and not settled.
-    fn idle_partitions(&self, now_ms: u64, linger: u64) -> Vec<PartitionId> {
-        self.state
-            .partitions
-            .iter()
-            .filter(|(_, part)| {
-                part.needs_settling() && part.clean() && part.written_ms + linger <= now_ms
-            })
-            .map(|(id, _)| id)
-            .collect()
+    /// Settles the partitions that are clean and were not written to for `linger` milliseconds.
+    fn settle_unwritten(&mut self, now_ms: u64, linger: u64) {
+        let state = &mut *self.state;
+        state.unsettled.retain(|id| {
+            state.partitions.get(*id).is_some_and(super::partition::Partition::needs_settling)
+        });
+        let is_due = |id: &PartitionId| {
+            let part = state.partitions.get(*id).expect("looked up just now");
+            part.clean() && part.written_ms + linger <= now_ms
+        };
+        let due: Vec<PartitionId> = state.unsettled.iter().copied().filter(is_due).collect();
+        for id in due {
+            self.settle(id);
+        }
     }
 }
 
 /// Takes out the replies of status waits whose time is up.
 fn expired(st: &mut State, now: Instant) -> Vec<super::op::Reply> {
-    let waiting: Vec<PartitionId> = st
-        .partitions
-        .iter()
-        .filter(|(_, part)| !part.status_waiters.is_empty())
-        .map(|(id, _)| id)
-        .collect();
     let mut replies = Vec::new();
     let mut take = |waiters: &mut Vec<super::partition::StatusWaiter>| {
         let (over, left): (Vec<_>, Vec<_>) =
@@ -76,8 +72,12 @@ fn expired(st: &mut State, now: Instant) -> Vec<super::op::Reply> {
         *waiters = left;
         replies.extend(over.into_iter().map(|waiter| waiter.reply));
     };
-    for id in waiting {
-        take(&mut st.part(id).status_waiters);
+    for id in std::mem::take(&mut st.status_waits) {
+        let Some(part) = st.partitions.get_mut(id) else { continue };
+        take(&mut part.status_waiters);
+        if !part.status_waiters.is_empty() {
+            st.status_waits.insert(id);
+        }
     }
     take(&mut st.idle_waiters);
     replies

@@ -112,7 +112,7 @@ impl Locked<'_> {
                         part.settle_failed = true;
                     }
                 }
-                locked.end_barrier( id, result.map(drop));
+                locked.end_barrier(id, result.map(drop));
             });
         }));
     }

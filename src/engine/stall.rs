@@ -120,6 +120,7 @@ impl State {
             part.call_since_ms = now_ms;
         }
         part.calls += 1;
+        self.calling.insert(partition);
     }
 
     /// It has returned.
@@ -128,6 +129,9 @@ impl State {
         let part = self.part(partition);
         part.calls -= 1;
         part.call_since_ms = now_ms;
+        if part.calls == 0 {
+            self.calling.remove(&partition);
+        }
     }
 
     /// How long the partition's oldest overdue answer has been waited for.
@@ -209,12 +213,8 @@ impl Locked<'_> {
         self.state.watch.looked_ms = now_ms;
         // Reads and writes wait in queues of their own; each may fill the device alone.
         self.state.watch.put_off_queued(2 * self.engine.options.writeback_batch.max(1));
-        let calls = self
-            .state
-            .partitions
-            .iter()
-            .filter(|(_, part)| part.calls > 0)
-            .map(|(id, part)| (id, part.call_since_ms));
+        let since = |id: &PartitionId| Some((*id, self.state.partitions.get(*id)?.call_since_ms));
+        let calls = self.state.calling.iter().filter_map(since);
         let transfers = self.state.watch.all().map(|under| (under.partition, under.since_ms));
         let mut stalled = HashMap::new();
         for (id, since_ms) in transfers.chain(calls) {

@@ -205,6 +205,12 @@ pub(crate) struct State {
     pub(crate) writes_inflight: usize,
     /// Blocks under transfer or queued for it.
     pub(crate) pending_blocks: u64,
+    /// Partitions whose backing file may not have the logical size, space or times yet; the keeper looks at these.
+    pub(crate) unsettled: BTreeSet<PartitionId>,
+    /// Partitions that have status waiters.
+    pub(crate) status_waits: BTreeSet<PartitionId>,
+    /// Partitions with a call on the backing file under way.
+    pub(crate) calling: BTreeSet<PartitionId>,
     /// Those who wait until nothing of any partition is in flight.
     pub(crate) idle_waiters: Vec<StatusWaiter>,
     /// Buffers out of circulation.
@@ -259,6 +265,9 @@ impl State {
             space: Space::default(),
             writes_inflight: 0,
             pending_blocks: 0,
+            unsettled: BTreeSet::new(),
+            status_waits: BTreeSet::new(),
+            calling: BTreeSet::new(),
             idle_waiters: Vec::new(),
             reserved: 0,
             lent: BTreeSet::new(),
@@ -405,6 +414,13 @@ impl State {
     /// The block of a partition with this number, if it is in the pool.
     pub(crate) fn find(&mut self, partition: PartitionId, index: u64) -> Option<BlockId> {
         self.part(partition).blocks.get(&index).copied()
+    }
+
+    /// Lets the keeper settle a partition if it has to be.
+    pub(crate) fn note_unsettled(&mut self, id: PartitionId) {
+        if self.part(id).needs_settling() {
+            self.unsettled.insert(id);
+        }
     }
 
     /// Forgets a partition that nothing refers to any more; its descriptor is closed outside the lock.

@@ -173,7 +173,8 @@ impl Engine {
         let waiter = StatusWaiter { deadline: Instant::now() + time, reply, _share: share };
         self.with(|locked| match locked.state.keys.get(&key).copied() {
             Some(id) if locked.state.part(id).moving() => {
-                locked.state.part(id).status_waiters.push(waiter)
+                locked.state.part(id).status_waiters.push(waiter);
+                locked.state.status_waits.insert(id);
             }
             _ => locked.actions.answer(Some(waiter.reply), Ok(())),
         });

@@ -181,6 +181,7 @@ impl Locked<'_> {
         if !self.state.part(id).sync_ops.is_empty() {
             self.advance_syncs(id);
         }
+        self.state.note_unsettled(id);
         let part = self.state.part(id);
         if !part.moving() {
             for waiter in part.status_waiters.drain(..) {
