@@ -1,20 +1,18 @@
 //! The engine: one lock over [`State`], threads that retry parked operations and run blocking jobs, and
 //! the device.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use crate::metrics::Histogram;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use super::actions::Job;
 use super::budget::Budget;
-use super::ids::{BlockId, HandleId, PartitionId};
-use super::locked::Locked;
 use super::memory::Memory;
 use super::op::Op;
-use super::partition::{ChangeTime, FileKey};
-use super::stall::Calls;
-use super::state::{Shape, State};
-use super::traffic::Meter;
+use super::shape::Shape;
+use super::state::State;
+use super::watch::Calls;
 use crate::aio::device::{Completion, CompletionSink, Device, PromptReads, Transfer};
 use crate::concurrent::{self, Clock, Condvar, Mutex, Receiver, Sender, thread};
 use crate::pool::Arena;
@@ -85,8 +83,20 @@ impl EngineOptions {
     }
 }
 
+/// Times that the engine takes, beside the counters under its lock.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    /// Of transfers: from when they were asked for until they were done, the device's queue included.
+    pub(crate) reads: Histogram,
+    pub(crate) writes: Histogram,
+    pub(crate) syncs: Histogram,
+    /// Of operations that had to wait for a buffer.
+    pub(crate) waits: Histogram,
+}
+
 /// The swap engine. See the module documentation of [`crate::engine`].
 pub struct Engine {
+    this: Weak<Engine>,
     pub(crate) options: EngineOptions,
     pub(crate) shape: Shape,
     pub(crate) memory: Memory,
@@ -110,7 +120,7 @@ pub struct Engine {
     /// A lock of the lowest level.
     pub(crate) calls: Mutex<Calls>,
     #[cfg(feature = "lock-times")]
-    pub(super) lock_times: super::locked::LockTimes,
+    pub(super) lock_times: super::lock::LockTimes,
 }
 
 impl std::fmt::Debug for Engine {
@@ -140,7 +150,8 @@ impl Engine {
         };
         let buffers = (options.pool_size / options.block_size) as usize;
         let (memory, intakes) = Memory::new(arena, shape, buffers, options.intakes);
-        let engine = Arc::new(Engine {
+        let engine = Arc::new_cyclic(|this| Engine {
+            this: this.clone(),
             options,
             shape,
             memory,
@@ -158,7 +169,7 @@ impl Engine {
             stall_ms: AtomicU64::new(0),
             calls: Mutex::default(),
             #[cfg(feature = "lock-times")]
-            lock_times: super::locked::LockTimes::default(),
+            lock_times: super::lock::LockTimes::default(),
         });
         device.connect(engine.clone());
         engine.device.set(device).expect("set once, here");
@@ -193,7 +204,7 @@ impl Engine {
                 format!("swap-job-{i}"),
                 Box::new(|engine| {
                     while let Ok(Some(job)) = engine.jobs.1.recv() {
-                        engine.run_counted(|| job(&engine));
+                        engine.run_counted(job);
                     }
                 }),
             ));
@@ -205,6 +216,11 @@ impl Engine {
     #[must_use]
     pub fn bounds(&self) -> &Arc<Bounds> {
         &self.bounds
+    }
+
+    /// The engine, for work that outlives a call.
+    pub(super) fn shared(&self) -> Arc<Engine> {
+        self.this.upgrade().expect("a method runs on it")
     }
 
     pub(crate) fn device(&self) -> &Arc<dyn Device> {
@@ -255,133 +271,6 @@ impl Engine {
             Op::Lend(op) => self.with(|locked| locked.lend_step(op)),
         }
     }
-
-    /// Ends a handle. Dirty blocks are queued for writing; what an unlinked partition still has is
-    /// dropped with its last handle.
-    pub fn release(&self, handle: HandleId) {
-        self.with(|locked| {
-            let Some(handle) = locked.state.handles.remove(handle) else {
-                return;
-            };
-            let id = handle.partition;
-            locked.state.part(id).handles -= 1;
-            let share = locked.state.part(id).openers.leave(handle.user());
-            if locked.state.part(id).handles == 0 {
-                locked.state.idle_clock += 1;
-                locked.state.part(id).idle_since = locked.state.idle_clock;
-                locked.state.idle.insert(locked.state.idle_clock, id);
-                if locked.state.idle.len() > self.options.idle_partitions_max {
-                    // Its descriptors stay open beyond what there is for such: they are its last user's until then.
-                    locked.state.part(id).lingering.extend(share);
-                }
-            }
-            if locked.state.part(id).gone() {
-                locked.discard_unlinked(id);
-            } else if !(locked.state.part(id).handles == 0 && locked.state.part(id).unlinked) {
-                locked.flush_partition(id);
-                locked.settle_if_due(id);
-                locked.pack(id);
-            }
-            locked.state.drop_if_unused(id, locked.actions);
-            locked.state.trim(self.options.idle_partitions_max, locked.actions);
-        });
-    }
-
-    /// Tells the engine that the last name of a file is gone: without handles, its buffers and its
-    /// space are given up at once, or if it is still `known` when it is [forgotten](Engine::forgotten).
-    pub fn unlinked(&self, key: FileKey, known: bool) {
-        self.with(|locked| {
-            let Some(id) = locked.state.keys.get(&key).copied() else {
-                return locked.state.forget_resting_key(key);
-            };
-            let part = locked.state.part(id);
-            (part.unlinked, part.known) = (true, known);
-            locked.drop_if_gone(id);
-        });
-    }
-
-    /// A file has a name, the first one perhaps.
-    pub fn linked(&self, key: FileKey) {
-        self.with(|locked| {
-            if let Some(id) = locked.state.keys.get(&key).copied() {
-                let part = locked.state.part(id);
-                (part.unlinked, part.known) = (false, false);
-            }
-        });
-    }
-
-    /// Nobody will open this file any more, if it has no name.
-    pub fn forgotten(&self, key: FileKey) {
-        self.with(|locked| {
-            if let Some(id) = locked.state.keys.get(&key).copied() {
-                locked.state.part(id).known = false;
-                locked.drop_if_gone(id);
-            }
-        });
-    }
-
-    /// The user set a partition's modification time: neither writing out nor giving space back must
-    /// change it. Kept for a clean partition too: a transfer that ended just now, or the end of a
-    /// settling under way, may have changed the backing file's after the user's call.
-    /// `changed` is the backing file's change time since.
-    pub fn set_modified(&self, key: FileKey, time: SystemTime, changed: SystemTime) {
-        self.with(|locked| {
-            if let Some(id) = locked.state.keys.get(&key).copied() {
-                let part = locked.state.part(id);
-                part.modified = Some(time);
-                part.changed = Some(ChangeTime { shown: changed, settled: None });
-                locked.state.note_unsettled(id);
-                locked.settle_if_due(id);
-            }
-        });
-    }
-
-    /// The user changed attributes of a partition, which gave its backing file this change time.
-    pub fn attributes_changed(&self, key: FileKey, changed: SystemTime) {
-        self.with(|locked| {
-            if let Some(id) = locked.state.keys.get(&key).copied() {
-                locked.state.part(id).attributes_changed(changed);
-            }
-        });
-    }
-}
-
-impl Locked<'_> {
-    /// What every step may have made possible.
-    pub(super) fn after(&mut self) {
-        if !self.state.released.is_empty() {
-            self.drop_released();
-        }
-        self.pump();
-        if self.engine.ended.load(Ordering::Relaxed) {
-            self.refuse_parked();
-        }
-        self.state.shrink_to_limit(self.actions);
-        #[cfg(any(test, feature = "shuttle", feature = "fuzz"))]
-        self.state.check();
-    }
-
-    fn drop_if_gone(&mut self, id: PartitionId) {
-        if self.state.part(id).gone() {
-            self.discard_unlinked(id);
-        }
-        self.state.drop_if_unused(id, self.actions);
-    }
-
-    pub(crate) fn discard_unlinked(&mut self, id: PartitionId) {
-        let buffers: Vec<_> = self.state.part(id).blocks.values().copied().collect();
-        for buffer in buffers {
-            self.discard_block(buffer);
-        }
-    }
-
-    /// Drops one block of an unlinked partition as soon as nobody is busy with it.
-    pub(crate) fn discard_block(&mut self, buffer: BlockId) {
-        if self.state.blocks[buffer].idle() {
-            // One handle's worth of reference keeps the partition while its blocks go.
-            self.state.detach(buffer, self.actions);
-        }
-    }
 }
 
 impl CompletionSink for Engine {
@@ -392,7 +281,7 @@ impl CompletionSink for Engine {
             }
         });
         let ready = std::mem::take(&mut actions.ready);
-        actions.run(self);
+        self.perform(actions);
         for op in ready {
             match op {
                 // Small ones go on here: handing them over would cost more than they do.

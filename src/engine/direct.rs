@@ -13,59 +13,12 @@ use super::actions::{Actions, Answer};
 use super::core::Engine;
 use super::ids::{HandleId, PartitionId};
 use super::locked::Locked;
-use super::op::Op;
+use super::op::{DirectJob, DirectOp, DirectPart, DirectReply, Op, Outcome, Piece};
 use super::state::Purpose;
 use crate::aio::device::{Action, Transfer};
 use crate::concurrent::Mutex;
 use crate::error::{Errno, Result};
 use crate::pool::WriteLease;
-
-/// What became of one block's worth of a direct read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    /// The memory holds the bytes.
-    Done,
-    /// In the pool: to be read from there.
-    Resident,
-    Failed(Errno),
-}
-
-/// A block's worth of a direct read, given back.
-#[derive(Debug)]
-pub(crate) struct Piece {
-    pub(crate) offset: u64,
-    pub(crate) lease: WriteLease,
-    pub(crate) outcome: Outcome,
-}
-
-pub(crate) type DirectReply = Box<dyn FnOnce(Vec<Piece>) + Send>;
-
-/// A direct read that has not passed the gate.
-pub(crate) struct DirectOp {
-    pub(crate) handle: HandleId,
-    offset: u64,
-    lease: WriteLease,
-    reply: DirectReply,
-}
-
-/// One that has.
-struct Job {
-    partition: PartitionId,
-    left: usize,
-    pieces: Vec<Piece>,
-    reply: Option<DirectReply>,
-}
-
-/// A transfer of a job.
-pub(crate) struct DirectPart {
-    job: Arc<Mutex<Job>>,
-    /// Where the piece begins.
-    offset: u64,
-    /// What has arrived of it.
-    done: Option<WriteLease>,
-    /// The file held at least this much when it began.
-    stored: u64,
-}
 
 impl DirectOp {
     /// Gives the memory back unread.
@@ -101,7 +54,7 @@ impl Locked<'_> {
         self.state.part(id).active_reads += 1;
         let DirectOp { offset, lease, reply, .. } = *op;
         self.state.note_read(id, lease.len() as u64);
-        let job = Job { partition: id, left: 0, pieces: Vec::new(), reply: Some(reply) };
+        let job = DirectJob { partition: id, left: 0, pieces: Vec::new(), reply: Some(reply) };
         let job = Arc::new(Mutex::new(job));
         let (mut offset, mut lease) = (offset, lease);
         while !lease.is_empty() {
@@ -117,7 +70,7 @@ impl Locked<'_> {
         }
     }
 
-    fn direct_piece(&mut self, job: &Arc<Mutex<Job>>, offset: u64, lease: WriteLease) {
+    fn direct_piece(&mut self, job: &Arc<Mutex<DirectJob>>, offset: u64, lease: WriteLease) {
         let id = job.lock().partition;
         let bytes = offset..offset + lease.len() as u64;
         let present = self.state.find(id, self.state.shape.block_of(offset)).is_some();
@@ -187,7 +140,7 @@ impl Locked<'_> {
         self.state.part(id).unreadable.insert(bytes);
     }
 
-    fn end_direct(&mut self, job: &Mutex<Job>) {
+    fn end_direct(&mut self, job: &Mutex<DirectJob>) {
         let (id, reply, mut pieces) = {
             let mut job = job.lock();
             (job.partition, job.reply.take(), std::mem::take(&mut job.pieces))

@@ -11,8 +11,8 @@ use super::ids::{BlockId, HandleId, PartitionId};
 use super::locked::Locked;
 use super::op::{BarrierOp, Change, Op, Reply};
 use super::partition::Partition;
+use super::shape::OFFSET_MAX;
 use super::space::is_full;
-use super::state::OFFSET_MAX;
 use crate::error::{Errno, Result};
 
 const KEEP_SIZE: i32 = libc::FALLOC_FL_KEEP_SIZE;
@@ -157,7 +157,7 @@ impl Locked<'_> {
         let (file, old, disk_size) = (part.file.clone(), part.size, part.disk_size);
         let change = &part.barrier.as_ref().expect("the caller looked").change;
         match *change {
-            Change::Truncate(size) => self.actions.jobs.push(Box::new(move |engine| {
+            Change::Truncate(size) => self.job(move |engine| {
                 let mut result = file.set_len(size);
                 // Growing the file gives back nothing of what lies beyond: nobody here made it longer.
                 if result.is_ok() && disk_size < size && size <= old {
@@ -170,11 +170,11 @@ impl Locked<'_> {
                     }
                     locked.end_barrier(id, result);
                 });
-            })),
+            }),
             Change::Allocate { mode, offset, length } => {
                 // A file that is longer in the pool gets its length when its bytes get there, not one in between.
                 let mode = if offset + length <= old { mode | KEEP_SIZE } else { mode };
-                self.actions.jobs.push(Box::new(move |engine| {
+                self.job(move |engine| {
                     let result = file.allocate(mode, offset, length);
                     drop(file);
                     engine.with(|locked| {
@@ -185,16 +185,16 @@ impl Locked<'_> {
                         }
                         locked.end_change(id, result);
                     });
-                }));
+                });
             }
-            Change::Reserve(size) => self.actions.jobs.push(Box::new(move |engine| {
+            Change::Reserve(size) => self.job(move |engine| {
                 let result = file.reserve(0, size);
                 drop(file);
                 engine.with(|locked| {
                     locked.space_reserved(id, size, result);
                     locked.end_change(id, result);
                 });
-            })),
+            }),
             Change::Discard => {
                 drop(file);
                 self.discarded(id);

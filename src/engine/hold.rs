@@ -18,7 +18,7 @@ use super::actions::Answer;
 use super::core::Engine;
 use super::ids::{BlockId, HandleId, PartitionId};
 use super::locked::Locked;
-use super::op::{Granted, Op};
+use super::op::{Access, Claim, Granted, HoldOp, Leases, Op};
 use super::state::State;
 use super::trays::Place;
 use crate::error::{Errno, Result};
@@ -27,90 +27,28 @@ use crate::pool::{ReadLease, WriteLease};
 #[cfg(test)]
 mod tests;
 
-/// What a holder wants of the blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Access {
-    /// Swapped in, and kept in the pool. Others read and write them meanwhile.
-    Keep,
-    /// As `Keep`, without swapping in: what is not there is about to be filled.
-    Blank,
-    /// Swapped in, and not changed by anybody while held.
-    Read,
-    /// Swapped in, and the holder's alone; dirty when given back.
-    Update,
-    /// As `Update`, without swapping in: the holder overwrites every byte. What they hold until then is
-    /// what the buffers held before.
-    Fill,
-}
-
-impl Access {
-    fn swaps_in(self) -> bool {
-        matches!(self, Access::Keep | Access::Read | Access::Update)
-    }
-
-    fn writes(self) -> bool {
-        matches!(self, Access::Update | Access::Fill)
-    }
-}
-
-/// Receives the hold, or the errno of what it met.
-pub(crate) type HoldReply = Box<dyn FnOnce(Result<Hold>) + Send>;
-
-/// A hold being made.
-pub(crate) struct HoldOp {
-    engine: Arc<Engine>,
-    pub(crate) partition: PartitionId,
-    handle: HandleId,
-    access: Access,
-    bytes: Range<u64>,
-    /// It has passed the gate and counts as active.
-    pub(crate) entered: bool,
-    /// Its missing pages were asked for; what is missing now has failed.
-    requested: bool,
-    /// The buffers of its blocks, in order; pinned.
-    buffers: Vec<Option<BlockId>>,
-    pub(crate) granted: Granted,
-    pub(crate) reply: HoldReply,
-}
-
-/// The claims of a hold.
-#[derive(Debug)]
-enum Leases {
-    None,
-    Read(Vec<ReadLease>),
-    Write(Vec<WriteLease>),
-}
-
 /// Blocks of a partition that stay in the pool until this is dropped, and its bytes in consecutive chunks.
 #[derive(Debug)]
 pub(crate) struct Hold {
     engine: Arc<Engine>,
-    partition: PartitionId,
-    access: Access,
-    bytes: Range<u64>,
-    buffers: Vec<BlockId>,
-    leases: Leases,
-    /// The partition did not reach beyond when it was claimed.
-    to_the_end: bool,
-    /// Drop the blocks when they are given back; dirty ones once they are written out.
-    release: bool,
+    claim: Claim,
 }
 
 impl Hold {
     /// The bytes held, from the partition's start.
     pub(crate) fn range(&self) -> Range<u64> {
-        self.bytes.clone()
+        self.claim.bytes.clone()
     }
 
     /// From now on the blocks leave the pool when they are given back, dirty ones once they are written.
     pub(crate) fn release_after(&mut self, release: bool) {
-        self.release = release;
+        self.claim.release = release;
     }
 
     /// The bytes, in chunks that end where a block ends. None for a hold that only keeps.
     pub(crate) fn chunks(&self) -> impl Iterator<Item = &[u8]> {
         let (mut reads, mut writes) = (Default::default(), Default::default());
-        match &self.leases {
+        match &self.claim.leases {
             Leases::None => {}
             Leases::Read(leases) => reads = leases.iter(),
             Leases::Write(leases) => writes = leases.iter(),
@@ -120,7 +58,7 @@ impl Hold {
 
     /// As [`Hold::chunks`], to be written to. None unless it was made for that.
     pub(crate) fn chunks_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
-        let leases = match &mut self.leases {
+        let leases = match &mut self.claim.leases {
             Leases::Write(leases) => leases.iter_mut(),
             _ => Default::default(),
         };
@@ -131,9 +69,8 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         // No lease outlives its claim.
-        self.leases = Leases::None;
-        let engine = self.engine.clone();
-        engine.with(|locked| locked.end_hold(self));
+        self.claim.leases = Leases::None;
+        self.engine.with(|locked| locked.end_hold(&self.claim));
     }
 }
 
@@ -145,14 +82,18 @@ impl Engine {
     /// Fails with what reading in met; ENODATA when the partition ends before the range does and is to
     /// be read; EIO for lost bytes; EINVAL for a range that is empty or begins within a page; EBADF.
     pub(crate) fn hold(
-        self: &Arc<Self>, handle: HandleId, bytes: Range<u64>, access: Access, reply: HoldReply,
+        self: &Arc<Self>, handle: HandleId, bytes: Range<u64>, access: Access,
+        reply: impl FnOnce(Result<Hold>) + Send + 'static,
     ) {
         if bytes.is_empty() || !bytes.start.is_multiple_of(self.shape.unit) {
             return reply(Err(Errno::EINVAL));
         }
         let blocks = self.shape.block_of(bytes.start)..=self.shape.block_of(bytes.end - 1);
+        let engine = self.clone();
+        let reply = Box::new(move |claim: Result<Claim>| {
+            reply(claim.map(|claim| Hold { engine, claim }));
+        });
         let op = HoldOp {
-            engine: self.clone(),
             partition: PartitionId::NONE,
             handle,
             access,
@@ -171,11 +112,10 @@ impl Engine {
         self: &Arc<Self>, handle: HandleId, bytes: Range<u64>, access: Access,
     ) -> Result<Hold> {
         let (sender, receiver) = crate::concurrent::bounded(1);
-        let reply = Box::new(move |hold| {
+        self.hold(handle, bytes, access, move |hold| {
             // The receiver waits below.
             let _ = sender.send(hold);
         });
-        self.hold(handle, bytes, access, reply);
         receiver.recv().unwrap_or(Err(Errno::ENODEV))
     }
 
@@ -357,15 +297,14 @@ impl Locked<'_> {
                     .collect(),
             ),
         };
-        let HoldOp { engine, partition, access, bytes, reply, .. } = *op;
+        let HoldOp { partition, access, bytes, reply, .. } = *op;
         if matches!(leases, Leases::None) {
             self.leave(partition, access);
         }
         let buffers = pieces.into_iter().map(|(buffer, _)| buffer).collect();
         let to_the_end = self.state.part(partition).size <= bytes.end;
-        let hold =
-            Hold { engine, partition, access, bytes, buffers, leases, to_the_end, release: false };
-        self.actions.answers.push(Answer::Empty(Box::new(move |_| reply(Ok(hold))), Ok(())));
+        let claim = Claim { partition, access, bytes, buffers, leases, to_the_end, release: false };
+        self.actions.answers.push(Answer::Empty(Box::new(move |_| reply(Ok(claim))), Ok(())));
     }
 
     pub(crate) fn fail_hold(&mut self, mut op: HoldOp, errno: Errno) {
@@ -381,7 +320,7 @@ impl Locked<'_> {
     }
 
     /// Gives back claims and pins; the leases are gone.
-    fn end_hold(&mut self, hold: &Hold) {
+    fn end_hold(&mut self, hold: &Claim) {
         let (id, access) = (hold.partition, hold.access);
         let first = self.state.shape.block_of(hold.bytes.start);
         if access.writes() {
@@ -422,7 +361,7 @@ impl Locked<'_> {
     }
 
     /// The holder has changed the partition.
-    fn note_update(&mut self, hold: &Hold) {
+    fn note_update(&mut self, hold: &Claim) {
         let unit = self.state.shape.unit;
         let now_ms = self.engine.now_ms();
         self.state.note_written(hold.partition, hold.bytes.end - hold.bytes.start);
@@ -438,7 +377,7 @@ impl Locked<'_> {
         self.state.resized(hold.partition, old);
     }
 
-    fn updated(&mut self, hold: &Hold, buffer: BlockId, pages: Range<usize>) {
+    fn updated(&mut self, hold: &Claim, buffer: BlockId, pages: Range<usize>) {
         let id = self.state.blocks[buffer].partition;
         let room = pages.end as u64 * self.state.shape.unit;
         let end = hold.bytes.end - self.state.blocks[buffer].index * self.state.shape.block_size;

@@ -7,17 +7,8 @@ use super::budget::Tokens;
 use super::core::Engine;
 use super::ids::BufferId;
 use super::locked::Locked;
-use super::op::{Granted, Op};
+use super::op::{Granted, LendOp, Op};
 use crate::pool::{BufferPool, BufferSource, Loan, WriteLease};
-
-pub(crate) type LendReply = Box<dyn FnOnce(Vec<(BufferId, WriteLease)>) + Send>;
-
-/// Buffers being taken out of circulation.
-pub(crate) struct LendOp {
-    pub(crate) count: usize,
-    pub(crate) granted: Granted,
-    reply: LendReply,
-}
 
 impl Engine {
     /// The engine's buffers as a pool to allocate from. What is allocated counts as reserved, and comes

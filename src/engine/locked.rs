@@ -1,14 +1,14 @@
 //! The engine while its lock is held. Every step of an operation runs on a [`Locked`]; what the step decides to
 //! submit, answer or close is collected in its `actions` and done after the lock is free again.
 
-use std::cell::Cell;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::actions::Actions;
 use super::core::Engine;
+use super::lock::{Inside, assert_outside};
 use super::state::State;
 use crate::aio::device::Transfer;
-use crate::concurrent::thread_local;
 
 /// The engine, its state, and what is to be done once the lock is free.
 pub(crate) struct Locked<'a> {
@@ -21,7 +21,7 @@ impl Engine {
     /// Runs `step` under the lock, then does what it collected.
     pub(crate) fn with<R>(&self, step: impl FnOnce(&mut Locked) -> R) -> R {
         let (result, actions) = self.collect(None, step);
-        actions.run(self);
+        self.perform(actions);
         result
     }
 
@@ -33,15 +33,41 @@ impl Engine {
         if let Some(batch) = batch {
             actions.leave_to(batch);
         }
-        actions.run(self);
+        self.perform(actions);
         result
     }
 
     /// Waits on `tick` for at most `time`, then runs `step` under the lock.
     pub(crate) fn with_after<R>(&self, time: Duration, step: impl FnOnce(&mut Locked) -> R) -> R {
         let (result, actions) = self.collect(Some(time), step);
-        actions.run(self);
+        self.perform(actions);
         result
+    }
+
+    /// Does what a step collected. The lock is not held.
+    pub(super) fn perform(&self, mut actions: Actions) {
+        assert_outside("submitting and answering");
+        if !actions.transfers.is_empty() {
+            self.device().submit(&mut actions.transfers);
+        }
+        for failure in actions.failures {
+            failure.log();
+        }
+        for note in actions.notes {
+            note.log();
+        }
+        for stall in actions.stalls {
+            stall.log();
+        }
+        for answer in actions.answers {
+            answer.send();
+        }
+        for op in actions.ready {
+            self.dispatch(op);
+        }
+        for job in actions.jobs {
+            self.queue_job(job);
+        }
     }
 
     /// Runs `step` under the lock and returns what is to be done afterwards.
@@ -64,53 +90,25 @@ impl Engine {
     }
 }
 
-thread_local! {
-    static IS_INSIDE: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Marks this thread as one that has the lock, or is about to take it.
-#[derive(Debug)]
-struct Inside(());
-
-impl Inside {
-    /// To be called before the lock is taken: taking it twice would wait for ever.
-    fn enter() -> Inside {
-        assert_outside("taking the engine's lock");
-        IS_INSIDE.with(|inside| inside.set(true));
-        Inside(())
+impl Locked<'_> {
+    /// What every step may have made possible.
+    pub(super) fn after(&mut self) {
+        if !self.state.released.is_empty() {
+            self.drop_released();
+        }
+        self.pump();
+        if self.engine.ended.load(Ordering::Relaxed) {
+            self.refuse_parked();
+        }
+        self.state.shrink_to_limit(self.actions);
+        #[cfg(any(test, feature = "shuttle", feature = "fuzz"))]
+        self.state.check();
     }
-}
 
-impl Drop for Inside {
-    fn drop(&mut self) {
-        IS_INSIDE.with(|inside| inside.set(false));
-    }
-}
-
-/// Asserts the rule that nothing waits, submits, answers or logs under the engine's lock.
-///
-/// # Panics
-/// When this thread has an engine's lock: `what` may take long, or take that lock itself.
-pub(crate) fn assert_outside(what: &str) {
-    assert!(!IS_INSIDE.with(Cell::get), "{what} under the engine's lock");
-}
-
-/// How long the lock was held, and how often: one divided by the time per operation is the most that any number of
-/// processors can reach.
-#[cfg(feature = "lock-times")]
-#[derive(Debug, Default)]
-pub(crate) struct LockTimes {
-    taken: std::sync::atomic::AtomicU64,
-    held_ns: std::sync::atomic::AtomicU64,
-}
-
-#[cfg(feature = "lock-times")]
-pub(crate) struct Held<'a>(&'a LockTimes, std::time::Instant);
-
-#[cfg(feature = "lock-times")]
-impl LockTimes {
-    fn begin(&self) -> Held<'_> {
-        Held(self, std::time::Instant::now())
+    /// Has a job thread do `work`, which may block on metadata calls, once the lock is free.
+    pub(super) fn job(&mut self, work: impl FnOnce(&Engine) + Send + 'static) {
+        let engine = self.engine.shared();
+        self.actions.jobs.push(Box::new(move || work(&engine)));
     }
 }
 
@@ -120,30 +118,5 @@ impl Engine {
     pub(crate) fn lock_times(&self) -> (u64, u64) {
         use std::sync::atomic::Ordering::Relaxed;
         (self.lock_times.taken.load(Relaxed), self.lock_times.held_ns.load(Relaxed))
-    }
-}
-
-#[cfg(feature = "lock-times")]
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        use std::sync::atomic::Ordering::Relaxed;
-        self.0.taken.fetch_add(1, Relaxed);
-        self.0.held_ns.fetch_add(self.1.elapsed().as_nanos() as u64, Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_must_not_happen_inside_is_noticed() {
-        assert_outside("nothing");
-        let inside = Inside::enter();
-        assert!(std::panic::catch_unwind(|| assert_outside("waiting")).is_err());
-        assert!(std::panic::catch_unwind(Inside::enter).is_err());
-        std::thread::spawn(|| assert_outside("another thread")).join().unwrap();
-        drop(inside);
-        assert_outside("afterwards");
     }
 }

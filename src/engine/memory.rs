@@ -9,7 +9,8 @@ use std::sync::Arc;
 use super::block::Block;
 use super::ids::{BlockId, BufferId, FrameId, Id};
 use super::intake::{Around, Intake};
-use super::state::{Shape, State};
+use super::shape::Shape;
+use super::state::State;
 use super::trays::Place;
 use crate::pool::{Arena, ReadLease, WriteLease};
 

@@ -1,14 +1,15 @@
 //! Operations on partitions, from arrival to reply. An operation that cannot go on is parked, by value,
 //! where the event that lets it go on will find it; it is then tried again from where it stopped.
 
+use crate::concurrent::Mutex;
+use crate::error::Errno;
+use crate::pool::{ReadLease, WriteLease};
 use smallvec::SmallVec;
+use std::ops::Range;
+use std::sync::Arc;
 
-use super::direct::DirectOp;
-use super::hold::HoldOp;
 use super::ids::{BlockId, BufferId, HandleId, PartitionId};
 use super::intake::Payload;
-use super::lend::LendOp;
-use super::seam::Manner;
 use crate::error::Result;
 use crate::shares::{Share, User};
 
@@ -20,6 +21,26 @@ pub type WriteReply = Box<dyn FnOnce(Result<usize>) + Send>;
 
 /// Receives the outcome of everything else.
 pub type Reply = Box<dyn FnOnce(Result<()>) + Send>;
+
+/// Who sent a piece of a write.
+#[derive(Debug, Clone, Copy)]
+pub struct Caller {
+    /// Its thread, as the kernel numbers it.
+    pub thread: u32,
+    /// The pieces of a call may come in any order (O_DIRECT).
+    pub parallel: bool,
+    /// The piece is as long as one that the kernel cuts: of as many pages of memory as a request may have. More may come.
+    pub is_cut: bool,
+}
+
+/// How a write is to be done.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Manner {
+    /// It is answered when it is on stable storage.
+    pub stable: bool,
+    /// Whose call it may be a piece of.
+    pub caller: Option<Caller>,
+}
 
 /// Buffers that were handed to an operation and hold nothing yet.
 pub(crate) type Granted = SmallVec<[BufferId; 2]>;
@@ -155,6 +176,129 @@ pub(crate) struct SyncOp {
     /// It stores a piece of a write(2), after which the next one comes.
     pub(crate) of_piece: bool,
     pub(crate) reply: Reply,
+}
+
+/// What a holder wants of the blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Swapped in, and kept in the pool. Others read and write them meanwhile.
+    Keep,
+    /// As `Keep`, without swapping in: what is not there is about to be filled.
+    Blank,
+    /// Swapped in, and not changed by anybody while held.
+    Read,
+    /// Swapped in, and the holder's alone; dirty when given back.
+    Update,
+    /// As `Update`, without swapping in: the holder overwrites every byte. What they hold until then is
+    /// what the buffers held before.
+    Fill,
+}
+
+impl Access {
+    pub(super) fn swaps_in(self) -> bool {
+        matches!(self, Access::Keep | Access::Read | Access::Update)
+    }
+
+    pub(super) fn writes(self) -> bool {
+        matches!(self, Access::Update | Access::Fill)
+    }
+}
+
+/// Receives the hold, or the errno of what it met.
+pub(crate) type HoldReply = Box<dyn FnOnce(Result<Claim>) + Send>;
+
+/// A hold being made.
+pub(crate) struct HoldOp {
+    pub(crate) partition: PartitionId,
+    pub(super) handle: HandleId,
+    pub(super) access: Access,
+    pub(super) bytes: Range<u64>,
+    /// It has passed the gate and counts as active.
+    pub(crate) entered: bool,
+    /// Its missing pages were asked for; what is missing now has failed.
+    pub(super) requested: bool,
+    /// The buffers of its blocks, in order; pinned.
+    pub(super) buffers: Vec<Option<BlockId>>,
+    pub(crate) granted: Granted,
+    pub(crate) reply: HoldReply,
+}
+
+/// The claims of a hold.
+#[derive(Debug)]
+pub(crate) enum Leases {
+    None,
+    Read(Vec<ReadLease>),
+    Write(Vec<WriteLease>),
+}
+
+/// The blocks of a hold that was made: pinned, and claimed unless it only keeps.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    pub(super) partition: PartitionId,
+    pub(super) access: Access,
+    pub(super) bytes: Range<u64>,
+    pub(super) buffers: Vec<BlockId>,
+    pub(super) leases: Leases,
+    /// The partition did not reach beyond when it was claimed.
+    pub(super) to_the_end: bool,
+    /// Drop the blocks when they are given back; dirty ones once they are written out.
+    pub(super) release: bool,
+}
+
+/// What became of one block's worth of a direct read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The memory holds the bytes.
+    Done,
+    /// In the pool: to be read from there.
+    Resident,
+    Failed(Errno),
+}
+
+/// A block's worth of a direct read, given back.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    pub(crate) offset: u64,
+    pub(crate) lease: WriteLease,
+    pub(crate) outcome: Outcome,
+}
+
+pub(crate) type DirectReply = Box<dyn FnOnce(Vec<Piece>) + Send>;
+
+/// A direct read that has not passed the gate.
+pub(crate) struct DirectOp {
+    pub(crate) handle: HandleId,
+    pub(super) offset: u64,
+    pub(super) lease: WriteLease,
+    pub(super) reply: DirectReply,
+}
+
+/// One that has.
+pub(super) struct DirectJob {
+    pub(super) partition: PartitionId,
+    pub(super) left: usize,
+    pub(super) pieces: Vec<Piece>,
+    pub(super) reply: Option<DirectReply>,
+}
+
+/// A transfer of a job.
+pub(crate) struct DirectPart {
+    pub(super) job: Arc<Mutex<DirectJob>>,
+    /// Where the piece begins.
+    pub(super) offset: u64,
+    /// What has arrived of it.
+    pub(super) done: Option<WriteLease>,
+    /// The file held at least this much when it began.
+    pub(super) stored: u64,
+}
+
+pub(crate) type LendReply = Box<dyn FnOnce(Vec<(BufferId, WriteLease)>) + Send>;
+
+/// Buffers being taken out of circulation.
+pub(crate) struct LendOp {
+    pub(crate) count: usize,
+    pub(crate) granted: Granted,
+    pub(super) reply: LendReply,
 }
 
 /// A parked operation.

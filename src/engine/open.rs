@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::core::{Engine, OpenSwapIn};
-use super::ids::{HandleId, PartitionId};
+use super::ids::{BlockId, HandleId, PartitionId};
+use super::info::ChangeTime;
 use super::locked::Locked;
 use super::partition::{FileKey, Handle, Partition};
 use super::state::State;
@@ -266,6 +267,121 @@ impl Locked<'_> {
                 self.state.handles.get_mut(number).expect("just looked at").swap_in_due = None;
             }
             self.begin_due_swap_in(number);
+        }
+    }
+}
+
+impl Engine {
+    /// Ends a handle. Dirty blocks are queued for writing; what an unlinked partition still has is
+    /// dropped with its last handle.
+    pub fn release(&self, handle: HandleId) {
+        self.with(|locked| {
+            let Some(handle) = locked.state.handles.remove(handle) else {
+                return;
+            };
+            let id = handle.partition;
+            locked.state.part(id).handles -= 1;
+            let share = locked.state.part(id).openers.leave(handle.user());
+            if locked.state.part(id).handles == 0 {
+                locked.state.idle_clock += 1;
+                locked.state.part(id).idle_since = locked.state.idle_clock;
+                locked.state.idle.insert(locked.state.idle_clock, id);
+                if locked.state.idle.len() > self.options.idle_partitions_max {
+                    // Its descriptors stay open beyond what there is for such: they are its last user's until then.
+                    locked.state.part(id).lingering.extend(share);
+                }
+            }
+            if locked.state.part(id).gone() {
+                locked.discard_unlinked(id);
+            } else if !(locked.state.part(id).handles == 0 && locked.state.part(id).unlinked) {
+                locked.flush_partition(id);
+                locked.settle_if_due(id);
+                locked.pack(id);
+            }
+            locked.state.drop_if_unused(id, locked.actions);
+            locked.state.trim(self.options.idle_partitions_max, locked.actions);
+        });
+    }
+
+    /// Tells the engine that the last name of a file is gone: without handles, its buffers and its
+    /// space are given up at once, or if it is still `known` when it is [forgotten](Engine::forgotten).
+    pub fn unlinked(&self, key: FileKey, known: bool) {
+        self.with(|locked| {
+            let Some(id) = locked.state.keys.get(&key).copied() else {
+                return locked.state.forget_resting_key(key);
+            };
+            let part = locked.state.part(id);
+            (part.unlinked, part.known) = (true, known);
+            locked.drop_if_gone(id);
+        });
+    }
+
+    /// A file has a name, the first one perhaps.
+    pub fn linked(&self, key: FileKey) {
+        self.with(|locked| {
+            if let Some(id) = locked.state.keys.get(&key).copied() {
+                let part = locked.state.part(id);
+                (part.unlinked, part.known) = (false, false);
+            }
+        });
+    }
+
+    /// Nobody will open this file any more, if it has no name.
+    pub fn forgotten(&self, key: FileKey) {
+        self.with(|locked| {
+            if let Some(id) = locked.state.keys.get(&key).copied() {
+                locked.state.part(id).known = false;
+                locked.drop_if_gone(id);
+            }
+        });
+    }
+
+    /// The user set a partition's modification time: neither writing out nor giving space back must
+    /// change it. Kept for a clean partition too: a transfer that ended just now, or the end of a
+    /// settling under way, may have changed the backing file's after the user's call.
+    /// `changed` is the backing file's change time since.
+    pub fn set_modified(&self, key: FileKey, time: SystemTime, changed: SystemTime) {
+        self.with(|locked| {
+            if let Some(id) = locked.state.keys.get(&key).copied() {
+                let part = locked.state.part(id);
+                part.modified = Some(time);
+                part.changed = Some(ChangeTime { shown: changed, settled: None });
+                locked.state.note_unsettled(id);
+                locked.settle_if_due(id);
+            }
+        });
+    }
+
+    /// The user changed attributes of a partition, which gave its backing file this change time.
+    pub fn attributes_changed(&self, key: FileKey, changed: SystemTime) {
+        self.with(|locked| {
+            if let Some(id) = locked.state.keys.get(&key).copied() {
+                locked.state.part(id).attributes_changed(changed);
+            }
+        });
+    }
+}
+
+impl Locked<'_> {
+    fn drop_if_gone(&mut self, id: PartitionId) {
+        if self.state.part(id).gone() {
+            self.discard_unlinked(id);
+        }
+        self.state.drop_if_unused(id, self.actions);
+    }
+
+    pub(crate) fn discard_unlinked(&mut self, id: PartitionId) {
+        let buffers: Vec<_> = self.state.part(id).blocks.values().copied().collect();
+        for buffer in buffers {
+            self.discard_block(buffer);
+        }
+    }
+
+    /// Drops one block of an unlinked partition as soon as nobody is busy with it.
+    pub(crate) fn discard_block(&mut self, buffer: BlockId) {
+        if self.state.blocks[buffer].idle() {
+            // One handle's worth of reference keeps the partition while its blocks go.
+            self.state.detach(buffer, self.actions);
         }
     }
 }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::ids::{BlockId, PartitionId};
+use super::info::{ChangeTime, PartitionStatus, Traffic};
 use super::op::{BarrierOp, Op, Reply, SyncOp};
 use super::pages::RangeSet;
 use super::seam::Unfinished;
-use super::traffic::Traffic;
 use crate::aio::device::BackingFile;
 use crate::error::Errno;
 use crate::file_clock;
@@ -25,49 +25,6 @@ pub struct FileKey {
     pub ino: u64,
     /// Tells apart files that had the same inode number one after the other; 0 when unknown.
     pub generation: u64,
-}
-
-/// Where one partition's bytes are: DeepSpeed's three statuses, and the same strings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PartitionStatus {
-    /// All bytes are resident and nothing is in flight.
-    Available,
-    /// Not all bytes are resident, and nothing is in flight.
-    NotAvailable,
-    /// At least one block is under transfer or queued for it.
-    Inflight,
-}
-
-impl PartitionStatus {
-    /// The value of `user.swap.status`.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            PartitionStatus::Available => "available",
-            PartitionStatus::NotAvailable => "not_available",
-            PartitionStatus::Inflight => "inflight",
-        }
-    }
-}
-
-/// When a partition was changed by its user. The backing file's own change time moves with each transfer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ChangeTime {
-    /// What stat shows.
-    pub shown: SystemTime,
-    /// The backing file's own change time after the last change that we made of it; `None` while more are to come.
-    pub settled: Option<SystemTime>,
-}
-
-impl ChangeTime {
-    /// What stat shows of a backing file with this change time. A later one than ours is somebody else's.
-    #[must_use]
-    pub fn of(self, backing: SystemTime) -> SystemTime {
-        match self.settled {
-            Some(settled) if backing > settled => backing,
-            _ => self.shown,
-        }
-    }
 }
 
 /// Waits until nothing of a partition is in flight, or until its time is up.

@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use super::actions::Note;
 use super::block::ListKind;
 use super::buffers::{Moving, SPARE_MS};
 use super::ids::{BlockId, HandleId, PartitionId};
 use super::locked::Locked;
 use super::op::Op;
 use super::partition::Handle;
+use super::report::Note;
 use super::state::State;
 use super::trays::{Occupant, Place};
 use super::waiting::Waiter;

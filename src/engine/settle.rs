@@ -4,12 +4,13 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::actions::label;
 use super::gate::beyond;
 use super::ids::PartitionId;
+use super::info::ChangeTime;
 use super::locked::Locked;
 use super::op::{BarrierOp, Change};
-use super::partition::{ChangeTime, Partition};
+use super::partition::Partition;
+use super::report::label;
 use crate::aio::device::BackingFile;
 use crate::error::{Errno, Result};
 
@@ -95,7 +96,7 @@ impl Locked<'_> {
         let part = self.state.part(id);
         let work = Work::of(part, unit);
         let is_stored = part.modified.is_none();
-        self.actions.jobs.push(Box::new(move |engine| {
+        self.job(move |engine| {
             let result = work.run(&*file, is_stored);
             if let Err(errno) = &result {
                 let name = label(&*file);
@@ -114,7 +115,7 @@ impl Locked<'_> {
                 }
                 locked.end_barrier(id, result.map(drop));
             });
-        }));
+        });
     }
 
     /// Settles a partition that nobody has open, as soon as it is clean.

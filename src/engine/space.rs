@@ -11,9 +11,9 @@ use std::sync::Arc;
 use super::actions::Actions;
 use super::ids::PartitionId;
 use super::locked::Locked;
-use super::op::{BarrierOp, Change, Op, WriteOp};
+use super::op::{BarrierOp, Change};
 use super::partition::Partition;
-use super::write::Step;
+use super::waiting::Space;
 use crate::aio::device::BackingFile;
 use crate::error::{Errno, Result};
 
@@ -23,30 +23,18 @@ const RESERVE_STEP_MIN: u64 = 64 * 1024;
 const RESERVE_STEP_MAX: u64 = 64 * 1024 * 1024;
 
 /// Nothing is reserved ahead for so long after the filesystem had no space.
-const TIGHT_MS: u64 = 10_000;
+pub(super) const TIGHT_MS: u64 = 10_000;
 
 /// How often one operation waits for space. Twice is enough but for those that came in between.
-const WAITS_MAX: u8 = 3;
-
-/// Who waits for space, and what may give it.
-#[derive(Default)]
-pub(crate) struct Space {
-    pub(crate) waiters: Vec<Op>,
-    /// Partitions that are giving back what they hold ahead.
-    pub(crate) giving_back: u32,
-    /// Reservations under way that ask for more than is needed.
-    asked_ahead: u32,
-    /// Until then nothing is reserved ahead.
-    tight_until_ms: u64,
-}
+pub(super) const WAITS_MAX: u8 = 3;
 
 /// Space to get from the filesystem: what is needed, and what would serve the next writes too.
 pub(super) struct Reservation {
-    file: Arc<dyn BackingFile>,
-    need: Range<u64>,
-    wish: Range<u64>,
+    pub(super) file: Arc<dyn BackingFile>,
+    pub(super) need: Range<u64>,
+    pub(super) wish: Range<u64>,
     /// The file ended here when it was asked for, rounded up to a page.
-    end: u64,
+    pub(super) end: u64,
 }
 
 impl Reservation {
@@ -67,7 +55,7 @@ pub(super) fn is_full(errno: Errno) -> bool {
 impl Partition {
     /// How much to reserve beyond what a write needs. One that goes on at the end gets as much as has been written
     /// there without a gap; one that jumps over a hole, or lies within the file, nothing.
-    fn step_ahead(&self, need: &Range<u64>) -> u64 {
+    pub(super) fn step_ahead(&self, need: &Range<u64>) -> u64 {
         let Some(last) = self.reserved.last() else { return 0 };
         let goes_on = need.start <= last.end && last.end < need.end && self.size < need.end;
         if !goes_on || self.user.end() > self.size {
@@ -100,42 +88,6 @@ impl Partition {
 }
 
 impl Locked<'_> {
-    /// Gets space for the write: here, or by a job when transfers of the partition are under way,
-    /// because fallocate then may wait for the filesystem's lock on the file.
-    pub(super) fn reserve_for(&mut self, op: Box<WriteOp>) -> Step {
-        let (id, unit) = (op.partition, self.state.shape.unit);
-        let is_tight = self.engine.now_ms() < self.state.space.tight_until_ms;
-        let part = self.state.part(id);
-        let need = op.offset / unit * unit..(op.offset + op.length as u64).next_multiple_of(unit);
-        let mut wish = need.clone();
-        if !is_tight {
-            wish.end += part.step_ahead(&need);
-        }
-        let here = part.writes == 0;
-        if !here && !op.payload.stays() {
-            return Step::Own(op);
-        }
-        let end = part.size.next_multiple_of(unit);
-        let asks_ahead = wish != need;
-        let reservation = Reservation { file: part.file.clone(), need, wish, end };
-        part.jobs += 1;
-        self.state.space.asked_ahead += u32::from(asks_ahead);
-        self.state.begin_call(id);
-        if here {
-            return Step::Reserve(op, reservation);
-        }
-        self.actions.jobs.push(Box::new(move |engine| {
-            let result = reservation.run();
-            engine.with(|locked| match locked.note_reserved(id, reservation, result) {
-                Ok(()) => locked.actions.ready.push(Op::Write(op)),
-                Err(errno) => {
-                    locked.without_space(op, errno);
-                }
-            });
-        }));
-        Step::Done(None)
-    }
-
     /// Notes what was reserved.
     pub(super) fn note_reserved(
         &mut self, id: PartitionId, reservation: Reservation, result: Result<Range<u64>>,
@@ -155,27 +107,6 @@ impl Locked<'_> {
             self.take_space_back();
         }
         outcome
-    }
-
-    /// A write was refused its space. It waits while files hold some ahead.
-    pub(super) fn without_space(&mut self, mut op: Box<WriteOp>, errno: Errno) -> Step {
-        let id = op.partition;
-        if !is_full(errno) || !self.may_get_space(id, op.space_waits) {
-            return self.finish_write(*op, Err(errno));
-        }
-        if !op.payload.stays() {
-            return Step::Own(op);
-        }
-        // It enters again: its own partition may have to be alone to give something back.
-        op.space_waits += 1;
-        op.entered = false;
-        self.state.return_granted(&mut op.granted);
-        self.state.part(id).active_writes -= 1;
-        self.state.space.waiters.push(Op::Write(op));
-        self.take_space_back();
-        self.quiet_down(id);
-        self.state.drop_if_unused(id, self.actions);
-        Step::Done(None)
     }
 
     /// Whether there is space held ahead, or about to be. What its own attempts left behind counts once.

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::actions::label;
 use super::core::Engine;
-use super::ids::{Id, PartitionId, TransferId};
+use super::ids::PartitionId;
 use super::locked::Locked;
+use super::report::{Stall, label};
 use super::state::State;
 use crate::aio::device::BackingFile;
 
@@ -20,96 +20,6 @@ use crate::aio::device::BackingFile;
 const LOOK_MIN_MS: u64 = 50;
 /// See [`LOOK_MIN_MS`].
 const LOOK_MAX_MS: u64 = 1000;
-
-/// A transfer that the device has.
-#[derive(Debug, Clone, Copy)]
-struct Underway {
-    /// [`BlockId::NONE`] for a token that is free.
-    partition: PartitionId,
-    /// Its place in the order of submission.
-    number: u64,
-    /// Since when its answer is due, in milliseconds since the engine's start.
-    since_ms: u64,
-}
-
-/// What the watch knows. Times are in milliseconds since the engine's start.
-#[derive(Debug, Default)]
-pub(crate) struct Watch {
-    /// The time, as exactly as the keeper looks at its clock.
-    pub(crate) now_ms: u64,
-    /// When the device last answered a transfer, or a call on the swap folder returned; or when the first of
-    /// those now under way began.
-    answered_ms: u64,
-    submitted: u64,
-    /// By token.
-    underway: Vec<Underway>,
-    /// How many of these are not free.
-    count: usize,
-    looked_ms: u64,
-    /// Partitions with an overdue answer, and since when that is waited for.
-    stalled: HashMap<PartitionId, u64>,
-}
-
-/// A change to be told in the log.
-pub(crate) struct Stall {
-    file: Arc<dyn BackingFile>,
-    waited: Duration,
-    ended: bool,
-}
-
-impl Stall {
-    pub(crate) fn log(&self) {
-        let (name, s) = (label(&*self.file), self.waited.as_secs());
-        match self.ended {
-            false => {
-                log::error!(partition = name.as_str(); "{name}: the device has not answered for {s} s, still waiting");
-            }
-            true => {
-                log::warn!(partition = name.as_str(); "{name}: the device answers again, after {s} s");
-            }
-        }
-    }
-}
-
-impl Watch {
-    /// Notes a transfer that is about to be submitted.
-    pub(crate) fn begin(&mut self, token: TransferId, partition: PartitionId) {
-        if self.count == 0 {
-            self.answered_ms = self.now_ms;
-        }
-        self.submitted += 1;
-        self.count += 1;
-        let free = Underway { partition: PartitionId::NONE, number: 0, since_ms: 0 };
-        let length = self.underway.len().max(token.place() + 1);
-        self.underway.resize(length, free);
-        let (number, since_ms) = (self.submitted, self.now_ms);
-        self.underway[token.place()] = Underway { partition, number, since_ms };
-    }
-
-    /// It was answered.
-    pub(crate) fn end(&mut self, token: TransferId) {
-        self.answered_ms = self.now_ms;
-        self.count -= 1;
-        self.underway[token.place()].partition = PartitionId::NONE;
-    }
-
-    fn all(&self) -> impl Iterator<Item = &Underway> {
-        self.underway.iter().filter(|under| under.partition != PartitionId::NONE)
-    }
-
-    /// Moves on when those transfers are due that the device cannot have begun: all but the `depth` oldest,
-    /// as long as others are answered.
-    fn put_off_queued(&mut self, depth: usize) {
-        if self.count <= depth {
-            return;
-        }
-        let mut numbers: Vec<u64> = self.all().map(|under| under.number).collect();
-        let (_, first_queued, _) = numbers.select_nth_unstable(depth);
-        for under in self.underway.iter_mut().filter(|under| under.number >= *first_queued) {
-            under.since_ms = under.since_ms.max(self.answered_ms);
-        }
-    }
-}
 
 impl State {
     /// A call on the backing file begins, which may have to wait for the device.
@@ -243,12 +153,4 @@ impl Locked<'_> {
             }
         }
     }
-}
-
-/// Calls on the swap folder that job threads make.
-#[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Calls {
-    running: usize,
-    /// When the last one returned, in milliseconds since the engine's start.
-    returned_ms: u64,
 }

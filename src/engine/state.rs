@@ -9,19 +9,18 @@ use std::time::Instant;
 
 use super::actions::Actions;
 use super::block::{Block, Counts, ListKind};
-use super::direct::DirectPart;
 use super::ids::{
     BlockId, BufferId, FrameId, HandleId, Id, PartitionId, Places, Table, TransferId,
 };
+use super::info::{CacheStats, Traffic};
 use super::intake::Intake;
-use super::op::SyncOp;
+use super::op::{DirectPart, SyncOp};
 use super::partition::{FileKey, Handle, Partition, StatusWaiter};
 use super::resting::Resting;
-use super::space::Space;
-use super::stall::Watch;
-use super::traffic::Traffic;
+use super::shape::Shape;
 use super::trays::{Place, Trays, Weights};
-use super::waiting::Waiting;
+use super::waiting::{Space, Waiting};
+use super::watch::Watch;
 use crate::aio::device::BackingFile;
 use crate::error::{Errno, Result};
 
@@ -35,75 +34,6 @@ pub(crate) struct List {
 
 impl List {
     const EMPTY: List = List { head: BlockId::NONE, tail: BlockId::NONE, length: 0 };
-}
-
-/// Bytes of the largest request of a client; its blocks must find room together.
-pub(crate) const REQUEST_BYTES_MAX: u64 = 1 << 20;
-
-/// Largest size of a partition: what off_t holds, less the largest block, so that every block of it ends
-/// within what off_t holds, too.
-pub(crate) const OFFSET_MAX: u64 = i64::MAX as u64 - (16 << 20) + 1;
-
-/// Buffers of `block_size` bytes that the largest request needs to go on.
-pub(crate) fn buffers_moving(block_size: u64) -> usize {
-    (REQUEST_BYTES_MAX / block_size + 1).max(2) as usize
-}
-
-/// Largest slot that is not a whole buffer: what is copied under the lock when a partition outgrows it.
-const SLOT_BYTES_MAX: u64 = 512 * 1024;
-
-/// Sizes fixed at start.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Shape {
-    /// Bytes of a page: 4096, or the device's alignment when larger.
-    pub(crate) unit: u64,
-    pub(crate) block_size: u64,
-    /// The device's alignment in bytes.
-    pub(crate) alignment: u64,
-    /// Partitions of fewer bytes are small: they get slots, and are evicted after the others.
-    pub(crate) min_swap_size: u64,
-}
-
-impl Shape {
-    pub(crate) fn pages(&self) -> usize {
-        (self.block_size / self.unit) as usize
-    }
-
-    /// Pages of the slot for block `index` of a partition of `size` bytes; `None` for one that is not small.
-    pub(crate) fn slot_pages(&self, size: u64, index: u64) -> Option<usize> {
-        if size >= self.min_swap_size {
-            return None;
-        }
-        let pages = size.div_ceil(self.unit).max(1).next_power_of_two();
-        let fits = index == 0 && pages * self.unit <= (self.block_size / 2).min(SLOT_BYTES_MAX);
-        Some(if fits { pages as usize } else { self.pages() })
-    }
-
-    pub(crate) fn block_of(&self, offset: u64) -> u64 {
-        offset / self.block_size
-    }
-
-    /// The blocks that hold bytes of a range, which is not empty.
-    pub(crate) fn blocks_of(&self, bytes: &std::ops::Range<u64>) -> std::ops::RangeInclusive<u64> {
-        self.block_of(bytes.start)..=self.block_of(bytes.end - 1)
-    }
-
-    /// The pages of block `index` that hold bytes of `[from, to)`.
-    pub(crate) fn pages_of(&self, index: u64, from: u64, to: u64) -> std::ops::Range<usize> {
-        let start = index * self.block_size;
-        let first = from.saturating_sub(start).min(self.block_size) / self.unit;
-        let last = to.saturating_sub(start).min(self.block_size).div_ceil(self.unit);
-        first as usize..last as usize
-    }
-
-    /// Buffers that the largest request needs to go on.
-    pub(crate) fn buffers_moving(&self) -> usize {
-        buffers_moving(self.block_size)
-    }
-
-    pub(crate) fn round_up(&self, offset: u64) -> u64 {
-        offset.next_multiple_of(self.unit)
-    }
 }
 
 /// What a transfer under way is for. `done` bytes of it were moved before; the file held at least
@@ -131,31 +61,6 @@ pub(crate) enum Purpose {
     Sync(SyncOp),
     /// Into memory that is not the pool's.
     Direct(DirectPart),
-}
-
-/// Counters of what clients met, for `stats.json`.
-#[derive(Debug, Clone, Copy, Default, serde::Serialize)]
-pub struct CacheStats {
-    /// Read requests answered wholly from the pool.
-    pub read_hits: u64,
-    /// Read requests that waited for a transfer.
-    pub read_misses: u64,
-    /// Bytes read and written by clients.
-    pub read_bytes: u64,
-    /// See `read_bytes`.
-    pub written_bytes: u64,
-    /// Blocks dropped to make room.
-    pub evictions: u64,
-    /// Blocks of small partitions that were copied to a larger or smaller place.
-    pub moves: u64,
-    /// Bytes asked for ahead of readers.
-    pub read_ahead_bytes: u64,
-    /// Operations that had to wait for a buffer.
-    pub buffer_waits: u64,
-    /// Pages completed by a read before they could be written or read.
-    pub edge_fills: u64,
-    /// Failed transfers.
-    pub errors: u64,
 }
 
 pub(crate) struct State {
@@ -445,5 +350,25 @@ impl State {
 
     pub(crate) fn file(&mut self, partition: PartitionId) -> Arc<dyn BackingFile> {
         self.part(partition).file.clone()
+    }
+}
+
+impl State {
+    /// A client reads `bytes` of a partition.
+    pub(crate) fn note_read(&mut self, id: PartitionId, bytes: u64) {
+        self.stats.read_bytes += bytes;
+        let part = self.part(id);
+        part.traffic.read_bytes += bytes;
+        let group = part.group;
+        self.groups[group].read_bytes += bytes;
+    }
+
+    /// A client has written `bytes` of a partition.
+    pub(crate) fn note_written(&mut self, id: PartitionId, bytes: u64) {
+        self.stats.written_bytes += bytes;
+        let part = self.part(id);
+        part.traffic.written_bytes += bytes;
+        let group = part.group;
+        self.groups[group].written_bytes += bytes;
     }
 }

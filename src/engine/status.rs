@@ -1,90 +1,21 @@
 //! What can be asked of the engine: statuses, sizes, counts. None of it waits for a transfer.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::core::Engine;
-use super::ids::{BlockId, HandleId, PartitionId};
+use super::ids::{BlockId, HandleId, Id, PartitionId};
+use super::info::{
+    CacheStats, Overlay, PartitionCounts, PartitionInfo, PartitionRow, PoolInfo, Times, Traffic,
+};
 use super::locked::Locked;
 use super::op::Reply;
 use super::pages::RangeSet;
-use super::partition::{ChangeTime, FileKey, PartitionStatus, StatusWaiter};
-use super::state::CacheStats;
+use super::partition::{FileKey, StatusWaiter};
+use super::report::label;
 use crate::aio::device::{DeviceStats, Geometry};
 use crate::error::{Errno, Result};
 use crate::shares::User;
-
-/// Where a partition's bytes are. All sizes in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PartitionInfo {
-    /// See [`PartitionStatus`].
-    pub status: PartitionStatus,
-    /// Logical size.
-    pub size: u64,
-    /// Bytes in the pool.
-    pub resident: u64,
-    /// Bytes newer than the swap folder, those being written included.
-    pub dirty: u64,
-    /// Bytes under transfer.
-    pub inflight: u64,
-    /// The last failed transfer's errno, until mended.
-    pub error: Option<Errno>,
-    /// How long an answer of the device has been waited for, once that is too long
-    /// ([`Engine::watch_for_stalls`]).
-    pub stalled: Option<Duration>,
-}
-
-/// What stat must show instead of the backing file's attributes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Overlay {
-    /// Logical size in bytes.
-    pub size: u64,
-    /// Modification time, when the backing file's is not the logical one.
-    pub modified: Option<SystemTime>,
-    /// When it was changed last, where the backing file's change time does not tell.
-    pub changed: Option<ChangeTime>,
-    /// Bytes that are reserved and that nobody has written, which st_blocks must not count.
-    pub excess: u64,
-}
-
-/// Counts of buffers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-pub struct PoolInfo {
-    /// pool_size / block_size.
-    pub buffers: u64,
-    /// Free, or holding a clean block that can be dropped.
-    pub available: u64,
-    /// Of these, the ones that hold nothing.
-    pub free: u64,
-    /// Cut into slots for small partitions.
-    pub trays: u64,
-    /// Out of circulation: reserved on request, or lent out as plain memory.
-    pub reserved: u64,
-    /// Holding bytes newer than the swap folder.
-    pub dirty: u64,
-    /// Under transfer.
-    pub inflight: u64,
-    /// Bytes of one.
-    pub buffer_size: u64,
-}
-
-/// Counts of partitions.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
-pub struct PartitionCounts {
-    /// Known to the engine: open, resident or under transfer.
-    pub known: u64,
-    /// Of these, small ones that are only known by their bytes: they hold no descriptor.
-    pub resting: u64,
-    /// Open handles.
-    pub handles: u64,
-    /// With bytes newer than the swap folder.
-    pub dirty: u64,
-    /// With a transfer under way or queued.
-    pub inflight: u64,
-    /// With a transfer error that is not mended.
-    pub failed: u64,
-    /// With a transfer that the device does not answer.
-    pub stalled: u64,
-}
 
 impl Engine {
     /// Where a partition is; `None` when nothing of it is in the pool and nobody has it open.
@@ -161,7 +92,7 @@ impl Engine {
 
     /// Runs work that may block on metadata calls on one of the engine's job threads.
     pub fn run_blocking(&self, work: Box<dyn FnOnce() + Send>) {
-        self.queue_job(Box::new(move |_| work()));
+        self.queue_job(work);
     }
 
     /// Replies as soon as nothing of the partition is in flight or queued for it, at the latest after
@@ -315,5 +246,103 @@ impl Locked<'_> {
             }
         }
         ranges
+    }
+}
+
+/// Partitions looked at in one step under the lock.
+const STEP: usize = 128;
+
+impl Engine {
+    /// Counts what the partition of `handle` moves from now on to the group with this number, too. Group 0
+    /// is everybody's who was not put into another.
+    pub fn set_group(&self, handle: HandleId, group: usize) {
+        self.with(|locked| {
+            if let Ok(id) = locked.state.partition_of(handle) {
+                if locked.state.groups.len() <= group {
+                    locked.state.groups.resize(group + 1, Traffic::default());
+                }
+                locked.state.part(id).group = group;
+            }
+        });
+    }
+
+    /// What each group has moved so far.
+    #[must_use]
+    pub fn groups(&self) -> Vec<Traffic> {
+        self.with(|locked| locked.state.groups.clone())
+    }
+
+    /// Times of transfers and waits so far.
+    #[must_use]
+    pub fn times(&self) -> Times {
+        Times {
+            reads: self.meter.reads.snapshot(),
+            writes: self.meter.writes.snapshot(),
+            syncs: self.meter.syncs.snapshot(),
+            waits: self.meter.waits.snapshot(),
+        }
+    }
+
+    /// The partitions that are known by more than their bytes, a few at a time under the lock: what changes
+    /// meanwhile may be there as it was before or after.
+    #[must_use]
+    pub fn rows(&self) -> Vec<PartitionRow> {
+        let mut rows = Vec::new();
+        let mut from = 0;
+        loop {
+            let (part, next) = self.with(|locked| locked.some_rows(from));
+            // Their paths are the kernel's to say, without the lock.
+            rows.extend(
+                part.into_iter().map(|(file, row)| PartitionRow { path: label(&*file), ..row }),
+            );
+            match next {
+                Some(next) if !self.ended.load(Ordering::Relaxed) => from = next,
+                _ => return rows,
+            }
+        }
+    }
+
+    /// A transfer is done that was asked for at `since`.
+    pub(crate) fn note_transfer(&self, action: &crate::aio::device::Action, since: Instant) {
+        use crate::aio::device::Action;
+        let times = match action {
+            Action::Read(_) => &self.meter.reads,
+            Action::Write(_) => &self.meter.writes,
+            Action::Sync { .. } => &self.meter.syncs,
+        };
+        times.record(since.elapsed());
+    }
+}
+
+impl Locked<'_> {
+    #[expect(clippy::type_complexity, reason = "a row beside the file that names it")]
+    fn some_rows(
+        &mut self, from: usize,
+    ) -> (Vec<(std::sync::Arc<dyn crate::aio::device::BackingFile>, PartitionRow)>, Option<usize>)
+    {
+        let end = self.state.partitions.places();
+        let to = (from + STEP).min(end);
+        let ids: Vec<PartitionId> = (from..to)
+            .map(PartitionId::new)
+            .filter(|id| self.state.partitions.get(*id).is_some())
+            .collect();
+        let rows = ids.into_iter().map(|id| {
+            let info = self.info_of(id);
+            let part = self.state.part(id);
+            let row = PartitionRow {
+                path: String::new(),
+                status: info.status,
+                size: info.size,
+                resident: info.resident,
+                dirty: info.dirty,
+                inflight: info.inflight,
+                traffic: part.traffic,
+                handles: part.handles,
+                failures: part.failures,
+                error: info.error,
+            };
+            (part.file.clone(), row)
+        });
+        (rows.collect(), (to < end).then_some(to))
     }
 }

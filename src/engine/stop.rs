@@ -5,10 +5,9 @@ use std::sync::atomic::Ordering;
 
 use super::actions::Answer;
 use super::core::{Engine, JOB_THREADS, OP_THREADS};
-use super::hold::HoldOp;
 use super::ids::PartitionId;
 use super::locked::Locked;
-use super::op::{BarrierOp, Change, Op};
+use super::op::{BarrierOp, Change, HoldOp, Op};
 use crate::error::Errno;
 
 impl Engine {

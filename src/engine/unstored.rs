@@ -74,7 +74,7 @@ fn some(st: &mut State, from: usize) -> Option<(Files, usize)> {
 
 /// The owner of a backing file. Asks the kernel.
 pub(crate) fn owner(file: &dyn BackingFile) -> Option<u32> {
-    super::locked::assert_outside("asking for an owner");
+    super::lock::assert_outside("asking for an owner");
     let descriptor = file.descriptor()?;
     Some(std::fs::metadata(format!("/proc/self/fd/{descriptor}")).ok()?.uid())
 }

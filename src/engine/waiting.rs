@@ -65,6 +65,18 @@ impl Waiting {
     }
 }
 
+/// Who waits for space, and what may give it.
+#[derive(Default)]
+pub(crate) struct Space {
+    pub(crate) waiters: Vec<Op>,
+    /// Partitions that are giving back what they hold ahead.
+    pub(crate) giving_back: u32,
+    /// Reservations under way that ask for more than is needed.
+    pub(super) asked_ahead: u32,
+    /// Until then nothing is reserved ahead.
+    pub(super) tight_until_ms: u64,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,12 +8,11 @@ use super::core::Engine;
 use super::ids::{BlockId, HandleId};
 use super::intake::{Around, Intake, Payload};
 use super::locked::Locked;
-use super::op::{Op, SyncOp, WriteOp, WriteReply};
+use super::op::{Manner, Op, SyncOp, WriteOp, WriteReply};
 use super::partition::Handle;
-use super::seam::Manner;
+use super::shape::OFFSET_MAX;
 use super::small::{Need, Room};
-use super::space::Reservation;
-use super::state::OFFSET_MAX;
+use super::space::{Reservation, is_full};
 use crate::error::{Errno, Result};
 use crate::pool::WriteLease;
 use crate::shares::User;
@@ -180,6 +179,63 @@ impl Locked<'_> {
         op.errors_before = self.state.part(op.partition).error_count;
         op.entered = true;
         Ok(op)
+    }
+
+    /// Gets space for the write: here, or by a job when transfers of the partition are under way,
+    /// because fallocate then may wait for the filesystem's lock on the file.
+    pub(super) fn reserve_for(&mut self, op: Box<WriteOp>) -> Step {
+        let (id, unit) = (op.partition, self.state.shape.unit);
+        let is_tight = self.engine.now_ms() < self.state.space.tight_until_ms;
+        let part = self.state.part(id);
+        let need = op.offset / unit * unit..(op.offset + op.length as u64).next_multiple_of(unit);
+        let mut wish = need.clone();
+        if !is_tight {
+            wish.end += part.step_ahead(&need);
+        }
+        let here = part.writes == 0;
+        if !here && !op.payload.stays() {
+            return Step::Own(op);
+        }
+        let end = part.size.next_multiple_of(unit);
+        let asks_ahead = wish != need;
+        let reservation = Reservation { file: part.file.clone(), need, wish, end };
+        part.jobs += 1;
+        self.state.space.asked_ahead += u32::from(asks_ahead);
+        self.state.begin_call(id);
+        if here {
+            return Step::Reserve(op, reservation);
+        }
+        self.job(move |engine| {
+            let result = reservation.run();
+            engine.with(|locked| match locked.note_reserved(id, reservation, result) {
+                Ok(()) => locked.actions.ready.push(Op::Write(op)),
+                Err(errno) => {
+                    locked.without_space(op, errno);
+                }
+            });
+        });
+        Step::Done(None)
+    }
+
+    /// A write was refused its space. It waits while files hold some ahead.
+    pub(super) fn without_space(&mut self, mut op: Box<WriteOp>, errno: Errno) -> Step {
+        let id = op.partition;
+        if !is_full(errno) || !self.may_get_space(id, op.space_waits) {
+            return self.finish_write(*op, Err(errno));
+        }
+        if !op.payload.stays() {
+            return Step::Own(op);
+        }
+        // It enters again: its own partition may have to be alone to give something back.
+        op.space_waits += 1;
+        op.entered = false;
+        self.state.return_granted(&mut op.granted);
+        self.state.part(id).active_writes -= 1;
+        self.state.space.waiters.push(Op::Write(op));
+        self.take_space_back();
+        self.quiet_down(id);
+        self.state.drop_if_unused(id, self.actions);
+        Step::Done(None)
     }
 
     /// Claims the pages of the next run, unless somebody is busy with them.

@@ -215,7 +215,7 @@ impl Inner {
         let (inner, engine, handle) = (self.clone(), self.engine.clone(), open.handle);
         match into {
             Goal::Pool(tokens) => {
-                let arrived = Box::new(move |hold| {
+                let arrived = move |hold| {
                     let outcome = match hold {
                         Ok(hold) => {
                             let held = Held::new(hold, Arc::new(open), tokens, false);
@@ -229,7 +229,7 @@ impl Inner {
                         }
                     };
                     inner.arrived(&id, outcome, own.as_deref(), number);
-                });
+                };
                 engine.hold(handle, 0..aligned, Access::Keep, arrived);
             }
             Goal::Buffer(buffer) => {
