@@ -2,7 +2,7 @@
 //! where the event that lets it go on will find it; it is then tried again from where it stopped.
 
 use crate::concurrent::Mutex;
-use crate::error::Errno;
+use crate::error::{Errno, Result};
 use crate::pool::{ReadLease, WriteLease};
 use smallvec::SmallVec;
 use std::ops::Range;
@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use super::ids::{BlockId, BufferId, HandleId, PartitionId};
 use super::intake::Payload;
-use crate::error::Result;
 use crate::shares::{Share, User};
 
 /// Receives a read's bytes, as consecutive runs that are valid during the call, or its errno.

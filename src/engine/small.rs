@@ -6,14 +6,12 @@
 //! partition open any more and it is clean, it is packed into a slot that fits. `min_swap_size` 0 turns all of
 //! this off.
 
-use super::actions::Actions;
+use super::actions::{Actions, Note};
 use super::block::ListKind;
 use super::ids::{BlockId, PartitionId, RestingId};
 use super::locked::Locked;
 use super::op::Granted;
-use super::partition::FileKey;
-use super::report::Note;
-use super::resting::AtRest;
+use super::partition::{AtRest, FileKey};
 use super::state::State;
 use super::trays::{Occupant, Place, Weight};
 use crate::shares::{Share, User};

@@ -15,8 +15,7 @@ use super::ids::{
 use super::info::{CacheStats, Traffic};
 use super::intake::Intake;
 use super::op::{DirectPart, SyncOp};
-use super::partition::{FileKey, Handle, Partition, StatusWaiter};
-use super::resting::Resting;
+use super::partition::{FileKey, Handle, Partition, Resting, StatusWaiter};
 use super::shape::Shape;
 use super::trays::{Place, Trays, Weights};
 use super::waiting::{Space, Waiting};

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::actions::label;
 use super::core::Engine;
 use super::ids::{BlockId, HandleId, PartitionId};
 use super::locked::Locked;
 use super::op::{BarrierOp, Change, Reply, SyncOp};
-use super::report::label;
-use super::unstored::{in_turns, owner};
+use super::status::{in_turns, owner};
 use crate::concurrent::Mutex;
 use crate::error::Result;
 
@@ -247,7 +247,7 @@ impl Locked<'_> {
             part.record_error(errno);
             let file = self.state.file(id);
             let failure =
-                super::report::Failure { operation: "sync", file, offset: 0, length: 0, errno };
+                super::actions::Failure { operation: "sync", file, offset: 0, length: 0, errno };
             self.actions.failures.push(failure);
         } else if !self.state.part(id).unsynced {
             let part = self.state.part(id);

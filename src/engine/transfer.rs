@@ -3,12 +3,12 @@
 use std::ops::Range;
 use std::time::Instant;
 
+use super::actions::Failure;
 use super::core::Engine;
 use super::ids::{BlockId, PartitionId, TransferId};
 use super::locked::Locked;
 use super::pages::next_run;
 use super::partition::for_clients;
-use super::report::Failure;
 use super::state::Purpose;
 use crate::aio::device::{Action, Completion, Transfer};
 use crate::error::{Errno, Result};

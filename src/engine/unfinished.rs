@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
+use super::block::{Seam, Seams, Unfinished};
 use super::core::Engine;
 use super::ids::{BlockId, HandleId, PartitionId};
 use super::locked::Locked;
-use super::seam::{Seam, Seams, Unfinished};
 /// So long a page that went out before its rest has come is taken for torn.
 const UNFINISHED_MS: u64 = 200;
 
