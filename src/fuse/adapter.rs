@@ -2,20 +2,16 @@
 //!
 //! LOOKUP, GETATTR, OPEN, READ, FLUSH, RELEASE, FSYNC and GETXATTR only get here for the control folder:
 //! for everything else the front answers them, and WRITE, CREATE,
-//! TMPFILE, UNLINK, SETATTR, STATX, SETXATTR, IOCTL and FORGET always.
-//!
-//! POLL is left to fuser, which answers ENOSYS: the kernel then never asks again and calls every file ready. It has
-//! to, because io_uring retries a buffered write 128 times while the file polls ready, and asks twice each time.
-//! Whoever waits for a status reads `user.swap.wait`.
+//! TMPFILE, UNLINK, SETATTR, STATX, SETXATTR and FORGET always.
 
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 
 use fuser::{
-    CopyFileRangeFlags, FileHandle, Filesystem, INodeNo, KernelConfig, LockOwner, OpenAccMode,
-    OpenFlags, RenameFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    FileHandle, Filesystem, INodeNo, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 
 use super::attr::{errno, file_type};
@@ -301,15 +297,6 @@ impl Filesystem for Adapter {
             return reply(Err(errno));
         }
         self.volume.engine.allocate(fh.0, mode, offset, length, reply);
-    }
-
-    fn copy_file_range(
-        &self, _req: &Request, _ino_in: INodeNo, _fh_in: FileHandle, _offset_in: u64,
-        _ino_out: INodeNo, _fh_out: FileHandle, _offset_out: u64, _len: u64,
-        _flags: CopyFileRangeFlags, reply: ReplyWrite,
-    ) {
-        // Never asked again: the kernel copies by read and write, which go through the pool.
-        reply.error(errno(Errno::ENOSYS));
     }
 
     fn lseek(

@@ -34,7 +34,7 @@ use zerocopy::FromBytes;
 
 pub(crate) use self::awake::REQUESTS as WAKE_REQUESTS;
 
-use self::abi::{InHeader, InitIn, MAJOR, MINOR_MIN, Opcode, ReadIn};
+use self::abi::{InHeader, InitIn, MAJOR, MINOR_MIN, ReadIn};
 use self::awake::Awake;
 use self::crew::{Crew, Turn};
 use self::device::{Device, HEADER_BYTES, Reply};
@@ -44,6 +44,7 @@ use self::room::{Payload, Room};
 use super::session::{Agreed, REQUEST_BYTES_MAX};
 use crate::fs::Forgotten;
 use crate::metrics::Ticket;
+use crate::opcode::{Opcode, Route};
 use crate::panics::outlive;
 use crate::sys_process::touch_stack;
 use crate::volume::{Forgetting, Volume};
@@ -102,7 +103,7 @@ impl Front {
         let rest = &payload.bytes()[..rest];
         let version = InitIn::read_from_prefix(&headers[size_of::<InHeader>()..]);
         match version {
-            Ok((version, _)) if Opcode::from(header.opcode) == Opcode::Init => {
+            Ok((version, _)) if Opcode::of(header.opcode) == Opcode::Init => {
                 if version.major != MAJOR || version.minor < MINOR_MIN {
                     Reply::new(&device, header.unique, None).error(nix::errno::Errno::EPROTO);
                     return Err(io::Error::new(
@@ -359,7 +360,7 @@ impl Reader {
         let header = InHeader::read_from_prefix(&self.headers);
         let read = ReadIn::read_from_prefix(&self.headers[size_of::<InHeader>()..]);
         match (header, read) {
-            (Ok((header, _)), Ok((read, _))) if Opcode::from(header.opcode) == Opcode::Read => {
+            (Ok((header, _)), Ok((read, _))) if Opcode::of(header.opcode) == Opcode::Read => {
                 read.size as usize
             }
             _ => length,
@@ -368,11 +369,11 @@ impl Reader {
 
     fn handle(&mut self, length: usize) -> io::Result<()> {
         let opcode = InHeader::read_from_prefix(&self.headers)
-            .map_or(Opcode::Other, |(header, _)| Opcode::from(header.opcode));
+            .map_or(Opcode::Other, |(header, _)| Opcode::of(header.opcode));
         self.reads.make_way(&self.front.volume.engine, opcode);
         let mut room = self.room.take().expect("put back after each request");
         let (header, rest) = header(&self.headers, length)?;
-        let is_write = Opcode::from(header.opcode) == Opcode::Write;
+        let is_write = Opcode::of(header.opcode) == Opcode::Write;
         // A write's stay where they are.
         let bytes = if is_write { &[] } else { room.bytes(rest) };
         let ticket = self.device.watch.begin(describe::operation(&header), || {
@@ -390,13 +391,13 @@ impl Reader {
     }
 
     fn handle_other(&mut self, header: &InHeader, rest: &[u8], length: usize, ticket: Ticket) {
-        let opcode = Opcode::from(header.opcode);
+        let opcode = Opcode::of(header.opcode);
         let front = &self.front;
         let ticket = Cell::new(Some(ticket));
         let reply = || Reply::new(&self.device, header.unique, ticket.take());
         let arguments = if length <= HEADER_BYTES {
             &self.headers[size_of::<InHeader>()..length]
-        } else if opcode.is_answered_here() {
+        } else if matches!(opcode.route(), Route::Front | Route::FrontOrControl) {
             self.joined.clear();
             self.joined.extend_from_slice(&self.headers[size_of::<InHeader>()..]);
             self.joined.extend_from_slice(rest);
@@ -404,17 +405,14 @@ impl Reader {
         } else {
             &[][..]
         };
-        let outcome = match opcode {
-            // None are known; fuser would take the word of this one's length, too.
-            Opcode::Ioctl => return reply().error(nix::errno::Errno::ENOTTY),
-            Opcode::Read if self.leads && self.impatient.is_some() => {
-                let batch = self.reads.batch(&front.volume.engine);
+        let outcome = match opcode.route() {
+            Route::Refused(errno) => return reply().error(errno),
+            Route::Fuser => hot::Outcome::PassOn,
+            Route::Front | Route::FrontOrControl => {
+                let waits = opcode == Opcode::Read && self.leads && self.impatient.is_some();
+                let batch = if waits { self.reads.batch(&front.volume.engine) } else { None };
                 front.answer(opcode, header, arguments, batch, &reply)
             }
-            opcode if opcode.is_answered_here() => {
-                front.answer(opcode, header, arguments, None, &reply)
-            }
-            _ => hot::Outcome::PassOn,
         };
         if outcome == hot::Outcome::Taken {
             // Still there when the request gets no answer.

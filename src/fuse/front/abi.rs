@@ -29,69 +29,6 @@ pub(super) const NOTIFY_INVAL_INODE: i32 = 2;
 /// FUSE_NOTIFY_PRUNE (Linux 6.18).
 pub(super) const NOTIFY_PRUNE: i32 = 9;
 
-/// Requests that the front looks at; every other number is passed on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Opcode {
-    Lookup,
-    Forget,
-    GetAttr,
-    SetAttr,
-    Unlink,
-    Open,
-    Read,
-    Write,
-    Release,
-    Fsync,
-    SetXattr,
-    GetXattr,
-    Flush,
-    Create,
-    Init,
-    ReadDir,
-    Interrupt,
-    Destroy,
-    Ioctl,
-    BatchForget,
-    ReadDirPlus,
-    TmpFile,
-    Statx,
-    Other,
-}
-
-impl From<u32> for Opcode {
-    fn from(number: u32) -> Opcode {
-        match number {
-            1 => Opcode::Lookup,
-            2 => Opcode::Forget,
-            3 => Opcode::GetAttr,
-            4 => Opcode::SetAttr,
-            10 => Opcode::Unlink,
-            14 => Opcode::Open,
-            15 => Opcode::Read,
-            16 => Opcode::Write,
-            18 => Opcode::Release,
-            20 => Opcode::Fsync,
-            21 => Opcode::SetXattr,
-            22 => Opcode::GetXattr,
-            25 => Opcode::Flush,
-            26 => Opcode::Init,
-            28 => Opcode::ReadDir,
-            35 => Opcode::Create,
-            36 => Opcode::Interrupt,
-            DESTROY => Opcode::Destroy,
-            39 => Opcode::Ioctl,
-            42 => Opcode::BatchForget,
-            44 => Opcode::ReadDirPlus,
-            51 => Opcode::TmpFile,
-            52 => Opcode::Statx,
-            _ => Opcode::Other,
-        }
-    }
-}
-
-/// FUSE_DESTROY.
-pub(super) const DESTROY: u32 = 38;
-
 /// `struct fuse_in_header`.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]

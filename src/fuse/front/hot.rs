@@ -7,7 +7,7 @@ use zerocopy::FromBytes;
 
 use super::abi::{
     BatchForgetIn, FSYNC_FDATASYNC, ForgetIn, ForgetOne, GetXattrIn, GetXattrOut, HandleIn,
-    InHeader, Opcode, OpenIn, OpenOut, ReadIn, WRITE_CACHE, WRITE_KILL_SUIDGID, WriteIn, WriteOut,
+    InHeader, OpenIn, OpenOut, ReadIn, WRITE_CACHE, WRITE_KILL_SUIDGID, WriteIn, WriteOut,
 };
 use super::answers;
 use super::device::Reply;
@@ -17,6 +17,7 @@ use crate::engine::{Caller, Manner, PAGE_SIZE};
 use crate::error::{Errno, Result};
 use crate::fs::{Attributes, ROOT_ID};
 use crate::fuse::session;
+use crate::opcode::{Opcode, Route};
 use crate::volume::{CONTROL_NAME, ControlNode, XattrAnswer};
 
 /// Inodes that may wait to be closed.
@@ -29,38 +30,6 @@ pub(super) enum Outcome {
     Taken,
     /// fuser, with the adapter: nothing has been done about it yet.
     PassOn,
-}
-
-impl Opcode {
-    /// Whether [`Front::answer`] knows it.
-    pub(super) fn is_answered_here(self) -> bool {
-        !matches!(
-            self,
-            Opcode::Write
-                | Opcode::Ioctl
-                | Opcode::Init
-                | Opcode::ReadDir
-                | Opcode::ReadDirPlus
-                | Opcode::Other
-        )
-    }
-}
-
-impl Opcode {
-    /// Whether answering it asks the swap folder's filesystem for nothing that may take long.
-    pub(super) fn is_quick(self) -> bool {
-        matches!(
-            self,
-            Opcode::Read
-                | Opcode::Write
-                | Opcode::GetAttr
-                | Opcode::Statx
-                | Opcode::GetXattr
-                | Opcode::Forget
-                | Opcode::BatchForget
-                | Opcode::Interrupt
-        )
-    }
 }
 
 /// The structure a request begins with.
@@ -140,8 +109,6 @@ impl Front {
                 Err(errno) => reply.error(errno),
             },
             Opcode::GetXattr => self.get_xattr(header, arguments, reply),
-            // The answer to INTERRUPT says never to send another: no request can be taken back.
-            Opcode::Interrupt => reply.error(Errno::ENOSYS),
             // The session itself ends when the device does.
             Opcode::Destroy => reply.empty(),
             _ => reply.error(Errno::ENOSYS),
@@ -152,16 +119,7 @@ impl Front {
     /// Whether it asks about the control folder, which is the adapter's. What the adapter does not know is answered
     /// here, lest the kernel never asks again.
     fn is_control(&self, opcode: Opcode, id: u64, arguments: &[u8]) -> bool {
-        let is_ours = matches!(
-            opcode,
-            Opcode::SetAttr
-                | Opcode::Create
-                | Opcode::Unlink
-                | Opcode::TmpFile
-                | Opcode::Statx
-                | Opcode::SetXattr
-        );
-        (ControlNode::of_id(id).is_some() && !is_ours)
+        (ControlNode::of_id(id).is_some() && opcode.route() == Route::FrontOrControl)
             || (opcode == Opcode::Lookup
                 && id == ROOT_ID
                 && arguments.strip_suffix(&[0]) == Some(CONTROL_NAME.as_bytes()))

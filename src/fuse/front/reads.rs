@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::abi::Opcode;
 use super::crew::Crew;
 use crate::aio::device::{PromptReads, Transfer, Wait};
 use crate::engine::Engine;
+use crate::opcode::Opcode;
 
 /// Reads that are begun together at most; more would keep the device waiting.
 const BATCH_MAX: usize = 16;

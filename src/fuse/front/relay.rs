@@ -16,9 +16,10 @@ use nix::sys::socket::{
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::abi::{DESTROY, InHeader, Opcode, OutHeader};
+use super::abi::{InHeader, OutHeader};
 use super::device::{Device, HEADER_BYTES, Reply};
 use crate::metrics::Ticket;
+use crate::opcode::Opcode;
 
 /// Most bytes that a listing, or a read of the control folder, may answer with.
 pub(super) const LISTING_BYTES_MAX: u32 = 64 * 1024;
@@ -69,11 +70,10 @@ impl Relay {
         if length > MESSAGE_BYTES_MAX {
             return Err(Errno::E2BIG);
         }
-        let asks_for_bytes = matches!(
-            Opcode::from(header.opcode),
-            Opcode::Read | Opcode::ReadDir | Opcode::ReadDirPlus
-        );
-        if asks_for_bytes && let Ok(size) = u32::read_from_bytes(&headers[READ_SIZE_AT]) {
+        let opcode = Opcode::of(header.opcode);
+        if opcode.has_answer_size()
+            && let Ok(size) = u32::read_from_bytes(&headers[READ_SIZE_AT])
+        {
             headers[READ_SIZE_AT].copy_from_slice(size.min(LISTING_BYTES_MAX).as_bytes());
         }
         self.origins.insert(header.unique, (device.clone(), ticket));
@@ -96,7 +96,8 @@ impl Relay {
     /// Ends fuser's session: each of its threads ends with the one such message that it takes.
     pub(super) fn end(&self, threads: usize) {
         let mut message = InHeader::new_zeroed();
-        (message.len, message.opcode) = (size_of::<InHeader>() as u32, DESTROY);
+        message.len = size_of::<InHeader>() as u32;
+        message.opcode = Opcode::Destroy.number();
         for _ in 0..threads {
             if let Err(errno) = self.send(&[IoSlice::new(message.as_bytes())]) {
                 log::debug!("ending the session: {errno}");
@@ -218,7 +219,7 @@ mod tests {
         let (relay, theirs) = Relay::new().unwrap();
         let device = Device::new(std::fs::File::open("/dev/null").unwrap().into(), Arc::default());
         let mut header = InHeader::new_zeroed();
-        (header.len, header.opcode) = (80, 28);
+        (header.len, header.opcode) = (80, Opcode::ReadDir.number());
         for (asked, passed) in [(4096, 4096), (1 << 20, LISTING_BYTES_MAX)] {
             let mut headers = [0; HEADER_BYTES];
             headers[READ_SIZE_AT].copy_from_slice(u32::as_bytes(&asked));
