@@ -1,17 +1,35 @@
 //! The FUSE transport: decodes requests, calls the [`crate::volume::Volume`], replies.
 //!
-//! Only here is fuser known. Nothing in this layer decides anything about swapping; replies that have to
+//! Threads ([`readers`]) receive requests from the kernel ([`device`]), each into memory of its own
+//! ([`request_buffer`]). What clients ask all day is answered by the [`front`]; the rest goes through a socket
+//! ([`relay`]) to fuser and its [`adapter`]. Which is which stands in [`crate::opcode`].
+//!
+//! Only here are FUSE and fuser known. Nothing in this layer decides anything about swapping; replies that have to
 //! wait travel into the engine as closures and are sent from its threads.
 
+mod abi;
+mod access_note;
 mod adapter;
+mod answers;
 mod attr;
+mod change;
 mod control;
 mod data;
+mod device;
 mod front;
-mod opened;
+mod handles;
+mod inline_reads;
+mod kernel_attr;
+mod prune;
+mod readers;
+mod relay;
+mod request_buffer;
 mod session;
 pub mod trial;
+mod unnamed;
+mod write_offset;
+mod xattrs;
 
-pub(crate) use front::WAKE_REQUESTS;
-pub use front::intakes;
+pub(crate) use readers::CPU_LATENCY_REQUESTS;
+pub use request_buffer::intakes;
 pub use session::{Serving, serve};

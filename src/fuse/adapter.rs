@@ -15,7 +15,7 @@ use fuser::{
 };
 
 use super::attr::{errno, file_type};
-use super::opened::{
+use super::handles::{
     Adapter, Opened, Snapshot, answer_empty, answer_entry, answer_xattr, asker, caller, user,
 };
 use super::{control, data, session};

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use fuser::{Config, FopenFlags, InitFlags, KernelConfig, Session, SessionACL};
 
 use super::front::Front;
-use super::opened::Adapter;
+use super::handles::Adapter;
+use super::readers;
 use crate::volume::Volume;
 
 /// Largest request in bytes. Larger ones cost more in the kernel than they save.
@@ -117,7 +118,7 @@ impl Serving {
     /// # Errors
     /// When the device fails.
     pub fn run(self) -> io::Result<()> {
-        let readers = self.front.start(self.threads, self.keep_awake)?;
+        let readers = readers::start(self.front, self.threads, self.keep_awake)?;
         self.session.run()?;
         // fuser's threads end after the readers, unless they have failed.
         let panicked = |_| Err(io::Error::other("a request thread panicked"));

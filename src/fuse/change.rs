@@ -7,13 +7,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use zerocopy::IntoBytes;
 
 use super::abi::{CreateIn, InHeader, OPEN_KILL_SUIDGID, OpenOut, SetAttrIn, fattr};
+use super::answers::{decode, name};
 use super::device::Reply;
-use super::hot::{decode, name};
-use super::{Front, answers};
+use super::front::Front;
+use super::handles::keeps_set_group_id;
+use super::{kernel_attr, session};
 use crate::error::{Errno, Result};
 use crate::fs::{Attributes, Caller, Entry, ROOT_ID, TimeChange};
-use crate::fuse::opened::keeps_set_group_id;
-use crate::fuse::session;
 use crate::volume::{Asker, CONTROL_NAME, Changes, ControlNode, Creation, Volume};
 
 /// The control folder and what is in it: nothing there can be changed.
@@ -95,7 +95,7 @@ impl Front {
         let handle = (asked.valid & fattr::FH != 0).then_some(asked.fh);
         let answer = Box::new(move |result: Result<Attributes>| match result {
             Ok(attributes) => {
-                reply.value(&answers::attributes(&attributes));
+                reply.value(&kernel_attr::attributes(&attributes));
             }
             Err(errno) => reply.error(errno),
         });
@@ -123,7 +123,7 @@ pub(super) fn creator(volume: &Volume, header: &InHeader, create: &CreateIn) -> 
 pub(super) fn answer_created(entry: &Entry, handle: u64, flags: i32, reply: Reply) -> bool {
     let open_flags = session::open_flags(flags).bits();
     let open = OpenOut { fh: handle, open_flags, backing_id: 0 };
-    reply.values(&[answers::entry(entry).as_bytes(), open.as_bytes()])
+    reply.values(&[kernel_attr::entry(entry).as_bytes(), open.as_bytes()])
 }
 
 fn changes(asked: &SetAttrIn, asker: Asker) -> Changes {

@@ -22,7 +22,7 @@ use crate::metrics::Ticket;
 use crate::opcode::Opcode;
 
 /// Most bytes that a listing, or a read of the control folder, may answer with.
-pub(super) const LISTING_BYTES_MAX: u32 = 64 * 1024;
+const LISTING_BYTES_MAX: u32 = 64 * 1024;
 
 /// The largest message in either direction: an extended attribute's value of 64 KiB with names and headers.
 const MESSAGE_BYTES_MAX: usize = 80 * 1024;

@@ -1,10 +1,11 @@
 //! TMPFILE: files without a name, which linkat(2) may give one.
 
-use super::Front;
 use super::abi::{CreateIn, InHeader};
+use super::answers::decode;
 use super::change::{answer_created, creator};
 use super::device::Reply;
-use super::hot::decode;
+use super::front::Front;
+
 use crate::error::Errno;
 use crate::volume::{ControlNode, Creation};
 

@@ -3,10 +3,10 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use super::Front;
 use super::abi::{InHeader, SETXATTR_ACL_KILL_SGID, SetXattrExt, SetXattrIn};
+use super::answers::decode;
 use super::device::Reply;
-use super::hot::decode;
+use super::front::Front;
 use crate::error::{Errno, Result};
 use crate::fs::XattrMode;
 use crate::volume::{CAPABILITY_NAME, ControlNode, REQUEST_NAME};

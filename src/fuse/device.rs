@@ -3,15 +3,17 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::uio::{readv, writev};
 use smallvec::SmallVec;
-use zerocopy::{FromZeros, Immutable, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
-use super::abi::{InvalInodeOut, NOTIFY_INVAL_INODE, NOTIFY_PRUNE, OutHeader, PruneOut};
+use super::abi::{InHeader, InvalInodeOut, NOTIFY_INVAL_INODE, NOTIFY_PRUNE, OutHeader, PruneOut};
+use super::session::REQUEST_BYTES_MAX;
 use crate::metrics::{Ticket, Watch};
 use crate::volume::Stale;
 
@@ -39,61 +41,55 @@ impl Device {
         Ok(Device::new(crate::sys::clone_fuse_device(&self.descriptor)?, self.watch.clone()))
     }
 
-    /// Waits for a request. Its first [`HEADER_BYTES`] go into `headers` and the rest into `payload`, one part
-    /// after the other, which together must hold at least the largest request. Returns its length, or `None` at the end of
-    /// the session.
-    pub(super) fn receive(
+    /// Receives a request without waiting, from a descriptor that [never waits](Device::polling). Its first
+    /// [`HEADER_BYTES`] go into `headers`, the rest into the two parts of the payload, one after the other, which together
+    /// must hold the largest request. Returns its length, or `None` at the end of the session.
+    pub(super) fn poll(
         &self, headers: &mut [u8; HEADER_BYTES], [first, second]: [&mut [u8]; 2],
-    ) -> io::Result<Option<usize>> {
+    ) -> io::Result<Poll<Option<usize>>> {
         loop {
             let mut parts =
                 [IoSliceMut::new(headers), IoSliceMut::new(first), IoSliceMut::new(second)];
             match readv(&self.descriptor, &mut parts) {
-                Ok(length) => return Ok(Some(length)),
+                Ok(length) => return Ok(Poll::Ready(Some(length))),
+                Err(Errno::EAGAIN) => return Ok(Poll::Pending),
                 // ENOENT: the request was taken back while it was being handed over.
-                Err(Errno::ENOENT | Errno::EINTR | Errno::EAGAIN) => {}
-                Err(Errno::ENODEV) => return Ok(None),
+                Err(Errno::ENOENT | Errno::EINTR) => {}
+                Err(Errno::ENODEV) => return Ok(Poll::Ready(None)),
                 Err(errno) => return Err(errno.into()),
             }
         }
     }
 
-    /// As [`Device::receive`], but returns 0 when there is no request. For a descriptor that
-    /// [never waits](Device::impatient).
-    pub(super) fn look(
+    /// Waits for a request and receives it as [`Device::poll`] does.
+    pub(super) fn wait(
         &self, headers: &mut [u8; HEADER_BYTES], [first, second]: [&mut [u8]; 2],
     ) -> io::Result<Option<usize>> {
         loop {
-            let mut parts =
-                [IoSliceMut::new(headers), IoSliceMut::new(first), IoSliceMut::new(second)];
-            match readv(&self.descriptor, &mut parts) {
-                Ok(length) => return Ok(Some(length)),
-                Err(Errno::EAGAIN) => return Ok(Some(0)),
-                Err(Errno::ENOENT | Errno::EINTR) => {}
-                Err(Errno::ENODEV) => return Ok(None),
-                Err(errno) => return Err(errno.into()),
+            if let Poll::Ready(received) = self.poll(headers, [&mut *first, &mut *second])? {
+                return Ok(received);
             }
         }
     }
 
-    /// As [`Device::look`], again and again until `end`; calls `meanwhile` each time there was none.
-    pub(super) fn look_out(
+    /// Polls again and again until `end`; calls `meanwhile` each time there was no request.
+    pub(super) fn poll_until(
         &self, headers: &mut [u8; HEADER_BYTES], [first, second]: [&mut [u8]; 2], end: Instant,
         meanwhile: impl Fn(),
-    ) -> io::Result<Option<usize>> {
+    ) -> io::Result<Poll<Option<usize>>> {
         loop {
-            let received = self.look(headers, [&mut *first, &mut *second])?;
-            if received != Some(0) || Instant::now() >= end {
+            let received = self.poll(headers, [&mut *first, &mut *second])?;
+            if received.is_ready() || Instant::now() >= end {
                 return Ok(received);
             }
             meanwhile();
-            // The lock that was looked under is the one that the client needs.
+            // Each look takes the lock that the client needs to send its request.
             (0..PAUSES).for_each(|_| std::hint::spin_loop());
         }
     }
 
     /// One more descriptor as [`Device::another`] makes it, which never waits.
-    pub(super) fn impatient(&self) -> io::Result<Arc<Device>> {
+    pub(super) fn polling(&self) -> io::Result<Arc<Device>> {
         let device = self.another()?;
         fcntl(&device.descriptor, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         Ok(device)
@@ -127,6 +123,27 @@ impl Device {
     pub(super) fn prune(&self, nodes: &[u64]) -> nix::Result<()> {
         let prune = PruneOut { count: nodes.len() as u32, padding: 0, spare: 0 };
         self.send(0, NOTIFY_PRUNE, &[prune.as_bytes(), nodes.as_bytes()])
+    }
+}
+
+/// Decodes the header of a request of `length` bytes, and says how many of these lie in the payload.
+///
+/// # Errors
+/// When the header claims another length.
+pub(super) fn header(headers: &[u8; HEADER_BYTES], length: usize) -> io::Result<(InHeader, usize)> {
+    let rest = length.saturating_sub(HEADER_BYTES);
+    match InHeader::read_from_prefix(headers) {
+        Ok((header, _))
+            if header.len as usize == length
+                && length >= size_of::<InHeader>()
+                && rest <= REQUEST_BYTES_MAX as usize =>
+        {
+            Ok((header, rest))
+        }
+        _ => {
+            let what = format!("a request of {length} bytes does not say so");
+            Err(io::Error::new(io::ErrorKind::InvalidData, what))
+        }
     }
 }
 
@@ -198,5 +215,30 @@ impl Reply {
 impl Drop for Reply {
     fn drop(&mut self) {
         self.send(-libc::EIO, &[]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_that_lie_about_their_length_are_refused() {
+        let mut headers = [0; HEADER_BYTES];
+        let most = HEADER_BYTES as u32 + REQUEST_BYTES_MAX;
+        for (says, length, accepted) in [
+            (40, 40, true),
+            (39, 39, false),
+            (40, 41, false),
+            (most, most as usize, true),
+            (most + 1, most as usize + 1, false),
+        ] {
+            headers[..4].copy_from_slice(&u32::to_ne_bytes(says));
+            let outcome = header(&headers, length);
+            assert_eq!(outcome.is_ok(), accepted, "{says} {length}");
+            if let Ok((header, rest)) = outcome {
+                assert_eq!((header.len, rest), (says, length.saturating_sub(HEADER_BYTES)));
+            }
+        }
     }
 }

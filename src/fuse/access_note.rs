@@ -6,9 +6,9 @@ use std::os::unix::ffi::OsStrExt;
 
 use zerocopy::FromBytes;
 
-use super::Front;
 use super::abi::{InHeader, ReadIn, SetAttrIn, WriteIn, fattr};
 use super::device::HEADER_BYTES;
+use super::front::Front;
 use crate::metrics::{Note, Operation};
 use crate::opcode::Opcode;
 use crate::paths::shortened;

@@ -9,14 +9,15 @@ use super::abi::{
     BatchForgetIn, FSYNC_FDATASYNC, ForgetIn, ForgetOne, GetXattrIn, GetXattrOut, HandleIn,
     InHeader, OpenIn, OpenOut, ReadIn, WRITE_CACHE, WRITE_KILL_SUIDGID, WriteIn, WriteOut,
 };
-use super::answers;
 use super::device::Reply;
-use super::{Front, Room};
+use super::front::Front;
+use super::kernel_attr;
+use super::request_buffer::RequestBuffer;
+use super::session;
 use crate::aio::device::Transfer;
 use crate::engine::{Caller, Manner, PAGE_SIZE};
 use crate::error::{Errno, Result};
 use crate::fs::{Attributes, ROOT_ID};
-use crate::fuse::session;
 use crate::opcode::{Opcode, Route};
 use crate::volume::{CONTROL_NAME, ControlNode, XattrAnswer};
 
@@ -56,7 +57,7 @@ impl Front {
         if matches!(opcode, Opcode::Forget | Opcode::BatchForget) {
             self.forget(opcode, id, arguments);
             if self.forgotten.lock().len() > FORGOTTEN_MAX {
-                self.tidy();
+                self.close_forgotten();
             }
             return Outcome::Taken;
         }
@@ -68,13 +69,13 @@ impl Front {
             Opcode::Lookup => self.lookup(id, arguments, reply),
             Opcode::GetAttr => match self.volume.attributes(id) {
                 Ok(attributes) => {
-                    reply.value(&answers::attributes(&attributes));
+                    reply.value(&kernel_attr::attributes(&attributes));
                 }
                 Err(errno) => reply.error(errno),
             },
             Opcode::Statx => match self.status(id) {
                 Ok(attributes) => {
-                    reply.value(&answers::statx(&attributes));
+                    reply.value(&kernel_attr::statx(&attributes));
                 }
                 Err(errno) => reply.error(errno),
             },
@@ -125,8 +126,8 @@ impl Front {
                 && arguments.strip_suffix(&[0]) == Some(CONTROL_NAME.as_bytes()))
     }
 
-    /// Closes what was forgotten: while no request is there, so that none waits for it.
-    pub(super) fn tidy(&self) {
+    /// Closes forgotten inodes: while no request is there, so that none waits for it.
+    pub(super) fn close_forgotten(&self) {
         let forgotten = std::mem::take(&mut *self.forgotten.lock());
         drop(forgotten);
     }
@@ -175,7 +176,7 @@ impl Front {
     fn lookup(&self, parent: u64, arguments: &[u8], reply: Reply) {
         match name(arguments).and_then(|name| self.volume.lookup(parent, name)) {
             Ok(entry) => {
-                if !reply.value(&answers::entry(&entry)) {
+                if !reply.value(&kernel_attr::entry(&entry)) {
                     // The kernel has not counted this lookup and will not forget it.
                     self.volume.forget(entry.id, 1);
                 }
@@ -219,22 +220,23 @@ impl Front {
         }
     }
 
-    /// Answers a WRITE of the first `length` bytes of `room`. Returns the room for the next request.
+    /// Answers a WRITE of the first `length` bytes in `buffer`. Returns the buffer for the next request.
     pub(super) fn write(
-        &self, header: &InHeader, arguments: &[u8], mut room: Room, length: usize, reply: Reply,
-    ) -> Room {
+        &self, header: &InHeader, arguments: &[u8], mut buffer: RequestBuffer, length: usize,
+        reply: Reply,
+    ) -> RequestBuffer {
         let write = match decode::<WriteIn>(arguments) {
             Ok((write, _)) if write.size as usize == length => write,
             _ => {
                 reply.error(Errno::EINVAL);
-                return room;
+                return buffer;
             }
         };
         if write.write_flags & WRITE_KILL_SUIDGID != 0
             && let Err(errno) = self.volume.drop_privileges(header.asker(), header.nodeid)
         {
             reply.error(errno);
-            return room;
+            return buffer;
         }
         // Pages written back from a mapping are no write call: msync asks for stability itself.
         let cached = write.write_flags & WRITE_CACHE != 0;
@@ -250,12 +252,13 @@ impl Front {
         let is_cut = length > session::REQUEST_BYTES_MAX as usize - PAGE_SIZE as usize;
         let caller = (!cached).then_some(Caller { thread: header.pid, parallel, is_cut });
         let manner = Manner { stable, caller };
-        self.aim.saw(offset, length);
-        if let Room::Intake(intake) = room {
-            return Room::Intake(engine.write_from(fh, offset, intake, length, manner, answer));
+        self.write_offset.learn(offset, length);
+        if let RequestBuffer::Intake(intake) = buffer {
+            let next = engine.write_from(fh, offset, intake, length, manner, answer);
+            return RequestBuffer::Intake(next);
         }
-        engine.write_as(fh, offset, room.bytes(length), manner, answer);
-        room
+        engine.write_as(fh, offset, buffer.bytes(length), manner, answer);
+        buffer
     }
 
     fn get_xattr(&self, header: &InHeader, arguments: &[u8], reply: Reply) {

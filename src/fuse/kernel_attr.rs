@@ -5,8 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::fs::StatxFlags;
 
 use super::abi::{Attr, AttrOut, EntryOut, Statx, StatxOut, StatxTime};
+use super::attr::TTL;
 use crate::fs::{Attributes, Entry};
-use crate::fuse::attr::TTL;
 
 /// Seconds since 1970, rounded down, and the nanoseconds above them.
 fn seconds(time: SystemTime) -> (i64, u32) {

@@ -1,0 +1,444 @@
+//! The threads that read requests from the kernel: which of them wait for one, and which are woken for what.
+//!
+//! A large request is copied while it is read, so all threads read during a *stream* of them. A small request costs
+//! little more than waking its reader, so one thread, the *leader*, takes them all and polls for the next one before it
+//! sleeps, while the others are parked. Small reads that the leader has begun ([`InlineReads`]) it waits for itself.
+//!
+//! | decision | function |
+//! | --- | --- |
+//! | whether a thread waits, leads or is parked | [`Turns::next`], [`Turns::next_at_once`], `Reader::next_turn` |
+//! | a large request, or many small ones: all read, or one again | [`Turns::received`] |
+//! | the leader is held up by a request or a read: all read | [`Turns::watch`], the thread `fuse-watchdog` |
+//! | the leader polls, waits for its reads, or sleeps | `Reader::receive`, `Reader::poll`, `Reader::wait` |
+//! | idle processors stay awake | `Reader::receive`, [`cpu_latency`] |
+//! | all threads are held up in the swap folder: one more reads | `start_needed_reserve`, the thread `fuse-reserve` |
+//! | a reserve reader is not needed any more | `Readers::have_others_waiting` |
+//! | a thread ends: so do all | `Place` |
+
+mod cpu_latency;
+mod turns;
+
+use std::cell::Cell;
+use std::io;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::Poll;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use zerocopy::FromBytes;
+
+pub(crate) use self::cpu_latency::REQUESTS as CPU_LATENCY_REQUESTS;
+pub(super) use self::turns::Turns;
+
+use self::cpu_latency::CpuLatency;
+use self::turns::Turn;
+use super::abi::{InHeader, ReadIn};
+use super::answers::Outcome;
+use super::device::{Device, HEADER_BYTES, Reply, header};
+use super::front::Front;
+use super::inline_reads::InlineReads;
+use super::request_buffer::RequestBuffer;
+use super::{access_note, prune};
+use crate::error::Errno;
+use crate::metrics::Ticket;
+use crate::opcode::{Opcode, Route};
+use crate::panics::outlive;
+use crate::sys_process::touch_stack;
+
+/// Requests in a row, each soon after the answer to the last one, after which more of them are expected.
+const QUICK_MIN: u32 = 8;
+
+/// Requests after which forgotten inodes are closed although the next request is already there.
+const CLOSE_EACH: u32 = 64;
+
+/// How often somebody looks whether all readers are held up.
+const RESERVE_TICK: Duration = Duration::from_millis(500);
+
+/// Reserve readers at most: each takes the memory of a request.
+const RESERVE_MAX: usize = 16;
+
+/// What the reading threads of a session share.
+#[derive(Debug)]
+pub(super) struct Readers {
+    pub(super) front: Arc<Front>,
+    turns: Turns,
+    /// Threads that have not ended, reserve readers included.
+    alive: AtomicUsize,
+    /// Reserve readers.
+    reserve: AtomicUsize,
+    /// Threads that wait for a request.
+    waiting: AtomicUsize,
+    /// Requests for which a thread has waited.
+    received: AtomicU64,
+}
+
+/// Starts `count` reading threads, and those that look after them. With `keep_awake` they may keep processors awake.
+///
+/// # Errors
+/// When a thread cannot be started.
+pub(super) fn start(
+    front: Front, count: usize, keep_awake: bool,
+) -> io::Result<Vec<JoinHandle<io::Result<()>>>> {
+    let front = Arc::new(front);
+    let carrier = front.clone();
+    // Not waited for: it ends when the last answer that fuser still owes has been given.
+    spawn("fuse-relay", move || carrier.relay.carry_back(&carrier.device))?;
+    let readers = Arc::new(Readers {
+        front,
+        turns: Turns::new(count, CpuLatency::new(keep_awake)),
+        alive: AtomicUsize::new(count),
+        reserve: AtomicUsize::new(0),
+        waiting: AtomicUsize::new(0),
+        received: AtomicU64::new(0),
+    });
+    if count > 1 {
+        let readers = readers.clone();
+        // Ends with the first reader.
+        spawn("fuse-watchdog", move || outlive(|| readers.turns.watch()))?;
+    }
+    let watched = Arc::downgrade(&readers);
+    spawn("fuse-reserve", move || outlive(|| start_needed_reserve(&watched)))?;
+    let watched = Arc::downgrade(&readers);
+    spawn("fuse-prune", move || outlive(|| prune::watch(&watched)))?;
+    (0..count).map(|number| readers.start_usual(number)).collect()
+}
+
+fn spawn<T: Send + 'static>(
+    name: &str, work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(|| {
+        touch_stack();
+        work()
+    })
+}
+
+impl Readers {
+    /// The readers, unless their session is over.
+    pub(super) fn serving(readers: &Weak<Readers>) -> Option<Arc<Readers>> {
+        readers.upgrade().filter(|readers| readers.alive.load(Ordering::Acquire) > 0)
+    }
+
+    fn start_usual(self: &Arc<Self>, number: usize) -> io::Result<JoinHandle<io::Result<()>>> {
+        let device = match number {
+            0 => self.front.device.clone(),
+            _ => self.front.device.another().unwrap_or_else(|error| {
+                log::debug!("a request thread shares its descriptor: {error}");
+                self.front.device.clone()
+            }),
+        };
+        let place = Place { readers: self.clone(), is_reserve: false };
+        spawn(&format!("fuse-{number}"), move || {
+            let polling = device.polling().ok();
+            let buffer = RequestBuffer::new(number, &place.readers.front.volume.engine);
+            Reader::new(place, device, polling, buffer).run()
+        })
+    }
+
+    /// Starts a reader beside the usual ones.
+    fn start_reserve(self: &Arc<Self>) -> io::Result<()> {
+        let device = self.front.device.another()?;
+        self.reserve.fetch_add(1, Ordering::Relaxed);
+        self.alive.fetch_add(1, Ordering::AcqRel);
+        // A thread that cannot be started drops it, and with it what was counted.
+        let place = Place { readers: self.clone(), is_reserve: true };
+        log::warn!("all request threads are held up by the swap folder; one more is started");
+        let read = move || Reader::new(place, device, None, RequestBuffer::own()).run_as_reserve();
+        spawn("fuse-reserve-n", read).map(drop)
+    }
+
+    /// Counts the thread as one that waits while it receives a request.
+    fn while_waiting<T>(&self, receive: impl FnOnce() -> T) -> T {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let result = receive();
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.received.fetch_add(1, Ordering::Relaxed);
+        result
+    }
+
+    /// Returns true when others wait for requests, so that a reserve reader can go.
+    fn have_others_waiting(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 1
+    }
+
+    /// Threads that wait, and requests so far.
+    fn progress(&self) -> (usize, u64) {
+        (self.waiting.load(Ordering::Relaxed), self.received.load(Ordering::Relaxed))
+    }
+}
+
+/// Starts a reserve reader whenever nobody has waited for a request, or received one, for a tick.
+///
+/// Requests that change names, and those that need space, call the swap folder's filesystem where they are received. A
+/// device that hangs, or a frozen filesystem, keeps such a call. With one in each thread nobody would be left to answer
+/// where a partition is.
+fn start_needed_reserve(readers: &Weak<Readers>) {
+    let mut before = (0, 0);
+    loop {
+        std::thread::sleep(RESERVE_TICK);
+        let Some(readers) = Readers::serving(readers) else { return };
+        let now = readers.progress();
+        let is_held_up = now.0 == 0 && now == before;
+        before = now;
+        if is_held_up
+            && readers.reserve.load(Ordering::Relaxed) < RESERVE_MAX
+            && let Err(error) = readers.start_reserve()
+        {
+            log::warn!("one more request thread cannot be started: {error}");
+        }
+    }
+}
+
+/// A thread's place among the readers, given back when it ends for whatever reason.
+struct Place {
+    readers: Arc<Readers>,
+    is_reserve: bool,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let readers = &self.readers;
+        match self.is_reserve {
+            true => {
+                readers.reserve.fetch_sub(1, Ordering::Relaxed);
+            }
+            // Those that are parked would wait for this one to come back.
+            false => readers.turns.end(),
+        }
+        if readers.alive.fetch_sub(1, Ordering::AcqRel) == 1 {
+            readers.front.relay.end(readers.turns.threads());
+        }
+    }
+}
+
+/// One reading thread.
+struct Reader {
+    place: Place,
+    /// It has taken the last request alone, and another can take its place.
+    leads: bool,
+    /// Requests in a row that came while it polled for them.
+    quick: u32,
+    /// Receives a request, however long that takes.
+    waiting: Arc<Device>,
+    /// Never waits; `None` where the kernel gives no further descriptor, and for reserve readers.
+    polling: Option<Arc<Device>>,
+    /// Of these two the one that the last request came from, and where its answer goes.
+    device: Arc<Device>,
+    headers: [u8; HEADER_BYTES],
+    /// Always there between two requests.
+    buffer: Option<RequestBuffer>,
+    /// The arguments of the rare small request that does not fit into `headers`.
+    joined: Vec<u8>,
+    reads: InlineReads,
+}
+
+impl Reader {
+    fn new(
+        place: Place, device: Arc<Device>, polling: Option<Arc<Device>>, buffer: RequestBuffer,
+    ) -> Reader {
+        Reader {
+            place,
+            leads: false,
+            quick: 0,
+            waiting: device.clone(),
+            polling,
+            device,
+            headers: [0; HEADER_BYTES],
+            buffer: Some(buffer),
+            joined: Vec::new(),
+            reads: InlineReads::default(),
+        }
+    }
+
+    fn run(mut self) -> io::Result<()> {
+        let ended = self.answer_all();
+        let engine = &self.place.readers.front.volume.engine;
+        self.reads.finish(engine);
+        if let Some(RequestBuffer::Intake(intake)) = self.buffer {
+            engine.return_intake(intake);
+        }
+        ended
+    }
+
+    fn answer_all(&mut self) -> io::Result<()> {
+        while self.answer_next()? {}
+        Ok(())
+    }
+
+    /// Answers requests as long as nobody else waits for them.
+    fn run_as_reserve(mut self) {
+        while self.answer_next().is_ok_and(|more| more) && !self.place.readers.have_others_waiting()
+        {
+        }
+    }
+
+    /// Answers one request; false when the session is over.
+    fn answer_next(&mut self) -> io::Result<bool> {
+        let Some(length) = self.receive()? else {
+            return Ok(false);
+        };
+        let (header, rest) = header(&self.headers, length)?;
+        let opcode = Opcode::of(header.opcode);
+        if !self.place.is_reserve {
+            self.place.readers.turns.received(self.bytes_moved(opcode, length));
+        }
+        self.handle(&header, opcode, rest);
+        Ok(true)
+    }
+
+    /// The next request's length; `None` at the end of the session.
+    fn receive(&mut self) -> io::Result<Option<usize>> {
+        let turn = self.next_turn();
+        let readers = &self.place.readers;
+        self.leads = matches!(turn, Turn::Lead(_)) && readers.turns.has_others();
+        self.keep_awake(self.leads && self.quick >= QUICK_MIN);
+        let offset = if turn == Turn::Wait { readers.front.write_offset.guess() } else { 0 };
+        self.buffer.as_mut().expect("put back after each request").begin_at(offset);
+        match turn {
+            Turn::End => Ok(None),
+            Turn::Wait => self.wait(),
+            Turn::Lead(time) => match self.poll(time)? {
+                Poll::Ready(received) => Ok(received),
+                Poll::Pending => self.wait(),
+            },
+        }
+    }
+
+    /// What the thread does next. It is not parked while it has reads under way: the others go on meanwhile.
+    fn next_turn(&mut self) -> Turn {
+        if self.place.is_reserve {
+            return Turn::Wait;
+        }
+        let (turns, engine) = (&self.place.readers.turns, &self.place.readers.front.volume.engine);
+        if self.reads.is_empty() {
+            return turns.next();
+        }
+        let turn = turns.next_at_once();
+        match turn {
+            Some(Turn::Lead(_)) => {}
+            // It does not wait for requests yet. Were it counted, the others might all be parked.
+            Some(Turn::Wait) => turns.while_not_counted(|| self.reads.finish(engine)),
+            Some(Turn::End) | None => self.reads.finish(engine),
+        }
+        turn.unwrap_or_else(|| turns.next())
+    }
+
+    /// Looks for the leader's next request without sleeping: between two of its reads, then for `time`.
+    fn poll(&mut self, time: Duration) -> io::Result<Poll<Option<usize>>> {
+        let readers = &self.place.readers;
+        let polling = match &self.polling {
+            Some(polling) if !(time.is_zero() && self.reads.is_empty()) => polling,
+            _ => return Ok(Poll::Pending),
+        };
+        if !Arc::ptr_eq(&self.device, polling) {
+            self.device.clone_from(polling);
+        }
+        let buffer = self.buffer.as_mut().expect("put back after each request");
+        let mut received = Poll::Pending;
+        while received.is_pending() && !self.reads.is_empty() {
+            received = polling.poll(&mut self.headers, buffer.parts())?;
+            if received.is_pending() {
+                self.reads.wait(&readers.front.volume.engine, &readers.turns);
+            }
+        }
+        if received.is_pending() && !time.is_zero() {
+            let end = Instant::now() + time;
+            let close = || readers.front.close_forgotten();
+            received = readers.while_waiting(|| {
+                polling.poll_until(&mut self.headers, buffer.parts(), end, close)
+            })?;
+        }
+        if received.is_ready() {
+            self.quick = self.quick.wrapping_add(1);
+            if self.quick.is_multiple_of(CLOSE_EACH) {
+                readers.front.close_forgotten();
+            }
+        }
+        Ok(received)
+    }
+
+    /// Sleeps until there is a request.
+    fn wait(&mut self) -> io::Result<Option<usize>> {
+        self.place.readers.front.close_forgotten();
+        self.quick = 0;
+        self.keep_awake(false);
+        self.device.clone_from(&self.waiting);
+        let buffer = self.buffer.as_mut().expect("put back after each request");
+        let receive = || self.waiting.wait(&mut self.headers, buffer.parts());
+        self.place.readers.while_waiting(receive)
+    }
+
+    /// Has idle processors wake up quickly, or not. Reserve readers have no part in that.
+    fn keep_awake(&self, awake: bool) {
+        if !self.place.is_reserve {
+            self.place.readers.turns.keep_awake(awake);
+        }
+    }
+
+    /// Bytes that a request moves, to the client or from it.
+    fn bytes_moved(&self, opcode: Opcode, length: usize) -> usize {
+        match ReadIn::read_from_prefix(&self.headers[size_of::<InHeader>()..]) {
+            Ok((read, _)) if opcode == Opcode::Read => read.size as usize,
+            _ => length,
+        }
+    }
+
+    /// Handles the request in `headers`, of which `rest` bytes lie in the buffer.
+    fn handle(&mut self, header: &InHeader, opcode: Opcode, rest: usize) {
+        let front = &self.place.readers.front;
+        self.reads.make_way(&front.volume.engine, opcode);
+        let mut buffer = self.buffer.take().expect("put back after each request");
+        let is_write = opcode == Opcode::Write;
+        // A write's stay where they are.
+        let bytes = if is_write { &[] } else { buffer.bytes(rest) };
+        let ticket = self.device.watch.begin(access_note::operation(header), || {
+            access_note::note(front, header, &self.headers, bytes)
+        });
+        if is_write {
+            let reply = Reply::new(&self.device, header.unique, Some(ticket));
+            let arguments = &self.headers[size_of::<InHeader>()..];
+            buffer = front.write(header, arguments, buffer, rest, reply);
+        } else {
+            self.handle_other(header, opcode, bytes, ticket);
+        }
+        self.buffer = Some(buffer);
+    }
+
+    fn handle_other(&mut self, header: &InHeader, opcode: Opcode, rest: &[u8], ticket: Ticket) {
+        let (front, length) = (&self.place.readers.front, header.len as usize);
+        let ticket = Cell::new(Some(ticket));
+        let reply = || Reply::new(&self.device, header.unique, ticket.take());
+        let arguments = if length <= HEADER_BYTES {
+            &self.headers[size_of::<InHeader>()..length]
+        } else if matches!(opcode.route(), Route::Front | Route::FrontOrControl) {
+            self.joined.clear();
+            self.joined.extend_from_slice(&self.headers[size_of::<InHeader>()..]);
+            self.joined.extend_from_slice(rest);
+            &self.joined[..]
+        } else {
+            &[][..]
+        };
+        let outcome = match opcode.route() {
+            Route::Refused(errno) => return reply().error(errno),
+            Route::Fuser => Outcome::PassOn,
+            Route::Front | Route::FrontOrControl => {
+                let waits = opcode == Opcode::Read && self.leads && self.polling.is_some();
+                let batch = if waits { self.reads.batch(&front.volume.engine) } else { None };
+                front.answer(opcode, header, arguments, batch, &reply)
+            }
+        };
+        if outcome == Outcome::Taken {
+            // Still there when the request gets no answer.
+            if let Some(ticket) = ticket.take() {
+                self.device.watch.answering(&ticket, 0);
+                self.device.watch.answered(ticket, 0, 0);
+            }
+            return;
+        }
+        let passed = front.relay.pass(&self.device, header, &mut self.headers, rest, ticket.take());
+        if let Err(errno) = passed {
+            log::error!("request {} of {length} bytes cannot be passed on: {errno}", header.opcode);
+            reply().error(Errno::EIO);
+        }
+    }
+}
