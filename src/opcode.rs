@@ -8,13 +8,24 @@ use crate::error::Errno;
 /// Who answers a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
-    /// `fuse::front`, whatever the node.
+    /// `fuse::front`.
     Front,
-    /// `fuse::front`, but fuser with its adapter for nodes of the control folder.
-    FrontOrControl,
-    /// fuser, with its adapter: rare requests.
+    /// fuser, with its adapter.
     Fuser,
     /// Nobody: the request is refused with this error.
+    Refused(Errno),
+}
+
+/// Who answers requests about partitions and folders, and who answers them about the control folder's files.
+#[derive(Clone, Copy)]
+enum Routes {
+    /// The front answers both.
+    Front,
+    /// The front; but fuser's adapter keeps the handles of control files.
+    FrontOrControl,
+    /// fuser answers both: the request is rare.
+    Fuser,
+    /// The request is refused with this error.
     Refused(Errno),
 }
 
@@ -31,13 +42,13 @@ struct Row {
     opcode: Opcode,
     number: u32,
     name: &'static str,
-    route: Route,
+    routes: Routes,
     duration: Duration,
 }
 
 /// Makes [`Opcode`] and [`ROWS`] from the same lines, so that neither can miss one.
 macro_rules! opcodes {
-    ($($(#[$doc:meta])* $opcode:ident = $number:literal $name:literal $route:expr, $duration:ident;)*) => {
+    ($($(#[$doc:meta])* $opcode:ident = $number:literal $name:literal $routes:expr, $duration:ident;)*) => {
         /// What the kernel asks for.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[allow(missing_docs, reason = "they are the kernel's names")]
@@ -47,12 +58,12 @@ macro_rules! opcodes {
 
         const ROWS: &[Row] = {
             use Duration::{Quick, Slow};
-            use Route::{Front, FrontOrControl, Fuser, Refused};
+            use Routes::{Front, FrontOrControl, Fuser, Refused};
             &[$(Row {
                 opcode: Opcode::$opcode,
                 number: $number,
                 name: $name,
-                route: $route,
+                routes: $routes,
                 duration: $duration,
             },)*]
         };
@@ -61,9 +72,9 @@ macro_rules! opcodes {
 
 // Opcode, number, name in metrics and access log ("": counted as `other`), who answers, how long that takes.
 opcodes! {
-    Lookup = 1 "lookup" FrontOrControl, Slow;
+    Lookup = 1 "lookup" Front, Slow;
     Forget = 2 "forget" Front, Quick;
-    GetAttr = 3 "getattr" FrontOrControl, Quick;
+    GetAttr = 3 "getattr" Front, Quick;
     SetAttr = 4 "setattr" Front, Slow;
     ReadLink = 5 "readlink" Fuser, Slow;
     Symlink = 6 "symlink" Fuser, Slow;
@@ -80,7 +91,7 @@ opcodes! {
     Release = 18 "release" FrontOrControl, Slow;
     Fsync = 20 "fsync" FrontOrControl, Slow;
     SetXattr = 21 "setxattr" Front, Slow;
-    GetXattr = 22 "getxattr" FrontOrControl, Quick;
+    GetXattr = 22 "getxattr" Front, Quick;
     ListXattr = 23 "listxattr" Fuser, Slow;
     RemoveXattr = 24 "removexattr" Fuser, Slow;
     Flush = 25 "flush" FrontOrControl, Slow;
@@ -156,10 +167,15 @@ impl Opcode {
         if name.is_empty() { None } else { Some(name) }
     }
 
-    /// Who answers it.
+    /// Who answers it, for a node of the control folder or for another one.
     #[must_use]
-    pub const fn route(self) -> Route {
-        self.row().route
+    pub const fn route(self, is_control: bool) -> Route {
+        match self.row().routes {
+            Routes::FrontOrControl if is_control => Route::Fuser,
+            Routes::Front | Routes::FrontOrControl => Route::Front,
+            Routes::Fuser => Route::Fuser,
+            Routes::Refused(errno) => Route::Refused(errno),
+        }
     }
 
     /// Returns true when handling it asks the swap folder's filesystem for nothing that may take long.

@@ -9,34 +9,22 @@ use zerocopy::FromBytes;
 use super::abi::{InHeader, ReadIn, SetAttrIn, WriteIn, fattr};
 use super::device::HEADER_BYTES;
 use super::front::Front;
-use crate::metrics::{Note, Operation};
+use crate::metrics::Note;
 use crate::opcode::Opcode;
 use crate::paths::shortened;
-use crate::volume::ControlNode;
 
 /// Longest part of a request that is looked at: two names of 255 bytes and what stands before them.
 const BYTES_MAX: usize = 1024;
 
-/// What a request is counted as.
-pub(super) fn operation(header: &InHeader) -> Operation {
-    match ControlNode::of_id(header.nodeid) {
-        Some(_) => Operation::CONTROL,
-        None => Operation::of(Opcode::of(header.opcode)),
-    }
-}
-
-/// Who asks for what; `None` for what concerns the control folder. `rest` follows `headers` in the request.
+/// Who asks for what. `rest` follows `headers` in the request.
 pub(super) fn note(
     front: &Front, header: &InHeader, headers: &[u8; HEADER_BYTES], rest: &[u8],
-) -> Option<Note> {
-    if ControlNode::of_id(header.nodeid).is_some() {
-        return None;
-    }
+) -> Note {
     let own = size_of::<InHeader>()..(header.len as usize).min(HEADER_BYTES);
     let mut arguments = headers.get(own).unwrap_or_default().to_vec();
     arguments.extend_from_slice(&rest[..rest.len().min(BYTES_MAX)]);
     let arguments = text(front, Opcode::of(header.opcode), header.nodeid, &arguments);
-    Some(Note { uid: header.uid, gid: header.gid, pid: header.pid, arguments })
+    Note { uid: header.uid, gid: header.gid, pid: header.pid, arguments }
 }
 
 /// A path in quotes, whatever its bytes.

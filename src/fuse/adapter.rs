@@ -1,8 +1,7 @@
 //! fuser's trait, request by request: a few lines of decoding, a call and a reply each.
 //!
-//! LOOKUP, GETATTR, OPEN, READ, FLUSH, RELEASE, FSYNC and GETXATTR only get here for the control folder:
-//! for everything else the front answers them, and WRITE, CREATE,
-//! TMPFILE, UNLINK, SETATTR, STATX, SETXATTR and FORGET always.
+//! Only rare requests get here; see [`crate::opcode`]. OPEN, READ, FLUSH, RELEASE and FSYNC are about the control
+//! folder's files: partitions are the front's.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -10,13 +9,14 @@ use std::sync::Arc;
 
 use fuser::{
     FileHandle, Filesystem, INodeNo, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags,
-    ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyXattr, Request,
 };
 
 use super::attr::{errno, file_type};
 use super::handles::{
-    Adapter, Opened, Snapshot, answer_empty, answer_entry, answer_xattr, asker, caller, user,
+    Adapter, CONTROL_FOLDER_HANDLE, Opened, Snapshot, answer_empty, answer_entry, answer_xattr,
+    asker, caller, user,
 };
 use super::{control, data, session};
 use crate::error::Errno;
@@ -27,17 +27,6 @@ impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         session::negotiate(config, &self.agreed);
         Ok(())
-    }
-
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        control::lookup(&self.volume, parent, name, reply);
-    }
-
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        match control::node(ino) {
-            Some(node) => control::getattr(&self.volume, node, reply),
-            None => reply.error(fuser::Errno::ENOSYS),
-        }
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -51,9 +40,6 @@ impl Filesystem for Adapter {
         &self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32,
         reply: ReplyEntry,
     ) {
-        if control::is_ours(parent, name) {
-            return reply.error(errno(Errno::EPERM));
-        }
         let Some(kind) = FileKind::of_mode(mode) else {
             return reply.error(errno(Errno::EINVAL));
         };
@@ -66,41 +52,26 @@ impl Filesystem for Adapter {
         &self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32,
         reply: ReplyEntry,
     ) {
-        if control::is_ours(parent, name) {
-            return reply.error(errno(Errno::EPERM));
-        }
         let caller = caller(&self.volume, req, parent, umask, 0);
-        let made = self.volume.tree.mkdir(parent.0, name, &caller, mode & 0o7777);
+        let made = self.volume.mkdir(parent.0, name, &caller, mode & 0o7777);
         answer_entry(made, reply);
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        if control::is_ours(parent, name) {
-            return reply.error(errno(Errno::EPERM));
-        }
-        answer_empty(self.volume.tree.rmdir(user(req), parent.0, name), reply);
+        answer_empty(self.volume.rmdir(user(req), parent.0, name), reply);
     }
 
     fn symlink(
         &self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry,
     ) {
-        if control::is_ours(parent, link_name) {
-            return reply.error(errno(Errno::EPERM));
-        }
         let caller = caller(&self.volume, req, parent, 0, 0);
-        answer_entry(
-            self.volume.tree.symlink(parent.0, link_name, &caller, target.as_os_str()),
-            reply,
-        );
+        answer_entry(self.volume.symlink(parent.0, link_name, &caller, target.as_os_str()), reply);
     }
 
     fn rename(
         &self, req: &Request, parent: INodeNo, name: &OsStr, newparent: INodeNo, newname: &OsStr,
         flags: RenameFlags, reply: ReplyEmpty,
     ) {
-        if control::is_ours(parent, name) || control::is_ours(newparent, newname) {
-            return reply.error(errno(Errno::EPERM));
-        }
         let moved = RenameKind::from_flags(flags.bits()).and_then(|kind| {
             self.volume.rename(user(req), (parent.0, name), (newparent.0, newname), kind)
         });
@@ -110,14 +81,11 @@ impl Filesystem for Adapter {
     fn link(
         &self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry,
     ) {
-        if control::node(ino).is_some() || control::is_ours(newparent, newname) {
-            return reply.error(errno(Errno::EPERM));
-        }
         answer_entry(self.volume.link(ino.0, newparent.0, newname), reply);
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let Some(node) = control::node(ino) else {
+        let Some(node) = ControlNode::of_id(ino.0) else {
             return reply.error(fuser::Errno::EIO);
         };
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
@@ -183,8 +151,8 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        if control::node(ino).is_some() {
-            return reply.opened(FileHandle(0), fuser::FopenFlags::empty());
+        if ControlNode::of_id(ino.0).is_some() {
+            return reply.opened(CONTROL_FOLDER_HANDLE, fuser::FopenFlags::empty());
         }
         match self.volume.tree.open_dir(user(req), ino.0) {
             Ok(directory) => {
@@ -196,9 +164,10 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(
-        &self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory,
+        &self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64,
+        mut reply: ReplyDirectory,
     ) {
-        if control::node(ino).is_some() {
+        if fh == CONTROL_FOLDER_HANDLE {
             return control::readdir(offset, reply);
         }
         let listed = self.directory(fh).and_then(|directory| {
@@ -216,7 +185,7 @@ impl Filesystem for Adapter {
         &self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        if control::node(ino).is_some() {
+        if fh == CONTROL_FOLDER_HANDLE {
             return control::readdirplus(&self.volume, offset, reply);
         }
         let listed = self.list_with_attributes(ino, fh, offset, &mut reply);
@@ -244,7 +213,8 @@ impl Filesystem for Adapter {
             Ok(directory) => {
                 self.volume.engine.run_blocking(Box::new(move || answer(directory.synchronize())));
             }
-            Err(error) => answer(if control::node(ino).is_some() { Ok(()) } else { Err(error) }),
+            Err(_) if fh == CONTROL_FOLDER_HANDLE => answer(Ok(())),
+            Err(error) => answer(Err(error)),
         }
     }
 
@@ -264,16 +234,7 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn getxattr(
-        &self, _req: &Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr,
-    ) {
-        reply.error(errno(Errno::ENODATA));
-    }
-
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        if control::node(ino).is_some() {
-            return answer_xattr(&[], size, reply);
-        }
         match self.volume.list_xattrs(ino.0, asker(req)) {
             Ok(names) => answer_xattr(&names, size, reply),
             Err(error) => reply.error(errno(error)),
@@ -281,9 +242,6 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        if control::node(ino).is_some() {
-            return reply.error(errno(Errno::EPERM));
-        }
         answer_empty(self.volume.remove_xattr(ino.0, name), reply);
     }
 
@@ -303,7 +261,8 @@ impl Filesystem for Adapter {
         &self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32,
         reply: ReplyLseek,
     ) {
-        if control::node(ino).is_some() {
+        // The handle is none of the engine's.
+        if ControlNode::of_id(ino.0).is_some() {
             return reply.error(errno(Errno::EINVAL));
         }
         data::lseek(&self.volume, fh.0, offset, whence, reply);

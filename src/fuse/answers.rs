@@ -17,21 +17,11 @@ use super::session;
 use crate::aio::device::Transfer;
 use crate::engine::{Caller, Manner, PAGE_SIZE};
 use crate::error::{Errno, Result};
-use crate::fs::{Attributes, ROOT_ID};
-use crate::opcode::{Opcode, Route};
-use crate::volume::{CONTROL_NAME, ControlNode, XattrAnswer};
+use crate::opcode::Opcode;
+use crate::volume::XattrAnswer;
 
 /// Inodes that may wait to be closed.
 const FORGOTTEN_MAX: usize = 64;
-
-/// Who answers a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outcome {
-    /// It was answered here, or will be.
-    Taken,
-    /// fuser, with the adapter: nothing has been done about it yet.
-    PassOn,
-}
 
 /// The structure a request begins with.
 pub(super) fn decode<T: FromBytes>(arguments: &[u8]) -> Result<(T, &[u8])> {
@@ -47,22 +37,19 @@ pub(super) fn name(bytes: &[u8]) -> Result<&OsStr> {
 }
 
 impl Front {
-    /// Answers a request other than WRITE. `reply` makes the right to answer it, for those that get one. What a small
-    /// read has to have transferred is left in `batch`, where there is one.
+    /// Answers a request that [`Opcode::route`] leads here, other than WRITE. `reply` makes the right to answer it, for those
+    /// that get an answer. What a small read has to have transferred is left in `batch`, where there is one.
     pub(super) fn answer(
-        &self, opcode: Opcode, header: &InHeader, arguments: &[u8],
-        batch: Option<&mut Vec<Transfer>>, reply: &dyn Fn() -> Reply,
-    ) -> Outcome {
-        let id = header.nodeid;
+        &self, header: &InHeader, arguments: &[u8], batch: Option<&mut Vec<Transfer>>,
+        reply: &dyn Fn() -> Reply,
+    ) {
+        let (id, opcode) = (header.nodeid, Opcode::of(header.opcode));
         if matches!(opcode, Opcode::Forget | Opcode::BatchForget) {
             self.forget(opcode, id, arguments);
             if self.forgotten.lock().len() > FORGOTTEN_MAX {
                 self.close_forgotten();
             }
-            return Outcome::Taken;
-        }
-        if self.is_control(opcode, id, arguments) {
-            return Outcome::PassOn;
+            return;
         }
         let reply = reply();
         match opcode {
@@ -73,7 +60,7 @@ impl Front {
                 }
                 Err(errno) => reply.error(errno),
             },
-            Opcode::Statx => match self.status(id) {
+            Opcode::Statx => match self.volume.attributes(id) {
                 Ok(attributes) => {
                     reply.value(&kernel_attr::statx(&attributes));
                 }
@@ -114,16 +101,6 @@ impl Front {
             Opcode::Destroy => reply.empty(),
             _ => reply.error(Errno::ENOSYS),
         }
-        Outcome::Taken
-    }
-
-    /// Whether it asks about the control folder, which is the adapter's. What the adapter does not know is answered
-    /// here, lest the kernel never asks again.
-    fn is_control(&self, opcode: Opcode, id: u64, arguments: &[u8]) -> bool {
-        (ControlNode::of_id(id).is_some() && opcode.route() == Route::FrontOrControl)
-            || (opcode == Opcode::Lookup
-                && id == ROOT_ID
-                && arguments.strip_suffix(&[0]) == Some(CONTROL_NAME.as_bytes()))
     }
 
     /// Closes forgotten inodes: while no request is there, so that none waits for it.
@@ -134,10 +111,8 @@ impl Front {
 
     fn forget(&self, opcode: Opcode, id: u64, arguments: &[u8]) {
         let forget = |id, lookups| {
-            if ControlNode::of_id(id).is_none() {
-                let forgotten = self.volume.forget(id, lookups);
-                self.forgotten.lock().extend(forgotten);
-            }
+            let forgotten = self.volume.forget(id, lookups);
+            self.forgotten.lock().extend(forgotten);
         };
         if opcode == Opcode::Forget {
             if let Ok((node, _)) = decode::<ForgetIn>(arguments) {
@@ -163,14 +138,6 @@ impl Front {
             Ok(()) => reply.empty(),
             Err(errno) => reply.error(errno),
         })
-    }
-
-    /// What statx(2) tells about a node of any kind.
-    fn status(&self, id: u64) -> Result<Attributes> {
-        match ControlNode::of_id(id) {
-            Some(node) => Ok(self.volume.control_attributes(node)),
-            None => self.volume.attributes(id),
-        }
     }
 
     fn lookup(&self, parent: u64, arguments: &[u8], reply: Reply) {

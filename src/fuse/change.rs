@@ -1,7 +1,5 @@
 //! The frequent requests that change names and attributes: CREATE, UNLINK, SETATTR.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use zerocopy::IntoBytes;
@@ -12,23 +10,15 @@ use super::device::Reply;
 use super::front::Front;
 use super::handles::keeps_set_group_id;
 use super::{kernel_attr, session};
-use crate::error::{Errno, Result};
-use crate::fs::{Attributes, Caller, Entry, ROOT_ID, TimeChange};
-use crate::volume::{Asker, CONTROL_NAME, Changes, ControlNode, Creation, Volume};
-
-/// The control folder and what is in it: nothing there can be changed.
-fn refuse_control(parent: u64, name: &OsStr) -> Result<()> {
-    let ours = parent == ROOT_ID && name.as_bytes() == CONTROL_NAME.as_bytes();
-    if ours || ControlNode::of_id(parent).is_some() { Err(Errno::EPERM) } else { Ok(()) }
-}
+use crate::error::Result;
+use crate::fs::{Attributes, Caller, Entry, TimeChange};
+use crate::volume::{Asker, Changes, Creation, Volume};
 
 impl Front {
     pub(super) fn unlink(&self, header: &InHeader, arguments: &[u8], reply: Reply) {
         let parent = header.nodeid;
-        let removed = name(arguments).and_then(|name| {
-            refuse_control(parent, name)?;
-            self.volume.unlink(header.user(), parent, name)
-        });
+        let removed =
+            name(arguments).and_then(|name| self.volume.unlink(header.user(), parent, name));
         match removed {
             Ok(()) => reply.empty(),
             Err(errno) => reply.error(errno),
@@ -38,7 +28,6 @@ impl Front {
     pub(super) fn create(&self, header: &InHeader, arguments: &[u8], reply: Reply) {
         let created = decode::<CreateIn>(arguments).and_then(|(create, rest)| {
             let name = name(rest)?;
-            refuse_control(header.nodeid, name)?;
             let flags = create.flags as i32;
             let exclusive = flags & libc::O_EXCL != 0;
             let read = flags & libc::O_ACCMODE != libc::O_WRONLY;
@@ -85,9 +74,6 @@ impl Front {
     }
 
     pub(super) fn set_attributes(&self, header: &InHeader, arguments: &[u8], reply: Reply) {
-        if ControlNode::of_id(header.nodeid).is_some() {
-            return reply.error(Errno::EPERM);
-        }
         let (asked, _) = match decode::<SetAttrIn>(arguments) {
             Ok(asked) => asked,
             Err(errno) => return reply.error(errno),
@@ -174,12 +160,5 @@ mod tests {
         assert_eq!((found.mode, found.size, found.uid), (Some(0o600), None, None));
         assert_eq!(found.atime, Some(TimeChange::Now));
         assert_eq!(found.mtime, Some(TimeChange::At(UNIX_EPOCH + Duration::from_secs(9))));
-    }
-
-    #[test]
-    fn the_control_folder_cannot_be_changed() {
-        assert_eq!(refuse_control(ROOT_ID, OsStr::new(".swapfs")), Err(Errno::EPERM));
-        assert_eq!(refuse_control(ControlNode::Folder.id(), OsStr::new("x")), Err(Errno::EPERM));
-        assert_eq!(refuse_control(77, OsStr::new(".swapfs")), Ok(()));
     }
 }

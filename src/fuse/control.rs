@@ -1,41 +1,13 @@
 //! The control folder as FUSE nodes.
 
-use std::ffi::OsStr;
-
 use fuser::{
-    FileHandle, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEntry, ReplyOpen,
+    FileHandle, FopenFlags, Generation, INodeNo, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyOpen,
 };
 
-use super::attr::{TTL, errno, file_attr, file_type};
-use crate::error::Errno;
+use super::attr::{TTL, file_attr, file_type};
 use crate::fs::{FileKind, ROOT_ID};
-use crate::volume::{CONTROL_NAME, ControlNode, Volume};
-
-/// The control node of an id, if it is one.
-pub(super) fn node(ino: INodeNo) -> Option<ControlNode> {
-    ControlNode::of_id(ino.0)
-}
-
-/// Whether a name in a directory is one of the control folder's, where nothing can be changed.
-pub(super) fn is_ours(parent: INodeNo, name: &OsStr) -> bool {
-    (parent.0 == ROOT_ID && name == CONTROL_NAME) || node(parent).is_some()
-}
-
-pub(super) fn lookup(volume: &Volume, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-    let found =
-        if parent.0 == ROOT_ID { Some(ControlNode::Folder) } else { ControlNode::of_name(name) };
-    match found {
-        Some(node) => {
-            reply.entry(&TTL, &file_attr(&volume.control_attributes(node)), Generation(0));
-        }
-        None => reply.error(errno(Errno::ENOENT)),
-    }
-}
-
-pub(super) fn getattr(volume: &Volume, node: ControlNode, reply: ReplyAttr) {
-    reply.attr(&TTL, &file_attr(&volume.control_attributes(node)));
-}
+use crate::volume::{ControlNode, Volume};
 
 /// Opens a file with its content as of now; the handle is the key of that content.
 pub(super) fn open(handle: u64, node: ControlNode, reply: ReplyOpen) {

@@ -25,6 +25,9 @@ pub(super) enum Opened {
     AccessLog(u64),
 }
 
+/// The handle of the control folder itself, which needs nothing kept for it. All others are greater.
+pub(super) const CONTROL_FOLDER_HANDLE: FileHandle = FileHandle(0);
+
 /// What a file of the control folder held when it was opened.
 #[derive(Debug)]
 pub(super) struct Snapshot {

@@ -34,17 +34,17 @@ pub(super) use self::turns::Turns;
 use self::cpu_latency::CpuLatency;
 use self::turns::Turn;
 use super::abi::{InHeader, ReadIn};
-use super::answers::Outcome;
 use super::device::{Device, HEADER_BYTES, Reply, header};
 use super::front::Front;
 use super::inline_reads::InlineReads;
 use super::request_buffer::RequestBuffer;
 use super::{access_note, prune};
 use crate::error::Errno;
-use crate::metrics::Ticket;
+use crate::metrics::{Operation, Ticket};
 use crate::opcode::{Opcode, Route};
 use crate::panics::outlive;
 use crate::sys_process::touch_stack;
+use crate::volume::ControlNode;
 
 /// Requests in a row, each soon after the answer to the last one, after which more of them are expected.
 const QUICK_MIN: u32 = 8;
@@ -388,57 +388,63 @@ impl Reader {
         let front = &self.place.readers.front;
         self.reads.make_way(&front.volume.engine, opcode);
         let mut buffer = self.buffer.take().expect("put back after each request");
+        let is_control = ControlNode::of_id(header.nodeid).is_some();
         let is_write = opcode == Opcode::Write;
         // A write's stay where they are.
         let bytes = if is_write { &[] } else { buffer.bytes(rest) };
-        let ticket = self.device.watch.begin(access_note::operation(header), || {
-            access_note::note(front, header, &self.headers, bytes)
+        let operation = if is_control { Operation::CONTROL } else { Operation::of(opcode) };
+        let ticket = self.device.watch.begin(operation, || {
+            (!is_control).then(|| access_note::note(front, header, &self.headers, bytes))
         });
         if is_write {
             let reply = Reply::new(&self.device, header.unique, Some(ticket));
             let arguments = &self.headers[size_of::<InHeader>()..];
             buffer = front.write(header, arguments, buffer, rest, reply);
         } else {
-            self.handle_other(header, opcode, bytes, ticket);
+            self.handle_other(header, opcode.route(is_control), bytes, ticket);
         }
         self.buffer = Some(buffer);
     }
 
-    fn handle_other(&mut self, header: &InHeader, opcode: Opcode, rest: &[u8], ticket: Ticket) {
+    fn handle_other(&mut self, header: &InHeader, route: Route, rest: &[u8], ticket: Ticket) {
         let (front, length) = (&self.place.readers.front, header.len as usize);
         let ticket = Cell::new(Some(ticket));
         let reply = || Reply::new(&self.device, header.unique, ticket.take());
-        let arguments = if length <= HEADER_BYTES {
-            &self.headers[size_of::<InHeader>()..length]
-        } else if matches!(opcode.route(), Route::Front | Route::FrontOrControl) {
-            self.joined.clear();
-            self.joined.extend_from_slice(&self.headers[size_of::<InHeader>()..]);
-            self.joined.extend_from_slice(rest);
-            &self.joined[..]
-        } else {
-            &[][..]
-        };
-        let outcome = match opcode.route() {
-            Route::Refused(errno) => return reply().error(errno),
-            Route::Fuser => Outcome::PassOn,
-            Route::Front | Route::FrontOrControl => {
-                let waits = opcode == Opcode::Read && self.leads && self.polling.is_some();
-                let batch = if waits { self.reads.batch(&front.volume.engine) } else { None };
-                front.answer(opcode, header, arguments, batch, &reply)
+        match route {
+            Route::Refused(errno) => reply().error(errno),
+            Route::Front => {
+                let arguments = &self.headers[size_of::<InHeader>()..length.min(HEADER_BYTES)];
+                let arguments = match rest.is_empty() {
+                    true => arguments,
+                    false => {
+                        self.joined.clear();
+                        self.joined.extend_from_slice(arguments);
+                        self.joined.extend_from_slice(rest);
+                        &self.joined[..]
+                    }
+                };
+                let is_read = header.opcode == Opcode::Read.number();
+                let batch = match is_read && self.leads && self.polling.is_some() {
+                    true => self.reads.batch(&front.volume.engine),
+                    false => None,
+                };
+                front.answer(header, arguments, batch, &reply);
+                // Still there when the request gets no answer.
+                if let Some(ticket) = ticket.take() {
+                    self.device.watch.answering(&ticket, 0);
+                    self.device.watch.answered(ticket, 0, 0);
+                }
             }
-        };
-        if outcome == Outcome::Taken {
-            // Still there when the request gets no answer.
-            if let Some(ticket) = ticket.take() {
-                self.device.watch.answering(&ticket, 0);
-                self.device.watch.answered(ticket, 0, 0);
+            Route::Fuser => {
+                let ticket = ticket.take();
+                let passed =
+                    front.relay.pass(&self.device, header, &mut self.headers, rest, ticket);
+                if let Err(errno) = passed {
+                    let opcode = header.opcode;
+                    log::error!("request {opcode} of {length} bytes cannot be passed on: {errno}");
+                    reply().error(Errno::EIO);
+                }
             }
-            return;
-        }
-        let passed = front.relay.pass(&self.device, header, &mut self.headers, rest, ticket.take());
-        if let Err(errno) = passed {
-            log::error!("request {} of {length} bytes cannot be passed on: {errno}", header.opcode);
-            reply().error(Errno::EIO);
         }
     }
 }

@@ -6,14 +6,10 @@ use super::change::{answer_created, creator};
 use super::device::Reply;
 use super::front::Front;
 
-use crate::error::Errno;
-use crate::volume::{ControlNode, Creation};
+use crate::volume::Creation;
 
 impl Front {
     pub(super) fn create_unnamed(&self, header: &InHeader, arguments: &[u8], reply: Reply) {
-        if ControlNode::of_id(header.nodeid).is_some() {
-            return reply.error(Errno::EPERM);
-        }
         let made = decode::<CreateIn>(arguments).and_then(|(create, _)| {
             let flags = create.flags as i32;
             let how = Creation {

@@ -9,7 +9,7 @@ use super::device::Reply;
 use super::front::Front;
 use crate::error::{Errno, Result};
 use crate::fs::XattrMode;
-use crate::volume::{CAPABILITY_NAME, ControlNode, REQUEST_NAME};
+use crate::volume::{CAPABILITY_NAME, REQUEST_NAME};
 
 /// The list that the mode is a part of.
 const ACCESS_ACL_NAME: &str = "system.posix_acl_access";
@@ -55,9 +55,6 @@ impl Front {
 
     pub(super) fn set_xattr(&self, header: &InHeader, arguments: &[u8], reply: Reply) {
         let id = header.nodeid;
-        if ControlNode::of_id(id).is_some() {
-            return reply.error(Errno::EPERM);
-        }
         let setting = match Setting::parse(arguments, self.agreed.extended_setxattr()) {
             Ok(setting) => setting,
             Err(errno) => return reply.error(errno),
