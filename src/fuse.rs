@@ -10,23 +10,18 @@
 mod abi;
 mod access_note;
 mod adapter;
-mod answers;
 mod attr;
-mod change;
-mod control;
-mod data;
 mod device;
+mod file_io;
 mod front;
-mod handles;
 mod inline_reads;
-mod kernel_attr;
+mod namespace;
 mod prune;
 mod readers;
 mod relay;
 mod request_buffer;
 mod session;
 pub mod trial;
-mod unnamed;
 mod write_offset;
 mod xattrs;
 

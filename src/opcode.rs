@@ -92,8 +92,8 @@ opcodes! {
     Fsync = 20 "fsync" FrontOrControl, Slow;
     SetXattr = 21 "setxattr" Front, Slow;
     GetXattr = 22 "getxattr" Front, Quick;
-    ListXattr = 23 "listxattr" Fuser, Slow;
-    RemoveXattr = 24 "removexattr" Fuser, Slow;
+    ListXattr = 23 "listxattr" Front, Slow;
+    RemoveXattr = 24 "removexattr" Front, Slow;
     Flush = 25 "flush" FrontOrControl, Slow;
     Init = 26 "" Fuser, Slow;
     OpenDir = 27 "opendir" Fuser, Slow;

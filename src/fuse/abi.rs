@@ -3,8 +3,12 @@
 //! Layouts as in the kernel's `include/uapi/linux/fuse.h`; they have not changed since protocol 7.23
 //! ([`MINOR_MIN`]). Numbers are in the machine's own byte order.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::error::{Errno, Result};
 use crate::shares::User;
 use crate::volume::Asker;
 
@@ -28,6 +32,19 @@ pub(super) const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
 pub(super) const NOTIFY_INVAL_INODE: i32 = 2;
 /// FUSE_NOTIFY_PRUNE (Linux 6.18).
 pub(super) const NOTIFY_PRUNE: i32 = 9;
+
+/// Decodes the structure that arguments begin with; returns what follows it, too.
+pub(super) fn decode<T: FromBytes>(arguments: &[u8]) -> Result<(T, &[u8])> {
+    T::read_from_prefix(arguments).map_err(|_| Errno::EINVAL)
+}
+
+/// Decodes a name, which ends with a NUL.
+pub(super) fn name(bytes: &[u8]) -> Result<&OsStr> {
+    match bytes.strip_suffix(&[0]) {
+        Some(name) if !name.is_empty() && !name.contains(&0) => Ok(OsStr::from_bytes(name)),
+        _ => Err(Errno::EINVAL),
+    }
+}
 
 /// `struct fuse_in_header`.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -390,5 +407,20 @@ mod tests {
         assert_eq!((offset_of!(Statx, mode), offset_of!(Statx, ino)), (28, 32));
         assert_eq!((offset_of!(Statx, atime), offset_of!(Statx, rdev_major)), (64, 128));
         assert_eq!(offset_of!(StatxOut, stat), 32);
+    }
+
+    #[test]
+    fn names_end_with_one_nul() {
+        assert_eq!(name(b"a\0"), Ok(OsStr::new("a")));
+        for bad in [&b""[..], b"\0", b"a", b"a\0b\0", b"a\0\0"] {
+            assert_eq!(name(bad), Err(Errno::EINVAL), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn short_structures_are_refused() {
+        assert!(decode::<ReadIn>(&[0; 39]).is_err());
+        let (read, rest) = decode::<ReadIn>(&[1; 41]).unwrap();
+        assert_eq!((read.size, rest), (0x0101_0101, &[1][..]));
     }
 }

@@ -3,25 +3,140 @@
 //! Only rare requests get here; see [`crate::opcode`]. OPEN, READ, FLUSH, RELEASE and FSYNC are about the control
 //! folder's files: partitions are the front's.
 
+mod control;
+
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use dashmap::DashMap;
 use fuser::{
-    FileHandle, Filesystem, INodeNo, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyXattr, Request,
+    FileHandle, Filesystem, Generation, INodeNo, KernelConfig, LockOwner, OpenAccMode, OpenFlags,
+    RenameFlags, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
+    ReplyOpen, ReplyStatfs, Request,
 };
 
-use super::attr::{errno, file_type};
-use super::handles::{
-    Adapter, CONTROL_FOLDER_HANDLE, Opened, Snapshot, answer_empty, answer_entry, answer_xattr,
-    asker, caller, user,
-};
-use super::{control, data, session};
-use crate::error::Errno;
-use crate::fs::{FileKind, ROOT_ID, RenameKind};
-use crate::volume::{ControlNode, outcome};
+use super::attr::{TTL, errno, file_attr, file_type};
+use super::session::{self, Agreed};
+use crate::error::{Errno, Result};
+use crate::fs::{Caller, Directory, Entry, FileKind, ROOT_ID, RenameKind};
+use crate::shares::{Share, User};
+use crate::volume::{Asker, ControlNode, Volume, outcome};
+
+/// What an open handle that is no partition's stands for.
+#[derive(Debug, Clone)]
+enum Opened {
+    Directory(Arc<Directory>),
+    Control(Arc<Snapshot>),
+    /// A reader of the access log.
+    AccessLog(u64),
+}
+
+/// The handle of the control folder itself, which needs nothing kept for it. All others are greater.
+const CONTROL_FOLDER_HANDLE: FileHandle = FileHandle(0);
+
+/// What a file of the control folder held when it was opened.
+#[derive(Debug)]
+struct Snapshot {
+    content: Box<str>,
+    _share: Share,
+}
+
+/// The filesystem as fuser calls it.
+#[derive(Debug)]
+pub(super) struct Adapter {
+    volume: Arc<Volume>,
+    opened: DashMap<u64, Opened>,
+    next_handle: AtomicU64,
+    agreed: Arc<Agreed>,
+}
+
+impl Adapter {
+    pub(super) fn new(volume: Arc<Volume>, agreed: Arc<Agreed>) -> Adapter {
+        let (opened, next_handle) = (DashMap::new(), AtomicU64::new(1));
+        Adapter { volume, opened, next_handle, agreed }
+    }
+
+    fn caller(&self, req: &Request, parent: INodeNo, umask: u32, mode: u32) -> Caller {
+        let keeps_set_group_id = self.volume.keeps_set_group_id(asker(req), parent.0, mode);
+        Caller { uid: req.uid(), gid: req.gid(), umask, keeps_set_group_id }
+    }
+
+    fn keep(&self, opened: Opened) -> u64 {
+        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        self.opened.insert(handle, opened);
+        handle
+    }
+
+    fn directory(&self, fh: FileHandle) -> Result<Arc<Directory>> {
+        match self.opened.get(&fh.0).as_deref() {
+            Some(Opened::Directory(directory)) => Ok(directory.clone()),
+            _ => Err(Errno::EBADF),
+        }
+    }
+
+    /// Fills a listing with names, ids and attributes; every entry that fits has been looked up once.
+    fn list_with_attributes(
+        &self, ino: INodeNo, fh: FileHandle, offset: u64, reply: &mut ReplyDirectoryPlus,
+    ) -> Result<()> {
+        let volume = &self.volume;
+        self.directory(fh).and_then(|directory| {
+            directory.read(offset, |listed| {
+                let dots = listed.name == "." || listed.name == "..";
+                // The kernel takes no lookup for the dots; a name that is gone again is left out.
+                let found = if dots {
+                    volume.attributes(ino.0).map(|attributes| (attributes, 0))
+                } else {
+                    volume
+                        .lookup(ino.0, listed.name)
+                        .map(|entry| (entry.attributes, entry.generation))
+                };
+                let Ok((attributes, generation)) = found else {
+                    return true;
+                };
+                let (mut attr, generation) = (file_attr(&attributes), Generation(generation));
+                let id = INodeNo(if dots { listed.ino } else { attributes.ino });
+                // This is the number that the listing shows.
+                attr.ino = id;
+                let full = reply.add(id, listed.next_offset, listed.name, &TTL, &attr, generation);
+                if full && !dots {
+                    volume.forget(attributes.ino, 1);
+                }
+                !full
+            })
+        })
+    }
+}
+
+fn user(req: &Request) -> User {
+    User::new(req.uid(), req.pid())
+}
+
+fn asker(req: &Request) -> Asker {
+    Asker { uid: req.uid(), gid: req.gid(), pid: req.pid() }
+}
+
+fn answer_entry(result: Result<Entry>, reply: ReplyEntry) {
+    match result {
+        Ok(entry) => {
+            reply.entry(&TTL, &file_attr(&entry.attributes), Generation(entry.generation));
+        }
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+fn answer_empty(result: Result<()>, reply: ReplyEmpty) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+/// A closure that answers a request without a payload.
+fn when_done(reply: ReplyEmpty) -> crate::engine::Reply {
+    Box::new(move |result| answer_empty(result, reply))
+}
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
@@ -43,7 +158,7 @@ impl Filesystem for Adapter {
         let Some(kind) = FileKind::of_mode(mode) else {
             return reply.error(errno(Errno::EINVAL));
         };
-        let caller = caller(&self.volume, req, parent, umask, mode);
+        let caller = self.caller(req, parent, umask, mode);
         let made = self.volume.mknod(parent.0, name, &caller, kind, mode & 0o7777, rdev);
         answer_entry(made, reply);
     }
@@ -52,7 +167,7 @@ impl Filesystem for Adapter {
         &self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32,
         reply: ReplyEntry,
     ) {
-        let caller = caller(&self.volume, req, parent, umask, 0);
+        let caller = self.caller(req, parent, umask, 0);
         let made = self.volume.mkdir(parent.0, name, &caller, mode & 0o7777);
         answer_entry(made, reply);
     }
@@ -64,7 +179,7 @@ impl Filesystem for Adapter {
     fn symlink(
         &self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry,
     ) {
-        let caller = caller(&self.volume, req, parent, 0, 0);
+        let caller = self.caller(req, parent, 0, 0);
         answer_entry(self.volume.symlink(parent.0, link_name, &caller, target.as_os_str()), reply);
     }
 
@@ -205,7 +320,7 @@ impl Filesystem for Adapter {
     fn fsyncdir(
         &self, _req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty,
     ) {
-        let answer = data::empty(reply);
+        let answer = when_done(reply);
         if ino.0 == ROOT_ID {
             return self.volume.synchronize(Box::new(move |failed| answer(outcome(&failed))));
         }
@@ -234,22 +349,11 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        match self.volume.list_xattrs(ino.0, asker(req)) {
-            Ok(names) => answer_xattr(&names, size, reply),
-            Err(error) => reply.error(errno(error)),
-        }
-    }
-
-    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        answer_empty(self.volume.remove_xattr(ino.0, name), reply);
-    }
-
     fn fallocate(
         &self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32,
         reply: ReplyEmpty,
     ) {
-        let reply = data::empty(reply);
+        let reply = when_done(reply);
         // The kernel leaves this to the filesystem here, without a word of its own.
         if let Err(errno) = self.volume.drop_privileges_unless_exempt(asker(req), ino.0) {
             return reply(Err(errno));
@@ -265,6 +369,19 @@ impl Filesystem for Adapter {
         if ControlNode::of_id(ino.0).is_some() {
             return reply.error(errno(Errno::EINVAL));
         }
-        data::lseek(&self.volume, fh.0, offset, whence, reply);
+        let (volume, engine) = (self.volume.clone(), self.volume.engine.clone());
+        // Asks the backing file, which may wait for the filesystem's lock on it.
+        engine.run_blocking(Box::new(move || {
+            let found = match (u64::try_from(offset), whence) {
+                (Ok(offset), libc::SEEK_DATA) => volume.engine.seek(fh.0, offset, false),
+                (Ok(offset), libc::SEEK_HOLE) => volume.engine.seek(fh.0, offset, true),
+                (Err(_), libc::SEEK_DATA | libc::SEEK_HOLE) => Err(Errno::ENXIO),
+                _ => Err(Errno::EINVAL),
+            };
+            match found {
+                Ok(offset) => reply.offset(offset as i64),
+                Err(error) => reply.error(errno(error)),
+            }
+        }));
     }
 }

@@ -13,7 +13,9 @@ use smallvec::SmallVec;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use super::abi::{InHeader, InvalInodeOut, NOTIFY_INVAL_INODE, NOTIFY_PRUNE, OutHeader, PruneOut};
+use super::attr::told;
 use super::session::REQUEST_BYTES_MAX;
+use crate::error::Result;
 use crate::metrics::{Ticket, Watch};
 use crate::volume::Stale;
 
@@ -186,14 +188,34 @@ impl Reply {
         }
     }
 
-    /// A file that is gone is one that is not there: ESTALE is for handles of NFS.
     pub(super) fn error(mut self, errno: Errno) {
-        let errno = if errno == Errno::ESTALE { Errno::ENOENT } else { errno };
-        self.send(-(errno as i32), &[]);
+        self.send(-(told(errno) as i32), &[]);
     }
 
-    pub(super) fn empty(mut self) {
-        self.send(0, &[]);
+    /// Answers with success or an error.
+    pub(super) fn done(mut self, result: Result<()>) {
+        match result {
+            Ok(()) => {
+                self.send(0, &[]);
+            }
+            Err(errno) => self.error(errno),
+        }
+    }
+
+    /// A closure that answers with success or an error.
+    pub(super) fn when_done(self) -> crate::engine::Reply {
+        Box::new(move |result| self.done(result))
+    }
+
+    /// Answers with a structure or an error; false when nobody has received the structure.
+    pub(super) fn result(self, result: Result<impl IntoBytes + Immutable>) -> bool {
+        match result {
+            Ok(value) => self.values(&[value.as_bytes()]),
+            Err(errno) => {
+                self.error(errno);
+                false
+            }
+        }
     }
 
     /// Answers with bytes, sent from where they are.
@@ -204,11 +226,6 @@ impl Reply {
     /// Answers with structures, one after the other; false when nobody has received them.
     pub(super) fn values(mut self, values: &[&[u8]]) -> bool {
         self.send(0, values)
-    }
-
-    /// Answers with a structure; false when nobody has received it.
-    pub(super) fn value(mut self, value: &(impl IntoBytes + Immutable)) -> bool {
-        self.send(0, &[value.as_bytes()])
     }
 }
 

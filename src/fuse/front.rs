@@ -8,11 +8,14 @@ use parking_lot::Mutex;
 use zerocopy::FromBytes;
 
 use super::abi::{InHeader, InitIn, MAJOR, MINOR_MIN};
+use super::attr;
 use super::device::{Device, HEADER_BYTES, Reply, header};
 use super::relay::Relay;
 use super::request_buffer::RequestBuffer;
 use super::session::Agreed;
 use super::write_offset::WriteOffset;
+use crate::aio::device::Transfer;
+use crate::error::Errno;
 use crate::fs::Forgotten;
 use crate::opcode::Opcode;
 use crate::volume::{Forgetting, Volume};
@@ -50,7 +53,7 @@ impl Front {
         match version {
             Ok((version, _)) if Opcode::of(header.opcode) == Opcode::Init => {
                 if version.major != MAJOR || version.minor < MINOR_MIN {
-                    Reply::new(&device, header.unique, None).error(nix::errno::Errno::EPROTO);
+                    Reply::new(&device, header.unique, None).error(Errno::EPROTO);
                     return Err(io::Error::new(
                         io::ErrorKind::Unsupported,
                         format!(
@@ -83,5 +86,43 @@ impl Front {
             // Fails when the kernel does not know the node: then it has nothing to forget.
             let _ = device.invalidate(nodeid, what);
         })
+    }
+
+    /// Answers a request that [`Opcode::route`] leads here, other than WRITE. `reply` makes the right to answer it, for those
+    /// that get an answer. What a small read has to have transferred is left in `batch`, where there is one.
+    pub(super) fn answer(
+        &self, header: &InHeader, arguments: &[u8], batch: Option<&mut Vec<Transfer>>,
+        reply: &dyn Fn() -> Reply,
+    ) {
+        let (id, opcode) = (header.nodeid, Opcode::of(header.opcode));
+        if matches!(opcode, Opcode::Forget | Opcode::BatchForget) {
+            return self.forget_all(opcode, id, arguments);
+        }
+        let reply = reply();
+        match opcode {
+            Opcode::Lookup => self.lookup(id, arguments, reply),
+            Opcode::GetAttr => {
+                reply.result(self.volume.attributes(id).map(|found| attr::attr_out(&found)));
+            }
+            Opcode::Statx => {
+                reply.result(self.volume.attributes(id).map(|found| attr::statx_out(&found)));
+            }
+            Opcode::SetAttr => self.set_attributes(header, arguments, reply),
+            Opcode::Create => self.create(header, arguments, reply),
+            Opcode::TmpFile => self.create_unnamed(header, arguments, reply),
+            Opcode::Unlink => self.unlink(header, arguments, reply),
+            Opcode::Open => self.open(header, arguments, reply),
+            Opcode::Read => self.read(arguments, batch, reply),
+            Opcode::Fsync => self.fsync(header, arguments, reply),
+            Opcode::Flush => self.flush(header, arguments, reply),
+            Opcode::Release => self.release(arguments, reply),
+            Opcode::GetXattr => self.get_xattr(header, arguments, reply),
+            Opcode::ListXattr => self.list_xattrs(header, arguments, reply),
+            Opcode::SetXattr => self.set_xattr(header, arguments, reply),
+            Opcode::RemoveXattr => self.remove_xattr(header, arguments, reply),
+            // The session itself ends when the device does.
+            Opcode::Destroy => reply.done(Ok(())),
+            _ => reply.error(Errno::ENOSYS),
+        }
     }
 }

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use fuser::{Config, FopenFlags, InitFlags, KernelConfig, Session, SessionACL};
 
+use super::adapter::Adapter;
 use super::front::Front;
-use super::handles::Adapter;
 use super::readers;
 use crate::volume::Volume;
 

@@ -5,7 +5,7 @@ use fuser::{
     ReplyOpen,
 };
 
-use super::attr::{TTL, file_attr, file_type};
+use super::super::attr::{TTL, file_attr, file_type};
 use crate::fs::{FileKind, ROOT_ID};
 use crate::volume::{ControlNode, Volume};
 
