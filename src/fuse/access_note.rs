@@ -1,5 +1,4 @@
-//! What a line of the access log says about a request: read from the request itself, while somebody reads the
-//! log.
+//! Notes for the access log: who asks for what, decoded from the request itself while somebody reads the log.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -7,16 +6,16 @@ use std::os::unix::ffi::OsStrExt;
 use zerocopy::FromBytes;
 
 use super::abi::{InHeader, ReadIn, SetAttrIn, WriteIn, fattr};
-use super::device::HEADER_BYTES;
+use super::channel::HEADER_BYTES;
 use super::front::Front;
 use crate::metrics::Note;
 use crate::opcode::Opcode;
 use crate::paths::shortened;
 
-/// Longest part of a request that is looked at: two names of 255 bytes and what stands before them.
+/// Bytes of a request that are decoded, at most: two names of 255 bytes and the structure before them.
 const BYTES_MAX: usize = 1024;
 
-/// Who asks for what. `rest` follows `headers` in the request.
+/// Describes a request whose bytes are `headers` and then `rest`.
 pub(super) fn note(
     front: &Front, header: &InHeader, headers: &[u8; HEADER_BYTES], rest: &[u8],
 ) -> Note {
@@ -27,12 +26,12 @@ pub(super) fn note(
     Note { uid: header.uid, gid: header.gid, pid: header.pid, arguments }
 }
 
-/// A path in quotes, whatever its bytes.
+/// A path in quotes, with unprintable bytes escaped.
 fn quoted(path: &OsStr) -> String {
     format!("\"{}\"", path.as_bytes().escape_ascii())
 }
 
-/// The names that an argument structure of `skip` bytes is followed by, each ended by a NUL.
+/// The names that follow a structure of `skip` bytes, each ended by a NUL.
 fn names(arguments: &[u8], skip: usize) -> impl Iterator<Item = &OsStr> {
     let names = arguments.get(skip..).unwrap_or_default();
     names.split(|byte| *byte == 0).map(OsStr::from_bytes)
@@ -48,8 +47,7 @@ fn word(arguments: &[u8], at: usize) -> u32 {
     bytes.map_or(0, u32::from_ne_bytes)
 }
 
-/// The arguments of a request about the node `id`: its path, or that of the name in it, and the numbers that
-/// matter.
+/// Describes the arguments of a request about node `id`: its path, or that of a name in it, and the numbers that matter.
 fn text(front: &Front, opcode: Opcode, id: u64, arguments: &[u8]) -> String {
     let volume = &front.volume;
     let path = |name: Option<&OsStr>| {
@@ -64,7 +62,7 @@ fn text(front: &Front, opcode: Opcode, id: u64, arguments: &[u8]) -> String {
         let name = names(arguments, skip).next().unwrap_or_default();
         format!("{},{}", path(None), quoted(name))
     };
-    // A name, and the folder and name it becomes.
+    // The path of a renamed file, and the path it gets.
     let moved = |skip| {
         let target = volume.tree.path_of(number(arguments, 0));
         let target = target.join(names(arguments, skip).nth(1).unwrap_or_default());
@@ -114,7 +112,7 @@ fn text(front: &Front, opcode: Opcode, id: u64, arguments: &[u8]) -> String {
     }
 }
 
-/// What SETATTR changes.
+/// Describes what a SETATTR changes.
 fn changes(arguments: &[u8]) -> String {
     let Ok((asked, _)) = SetAttrIn::read_from_prefix(arguments) else {
         return String::new();

@@ -1,7 +1,6 @@
-//! fuser's trait, request by request: a few lines of decoding, a call and a reply each.
+//! The adapter to fuser: answers the rare requests through its trait, see [`crate::opcode`].
 //!
-//! Only rare requests get here; see [`crate::opcode`]. OPEN, READ, FLUSH, RELEASE and FSYNC are about the control
-//! folder's files: partitions are the front's.
+//! OPEN, READ, FLUSH, RELEASE and FSYNC here are about the control folder's files. The front answers them for partitions.
 
 mod control;
 
@@ -18,13 +17,13 @@ use fuser::{
 };
 
 use super::attr::{TTL, errno, file_attr, file_type};
-use super::session::{self, Agreed};
+use super::session::{self, Negotiated};
 use crate::error::{Errno, Result};
 use crate::fs::{Caller, Directory, Entry, FileKind, ROOT_ID, RenameKind};
 use crate::shares::{Share, User};
 use crate::volume::{Asker, ControlNode, Volume, outcome};
 
-/// What an open handle that is no partition's stands for.
+/// What a handle stands for that is not a partition's.
 #[derive(Debug, Clone)]
 enum Opened {
     Directory(Arc<Directory>),
@@ -33,10 +32,10 @@ enum Opened {
     AccessLog(u64),
 }
 
-/// The handle of the control folder itself, which needs nothing kept for it. All others are greater.
+/// The handle of the control folder itself, for which nothing is kept. All other handles are greater.
 const CONTROL_FOLDER_HANDLE: FileHandle = FileHandle(0);
 
-/// What a file of the control folder held when it was opened.
+/// The content of a control file as it was when the file was opened.
 #[derive(Debug)]
 struct Snapshot {
     content: Box<str>,
@@ -49,13 +48,13 @@ pub(super) struct Adapter {
     volume: Arc<Volume>,
     opened: DashMap<u64, Opened>,
     next_handle: AtomicU64,
-    agreed: Arc<Agreed>,
+    negotiated: Arc<Negotiated>,
 }
 
 impl Adapter {
-    pub(super) fn new(volume: Arc<Volume>, agreed: Arc<Agreed>) -> Adapter {
+    pub(super) fn new(volume: Arc<Volume>, negotiated: Arc<Negotiated>) -> Adapter {
         let (opened, next_handle) = (DashMap::new(), AtomicU64::new(1));
-        Adapter { volume, opened, next_handle, agreed }
+        Adapter { volume, opened, next_handle, negotiated }
     }
 
     fn caller(&self, req: &Request, parent: INodeNo, umask: u32, mode: u32) -> Caller {
@@ -76,7 +75,7 @@ impl Adapter {
         }
     }
 
-    /// Fills a listing with names, ids and attributes; every entry that fits has been looked up once.
+    /// Fills a listing with names, ids and attributes. Each entry that fits counts as looked up once.
     fn list_with_attributes(
         &self, ino: INodeNo, fh: FileHandle, offset: u64, reply: &mut ReplyDirectoryPlus,
     ) -> Result<()> {
@@ -84,7 +83,7 @@ impl Adapter {
         self.directory(fh).and_then(|directory| {
             directory.read(offset, |listed| {
                 let dots = listed.name == "." || listed.name == "..";
-                // The kernel takes no lookup for the dots; a name that is gone again is left out.
+                // The kernel counts no lookup of the dots. A name that is gone again is left out.
                 let found = if dots {
                     volume.attributes(ino.0).map(|attributes| (attributes, 0))
                 } else {
@@ -97,7 +96,7 @@ impl Adapter {
                 };
                 let (mut attr, generation) = (file_attr(&attributes), Generation(generation));
                 let id = INodeNo(if dots { listed.ino } else { attributes.ino });
-                // This is the number that the listing shows.
+                // The listing shows this number.
                 attr.ino = id;
                 let full = reply.add(id, listed.next_offset, listed.name, &TTL, &attr, generation);
                 if full && !dots {
@@ -133,14 +132,14 @@ fn answer_empty(result: Result<()>, reply: ReplyEmpty) {
     }
 }
 
-/// A closure that answers a request without a payload.
+/// A closure that answers with success or an error.
 fn when_done(reply: ReplyEmpty) -> crate::engine::Reply {
     Box::new(move |result| answer_empty(result, reply))
 }
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        session::negotiate(config, &self.agreed);
+        session::negotiate(config, &self.negotiated);
         Ok(())
     }
 
@@ -354,7 +353,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let reply = when_done(reply);
-        // The kernel leaves this to the filesystem here, without a word of its own.
+        // For fallocate the kernel leaves dropping the set-id bits to the filesystem, and has no flag that says so.
         if let Err(errno) = self.volume.drop_privileges_unless_exempt(asker(req), ino.0) {
             return reply(Err(errno));
         }
@@ -365,12 +364,12 @@ impl Filesystem for Adapter {
         &self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32,
         reply: ReplyLseek,
     ) {
-        // The handle is none of the engine's.
+        // A control file's handle means nothing to the engine, or another file.
         if ControlNode::of_id(ino.0).is_some() {
             return reply.error(errno(Errno::EINVAL));
         }
         let (volume, engine) = (self.volume.clone(), self.volume.engine.clone());
-        // Asks the backing file, which may wait for the filesystem's lock on it.
+        // Seeking in the backing file may wait for its filesystem's lock.
         engine.run_blocking(Box::new(move || {
             let found = match (u64::try_from(offset), whence) {
                 (Ok(offset), libc::SEEK_DATA) => volume.engine.seek(fh.0, offset, false),

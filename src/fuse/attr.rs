@@ -1,4 +1,4 @@
-//! Attributes and errors as the volume knows them, to what the kernel reads and to what fuser takes.
+//! Converts attributes and errors of the volume to what the kernel reads and to what fuser takes.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,17 +9,17 @@ use super::abi::{Attr, AttrOut, EntryOut, Statx, StatxOut, StatxTime};
 use crate::error::Errno;
 use crate::fs::{Attributes, Entry, FileKind};
 
-/// How long the kernel may keep names and attributes. It drops them itself when it changes something.
+/// How long the kernel may cache names and attributes. It drops them itself when it changes them.
 pub(super) const TTL: Duration = Duration::from_secs(1);
 
-/// The errno that a client is told. A file that is gone is one that is not there: ESTALE is for handles of NFS.
-pub(super) fn told(errno: Errno) -> Errno {
+/// The errno that a client gets. ENOENT stands for ESTALE, which is for handles of NFS.
+pub(super) fn client_errno(errno: Errno) -> Errno {
     if errno == Errno::ESTALE { Errno::ENOENT } else { errno }
 }
 
-/// The errno that a client is told, for fuser.
+/// The errno that a client gets, for fuser.
 pub(super) fn errno(errno: Errno) -> fuser::Errno {
-    fuser::Errno::from_i32(told(errno) as i32)
+    fuser::Errno::from_i32(client_errno(errno) as i32)
 }
 
 /// Seconds since 1970, rounded down, and the nanoseconds above them.
@@ -28,7 +28,7 @@ fn seconds(time: SystemTime) -> (i64, u32) {
         Ok(since) => (since.as_secs() as i64, since.subsec_nanos()),
         Err(error) => {
             let before = error.duration();
-            // Users may set any time, the earliest one that 64 bits hold included.
+            // A user may set any time, even the earliest that 64 bits hold.
             let whole = (before.as_secs() as i64).wrapping_neg();
             match before.subsec_nanos() {
                 0 => (whole, 0),

@@ -4,8 +4,8 @@ use super::abi::{
     FSYNC_FDATASYNC, HandleIn, InHeader, OpenIn, OpenOut, ReadIn, WRITE_CACHE, WRITE_KILL_SUIDGID,
     WriteIn, WriteOut, decode,
 };
-use super::device::Reply;
 use super::front::Front;
+use super::reply::Reply;
 use super::request_buffer::RequestBuffer;
 use super::session;
 use crate::aio::device::Transfer;
@@ -32,7 +32,7 @@ impl Front {
 
     pub(super) fn read(&self, arguments: &[u8], batch: Option<&mut Vec<Transfer>>, reply: Reply) {
         let read = match decode::<ReadIn>(arguments) {
-            // More than was negotiated would need more buffers than there may be.
+            // A read of more than was negotiated would need more buffers than there are for it.
             Ok((read, _)) if read.size <= session::REQUEST_BYTES_MAX => read,
             Ok(_) => return reply.error(Errno::EINVAL),
             Err(errno) => return reply.error(errno),
@@ -66,7 +66,7 @@ impl Front {
             reply.error(errno);
             return buffer;
         }
-        // Pages written back from a mapping are no write call: msync asks for stability itself.
+        // The kernel writes a mapping's pages back in no write call, so O_SYNC says nothing of them: msync(2) does.
         let cached = write.write_flags & WRITE_CACHE != 0;
         let stable = !cached && write.flags as i32 & (libc::O_SYNC | libc::O_DSYNC) != 0;
         let answer = Box::new(move |result: Result<usize>| {
@@ -77,7 +77,7 @@ impl Front {
         let is_cut = length > session::REQUEST_BYTES_MAX as usize - PAGE_SIZE as usize;
         let caller = (!cached).then_some(Caller { thread: header.pid, parallel, is_cut });
         let manner = Manner { stable, caller };
-        self.write_offset.learn(offset, length);
+        self.write_offset_guess.learn(offset, length);
         if let RequestBuffer::Intake(intake) = buffer {
             let next = engine.write_from(fh, offset, intake, length, manner, answer);
             return RequestBuffer::Intake(next);

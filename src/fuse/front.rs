@@ -1,4 +1,4 @@
-//! The daemon's own side of the session: answers what clients ask all day, and passes the rest on to fuser.
+//! The front: answers what clients ask all day. The rest is passed on to fuser.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -9,11 +9,12 @@ use zerocopy::FromBytes;
 
 use super::abi::{InHeader, InitIn, MAJOR, MINOR_MIN};
 use super::attr;
-use super::device::{Device, HEADER_BYTES, Reply, header};
+use super::channel::{Channel, HEADER_BYTES, header};
 use super::relay::Relay;
+use super::reply::Reply;
 use super::request_buffer::RequestBuffer;
-use super::session::Agreed;
-use super::write_offset::WriteOffset;
+use super::session::Negotiated;
+use super::write_offset_guess::WriteOffsetGuess;
 use crate::aio::device::Transfer;
 use crate::error::Errno;
 use crate::fs::Forgotten;
@@ -25,35 +26,35 @@ use crate::volume::{Forgetting, Volume};
 pub(super) struct Front {
     pub(super) volume: Arc<Volume>,
     pub(super) relay: Relay,
-    /// The descriptor that was mounted.
-    pub(super) device: Arc<Device>,
-    pub(super) write_offset: WriteOffset,
+    /// Of the descriptor that was mounted.
+    pub(super) channel: Arc<Channel>,
+    pub(super) write_offset_guess: WriteOffsetGuess,
     /// Inodes whose descriptors are still to be closed.
     pub(super) forgotten: Mutex<Vec<Forgotten>>,
-    pub(super) agreed: Arc<Agreed>,
+    pub(super) negotiated: Arc<Negotiated>,
 }
 
 impl Front {
-    /// Takes the kernel's first request and leads it to whoever sits at the returned descriptor, before
+    /// Receives the kernel's first request and passes it on to fuser, whose end of the relay is returned.
     /// [`Front::answer_init`] brings the answer back.
     ///
     /// # Errors
     /// When the kernel's protocol is too old, or the mount is gone already.
     pub(super) fn begin(
-        volume: Arc<Volume>, device: OwnedFd, agreed: Arc<Agreed>,
+        volume: Arc<Volume>, descriptor: OwnedFd, negotiated: Arc<Negotiated>,
     ) -> io::Result<(Front, OwnedFd)> {
         let (relay, theirs) = Relay::new()?;
-        let device = Device::new(device, volume.watch.clone());
+        let channel = Channel::new(descriptor, volume.watch.clone());
         let (mut headers, mut buffer) = ([0; HEADER_BYTES], RequestBuffer::own());
         let gone = || io::Error::new(io::ErrorKind::NotConnected, "unmounted while starting");
-        let received = device.wait(&mut headers, buffer.parts())?;
+        let received = channel.wait(&mut headers, buffer.parts())?;
         let (header, rest) = header(&headers, received.ok_or_else(gone)?)?;
         let rest = buffer.bytes(rest);
         let version = InitIn::read_from_prefix(&headers[size_of::<InHeader>()..]);
         match version {
             Ok((version, _)) if Opcode::of(header.opcode) == Opcode::Init => {
                 if version.major != MAJOR || version.minor < MINOR_MIN {
-                    Reply::new(&device, header.unique, None).error(Errno::EPROTO);
+                    Reply::new(&channel, header.unique, None).error(Errno::EPROTO);
                     return Err(io::Error::new(
                         io::ErrorKind::Unsupported,
                         format!(
@@ -68,23 +69,24 @@ impl Front {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, what));
             }
         }
-        relay.pass(&device, &header, &mut headers, rest, None)?;
-        let (write_offset, forgotten) = (WriteOffset::default(), Mutex::default());
-        Ok((Front { volume, relay, device, write_offset, forgotten, agreed }, theirs))
+        relay.pass(&channel, &header, &mut headers, rest, None)?;
+        let (write_offset_guess, forgotten) = (WriteOffsetGuess::default(), Mutex::default());
+        let front = Front { volume, relay, channel, write_offset_guess, forgotten, negotiated };
+        Ok((front, theirs))
     }
 
     /// Brings the answer to the first request back to the kernel.
     pub(super) fn answer_init(&self) -> io::Result<()> {
-        self.relay.carry_waiting(&self.device)?;
+        self.relay.carry_waiting(&self.channel)?;
         Ok(())
     }
 
-    /// What makes the kernel forget a node's pages and attributes.
+    /// A closure that makes the kernel forget a node's pages and attributes.
     pub(super) fn invalidator(&self) -> Forgetting {
-        let device = self.device.clone();
+        let channel = self.channel.clone();
         Box::new(move |nodeid, what| {
-            // Fails when the kernel does not know the node: then it has nothing to forget.
-            let _ = device.invalidate(nodeid, what);
+            // Fails when the kernel does not know the node, and so has nothing to forget.
+            let _ = channel.invalidate(nodeid, what);
         })
     }
 
@@ -120,7 +122,7 @@ impl Front {
             Opcode::ListXattr => self.list_xattrs(header, arguments, reply),
             Opcode::SetXattr => self.set_xattr(header, arguments, reply),
             Opcode::RemoveXattr => self.remove_xattr(header, arguments, reply),
-            // The session itself ends when the device does.
+            // The session itself ends when the mount does.
             Opcode::Destroy => reply.done(Ok(())),
             _ => reply.error(Errno::ENOSYS),
         }

@@ -27,7 +27,7 @@ pub(super) struct InlineReads {
 }
 
 impl InlineReads {
-    /// Where to put the transfers of a read that was just received; `None` where the device cannot read inline.
+    /// Where the transfers of a read are put that was just received; `None` where the device cannot read inline.
     pub(super) fn batch(&mut self, engine: &Engine) -> Option<&mut Vec<Transfer>> {
         if !self.is_asked {
             self.is_asked = true;
@@ -45,7 +45,8 @@ impl InlineReads {
         self.prompt.as_ref().map_or(0, |prompt| prompt.under_way())
     }
 
-    fn go_on(&mut self, engine: &Engine, wait: Wait) {
+    /// Begins what is to begin, and takes completions.
+    fn advance(&mut self, engine: &Engine, wait: Wait) {
         if let Some(prompt) = &mut self.prompt {
             prompt.go_on(&mut self.batch, wait);
         }
@@ -54,27 +55,27 @@ impl InlineReads {
 
     /// Begins what is to begin, and waits for a read. The watchdog calls other threads when that takes long.
     pub(super) fn wait(&mut self, engine: &Engine, turns: &Turns) {
-        turns.while_not_counted(|| self.go_on(engine, Wait::Ever));
+        turns.while_not_counted(|| self.advance(engine, Wait::Ever));
     }
 
-    /// Comes before a request is handled. Reads never wait behind a slow request, unless they are slow themselves.
-    pub(super) fn make_way(&mut self, engine: &Engine, opcode: Opcode) {
+    /// Called before a request is handled: reads never wait behind a slow request, unless they are slow themselves.
+    pub(super) fn drain_before(&mut self, engine: &Engine, opcode: Opcode) {
         if self.is_empty() {
             return;
         }
         if (opcode != Opcode::Read && opcode.is_quick()) || self.batch.len() >= BATCH_MAX {
-            self.go_on(engine, Wait::No);
+            self.advance(engine, Wait::No);
         }
         let end = Instant::now() + SLOW_REQUEST_WAITS;
         while !opcode.is_quick() && !self.is_empty() && Instant::now() < end {
-            self.go_on(engine, Wait::For(SLOW_REQUEST_WAITS));
+            self.advance(engine, Wait::For(SLOW_REQUEST_WAITS));
         }
     }
 
     /// Waits for all reads, however long that takes.
-    pub(super) fn finish(&mut self, engine: &Engine) {
+    pub(super) fn drain(&mut self, engine: &Engine) {
         while !self.is_empty() {
-            self.go_on(engine, Wait::Ever);
+            self.advance(engine, Wait::Ever);
         }
     }
 }

@@ -8,8 +8,8 @@ use super::abi::{
     BatchForgetIn, CreateIn, ForgetIn, ForgetOne, InHeader, OPEN_KILL_SUIDGID, OpenOut, SetAttrIn,
     decode, fattr, name,
 };
-use super::device::Reply;
 use super::front::Front;
+use super::reply::Reply;
 use super::{attr, session};
 use crate::error::Result;
 use crate::fs::{Attributes, Caller, Entry, TimeChange};
@@ -75,7 +75,7 @@ impl Front {
         reply.done(removed);
     }
 
-    /// On whose behalf a file is made.
+    /// On whose behalf a CREATE or TMPFILE makes a file.
     fn creator(&self, header: &InHeader, create: &CreateIn) -> Caller {
         let (asker, mode) = (header.asker(), create.mode);
         Caller {
@@ -105,7 +105,7 @@ impl Front {
             });
             answer_created(&volume, (entry, handle), attributes, flags, reply);
         };
-        // The kernel believed the name to be new; somebody else was faster.
+        // The kernel took the name to be new, and so sends no truncation; somebody else has made the file.
         if !is_new && flags & libc::O_TRUNC != 0 {
             match drops.map_or(Ok(()), |asker| self.volume.drop_privileges(asker, entry.id)) {
                 Ok(()) => self.volume.engine.truncate(handle, 0, Box::new(finish)),

@@ -28,9 +28,9 @@ pub(super) fn watch(readers: &Weak<Readers>) {
         let tree = &front.volume.tree;
         let excess = tree.known_count().saturating_sub(NAMES_MAX).min(TICK_NAMES);
         for names in tree.some(excess).chunks(MESSAGE_NAMES) {
-            match front.device.prune(names) {
+            match front.channel.prune(names) {
                 Ok(()) => {}
-                // Before Linux 6.18.
+                // A kernel before Linux 6.18.
                 Err(Errno::EINVAL) => {
                     return log::debug!("this kernel forgets names by itself alone");
                 }

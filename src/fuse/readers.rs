@@ -2,18 +2,16 @@
 //!
 //! A large request is copied while it is read, so all threads read during a *stream* of them. A small request costs
 //! little more than waking its reader, so one thread, the *leader*, takes them all and polls for the next one before it
-//! sleeps, while the others are parked. Small reads that the leader has begun ([`InlineReads`]) it waits for itself.
+//! sleeps, while the others are parked. The leader begins small reads inline and waits for them itself.
 //!
 //! | decision | function |
 //! | --- | --- |
-//! | whether a thread waits, leads or is parked | [`Turns::next`], [`Turns::next_at_once`], `Reader::next_turn` |
-//! | a large request, or many small ones: all read, or one again | [`Turns::received`] |
-//! | the leader is held up by a request or a read: all read | [`Turns::watch`], the thread `fuse-watchdog` |
+//! | a thread waits, leads or is parked | `Reader::next_turn`, `Turns::next` |
+//! | all threads read, or one again | `Turns::received`; `Turns::watch` when the leader is held up |
 //! | the leader polls, waits for its reads, or sleeps | `Reader::receive`, `Reader::poll`, `Reader::wait` |
-//! | idle processors stay awake | `Reader::receive`, [`cpu_latency`] |
-//! | all threads are held up in the swap folder: one more reads | `start_needed_reserve`, the thread `fuse-reserve` |
-//! | a reserve reader is not needed any more | `Readers::have_others_waiting` |
-//! | a thread ends: so do all | `Place` |
+//! | idle processors stay awake | `Reader::receive`, `CpuLatency` |
+//! | one reader more, in reserve, or one less | `start_needed_reserve`, `Readers::have_others_waiting` |
+//! | the end of one reader is the end of all | `ReaderGuard` |
 
 mod cpu_latency;
 mod turns;
@@ -34,9 +32,10 @@ pub(super) use self::turns::Turns;
 use self::cpu_latency::CpuLatency;
 use self::turns::Turn;
 use super::abi::{InHeader, ReadIn};
-use super::device::{Device, HEADER_BYTES, Reply, header};
+use super::channel::{Channel, HEADER_BYTES, header};
 use super::front::Front;
 use super::inline_reads::InlineReads;
+use super::reply::Reply;
 use super::request_buffer::RequestBuffer;
 use super::{access_note, prune};
 use crate::error::Errno;
@@ -46,13 +45,13 @@ use crate::panics::outlive;
 use crate::sys_process::touch_stack;
 use crate::volume::ControlNode;
 
-/// Requests in a row, each soon after the answer to the last one, after which more of them are expected.
+/// Requests in a row, each soon after the last answer, after which more of them are expected.
 const QUICK_MIN: u32 = 8;
 
 /// Requests after which forgotten inodes are closed although the next request is already there.
 const CLOSE_EACH: u32 = 64;
 
-/// How often somebody looks whether all readers are held up.
+/// How often the thread `fuse-reserve` looks whether all readers are held up.
 const RESERVE_TICK: Duration = Duration::from_millis(500);
 
 /// Reserve readers at most: each takes the memory of a request.
@@ -67,9 +66,9 @@ pub(super) struct Readers {
     alive: AtomicUsize,
     /// Reserve readers.
     reserve: AtomicUsize,
-    /// Threads that wait for a request.
+    /// Threads that wait for a request, reserve readers included.
     waiting: AtomicUsize,
-    /// Requests for which a thread has waited.
+    /// How often such a wait has ended.
     received: AtomicU64,
 }
 
@@ -83,7 +82,7 @@ pub(super) fn start(
     let front = Arc::new(front);
     let carrier = front.clone();
     // Not waited for: it ends when the last answer that fuser still owes has been given.
-    spawn("fuse-relay", move || carrier.relay.carry_back(&carrier.device))?;
+    spawn("fuse-relay", move || carrier.relay.carry_back(&carrier.channel))?;
     let readers = Arc::new(Readers {
         front,
         turns: Turns::new(count, CpuLatency::new(keep_awake)),
@@ -114,40 +113,40 @@ fn spawn<T: Send + 'static>(
 }
 
 impl Readers {
-    /// The readers, unless their session is over.
+    /// Returns the readers unless their session is over.
     pub(super) fn serving(readers: &Weak<Readers>) -> Option<Arc<Readers>> {
         readers.upgrade().filter(|readers| readers.alive.load(Ordering::Acquire) > 0)
     }
 
     fn start_usual(self: &Arc<Self>, number: usize) -> io::Result<JoinHandle<io::Result<()>>> {
-        let device = match number {
-            0 => self.front.device.clone(),
-            _ => self.front.device.another().unwrap_or_else(|error| {
+        let channel = match number {
+            0 => self.front.channel.clone(),
+            _ => self.front.channel.duplicate().unwrap_or_else(|error| {
                 log::debug!("a request thread shares its descriptor: {error}");
-                self.front.device.clone()
+                self.front.channel.clone()
             }),
         };
-        let place = Place { readers: self.clone(), is_reserve: false };
+        let guard = ReaderGuard { readers: self.clone(), is_reserve: false };
         spawn(&format!("fuse-{number}"), move || {
-            let polling = device.polling().ok();
-            let buffer = RequestBuffer::new(number, &place.readers.front.volume.engine);
-            Reader::new(place, device, polling, buffer).run()
+            let nonblocking = channel.nonblocking().ok();
+            let buffer = RequestBuffer::new(number, &guard.readers.front.volume.engine);
+            Reader::new(guard, channel, nonblocking, buffer).run()
         })
     }
 
-    /// Starts a reader beside the usual ones.
+    /// Starts a reserve reader, beside the usual ones.
     fn start_reserve(self: &Arc<Self>) -> io::Result<()> {
-        let device = self.front.device.another()?;
+        let channel = self.front.channel.duplicate()?;
         self.reserve.fetch_add(1, Ordering::Relaxed);
         self.alive.fetch_add(1, Ordering::AcqRel);
-        // A thread that cannot be started drops it, and with it what was counted.
-        let place = Place { readers: self.clone(), is_reserve: true };
+        // Dropped if the thread cannot be started, and with it what was counted.
+        let guard = ReaderGuard { readers: self.clone(), is_reserve: true };
         log::warn!("all request threads are held up by the swap folder; one more is started");
-        let read = move || Reader::new(place, device, None, RequestBuffer::own()).run_as_reserve();
+        let read = move || Reader::new(guard, channel, None, RequestBuffer::own()).run_as_reserve();
         spawn("fuse-reserve-n", read).map(drop)
     }
 
-    /// Counts the thread as one that waits while it receives a request.
+    /// Counts the thread among those that wait while it receives a request.
     fn while_waiting<T>(&self, receive: impl FnOnce() -> T) -> T {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let result = receive();
@@ -156,12 +155,12 @@ impl Readers {
         result
     }
 
-    /// Returns true when others wait for requests, so that a reserve reader can go.
+    /// Returns true when other threads wait for requests, so that a reserve reader can end.
     fn have_others_waiting(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > 1
     }
 
-    /// Threads that wait, and requests so far.
+    /// Threads that wait, and how often a wait has ended.
     fn progress(&self) -> (usize, u64) {
         (self.waiting.load(Ordering::Relaxed), self.received.load(Ordering::Relaxed))
     }
@@ -189,20 +188,20 @@ fn start_needed_reserve(readers: &Weak<Readers>) {
     }
 }
 
-/// A thread's place among the readers, given back when it ends for whatever reason.
-struct Place {
+/// Held by a reading thread. Dropped when the thread ends for whatever reason, it tells the others.
+struct ReaderGuard {
     readers: Arc<Readers>,
     is_reserve: bool,
 }
 
-impl Drop for Place {
+impl Drop for ReaderGuard {
     fn drop(&mut self) {
         let readers = &self.readers;
         match self.is_reserve {
             true => {
                 readers.reserve.fetch_sub(1, Ordering::Relaxed);
             }
-            // Those that are parked would wait for this one to come back.
+            // Parked readers would wait for this one to come back.
             false => readers.turns.end(),
         }
         if readers.alive.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -213,19 +212,19 @@ impl Drop for Place {
 
 /// One reading thread.
 struct Reader {
-    place: Place,
-    /// It has taken the last request alone, and another can take its place.
+    guard: ReaderGuard,
+    /// The thread has taken the last request as the leader, and others can take over.
     leads: bool,
-    /// Requests in a row that came while it polled for them.
+    /// Requests in a row that came while the thread polled for them.
     quick: u32,
-    /// Receives a request, however long that takes.
-    waiting: Arc<Device>,
-    /// Never waits; `None` where the kernel gives no further descriptor, and for reserve readers.
-    polling: Option<Arc<Device>>,
-    /// Of these two the one that the last request came from, and where its answer goes.
-    device: Arc<Device>,
+    /// Waits for requests.
+    blocking: Arc<Channel>,
+    /// Polls for requests; `None` where the kernel gives no further descriptor, and for reserve readers.
+    nonblocking: Option<Arc<Channel>>,
+    /// Of these two the channel that the last request came from, which its answer goes to.
+    channel: Arc<Channel>,
     headers: [u8; HEADER_BYTES],
-    /// Always there between two requests.
+    /// `None` only while a request is handled.
     buffer: Option<RequestBuffer>,
     /// The arguments of the rare small request that does not fit into `headers`.
     joined: Vec<u8>,
@@ -234,15 +233,16 @@ struct Reader {
 
 impl Reader {
     fn new(
-        place: Place, device: Arc<Device>, polling: Option<Arc<Device>>, buffer: RequestBuffer,
+        guard: ReaderGuard, channel: Arc<Channel>, nonblocking: Option<Arc<Channel>>,
+        buffer: RequestBuffer,
     ) -> Reader {
         Reader {
-            place,
+            guard,
             leads: false,
             quick: 0,
-            waiting: device.clone(),
-            polling,
-            device,
+            blocking: channel.clone(),
+            nonblocking,
+            channel,
             headers: [0; HEADER_BYTES],
             buffer: Some(buffer),
             joined: Vec::new(),
@@ -252,8 +252,8 @@ impl Reader {
 
     fn run(mut self) -> io::Result<()> {
         let ended = self.answer_all();
-        let engine = &self.place.readers.front.volume.engine;
-        self.reads.finish(engine);
+        let engine = &self.guard.readers.front.volume.engine;
+        self.reads.drain(engine);
         if let Some(RequestBuffer::Intake(intake)) = self.buffer {
             engine.return_intake(intake);
         }
@@ -267,7 +267,7 @@ impl Reader {
 
     /// Answers requests as long as nobody else waits for them.
     fn run_as_reserve(mut self) {
-        while self.answer_next().is_ok_and(|more| more) && !self.place.readers.have_others_waiting()
+        while self.answer_next().is_ok_and(|more| more) && !self.guard.readers.have_others_waiting()
         {
         }
     }
@@ -279,20 +279,20 @@ impl Reader {
         };
         let (header, rest) = header(&self.headers, length)?;
         let opcode = Opcode::of(header.opcode);
-        if !self.place.is_reserve {
-            self.place.readers.turns.received(self.bytes_moved(opcode, length));
+        if !self.guard.is_reserve {
+            self.guard.readers.turns.received(self.bytes_moved(opcode, length));
         }
         self.handle(&header, opcode, rest);
         Ok(true)
     }
 
-    /// The next request's length; `None` at the end of the session.
+    /// Receives the next request. Returns its length, or `None` at the end of the session.
     fn receive(&mut self) -> io::Result<Option<usize>> {
         let turn = self.next_turn();
-        let readers = &self.place.readers;
+        let readers = &self.guard.readers;
         self.leads = matches!(turn, Turn::Lead(_)) && readers.turns.has_others();
         self.keep_awake(self.leads && self.quick >= QUICK_MIN);
-        let offset = if turn == Turn::Wait { readers.front.write_offset.guess() } else { 0 };
+        let offset = if turn == Turn::Wait { readers.front.write_offset_guess.get() } else { 0 };
         self.buffer.as_mut().expect("put back after each request").begin_at(offset);
         match turn {
             Turn::End => Ok(None),
@@ -304,39 +304,39 @@ impl Reader {
         }
     }
 
-    /// What the thread does next. It is not parked while it has reads under way: the others go on meanwhile.
+    /// Decides what the thread does next. It is not parked while it has reads under way; others read meanwhile.
     fn next_turn(&mut self) -> Turn {
-        if self.place.is_reserve {
+        if self.guard.is_reserve {
             return Turn::Wait;
         }
-        let (turns, engine) = (&self.place.readers.turns, &self.place.readers.front.volume.engine);
+        let (turns, engine) = (&self.guard.readers.turns, &self.guard.readers.front.volume.engine);
         if self.reads.is_empty() {
             return turns.next();
         }
         let turn = turns.next_at_once();
         match turn {
             Some(Turn::Lead(_)) => {}
-            // It does not wait for requests yet. Were it counted, the others might all be parked.
-            Some(Turn::Wait) => turns.while_not_counted(|| self.reads.finish(engine)),
-            Some(Turn::End) | None => self.reads.finish(engine),
+            // The thread does not wait for requests yet. Were it counted, all others might be parked.
+            Some(Turn::Wait) => turns.while_not_counted(|| self.reads.drain(engine)),
+            Some(Turn::End) | None => self.reads.drain(engine),
         }
         turn.unwrap_or_else(|| turns.next())
     }
 
     /// Looks for the leader's next request without sleeping: between two of its reads, then for `time`.
     fn poll(&mut self, time: Duration) -> io::Result<Poll<Option<usize>>> {
-        let readers = &self.place.readers;
-        let polling = match &self.polling {
-            Some(polling) if !(time.is_zero() && self.reads.is_empty()) => polling,
+        let readers = &self.guard.readers;
+        let channel = match &self.nonblocking {
+            Some(channel) if !(time.is_zero() && self.reads.is_empty()) => channel,
             _ => return Ok(Poll::Pending),
         };
-        if !Arc::ptr_eq(&self.device, polling) {
-            self.device.clone_from(polling);
+        if !Arc::ptr_eq(&self.channel, channel) {
+            self.channel.clone_from(channel);
         }
         let buffer = self.buffer.as_mut().expect("put back after each request");
         let mut received = Poll::Pending;
         while received.is_pending() && !self.reads.is_empty() {
-            received = polling.poll(&mut self.headers, buffer.parts())?;
+            received = channel.poll(&mut self.headers, buffer.parts())?;
             if received.is_pending() {
                 self.reads.wait(&readers.front.volume.engine, &readers.turns);
             }
@@ -345,7 +345,7 @@ impl Reader {
             let end = Instant::now() + time;
             let close = || readers.front.close_forgotten();
             received = readers.while_waiting(|| {
-                polling.poll_until(&mut self.headers, buffer.parts(), end, close)
+                channel.poll_until(&mut self.headers, buffer.parts(), end, close)
             })?;
         }
         if received.is_ready() {
@@ -359,23 +359,23 @@ impl Reader {
 
     /// Sleeps until there is a request.
     fn wait(&mut self) -> io::Result<Option<usize>> {
-        self.place.readers.front.close_forgotten();
+        self.guard.readers.front.close_forgotten();
         self.quick = 0;
         self.keep_awake(false);
-        self.device.clone_from(&self.waiting);
+        self.channel.clone_from(&self.blocking);
         let buffer = self.buffer.as_mut().expect("put back after each request");
-        let receive = || self.waiting.wait(&mut self.headers, buffer.parts());
-        self.place.readers.while_waiting(receive)
+        let receive = || self.blocking.wait(&mut self.headers, buffer.parts());
+        self.guard.readers.while_waiting(receive)
     }
 
-    /// Has idle processors wake up quickly, or not. Reserve readers have no part in that.
+    /// Has idle processors wake up quickly, or lets them sleep. Reserve readers change nothing.
     fn keep_awake(&self, awake: bool) {
-        if !self.place.is_reserve {
-            self.place.readers.turns.keep_awake(awake);
+        if !self.guard.is_reserve {
+            self.guard.readers.turns.keep_awake(awake);
         }
     }
 
-    /// Bytes that a request moves, to the client or from it.
+    /// How many bytes the request in `headers` moves, to the client or from it.
     fn bytes_moved(&self, opcode: Opcode, length: usize) -> usize {
         match ReadIn::read_from_prefix(&self.headers[size_of::<InHeader>()..]) {
             Ok((read, _)) if opcode == Opcode::Read => read.size as usize,
@@ -385,19 +385,19 @@ impl Reader {
 
     /// Handles the request in `headers`, of which `rest` bytes lie in the buffer.
     fn handle(&mut self, header: &InHeader, opcode: Opcode, rest: usize) {
-        let front = &self.place.readers.front;
-        self.reads.make_way(&front.volume.engine, opcode);
+        let front = &self.guard.readers.front;
+        self.reads.drain_before(&front.volume.engine, opcode);
         let mut buffer = self.buffer.take().expect("put back after each request");
         let is_control = ControlNode::of_id(header.nodeid).is_some();
         let is_write = opcode == Opcode::Write;
-        // A write's stay where they are.
+        // The bytes of a WRITE stay where they were received.
         let bytes = if is_write { &[] } else { buffer.bytes(rest) };
         let operation = if is_control { Operation::CONTROL } else { Operation::of(opcode) };
-        let ticket = self.device.watch.begin(operation, || {
+        let ticket = self.channel.watch.begin(operation, || {
             (!is_control).then(|| access_note::note(front, header, &self.headers, bytes))
         });
         if is_write {
-            let reply = Reply::new(&self.device, header.unique, Some(ticket));
+            let reply = Reply::new(&self.channel, header.unique, Some(ticket));
             let arguments = &self.headers[size_of::<InHeader>()..];
             buffer = front.write(header, arguments, buffer, rest, reply);
         } else {
@@ -407,9 +407,9 @@ impl Reader {
     }
 
     fn handle_other(&mut self, header: &InHeader, route: Route, rest: &[u8], ticket: Ticket) {
-        let (front, length) = (&self.place.readers.front, header.len as usize);
+        let (front, length) = (&self.guard.readers.front, header.len as usize);
         let ticket = Cell::new(Some(ticket));
-        let reply = || Reply::new(&self.device, header.unique, ticket.take());
+        let reply = || Reply::new(&self.channel, header.unique, ticket.take());
         match route {
             Route::Refused(errno) => reply().error(errno),
             Route::Front => {
@@ -424,21 +424,21 @@ impl Reader {
                     }
                 };
                 let is_read = header.opcode == Opcode::Read.number();
-                let batch = match is_read && self.leads && self.polling.is_some() {
+                let batch = match is_read && self.leads && self.nonblocking.is_some() {
                     true => self.reads.batch(&front.volume.engine),
                     false => None,
                 };
                 front.answer(header, arguments, batch, &reply);
-                // Still there when the request gets no answer.
+                // A request without an answer (FORGET) still has its ticket.
                 if let Some(ticket) = ticket.take() {
-                    self.device.watch.answering(&ticket, 0);
-                    self.device.watch.answered(ticket, 0, 0);
+                    self.channel.watch.answering(&ticket, 0);
+                    self.channel.watch.answered(ticket, 0, 0);
                 }
             }
             Route::Fuser => {
                 let ticket = ticket.take();
                 let passed =
-                    front.relay.pass(&self.device, header, &mut self.headers, rest, ticket);
+                    front.relay.pass(&self.channel, header, &mut self.headers, rest, ticket);
                 if let Err(errno) = passed {
                     let opcode = header.opcode;
                     log::error!("request {opcode} of {length} bytes cannot be passed on: {errno}");

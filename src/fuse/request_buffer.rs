@@ -6,14 +6,14 @@ use crate::engine::{Engine, Intake};
 /// Bytes of a page of memory.
 const PAGE_BYTES: usize = 4096;
 
-/// Writes that may wait for buffers, or for transfers, in the memory they were received in; the bytes of more are copied.
-/// Enough for eight clients with four each.
+/// Writes that may wait in the memory they were received in: four each of eight clients. The bytes of more are copied.
 const WAITING_MAX: usize = 32;
 
 /// Threads with an intake. More threads receive into memory of their own, which the kernel gives only when it is used.
 const INTAKE_THREADS_MAX: usize = 16;
 
-/// How many of the engine's [`Intake`]s so many threads need; all requests have the same greatest length.
+/// How many of the engine's [`Intake`]s so many threads need. There are none unless a block is as long as the largest
+/// request.
 #[must_use]
 pub fn intakes(block_size: u64, threads: usize) -> usize {
     match block_size == u64::from(REQUEST_BYTES_MAX) {
@@ -24,14 +24,14 @@ pub fn intakes(block_size: u64, threads: usize) -> usize {
 
 /// A thread's memory for the bytes of a request.
 pub(super) enum RequestBuffer {
-    /// Memory that the pool takes in exchange for other memory.
+    /// Memory that a block of the pool takes over, in exchange for its own.
     Intake(Intake),
-    /// The thread's own, where blocks have another size than requests.
+    /// The thread's own memory, whose bytes are copied.
     Own(PageAligned),
 }
 
 impl RequestBuffer {
-    /// Makes that of the reader with this number.
+    /// Makes the buffer of the reader with this number.
     pub(super) fn new(number: usize, engine: &Engine) -> RequestBuffer {
         match (number < INTAKE_THREADS_MAX).then(|| engine.intake()).flatten() {
             Some(intake) if intake.len() == REQUEST_BYTES_MAX as usize => {
@@ -45,14 +45,14 @@ impl RequestBuffer {
         RequestBuffer::Own(PageAligned::new())
     }
 
-    /// Receives at this offset from now on, if the memory may become a block's.
+    /// Receives at this offset of a block from now on, if the memory may become a block's.
     pub(super) fn begin_at(&mut self, offset: usize) {
         if let RequestBuffer::Intake(intake) = self {
             intake.begin_at(offset);
         }
     }
 
-    /// All of it, in the order in which it is filled.
+    /// The whole memory, in the order in which it is filled.
     pub(super) fn parts(&mut self) -> [&mut [u8]; 2] {
         match self {
             RequestBuffer::Intake(intake) => intake.parts(),

@@ -7,8 +7,8 @@ use super::abi::{
     GetXattrIn, GetXattrOut, InHeader, SETXATTR_ACL_KILL_SGID, SetXattrExt, SetXattrIn, decode,
     name,
 };
-use super::device::Reply;
 use super::front::Front;
+use super::reply::Reply;
 use crate::error::{Errno, Result};
 use crate::fs::XattrMode;
 use crate::volume::{CAPABILITY_NAME, REQUEST_NAME, XattrAnswer};
@@ -51,13 +51,13 @@ impl<'a> Setting<'a> {
 impl Front {
     /// Bytes before the name in a SETXATTR.
     pub(super) fn xattr_head_bytes(&self) -> usize {
-        let more = if self.agreed.extended_setxattr() { size_of::<SetXattrExt>() } else { 0 };
+        let more = if self.negotiated.extended_setxattr() { size_of::<SetXattrExt>() } else { 0 };
         size_of::<SetXattrIn>() + more
     }
 
     pub(super) fn set_xattr(&self, header: &InHeader, arguments: &[u8], reply: Reply) {
         let id = header.nodeid;
-        let setting = match Setting::parse(arguments, self.agreed.extended_setxattr()) {
+        let setting = match Setting::parse(arguments, self.negotiated.extended_setxattr()) {
             Ok(setting) => setting,
             Err(errno) => return reply.error(errno),
         };

@@ -1,4 +1,4 @@
-//! The control folder as FUSE nodes.
+//! The control folder's listing and its files.
 
 use fuser::{
     FileHandle, FopenFlags, Generation, INodeNo, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
@@ -9,10 +9,10 @@ use super::super::attr::{TTL, file_attr, file_type};
 use crate::fs::{FileKind, ROOT_ID};
 use crate::volume::{ControlNode, Volume};
 
-/// Opens a file with its content as of now; the handle is the key of that content.
+/// Answers OPEN of a control file.
 pub(super) fn open(handle: u64, node: ControlNode, reply: ReplyOpen) {
     let stream = match node {
-        // It has no positions, and two reads of it do not wait for each other.
+        // The access log has no positions, and two reads of it do not wait for each other.
         ControlNode::AccessLog => FopenFlags::FOPEN_STREAM,
         _ => FopenFlags::empty(),
     };
@@ -26,7 +26,7 @@ pub(super) fn read(content: &str, offset: u64, size: u32, reply: ReplyData) {
     reply.data(&bytes[start..end]);
 }
 
-/// Every entry with its offset, which is its place in the listing.
+/// The entries of the folder: offset of the next one, id, kind, name.
 fn entries() -> impl Iterator<Item = (u64, u64, FileKind, &'static str)> {
     let dots = [
         (ControlNode::Folder.id(), FileKind::Directory, "."),
@@ -52,7 +52,7 @@ pub(super) fn readdirplus(volume: &Volume, offset: u64, mut reply: ReplyDirector
     for (next, id, _, name) in entries().filter(|entry| entry.0 > offset) {
         let node = ControlNode::of_id(id).unwrap_or(ControlNode::Folder);
         let mut attr = file_attr(&volume.control_attributes(node));
-        // This is the number that the listing shows.
+        // The listing shows this number.
         attr.ino = INodeNo(id);
         if reply.add(INodeNo(id), next, name, &TTL, &attr, Generation(0)) {
             break;

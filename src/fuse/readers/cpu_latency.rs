@@ -15,7 +15,7 @@ use crate::machine;
 /// The kernel's file of limits. Open to root.
 pub(crate) const REQUESTS: &str = "/dev/cpu_dma_latency";
 
-/// With more processors none is kept awake: all of them would be, for the sake of two.
+/// On larger machines the limit is not set: it would keep all processors awake for the sake of two.
 const PROCESSORS_MAX: usize = 16;
 
 /// Microseconds that waking up may take in a virtual machine. Its only idle state claims to take one, so only 0 keeps the

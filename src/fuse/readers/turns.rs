@@ -34,7 +34,7 @@ pub(super) enum Turn {
     End,
 }
 
-/// Who reads next.
+/// Decides which of the usual readers read.
 #[derive(Debug)]
 pub(in super::super) struct Turns {
     threads: usize,
@@ -50,7 +50,7 @@ pub(in super::super) struct Turns {
     received: AtomicU64,
     watchdog_sleeps: AtomicBool,
     ended: AtomicBool,
-    /// Threads that are parked. Locked by whoever goes to sleep or calls others, so that no call is missed.
+    /// Threads that are parked. Whoever parks or calls others holds the lock, so that no call is missed.
     parked: Mutex<usize>,
     call: Condvar,
     call_watchdog: Condvar,
@@ -80,7 +80,7 @@ impl Turns {
         self.threads
     }
 
-    /// Returns true when somebody is called when the leader is held up.
+    /// Returns true when there are threads to call when the leader is held up.
     pub(super) fn has_others(&self) -> bool {
         self.threads > 1
     }
@@ -90,8 +90,8 @@ impl Turns {
         self.cpu_latency.keep_awake(awake);
     }
 
-    /// What a thread does after its last request; parks it while it is not needed. After [`Turn::Wait`] and [`Turn::Lead`]
-    /// comes [`Turns::received`].
+    /// Decides what the calling thread does next, and parks it while it is not needed. [`Turns::received`] must follow
+    /// [`Turn::Wait`] and [`Turn::Lead`].
     pub(super) fn next(&self) -> Turn {
         loop {
             if let Some(turn) = self.next_at_once() {
@@ -109,7 +109,7 @@ impl Turns {
         }
     }
 
-    /// As [`next`](Turns::next), but `None` when the thread is not needed.
+    /// As [`Turns::next`], but returns `None` when the thread is not needed.
     pub(super) fn next_at_once(&self) -> Option<Turn> {
         if self.ended.load(Ordering::Acquire) {
             return Some(Turn::End);
@@ -122,8 +122,8 @@ impl Turns {
         leads.is_ok().then_some(Turn::Lead(self.poll_time))
     }
 
-    /// Does `work`, which may hold up a thread whose turn it is. The thread does not count as one that reads meanwhile, so
-    /// the watchdog calls others if need be; they may have begun to read when `work` has returned.
+    /// Runs `work`, which may hold up the thread that is about to read. Meanwhile the thread does not count as reading, so
+    /// the watchdog calls others when need be. Others may read by the time that `work` has returned.
     pub(in super::super) fn while_not_counted<T>(&self, work: impl FnOnce() -> T) -> T {
         self.reading.fetch_sub(1, Ordering::AcqRel);
         let result = work();
@@ -131,7 +131,7 @@ impl Turns {
         result
     }
 
-    /// The thread has received a request that moves so many bytes.
+    /// Notes that the calling thread has received a request that moves so many bytes.
     pub(super) fn received(&self, bytes: usize) {
         self.reading.fetch_sub(1, Ordering::AcqRel);
         self.received.fetch_add(1, Ordering::Release);
@@ -163,7 +163,7 @@ impl Turns {
         self.call.notify_all();
     }
 
-    /// Lets every thread end.
+    /// Makes every thread end.
     pub(super) fn end(&self) {
         let _parked = self.parked.lock();
         self.ended.store(true, Ordering::Release);
@@ -190,8 +190,8 @@ impl Turns {
                 self.call_all();
             }
             quiet = if is_still && !nobody_reads { quiet + 1 } else { 0 };
-            // While all read nobody needs watching, nor while one waits in vain. The next request that a thread takes
-            // alone wakes the watchdog.
+            // Nobody needs watching while all read, or while one waits and nothing comes. The next request that a leader
+            // receives wakes the watchdog.
             if self.is_stream.load(Ordering::Acquire) || quiet >= WATCH_TICKS_MAX {
                 self.watchdog_sleeps.store(true, Ordering::Release);
             }

@@ -21,11 +21,11 @@ const DISAGREED: u64 = 2;
 
 /// The offset of the last large writes, and how many of them agree on it.
 #[derive(Debug, Default)]
-pub(super) struct WriteOffset(AtomicU64);
+pub(super) struct WriteOffsetGuess(AtomicU64);
 
-impl WriteOffset {
+impl WriteOffsetGuess {
     /// Where in a block the next write is expected to begin; 0 without a guess.
-    pub(super) fn guess(&self) -> usize {
+    pub(super) fn get(&self) -> usize {
         let (agreed, offset) = parts(self.0.load(Ordering::Relaxed));
         if agreed >= AGREED_MIN { offset as usize } else { 0 }
     }
@@ -58,12 +58,12 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     /// How many writes of one call of so many MiB begin where they were expected; its memory begins 48 bytes into a page.
-    fn call(guess: &WriteOffset, start: u64, mib: u64) -> usize {
+    fn call(guess: &WriteOffsetGuess, start: u64, mib: u64) -> usize {
         let mut right = 0;
         let mut at = start;
         while at < start + mib * MIB {
             let length = if at == start { MIB - 48 } else { MIB.min(start + mib * MIB - at) };
-            right += usize::from(length > 48 && guess.guess() as u64 == at % MIB);
+            right += usize::from(length > 48 && guess.get() as u64 == at % MIB);
             guess.learn(at, length as usize);
             at += length;
         }
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn calls_from_anywhere_are_met_but_for_their_beginning() {
-        let guess = WriteOffset::default();
+        let guess = WriteOffsetGuess::default();
         call(&guess, 0, 16);
         for number in 1..5 {
             assert_eq!(call(&guess, number * 16 * MIB, 16), 15);
@@ -82,16 +82,16 @@ mod tests {
         for number in 0..9 {
             call(&guess, number * MIB, 1);
         }
-        assert_eq!((guess.guess(), call(&guess, 0, 1)), (0, 1));
+        assert_eq!((guess.get(), call(&guess, 0, 1)), (0, 1));
     }
 
     #[test]
     fn streams_that_take_turns_are_not_guessed() {
-        let guess = WriteOffset::default();
+        let guess = WriteOffsetGuess::default();
         for number in 0..100 {
             guess.learn(number * MIB, 1 << 20);
             guess.learn(number * MIB + 4096, 1 << 20);
-            assert_eq!(guess.guess(), 0);
+            assert_eq!(guess.get(), 0);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One descriptor of the session: requests come out of it, and their answers go back into the same one.
+//! A channel to the kernel: a descriptor of /dev/fuse, from which requests are read and to which their answers are written.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
@@ -10,40 +10,38 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::uio::{readv, writev};
 use smallvec::SmallVec;
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::abi::{InHeader, InvalInodeOut, NOTIFY_INVAL_INODE, NOTIFY_PRUNE, OutHeader, PruneOut};
-use super::attr::told;
 use super::session::REQUEST_BYTES_MAX;
-use crate::error::Result;
-use crate::metrics::{Ticket, Watch};
+use crate::metrics::Watch;
 use crate::volume::Stale;
 
-/// Bytes that a WRITE has before its payload: `fuse_in_header` and `fuse_write_in`.
+/// Bytes before the payload of a WRITE: `fuse_in_header` and `fuse_write_in`.
 pub(super) const HEADER_BYTES: usize = 80;
 
-/// Pauses of the processor between two looks for a request.
+/// Pauses of the processor between two polls for a request.
 const PAUSES: u32 = 16;
 
 /// A descriptor of /dev/fuse.
 #[derive(Debug)]
-pub(super) struct Device {
+pub(super) struct Channel {
     descriptor: OwnedFd,
     /// Counts what is answered.
     pub(super) watch: Arc<Watch>,
 }
 
-impl Device {
-    pub(super) fn new(descriptor: OwnedFd, watch: Arc<Watch>) -> Arc<Device> {
-        Arc::new(Device { descriptor, watch })
+impl Channel {
+    pub(super) fn new(descriptor: OwnedFd, watch: Arc<Watch>) -> Arc<Channel> {
+        Arc::new(Channel { descriptor, watch })
     }
 
-    /// One more descriptor of the same session, with a queue of its own for what it has read.
-    pub(super) fn another(&self) -> io::Result<Arc<Device>> {
-        Ok(Device::new(crate::sys::clone_fuse_device(&self.descriptor)?, self.watch.clone()))
+    /// One more channel of the same session. The kernel takes the answer to a request only from the channel that read it.
+    pub(super) fn duplicate(&self) -> io::Result<Arc<Channel>> {
+        Ok(Channel::new(crate::sys::clone_fuse_device(&self.descriptor)?, self.watch.clone()))
     }
 
-    /// Receives a request without waiting, from a descriptor that [never waits](Device::polling). Its first
+    /// Receives a request without waiting, if the channel is a [`Channel::nonblocking`] one. Its first
     /// [`HEADER_BYTES`] go into `headers`, the rest into the two parts of the payload, one after the other, which together
     /// must hold the largest request. Returns its length, or `None` at the end of the session.
     pub(super) fn poll(
@@ -55,7 +53,7 @@ impl Device {
             match readv(&self.descriptor, &mut parts) {
                 Ok(length) => return Ok(Poll::Ready(Some(length))),
                 Err(Errno::EAGAIN) => return Ok(Poll::Pending),
-                // ENOENT: the request was taken back while it was being handed over.
+                // ENOENT: the request was interrupted while it was being handed over.
                 Err(Errno::ENOENT | Errno::EINTR) => {}
                 Err(Errno::ENODEV) => return Ok(Poll::Ready(None)),
                 Err(errno) => return Err(errno.into()),
@@ -63,7 +61,7 @@ impl Device {
         }
     }
 
-    /// Waits for a request and receives it as [`Device::poll`] does.
+    /// Waits for a request and receives it as [`Channel::poll`] does.
     pub(super) fn wait(
         &self, headers: &mut [u8; HEADER_BYTES], [first, second]: [&mut [u8]; 2],
     ) -> io::Result<Option<usize>> {
@@ -85,16 +83,16 @@ impl Device {
                 return Ok(received);
             }
             meanwhile();
-            // Each look takes the lock that the client needs to send its request.
+            // Each poll takes the lock that the client needs to send its request.
             (0..PAUSES).for_each(|_| std::hint::spin_loop());
         }
     }
 
-    /// One more descriptor as [`Device::another`] makes it, which never waits.
-    pub(super) fn polling(&self) -> io::Result<Arc<Device>> {
-        let device = self.another()?;
-        fcntl(&device.descriptor, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        Ok(device)
+    /// One more channel, from which reads never wait.
+    pub(super) fn nonblocking(&self) -> io::Result<Arc<Channel>> {
+        let channel = self.duplicate()?;
+        fcntl(&channel.descriptor, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        Ok(channel)
     }
 
     /// Writes one message as it is: an answer or a notification, header included.
@@ -102,7 +100,8 @@ impl Device {
         writev(&self.descriptor, parts).map(drop)
     }
 
-    fn send(&self, unique: u64, error: i32, payload: &[&[u8]]) -> nix::Result<()> {
+    /// Sends the answer to a request, or a notification when `unique` is 0.
+    pub(super) fn send(&self, unique: u64, error: i32, payload: &[&[u8]]) -> nix::Result<()> {
         let mut header = OutHeader::new_zeroed();
         let bytes: usize = payload.iter().map(|part| part.len()).sum();
         header.len = (size_of::<OutHeader>() + bytes) as u32;
@@ -121,7 +120,7 @@ impl Device {
         self.send(0, NOTIFY_INVAL_INODE, &[node.as_bytes()])
     }
 
-    /// Makes the kernel forget those of these nodes that nobody uses.
+    /// Asks the kernel to forget these nodes, as far as nobody uses them.
     pub(super) fn prune(&self, nodes: &[u64]) -> nix::Result<()> {
         let prune = PruneOut { count: nodes.len() as u32, padding: 0, spare: 0 };
         self.send(0, NOTIFY_PRUNE, &[prune.as_bytes(), nodes.as_bytes()])
@@ -146,92 +145,6 @@ pub(super) fn header(headers: &[u8; HEADER_BYTES], length: usize) -> io::Result<
             let what = format!("a request of {length} bytes does not say so");
             Err(io::Error::new(io::ErrorKind::InvalidData, what))
         }
-    }
-}
-
-/// The right, and the duty, to answer one request. Dropped unused it answers EIO: no client waits for
-/// ever because something was lost on the way.
-#[derive(Debug)]
-pub(super) struct Reply {
-    /// `None` once it was sent.
-    device: Option<Arc<Device>>,
-    unique: u64,
-    /// `None` for what nobody counts.
-    ticket: Option<Ticket>,
-}
-
-impl Reply {
-    pub(super) fn new(device: &Arc<Device>, unique: u64, ticket: Option<Ticket>) -> Reply {
-        Reply { device: Some(device.clone()), unique, ticket }
-    }
-
-    /// False when nobody waits for the answer any more: the session has been aborted.
-    fn send(&mut self, error: i32, payload: &[&[u8]]) -> bool {
-        let Some(device) = self.device.take() else {
-            return false;
-        };
-        let ticket = self.ticket.take();
-        ticket.iter().for_each(|ticket| device.watch.answering(ticket, error));
-        let sent = device.send(self.unique, error, payload);
-        if let Some(ticket) = ticket {
-            device.watch.answered(ticket, error, payload.iter().map(|part| part.len()).sum());
-        }
-        match sent {
-            Ok(()) => true,
-            Err(Errno::ENOENT | Errno::ENODEV) => false,
-            Err(errno) => {
-                log::error!("an answer of {} parts was refused: {errno}", payload.len());
-                // A refused message leaves the request waiting; one that failed on the way has ended it.
-                let _ = device.send(self.unique, -libc::EIO, &[]);
-                false
-            }
-        }
-    }
-
-    pub(super) fn error(mut self, errno: Errno) {
-        self.send(-(told(errno) as i32), &[]);
-    }
-
-    /// Answers with success or an error.
-    pub(super) fn done(mut self, result: Result<()>) {
-        match result {
-            Ok(()) => {
-                self.send(0, &[]);
-            }
-            Err(errno) => self.error(errno),
-        }
-    }
-
-    /// A closure that answers with success or an error.
-    pub(super) fn when_done(self) -> crate::engine::Reply {
-        Box::new(move |result| self.done(result))
-    }
-
-    /// Answers with a structure or an error; false when nobody has received the structure.
-    pub(super) fn result(self, result: Result<impl IntoBytes + Immutable>) -> bool {
-        match result {
-            Ok(value) => self.values(&[value.as_bytes()]),
-            Err(errno) => {
-                self.error(errno);
-                false
-            }
-        }
-    }
-
-    /// Answers with bytes, sent from where they are.
-    pub(super) fn bytes(mut self, runs: &[&[u8]]) {
-        self.send(0, runs);
-    }
-
-    /// Answers with structures, one after the other; false when nobody has received them.
-    pub(super) fn values(mut self, values: &[&[u8]]) -> bool {
-        self.send(0, values)
-    }
-}
-
-impl Drop for Reply {
-    fn drop(&mut self) {
-        self.send(-libc::EIO, &[]);
     }
 }
 
