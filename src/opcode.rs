@@ -22,7 +22,7 @@ enum Routes {
     /// The front answers both.
     Front,
     /// The front; but fuser's adapter keeps the handles of control files.
-    FrontOrControl,
+    FrontExceptControl,
     /// fuser answers both: the request is rare.
     Fuser,
     /// The request is refused with this error.
@@ -31,7 +31,7 @@ enum Routes {
 
 /// How long the front may take to handle a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Duration {
+enum Speed {
     /// Asks the swap folder's filesystem for nothing that may take long.
     Quick,
     /// Calls the swap folder's filesystem where the request was received.
@@ -43,12 +43,12 @@ struct Row {
     number: u32,
     name: &'static str,
     routes: Routes,
-    duration: Duration,
+    speed: Speed,
 }
 
 /// Makes [`Opcode`] and [`ROWS`] from the same lines, so that neither can miss one.
 macro_rules! opcodes {
-    ($($(#[$doc:meta])* $opcode:ident = $number:literal $name:literal $routes:expr, $duration:ident;)*) => {
+    ($($(#[$doc:meta])* $opcode:ident = $number:literal $name:literal $routes:expr, $speed:ident;)*) => {
         /// What the kernel asks for.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[allow(missing_docs, reason = "they are the kernel's names")]
@@ -57,14 +57,14 @@ macro_rules! opcodes {
         }
 
         const ROWS: &[Row] = {
-            use Duration::{Quick, Slow};
-            use Routes::{Front, FrontOrControl, Fuser, Refused};
+            use Speed::{Quick, Slow};
+            use Routes::{Front, FrontExceptControl, Fuser, Refused};
             &[$(Row {
                 opcode: Opcode::$opcode,
                 number: $number,
                 name: $name,
                 routes: $routes,
-                duration: $duration,
+                speed: $speed,
             },)*]
         };
     };
@@ -84,17 +84,17 @@ opcodes! {
     RmDir = 11 "rmdir" Fuser, Slow;
     Rename = 12 "rename" Fuser, Slow;
     Link = 13 "link" Fuser, Slow;
-    Open = 14 "open" FrontOrControl, Slow;
-    Read = 15 "read" FrontOrControl, Quick;
+    Open = 14 "open" FrontExceptControl, Slow;
+    Read = 15 "read" FrontExceptControl, Quick;
     Write = 16 "write" Front, Quick;
     StatFs = 17 "statfs" Fuser, Slow;
-    Release = 18 "release" FrontOrControl, Slow;
-    Fsync = 20 "fsync" FrontOrControl, Slow;
+    Release = 18 "release" FrontExceptControl, Slow;
+    Fsync = 20 "fsync" FrontExceptControl, Slow;
     SetXattr = 21 "setxattr" Front, Slow;
     GetXattr = 22 "getxattr" Front, Quick;
     ListXattr = 23 "listxattr" Front, Slow;
     RemoveXattr = 24 "removexattr" Front, Slow;
-    Flush = 25 "flush" FrontOrControl, Slow;
+    Flush = 25 "flush" FrontExceptControl, Slow;
     Init = 26 "" Fuser, Slow;
     OpenDir = 27 "opendir" Fuser, Slow;
     ReadDir = 28 "readdir" Fuser, Slow;
@@ -171,8 +171,8 @@ impl Opcode {
     #[must_use]
     pub const fn route(self, is_control: bool) -> Route {
         match self.row().routes {
-            Routes::FrontOrControl if is_control => Route::Fuser,
-            Routes::Front | Routes::FrontOrControl => Route::Front,
+            Routes::FrontExceptControl if is_control => Route::Fuser,
+            Routes::Front | Routes::FrontExceptControl => Route::Front,
             Routes::Fuser => Route::Fuser,
             Routes::Refused(errno) => Route::Refused(errno),
         }
@@ -181,7 +181,7 @@ impl Opcode {
     /// Returns true when handling it asks the swap folder's filesystem for nothing that may take long.
     #[must_use]
     pub const fn is_quick(self) -> bool {
-        matches!(self.row().duration, Duration::Quick)
+        matches!(self.row().speed, Speed::Quick)
     }
 
     /// Returns true when its arguments are a `fuse_read_in`, which says how many bytes the answer may have.

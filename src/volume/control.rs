@@ -135,8 +135,7 @@ impl Volume {
 
     /// The attributes of a control node: of the size it has now, but for what only its owner may read, which
     /// has none, as files of proc(5).
-    #[must_use]
-    pub fn control_attributes(&self, node: ControlNode) -> Attributes {
+    pub(super) fn control_attributes(&self, node: ControlNode) -> Attributes {
         let now = SystemTime::now();
         let folder = node == ControlNode::Folder;
         // Being user 0 is not enough to read root's: with this mode the kernel asks for a capability.

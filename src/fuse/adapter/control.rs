@@ -50,8 +50,8 @@ pub(super) fn readdir(offset: u64, mut reply: ReplyDirectory) {
 
 pub(super) fn readdirplus(volume: &Volume, offset: u64, mut reply: ReplyDirectoryPlus) {
     for (next, id, _, name) in entries().filter(|entry| entry.0 > offset) {
-        let node = ControlNode::of_id(id).unwrap_or(ControlNode::Folder);
-        let mut attr = file_attr(&volume.control_attributes(node));
+        let Ok(attributes) = volume.attributes(id) else { continue };
+        let mut attr = file_attr(&attributes);
         // The listing shows this number.
         attr.ino = INodeNo(id);
         if reply.add(INodeNo(id), next, name, &TTL, &attr, Generation(0)) {
