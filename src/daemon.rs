@@ -2,6 +2,7 @@
 //! everything on stable storage, unmount and go.
 //!
 //! What is mounted comes from a [`Factory`]; nothing here knows about partitions.
+#![doc = include_str!("daemon/DESIGN.md")]
 
 mod confine;
 mod folder;

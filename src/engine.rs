@@ -30,6 +30,7 @@
 //! | room needed | - | - | evicted, oldest use first | goes out, oldest first | waits | see above |
 //! | truncate, punch | - | after it | pages dropped, edges zeroed | the same, the rest stays dirty | after it | the same |
 //! | last name and handle gone | - | after it | dropped | dropped unwritten | after it | dropped |
+#![doc = include_str!("engine/DESIGN.md")]
 
 mod actions;
 mod block;
@@ -41,10 +42,11 @@ mod core;
 mod direct;
 mod gate;
 mod hold;
-mod inside;
+mod ids;
 mod intake;
 mod keeper;
 mod lend;
+mod locked;
 mod memory;
 mod op;
 mod open;
@@ -56,7 +58,7 @@ mod resting;
 mod room;
 mod seam;
 mod settle;
-mod slab;
+
 mod small;
 mod space;
 mod stall;
@@ -76,8 +78,9 @@ pub(crate) use budget::{Shortage, Tokens};
 pub use core::{Engine, EngineOptions, OpenSwapIn, PAGE_SIZE};
 pub(crate) use direct::{Outcome, Piece};
 pub(crate) use hold::{Access, Hold};
-pub(crate) use inside::assert_outside;
+pub use ids::HandleId;
 pub use intake::Intake;
+pub(crate) use locked::assert_outside;
 pub use op::{ReadReply, Reply, WriteReply};
 pub use open::{Admission, Moment};
 pub use partition::{ChangeTime, FileKey, PartitionStatus};

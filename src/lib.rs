@@ -1,6 +1,16 @@
 //! swapfs: partitions of tensors as files, moved between memory and NVMe through one bounded buffer pool.
+//!
+//! [decisions]: #decisions
+//! [engine design]: crate::engine
+//! [volume design]: crate::volume
+//! [daemon design]: crate::daemon
+//! [recovery model]: crate::ledger
+//! [methods]: crate::deepspeed
+// The links above take the place of those at the end of ARCHITECTURE.md, which lead to files: the first definition of a link counts.
 #![doc = ""]
 #![doc = include_str!("ARCHITECTURE.md")]
+#![doc = ""]
+#![doc = include_str!("DECISIONS.md")]
 // Those panic when nobody reads what they write: see `streams`.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 

@@ -2,6 +2,7 @@
 //!
 //! [`Volume`] is what a transport serves. It answers with plain values and knows no transport; calls
 //! that may have to wait take a closure for their answer and never block on a transfer.
+#![doc = include_str!("volume/DESIGN.md")]
 
 mod control;
 mod directories;
@@ -24,7 +25,7 @@ use parking_lot::Mutex;
 
 use crate::aio::device::BackingFile;
 use crate::aio::file::DiskFile;
-use crate::engine::{Engine, FileKey, Overlay, Reply};
+use crate::engine::{Engine, FileKey, HandleId, Overlay, Reply};
 use crate::error::{Errno, Result};
 use crate::file_clock;
 use crate::fs::{
@@ -248,7 +249,7 @@ impl Volume {
     /// # Errors
     /// As [`Tree::open_file`]; EMFILE and ENFILE beyond the user's share; EIO when bytes of it were lost and `read` is asked for; ESTALE when it has
     /// neither a name nor a handle, and is not kept.
-    pub fn open(&self, user: User, id: u64, read: bool, write: bool) -> Result<u64> {
+    pub fn open(&self, user: User, id: u64, read: bool, write: bool) -> Result<HandleId> {
         let key = self.tree.key(id)?;
         let mut is_new = false;
         let handle = self.engine.open_as(user, key, read, write, || {
@@ -287,7 +288,7 @@ impl Volume {
     /// As [`Tree::create`]; EMFILE and ENFILE beyond the user's share.
     pub fn create(
         &self, user: User, parent: u64, name: &OsStr, caller: &Caller, how: Creation,
-    ) -> Result<(Entry, u64, bool)> {
+    ) -> Result<(Entry, HandleId, bool)> {
         ControlNode::refuse_name(parent, name)?;
         let Creation { mode, exclusive, read } = how;
         // Before anything is made.
@@ -324,7 +325,7 @@ impl Volume {
     /// As [`Tree::create_unnamed`]; EMFILE and ENFILE beyond the user's share.
     pub fn create_unnamed(
         &self, user: User, parent: u64, caller: &Caller, how: Creation,
-    ) -> Result<(Entry, u64)> {
+    ) -> Result<(Entry, HandleId)> {
         ControlNode::refuse(parent)?;
         let admission = self.engine.admit(user)?;
         let moment = self.engine.moment();
@@ -351,7 +352,7 @@ impl Volume {
     }
 
     /// Counts a partition's traffic for its directory in the root from now on.
-    fn count_for_directory(&self, id: u64, handle: u64) {
+    fn count_for_directory(&self, id: u64, handle: HandleId) {
         let group = self.directories.group(self.tree.top_of(id).as_deref());
         self.engine.set_group(handle, group);
     }
@@ -372,7 +373,7 @@ impl Volume {
     /// Changes attributes; the answer holds them as they are afterwards. A size change waits for
     /// transfers of the partition, the rest does not.
     pub fn change(
-        self: &Arc<Self>, user: User, id: u64, handle: Option<u64>, changes: Changes,
+        self: &Arc<Self>, user: User, id: u64, handle: Option<HandleId>, changes: Changes,
         answer: Answer<Attributes>,
     ) {
         let changed =

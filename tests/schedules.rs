@@ -6,6 +6,7 @@
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use swapfs::engine::HandleId;
 
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::sync::mpsc;
@@ -151,13 +152,13 @@ fn key(file: usize) -> FileKey {
 /// A handle, with calls that wait for their answer.
 struct Client {
     engine: Arc<Engine>,
-    handle: u64,
+    handle: HandleId,
 }
 
 type Wait<T> = mpsc::Receiver<Result<T, Errno>>;
 
 impl Client {
-    fn ask(&self, call: impl FnOnce(&Engine, u64, swapfs::engine::Reply)) -> Wait<()> {
+    fn ask(&self, call: impl FnOnce(&Engine, HandleId, swapfs::engine::Reply)) -> Wait<()> {
         let (sender, receiver) = mpsc::channel();
         call(&self.engine, self.handle, Box::new(move |answer| sender.send(answer).unwrap()));
         receiver

@@ -1,4 +1,4 @@
-//! The swapper's methods, one test for each row of the table in `src/ARCHITECTURE.md`, on real files.
+//! The swapper's methods, one test for each row of the table in `src/deepspeed/METHODS.md`, on real files.
 
 #[path = "swapper/edges.rs"]
 mod edges;

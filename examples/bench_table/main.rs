@@ -11,6 +11,7 @@ mod client;
 mod group;
 mod growth;
 mod held;
+mod lock;
 mod peers;
 mod place;
 mod plot;
@@ -287,6 +288,7 @@ fn measure(
     if arguments.growth {
         let scale = growth::Scale::new(arguments.quick, arguments.mib * MIB, arguments.runs);
         found.growth.extend(growth::measure(cleanup, &mut place, scale)?);
+        found.growth.extend(lock::measure(cleanup, &mut place, arguments.quick)?);
     } else if arguments.held {
         let options = arguments.mount_options();
         let unbacked = held::Unbacked::new(cleanup, &place, &options)?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::core::Engine;
-use super::inside::assert_outside;
+use super::locked::assert_outside;
 use super::op::{Op, ReadReply, Reply, WriteReply};
 use super::stall::Stall;
 use crate::aio::device::{Action, BackingFile, Transfer};

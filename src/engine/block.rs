@@ -19,18 +19,13 @@ use std::ops::Range;
 
 use smallvec::SmallVec;
 
+use super::ids::{BlockId, PartitionId};
 use super::op::Op;
 use super::pages::PageSet;
 use super::seam::Seams;
 use super::trays::{Place, Weight};
 use crate::error::Errno;
 use crate::shares::Share;
-
-/// Index of a block that is in the pool. Which buffer, or which slot of one, it has is its `place`.
-pub(crate) type BufferIndex = u32;
-
-/// No buffer, or no partition.
-pub(crate) const NONE: u32 = u32::MAX;
 
 /// Partial pages a block may have before a write must wait for one to be filled.
 pub(crate) const PARTIALS_MAX: usize = 8;
@@ -84,7 +79,7 @@ pub(crate) struct Counts {
 /// The state of one block.
 #[derive(Debug)]
 pub(crate) struct Block {
-    pub(crate) partition: u32,
+    pub(crate) partition: PartitionId,
     pub(crate) index: u64,
     /// Where its bytes are.
     pub(crate) place: Place,
@@ -128,8 +123,8 @@ pub(crate) struct Block {
     /// When a client last wrote to it, in milliseconds since the engine's start.
     pub(crate) written_ms: u64,
     pub(crate) list: ListKind,
-    pub(crate) previous: BufferIndex,
-    pub(crate) next: BufferIndex,
+    pub(crate) previous: BlockId,
+    pub(crate) next: BlockId,
 }
 
 impl Block {
@@ -137,7 +132,7 @@ impl Block {
     pub(crate) fn new() -> Block {
         let set = || PageSet::new(0);
         Block {
-            partition: NONE,
+            partition: PartitionId::NONE,
             index: 0,
             place: Place::Nowhere,
             pages: 0,
@@ -165,8 +160,8 @@ impl Block {
             epoch_writing: 0,
             written_ms: 0,
             list: ListKind::None,
-            previous: NONE,
-            next: NONE,
+            previous: BlockId::NONE,
+            next: BlockId::NONE,
         }
     }
 
@@ -181,7 +176,7 @@ impl Block {
 
     /// The list it belongs into.
     pub(crate) fn proper_list(&self) -> ListKind {
-        if self.partition == NONE {
+        if self.partition == PartitionId::NONE {
             ListKind::None
         } else if self.failed.is_some() {
             if self.idle() { ListKind::Failed } else { ListKind::None }
@@ -214,7 +209,7 @@ impl Block {
 
     /// What it means for its place, once it is in its list.
     pub(crate) fn weight(&self) -> Weight {
-        if self.partition == NONE {
+        if self.partition == PartitionId::NONE {
             return Weight::default();
         }
         Weight {
@@ -289,7 +284,7 @@ impl Block {
     pub(crate) fn reset(&mut self) {
         assert!(self.idle(), "a buffer in use is never freed");
         assert!(self.reading.is_empty() && self.writing.is_empty());
-        self.partition = NONE;
+        self.partition = PartitionId::NONE;
         self.kept = None;
         self.valid.clear();
         self.dirty.clear();

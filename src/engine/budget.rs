@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::inside::assert_outside;
+use super::locked::assert_outside;
 use crate::concurrent::{Condvar, Mutex};
 
 /// The engine's buffers, less those that keep requests moving.

@@ -39,7 +39,8 @@
 //! may be taken without a buffer, but not past those who wait.
 
 use super::actions::Actions;
-use super::block::{Block, BufferIndex, NONE};
+use super::block::Block;
+use super::ids::{BlockId, BufferId, PartitionId};
 use super::op::Granted;
 use super::state::State;
 use super::trays::{Occupant, Place, Weight};
@@ -128,7 +129,7 @@ impl State {
 
     /// Makes one buffer free, in the order that the module's documentation names.
     fn evict(&mut self, actions: &mut Actions) -> bool {
-        if self.clean.head != NONE {
+        if self.clean.head != BlockId::NONE {
             self.stats.evictions += 1;
             self.detach(self.clean.head, actions);
             return true;
@@ -137,7 +138,7 @@ impl State {
             self.evict_tray(tray, actions);
             return true;
         }
-        if self.kept.head != NONE {
+        if self.kept.head != BlockId::NONE {
             self.stats.evictions += 1;
             self.detach(self.kept.head, actions);
             return true;
@@ -149,7 +150,7 @@ impl State {
     }
 
     /// Drops everything in a tray, which is idle and clean.
-    pub(crate) fn evict_tray(&mut self, tray: u32, actions: &mut Actions) {
+    pub(crate) fn evict_tray(&mut self, tray: BufferId, actions: &mut Actions) {
         for occupant in self.trays.occupants(tray) {
             self.stats.evictions += 1;
             match occupant {
@@ -160,7 +161,7 @@ impl State {
         }
     }
 
-    fn take_buffer(&mut self, actions: &mut Actions) -> Option<u32> {
+    fn take_buffer(&mut self, actions: &mut Actions) -> Option<BufferId> {
         while self.free.is_empty() || self.buffers - self.free.len() >= self.limit() {
             if !self.evict(actions) {
                 return None;
@@ -222,9 +223,9 @@ impl State {
     /// Finds a place for a block that is absent: a slot of that many pages, or a buffer. `None` when one
     /// has to wait for a buffer.
     pub(crate) fn place(
-        &mut self, granted: &mut Granted, partition: u32, index: u64, slot: Option<usize>,
+        &mut self, granted: &mut Granted, partition: PartitionId, index: u64, slot: Option<usize>,
         actions: &mut Actions,
-    ) -> Option<BufferIndex> {
+    ) -> Option<BlockId> {
         let place = match self.vacancy(granted, slot) {
             Some(place) => place,
             None if self.acquire(granted, 1, actions) => self.claim_buffer(granted, slot),
@@ -234,14 +235,14 @@ impl State {
     }
 
     /// Puts an empty place to use for block `index` of a partition.
-    pub(crate) fn attach(&mut self, place: Place, partition: u32, index: u64) -> BufferIndex {
+    pub(crate) fn attach(&mut self, place: Place, partition: PartitionId, index: u64) -> BlockId {
         let buffer = self.new_block(partition, index);
         self.enter(buffer, place);
         buffer
     }
 
     /// Makes block 0 of a partition of a slot that is somebody's who means nothing.
-    pub(crate) fn adopt(&mut self, tray: u32, slot: u32, partition: u32) -> BufferIndex {
+    pub(crate) fn adopt(&mut self, tray: BufferId, slot: u32, partition: PartitionId) -> BlockId {
         let buffer = self.new_block(partition, 0);
         self.trays.hand_over(tray, slot, Occupant::Block(buffer));
         let pages = self.trays.slot_pages(tray);
@@ -252,13 +253,10 @@ impl State {
         buffer
     }
 
-    fn new_block(&mut self, partition: u32, index: u64) -> BufferIndex {
-        let buffer = self.unused.pop().unwrap_or_else(|| {
-            self.blocks.push(Block::new());
-            self.blocks.len() as BufferIndex - 1
-        });
+    fn new_block(&mut self, partition: PartitionId, index: u64) -> BlockId {
+        let buffer = self.unused.pop().unwrap_or_else(|| self.blocks.push(Block::new()));
         let block = self.block(buffer);
-        assert_eq!(block.partition, NONE, "a block has one holder at a time");
+        assert_eq!(block.partition, PartitionId::NONE, "a block has one holder at a time");
         block.partition = partition;
         block.index = index;
         let before = self.part(partition).blocks.insert(index, buffer);
@@ -267,7 +265,7 @@ impl State {
     }
 
     /// Gives a block that has none its place.
-    fn enter(&mut self, buffer: BufferIndex, place: Place) {
+    fn enter(&mut self, buffer: BlockId, place: Place) {
         let pages = match place {
             Place::Slot { tray, slot } => {
                 let who = Occupant::Block(buffer);
@@ -283,7 +281,7 @@ impl State {
     }
 
     /// Takes a block's place away.
-    fn leave(&mut self, buffer: BufferIndex) {
+    fn leave(&mut self, buffer: BlockId) {
         self.unlink(buffer);
         let block = self.block(buffer);
         let told = std::mem::take(&mut block.told);
@@ -302,7 +300,7 @@ impl State {
     }
 
     /// Brings what its place counts up to date with a block.
-    pub(crate) fn tell(&mut self, buffer: BufferIndex) {
+    pub(crate) fn tell(&mut self, buffer: BlockId) {
         let block = self.block(buffer);
         let now = block.weight();
         let told = std::mem::replace(&mut block.told, now);
@@ -315,17 +313,17 @@ impl State {
     }
 
     /// A block has another place from now on; its bytes were copied there.
-    pub(crate) fn moved(&mut self, buffer: BufferIndex, place: Place) {
-        assert!(self.blocks[buffer as usize].still(), "nobody has a lease on what moves");
+    pub(crate) fn moved(&mut self, buffer: BlockId, place: Place) {
+        assert!(self.blocks[buffer].still(), "nobody has a lease on what moves");
         self.leave(buffer);
         self.enter(buffer, place);
     }
 
     /// Lets a block that has a whole buffer, as one or as a tray's only slot, keep its bytes where they
     /// are, at the start of it: in the first slot of `pages` pages, or with a buffer of its own.
-    pub(crate) fn recast(&mut self, buffer: BufferIndex, pages: Option<usize>) {
-        assert_eq!(self.blocks[buffer as usize].pages, self.shape.pages());
-        assert!(self.blocks[buffer as usize].still() || pages.is_none());
+    pub(crate) fn recast(&mut self, buffer: BlockId, pages: Option<usize>) {
+        assert_eq!(self.blocks[buffer].pages, self.shape.pages());
+        assert!(self.blocks[buffer].still() || pages.is_none());
         self.leave(buffer);
         let number = self.free.pop().expect("its own was freed last");
         let place = match pages {
@@ -336,7 +334,7 @@ impl State {
     }
 
     /// Drops an idle block with whatever it holds; its room becomes free.
-    pub(crate) fn detach(&mut self, buffer: BufferIndex, actions: &mut Actions) {
+    pub(crate) fn detach(&mut self, buffer: BlockId, actions: &mut Actions) {
         self.edit(buffer, |block| {
             block.valid.clear();
             block.dirty.clear();
@@ -349,7 +347,7 @@ impl State {
         self.drop_if_unused(partition, actions);
     }
 
-    fn forget_block(&mut self, buffer: BufferIndex) -> (u32, u64) {
+    fn forget_block(&mut self, buffer: BlockId) -> (PartitionId, u64) {
         self.leave(buffer);
         let block = self.block(buffer);
         let owner = (block.partition, block.index);
@@ -359,7 +357,7 @@ impl State {
     }
 
     /// Ends a block whose slot somebody else has taken over.
-    pub(crate) fn abandon(&mut self, buffer: BufferIndex) {
+    pub(crate) fn abandon(&mut self, buffer: BlockId) {
         self.unlink(buffer);
         let block = self.block(buffer);
         block.place = Place::Nowhere;

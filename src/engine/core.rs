@@ -1,14 +1,14 @@
 //! The engine: one lock over [`State`], threads that retry parked operations and run blocking jobs, and
 //! the device.
 
-use std::ops::DerefMut;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
-use super::actions::{Actions, Job};
+use super::actions::Job;
 use super::budget::Budget;
-use super::inside::Inside;
+use super::ids::{BlockId, HandleId, PartitionId};
+use super::locked::Locked;
 use super::memory::Memory;
 use super::op::Op;
 use super::partition::{ChangeTime, FileKey};
@@ -17,7 +17,6 @@ use super::state::{Shape, State};
 use super::traffic::Meter;
 use crate::aio::device::{Completion, CompletionSink, Device, PromptReads, Transfer};
 use crate::concurrent::{self, Clock, Condvar, Mutex, Receiver, Sender, thread};
-use crate::error::{Errno, Result};
 use crate::pool::Arena;
 use crate::shares::{Bounds, descriptor_limit};
 use crate::sys_process::touch_stack;
@@ -93,7 +92,8 @@ pub struct Engine {
     pub(crate) memory: Memory,
     /// Buffers that may be held or lent; the others keep requests moving.
     pub(crate) budget: Arc<Budget>,
-    state: Mutex<State>,
+    /// Taken by [`Engine::with`] and its like alone.
+    pub(super) state: Mutex<State>,
     bounds: Arc<Bounds>,
     device: OnceLock<Arc<dyn Device>>,
     clock: Clock,
@@ -109,6 +109,8 @@ pub struct Engine {
     pub(crate) stall_ms: AtomicU64,
     /// A lock of the lowest level.
     pub(crate) calls: Mutex<Calls>,
+    #[cfg(feature = "lock-times")]
+    pub(super) lock_times: super::locked::LockTimes,
 }
 
 impl std::fmt::Debug for Engine {
@@ -155,6 +157,8 @@ impl Engine {
             ended: AtomicBool::new(false),
             stall_ms: AtomicU64::new(0),
             calls: Mutex::default(),
+            #[cfg(feature = "lock-times")]
+            lock_times: super::locked::LockTimes::default(),
         });
         device.connect(engine.clone());
         engine.device.set(device).expect("set once, here");
@@ -220,63 +224,6 @@ impl Engine {
         }
     }
 
-    /// Runs `step` under the lock and does what it left afterwards.
-    pub(crate) fn with<R>(&self, step: impl FnOnce(&mut State, &mut Actions) -> R) -> R {
-        self.with_batch(None, step)
-    }
-
-    /// As [`Engine::with`], but leaves the transfers of a small read in `batch`.
-    pub(crate) fn with_batch<R>(
-        &self, batch: Option<&mut Vec<Transfer>>, step: impl FnOnce(&mut State, &mut Actions) -> R,
-    ) -> R {
-        let mut actions = Actions::default();
-        let result = {
-            let _inside = Inside::enter();
-            let mut state = self.state.lock();
-            let st = state.deref_mut();
-            let result = step(st, &mut actions);
-            self.after(st, &mut actions);
-            result
-        };
-        if let Some(batch) = batch {
-            actions.leave_to(batch);
-        }
-        actions.run(self);
-        result
-    }
-
-    /// Waits on `tick` for at most `time`, then runs `step` under the lock.
-    pub(crate) fn with_after<R>(
-        &self, time: Duration, step: impl FnOnce(&mut State, &mut Actions) -> R,
-    ) -> R {
-        let mut actions = Actions::default();
-        let result = {
-            let _inside = Inside::enter();
-            let mut state = self.state.lock();
-            self.tick.wait_for(&mut state, time);
-            let st = state.deref_mut();
-            let result = step(st, &mut actions);
-            self.after(st, &mut actions);
-            result
-        };
-        actions.run(self);
-        result
-    }
-
-    /// What every step may have made possible.
-    fn after(&self, st: &mut State, actions: &mut Actions) {
-        if !st.released.is_empty() {
-            self.drop_released(st, actions);
-        }
-        self.pump(st, actions);
-        if self.ended.load(Ordering::Relaxed) {
-            self.refuse_parked(st, actions);
-        }
-        st.shrink_to_limit(actions);
-        #[cfg(any(test, feature = "shuttle", feature = "fuzz"))]
-        st.check();
-    }
-
     /// Milliseconds since the start.
     pub(crate) fn now_ms(&self) -> u64 {
         self.clock.now_ms()
@@ -301,68 +248,63 @@ impl Engine {
             Op::Write(op) => {
                 self.run_write(op, &[]);
             }
-            Op::Fetch(op) => self.with(|st, actions| self.fetch_step(st, op, actions)),
-            Op::Barrier(op) => self.with(|st, actions| self.enter_queued(st, op, actions)),
-            Op::Hold(op) => self.with(|st, actions| self.hold_step(st, op, actions)),
-            Op::Direct(op) => self.with(|st, actions| self.direct_step(st, op, actions)),
-            Op::Lend(op) => self.with(|st, actions| self.lend_step(st, op, actions)),
+            Op::Fetch(op) => self.with(|locked| locked.fetch_step(op)),
+            Op::Barrier(op) => self.with(|locked| locked.enter_queued(op)),
+            Op::Hold(op) => self.with(|locked| locked.hold_step(op)),
+            Op::Direct(op) => self.with(|locked| locked.direct_step(op)),
+            Op::Lend(op) => self.with(|locked| locked.lend_step(op)),
         }
     }
 
     /// Ends a handle. Dirty blocks are queued for writing; what an unlinked partition still has is
     /// dropped with its last handle.
-    pub fn release(&self, handle: u64) {
-        self.with(|st, actions| {
-            let Some(handle) = st.handles.remove(handle as usize) else {
+    pub fn release(&self, handle: HandleId) {
+        self.with(|locked| {
+            let Some(handle) = locked.state.handles.remove(handle) else {
                 return;
             };
             let id = handle.partition;
-            st.part(id).handles -= 1;
-            let share = st.part(id).openers.leave(handle.user());
-            if st.part(id).handles == 0 {
-                st.idle_clock += 1;
-                st.part(id).idle_since = st.idle_clock;
-                st.idle.insert(st.idle_clock, id);
-                if st.idle.len() > self.options.idle_partitions_max {
+            locked.state.part(id).handles -= 1;
+            let share = locked.state.part(id).openers.leave(handle.user());
+            if locked.state.part(id).handles == 0 {
+                locked.state.idle_clock += 1;
+                locked.state.part(id).idle_since = locked.state.idle_clock;
+                locked.state.idle.insert(locked.state.idle_clock, id);
+                if locked.state.idle.len() > self.options.idle_partitions_max {
                     // Its descriptors stay open beyond what there is for such: they are its last user's until then.
-                    st.part(id).lingering.extend(share);
+                    locked.state.part(id).lingering.extend(share);
                 }
             }
-            if st.part(id).gone() {
-                self.discard_unlinked(st, id, actions);
-            } else if !(st.part(id).handles == 0 && st.part(id).unlinked) {
-                self.flush_partition(st, id, actions);
-                self.settle_if_due(st, id, actions);
-                self.pack(st, id);
+            if locked.state.part(id).gone() {
+                locked.discard_unlinked(id);
+            } else if !(locked.state.part(id).handles == 0 && locked.state.part(id).unlinked) {
+                locked.flush_partition(id);
+                locked.settle_if_due(id);
+                locked.pack(id);
             }
-            st.drop_if_unused(id, actions);
-            st.trim(self.options.idle_partitions_max, actions);
+            locked.state.drop_if_unused(id, locked.actions);
+            locked.state.trim(self.options.idle_partitions_max, locked.actions);
         });
-    }
-
-    /// The partition a handle belongs to.
-    pub(crate) fn partition_of(st: &State, handle: u64) -> Result<u32> {
-        st.handles.get(handle as usize).map(|h| h.partition).ok_or(Errno::EBADF)
     }
 
     /// Tells the engine that the last name of a file is gone: without handles, its buffers and its
     /// space are given up at once, or if it is still `known` when it is [forgotten](Engine::forgotten).
     pub fn unlinked(&self, key: FileKey, known: bool) {
-        self.with(|st, actions| {
-            let Some(id) = st.keys.get(&key).copied() else {
-                return st.forget_resting_key(key);
+        self.with(|locked| {
+            let Some(id) = locked.state.keys.get(&key).copied() else {
+                return locked.state.forget_resting_key(key);
             };
-            let part = st.part(id);
+            let part = locked.state.part(id);
             (part.unlinked, part.known) = (true, known);
-            self.drop_if_gone(st, id, actions);
+            locked.drop_if_gone(id);
         });
     }
 
     /// A file has a name, the first one perhaps.
     pub fn linked(&self, key: FileKey) {
-        self.with(|st, _| {
-            if let Some(id) = st.keys.get(&key).copied() {
-                let part = st.part(id);
+        self.with(|locked| {
+            if let Some(id) = locked.state.keys.get(&key).copied() {
+                let part = locked.state.part(id);
                 (part.unlinked, part.known) = (false, false);
             }
         });
@@ -370,34 +312,12 @@ impl Engine {
 
     /// Nobody will open this file any more, if it has no name.
     pub fn forgotten(&self, key: FileKey) {
-        self.with(|st, actions| {
-            if let Some(id) = st.keys.get(&key).copied() {
-                st.part(id).known = false;
-                self.drop_if_gone(st, id, actions);
+        self.with(|locked| {
+            if let Some(id) = locked.state.keys.get(&key).copied() {
+                locked.state.part(id).known = false;
+                locked.drop_if_gone(id);
             }
         });
-    }
-
-    fn drop_if_gone(&self, st: &mut State, id: u32, actions: &mut Actions) {
-        if st.part(id).gone() {
-            self.discard_unlinked(st, id, actions);
-        }
-        st.drop_if_unused(id, actions);
-    }
-
-    pub(crate) fn discard_unlinked(&self, st: &mut State, id: u32, actions: &mut Actions) {
-        let buffers: Vec<_> = st.part(id).blocks.values().copied().collect();
-        for buffer in buffers {
-            self.discard_block(st, buffer, actions);
-        }
-    }
-
-    /// Drops one block of an unlinked partition as soon as nobody is busy with it.
-    pub(crate) fn discard_block(&self, st: &mut State, buffer: u32, actions: &mut Actions) {
-        if st.blocks[buffer as usize].idle() {
-            // One handle's worth of reference keeps the partition while its blocks go.
-            st.detach(buffer, actions);
-        }
     }
 
     /// The user set a partition's modification time: neither writing out nor giving space back must
@@ -405,38 +325,72 @@ impl Engine {
     /// settling under way, may have changed the backing file's after the user's call.
     /// `changed` is the backing file's change time since.
     pub fn set_modified(&self, key: FileKey, time: SystemTime, changed: SystemTime) {
-        self.with(|st, actions| {
-            if let Some(id) = st.keys.get(&key).copied() {
-                let part = st.part(id);
+        self.with(|locked| {
+            if let Some(id) = locked.state.keys.get(&key).copied() {
+                let part = locked.state.part(id);
                 part.modified = Some(time);
                 part.changed = Some(ChangeTime { shown: changed, settled: None });
-                self.settle_if_due(st, id, actions);
+                locked.state.note_unsettled(id);
+                locked.settle_if_due(id);
             }
         });
     }
 
     /// The user changed attributes of a partition, which gave its backing file this change time.
     pub fn attributes_changed(&self, key: FileKey, changed: SystemTime) {
-        self.with(|st, _| {
-            if let Some(id) = st.keys.get(&key).copied() {
-                st.part(id).attributes_changed(changed);
+        self.with(|locked| {
+            if let Some(id) = locked.state.keys.get(&key).copied() {
+                locked.state.part(id).attributes_changed(changed);
             }
         });
     }
 }
 
+impl Locked<'_> {
+    /// What every step may have made possible.
+    pub(super) fn after(&mut self) {
+        if !self.state.released.is_empty() {
+            self.drop_released();
+        }
+        self.pump();
+        if self.engine.ended.load(Ordering::Relaxed) {
+            self.refuse_parked();
+        }
+        self.state.shrink_to_limit(self.actions);
+        #[cfg(any(test, feature = "shuttle", feature = "fuzz"))]
+        self.state.check();
+    }
+
+    fn drop_if_gone(&mut self, id: PartitionId) {
+        if self.state.part(id).gone() {
+            self.discard_unlinked(id);
+        }
+        self.state.drop_if_unused(id, self.actions);
+    }
+
+    pub(crate) fn discard_unlinked(&mut self, id: PartitionId) {
+        let buffers: Vec<_> = self.state.part(id).blocks.values().copied().collect();
+        for buffer in buffers {
+            self.discard_block(buffer);
+        }
+    }
+
+    /// Drops one block of an unlinked partition as soon as nobody is busy with it.
+    pub(crate) fn discard_block(&mut self, buffer: BlockId) {
+        if self.state.blocks[buffer].idle() {
+            // One handle's worth of reference keeps the partition while its blocks go.
+            self.state.detach(buffer, self.actions);
+        }
+    }
+}
+
 impl CompletionSink for Engine {
     fn complete(&self, done: &mut Vec<Completion>) {
-        let mut actions = Actions::default();
-        {
-            let _inside = Inside::enter();
-            let mut state = self.state.lock();
-            let st = state.deref_mut();
+        let ((), mut actions) = self.collect(None, |locked| {
             for completion in done.drain(..) {
-                self.completed(st, completion, &mut actions);
+                locked.completed(completion);
             }
-            self.after(st, &mut actions);
-        }
+        });
         let ready = std::mem::take(&mut actions.ready);
         actions.run(self);
         for op in ready {

@@ -11,8 +11,10 @@ use std::sync::Arc;
 
 use super::actions::{Actions, Answer};
 use super::core::Engine;
+use super::ids::{HandleId, PartitionId};
+use super::locked::Locked;
 use super::op::Op;
-use super::state::{Purpose, State};
+use super::state::Purpose;
 use crate::aio::device::{Action, Transfer};
 use crate::concurrent::Mutex;
 use crate::error::{Errno, Result};
@@ -40,7 +42,7 @@ pub(crate) type DirectReply = Box<dyn FnOnce(Vec<Piece>) + Send>;
 
 /// A direct read that has not passed the gate.
 pub(crate) struct DirectOp {
-    pub(crate) handle: u64,
+    pub(crate) handle: HandleId,
     offset: u64,
     lease: WriteLease,
     reply: DirectReply,
@@ -48,7 +50,7 @@ pub(crate) struct DirectOp {
 
 /// One that has.
 struct Job {
-    partition: u32,
+    partition: PartitionId,
     left: usize,
     pieces: Vec<Piece>,
     reply: Option<DirectReply>,
@@ -78,49 +80,48 @@ impl Engine {
     /// alignment. `reply` gets the memory back in pieces of at most a block, in order, with what became of
     /// each.
     pub(crate) fn read_direct(
-        &self, handle: u64, offset: u64, lease: WriteLease, reply: DirectReply,
+        &self, handle: HandleId, offset: u64, lease: WriteLease, reply: DirectReply,
     ) {
         let op = Box::new(DirectOp { handle, offset, lease, reply });
-        self.with(|st, actions| self.direct_step(st, op, actions));
+        self.with(|locked| locked.direct_step(op));
     }
+}
 
+impl Locked<'_> {
     /// Goes on with a direct read.
-    pub(crate) fn direct_step(&self, st: &mut State, op: Box<DirectOp>, actions: &mut Actions) {
-        let id = match Engine::partition_of(st, op.handle) {
+    pub(crate) fn direct_step(&mut self, op: Box<DirectOp>) {
+        let id = match self.state.partition_of(op.handle) {
             Ok(id) => id,
-            Err(errno) => return op.refuse(errno, actions),
+            Err(errno) => return op.refuse(errno, self.actions),
         };
-        if self.gate_closed(st, id, false) {
-            st.part(id).gate_queue.push_back(Op::Direct(op));
+        if self.gate_closed(id, false) {
+            self.state.part(id).gate_queue.push_back(Op::Direct(op));
             return;
         }
-        st.part(id).active_reads += 1;
+        self.state.part(id).active_reads += 1;
         let DirectOp { offset, lease, reply, .. } = *op;
-        st.note_read(id, lease.len() as u64);
+        self.state.note_read(id, lease.len() as u64);
         let job = Job { partition: id, left: 0, pieces: Vec::new(), reply: Some(reply) };
         let job = Arc::new(Mutex::new(job));
         let (mut offset, mut lease) = (offset, lease);
         while !lease.is_empty() {
-            let block_end = (st.shape.block_of(offset) + 1) * st.shape.block_size;
+            let block_end = (self.state.shape.block_of(offset) + 1) * self.state.shape.block_size;
             let length = (block_end - offset).min(lease.len() as u64);
             let (piece, rest) = lease.split_front(length as usize);
             lease = rest;
-            self.direct_piece(st, &job, offset, piece, actions);
+            self.direct_piece(&job, offset, piece);
             offset += length;
         }
         if job.lock().left == 0 {
-            self.end_direct(st, &job, actions);
+            self.end_direct(&job);
         }
     }
 
-    fn direct_piece(
-        &self, st: &mut State, job: &Arc<Mutex<Job>>, offset: u64, lease: WriteLease,
-        actions: &mut Actions,
-    ) {
+    fn direct_piece(&mut self, job: &Arc<Mutex<Job>>, offset: u64, lease: WriteLease) {
         let id = job.lock().partition;
         let bytes = offset..offset + lease.len() as u64;
-        let present = st.find(id, st.shape.block_of(offset)).is_some();
-        let part = st.part(id);
+        let present = self.state.find(id, self.state.shape.block_of(offset)).is_some();
+        let part = self.state.part(id);
         let outcome = if present || part.disk_size <= offset {
             Outcome::Resident
         } else if part.lost_in(&bytes) {
@@ -130,15 +131,14 @@ impl Engine {
             job.lock().left += 1;
             let part = DirectPart { job: job.clone(), offset, done: None, stored };
             let purpose = Purpose::Direct(part);
-            return self.start_transfer(st, id, purpose, offset, Action::Read(lease), actions);
+            return self.start_transfer(id, purpose, offset, Action::Read(lease));
         };
         job.lock().pieces.push(Piece { offset, lease, outcome });
     }
 
     /// A transfer of a direct read has ended.
     pub(crate) fn direct_completed(
-        &self, st: &mut State, mut part: DirectPart, transfer: Transfer, result: Result<usize>,
-        actions: &mut Actions,
+        &mut self, mut part: DirectPart, transfer: Transfer, result: Result<usize>,
     ) {
         let Transfer { action: Action::Read(mut lease), offset, .. } = transfer else {
             unreachable!("it was a read")
@@ -149,24 +149,24 @@ impl Engine {
         let mut outcome = Outcome::Done;
         match result {
             Ok(moved) if moved as u64 >= expected => lease[moved.min(asked as usize)..].fill(0),
-            Ok(moved) if moved as u64 >= st.shape.alignment => {
+            Ok(moved) if moved as u64 >= self.state.shape.alignment => {
                 // Short: the rest is asked for again.
-                let step = moved as u64 / st.shape.alignment * st.shape.alignment;
+                let step = moved as u64 / self.state.shape.alignment * self.state.shape.alignment;
                 let (done, rest) = lease.split_front(step as usize);
                 part.done = Some(join(part.done.take(), done));
                 let purpose = Purpose::Direct(part);
                 let action = Action::Read(rest);
-                return self.start_transfer(st, id, purpose, offset + step, action, actions);
+                return self.start_transfer(id, purpose, offset + step, action);
             }
             Ok(_) => outcome = Outcome::Failed(Errno::EIO),
             Err(errno) => outcome = Outcome::Failed(errno),
         }
         let bytes = offset..offset + asked;
         match outcome {
-            Outcome::Failed(errno) => self.direct_failed(st, id, bytes, errno, actions),
-            _ if st.part(id).error.is_some() => {
-                st.part(id).unreadable.remove(bytes);
-                st.part(id).clear_error_if_mended();
+            Outcome::Failed(errno) => self.direct_failed(id, bytes, errno),
+            _ if self.state.part(id).error.is_some() => {
+                self.state.part(id).unreadable.remove(bytes);
+                self.state.part(id).clear_error_if_mended();
             }
             _ => {}
         }
@@ -178,30 +178,28 @@ impl Engine {
             job.left == 0
         };
         if ended {
-            self.end_direct(st, &part.job, actions);
+            self.end_direct(&part.job);
         }
     }
 
-    fn direct_failed(
-        &self, st: &mut State, id: u32, bytes: Range<u64>, errno: Errno, actions: &mut Actions,
-    ) {
-        self.failure(st, id, "swap in", bytes.clone(), errno, actions);
-        st.part(id).unreadable.insert(bytes);
+    fn direct_failed(&mut self, id: PartitionId, bytes: Range<u64>, errno: Errno) {
+        self.failure(id, "swap in", bytes.clone(), errno);
+        self.state.part(id).unreadable.insert(bytes);
     }
 
-    fn end_direct(&self, st: &mut State, job: &Mutex<Job>, actions: &mut Actions) {
+    fn end_direct(&mut self, job: &Mutex<Job>) {
         let (id, reply, mut pieces) = {
             let mut job = job.lock();
             (job.partition, job.reply.take(), std::mem::take(&mut job.pieces))
         };
         pieces.sort_by_key(|piece| piece.offset);
-        answer(reply.expect("ended once"), pieces, actions);
-        st.part(id).active_reads -= 1;
-        self.quiet_down(st, id, actions);
-        if st.part(id).gone() {
-            self.discard_unlinked(st, id, actions);
+        answer(reply.expect("ended once"), pieces, self.actions);
+        self.state.part(id).active_reads -= 1;
+        self.quiet_down(id);
+        if self.state.part(id).gone() {
+            self.discard_unlinked(id);
         }
-        st.drop_if_unused(id, actions);
+        self.state.drop_if_unused(id, self.actions);
     }
 }
 

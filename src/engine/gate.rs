@@ -6,13 +6,13 @@
 
 use std::ops::Range;
 
-use super::actions::Actions;
-use super::block::BufferIndex;
 use super::core::{Engine, PAGE_SIZE};
+use super::ids::{BlockId, HandleId, PartitionId};
+use super::locked::Locked;
 use super::op::{BarrierOp, Change, Op, Reply};
 use super::partition::Partition;
 use super::space::is_full;
-use super::state::{OFFSET_MAX, State};
+use super::state::OFFSET_MAX;
 use crate::error::{Errno, Result};
 
 const KEEP_SIZE: i32 = libc::FALLOC_FL_KEEP_SIZE;
@@ -34,7 +34,7 @@ pub(super) fn beyond(size: u64, unit: u64) -> u64 {
 impl Engine {
     /// Sets a partition's size, as ftruncate(2). Bytes beyond it are dropped, dirty or not; truncating
     /// to zero clears the partition's error. Fails with EFBIG beyond what off_t can address.
-    pub fn truncate(&self, handle: u64, size: u64, reply: Reply) {
+    pub fn truncate(&self, handle: HandleId, size: u64, reply: Reply) {
         if size > OFFSET_MAX {
             return reply(Err(Errno::EFBIG));
         }
@@ -43,7 +43,7 @@ impl Engine {
 
     /// fallocate(2) on a partition: allocation, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE; other modes fail
     /// with EOPNOTSUPP.
-    pub fn allocate(&self, handle: u64, mode: i32, offset: u64, length: u64, reply: Reply) {
+    pub fn allocate(&self, handle: HandleId, mode: i32, offset: u64, length: u64, reply: Reply) {
         let known = [0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE];
         let end = offset.checked_add(length).filter(|end| *end <= OFFSET_MAX);
         if !known.contains(&mode) {
@@ -55,50 +55,52 @@ impl Engine {
         self.change(handle, Change::Allocate { mode, offset, length }, reply);
     }
 
-    pub(crate) fn change(&self, handle: u64, change: Change, reply: Reply) {
-        self.with(|st, actions| match Engine::partition_of(st, handle) {
+    pub(crate) fn change(&self, handle: HandleId, change: Change, reply: Reply) {
+        self.with(|locked| match locked.state.partition_of(handle) {
             Ok(partition) => {
                 // The kernel lets none in while a write(2) is under way.
-                self.close_all_seams(st, partition, actions);
+                locked.close_all_seams(partition);
                 let op = BarrierOp::new(partition, change, Some(reply));
-                self.enter_barrier(st, op, actions);
+                locked.enter_barrier(op);
             }
-            Err(errno) => actions.answer(Some(reply), Err(errno)),
+            Err(errno) => locked.actions.answer(Some(reply), Err(errno)),
         });
     }
+}
 
+impl Locked<'_> {
     /// A new operation must queue.
-    pub(crate) fn gate_closed(&self, st: &mut State, id: u32, write: bool) -> bool {
-        st.part(id).barrier.as_ref().is_some_and(|op| write || op.change.excludes_reads())
+    pub(crate) fn gate_closed(&mut self, id: PartitionId, write: bool) -> bool {
+        self.state.part(id).barrier.as_ref().is_some_and(|op| write || op.change.excludes_reads())
     }
 
     /// Lets a change enter that was queued at the gate.
-    pub(crate) fn enter_queued(&self, st: &mut State, op: Box<BarrierOp>, actions: &mut Actions) {
+    pub(crate) fn enter_queued(&mut self, op: Box<BarrierOp>) {
         let id = op.partition;
-        st.part(id).jobs -= 1;
-        self.enter_barrier(st, op, actions);
-        st.drop_if_unused(id, actions);
+        self.state.part(id).jobs -= 1;
+        self.enter_barrier(op);
+        self.state.drop_if_unused(id, self.actions);
     }
 
-    pub(crate) fn enter_barrier(&self, st: &mut State, op: Box<BarrierOp>, actions: &mut Actions) {
+    pub(crate) fn enter_barrier(&mut self, op: Box<BarrierOp>) {
         let id = op.partition;
-        if st.part(id).barrier.is_some() {
-            st.part(id).gate_queue.push_back(Op::Barrier(op));
+        if self.state.part(id).barrier.is_some() {
+            self.state.part(id).gate_queue.push_back(Op::Barrier(op));
             return;
         }
-        st.part(id).barrier = Some(op);
-        self.try_barrier(st, id, actions);
+        self.state.part(id).barrier = Some(op);
+        self.try_barrier(id);
     }
 
     /// Runs the change that waits at the gate once it is alone.
-    pub(crate) fn try_barrier(&self, st: &mut State, id: u32, actions: &mut Actions) {
-        let part = st.part(id);
+    pub(crate) fn try_barrier(&mut self, id: PartitionId) {
+        let part = self.state.part(id);
         let Some(barrier) = &part.barrier else { return };
         let flushes_first = barrier.change.wants_clean() && part.active_writes == 0;
-        if flushes_first && !part.barrier_running && self.flushes_for_room(st, id, actions) {
+        if flushes_first && !part.barrier_running && self.flushes_for_room(id) {
             return; // Comes back here when a transfer has ended.
         }
-        let part = st.part(id);
+        let part = self.state.part(id);
         let Some(barrier) = &part.barrier else { return };
         let drained = part.active_writes == 0
             && part.writes == 0
@@ -109,124 +111,122 @@ impl Engine {
         if let Change::Allocate { mode, offset, length } = barrier.change
             && mode & (PUNCH_HOLE | ZERO_RANGE) != 0
         {
-            match self.fill_edges(st, id, offset, offset + length, actions) {
+            match self.fill_edges(id, offset, offset + length) {
                 Ok(false) => {}
                 Ok(true) => return, // Comes back here when the edges are whole.
                 Err(errno) => {
-                    st.part(id).jobs += 1;
-                    return self.end_barrier(st, id, Err(errno), actions);
+                    self.state.part(id).jobs += 1;
+                    return self.end_barrier(id, Err(errno));
                 }
             }
         }
-        st.part(id).barrier_running = true;
-        self.run_barrier(st, id, actions);
+        self.state.part(id).barrier_running = true;
+        self.run_barrier(id);
     }
 
     /// Completes partial pages at the borders of a range. True when it had to start something; the
     /// errno when a page cannot be completed.
-    fn fill_edges(
-        &self, st: &mut State, id: u32, from: u64, to: u64, actions: &mut Actions,
-    ) -> Result<bool> {
+    fn fill_edges(&mut self, id: PartitionId, from: u64, to: u64) -> Result<bool> {
         let mut started = false;
         for offset in [from, to] {
             // A page that goes as a whole, and one beside, may stay as they are: perhaps they cannot be completed.
-            if offset.is_multiple_of(st.shape.unit) {
+            if offset.is_multiple_of(self.state.shape.unit) {
                 continue;
             }
-            let index = st.shape.block_of(offset);
-            let page = st.shape.pages_of(index, offset, offset + 1).start;
-            let Some(buffer) = st.find(id, index) else {
+            let index = self.state.shape.block_of(offset);
+            let page = self.state.shape.pages_of(index, offset, offset + 1).start;
+            let Some(buffer) = self.state.find(id, index) else {
                 continue;
             };
-            let block = &st.blocks[buffer as usize];
+            let block = &self.state.blocks[buffer];
             if block.partial(page).is_some() {
                 if let Some(errno) = block.failed {
                     return Err(errno);
                 }
-                self.fill(st, buffer, page, actions);
+                self.fill(buffer, page);
                 started = true;
             }
         }
         Ok(started)
     }
 
-    fn run_barrier(&self, st: &mut State, id: u32, actions: &mut Actions) {
-        st.begin_call(id);
-        let part = st.part(id);
+    fn run_barrier(&mut self, id: PartitionId) {
+        self.state.begin_call(id);
+        let part = self.state.part(id);
         part.jobs += 1;
         let (file, old, disk_size) = (part.file.clone(), part.size, part.disk_size);
         let change = &part.barrier.as_ref().expect("the caller looked").change;
         match *change {
-            Change::Truncate(size) => actions.jobs.push(Box::new(move |engine| {
+            Change::Truncate(size) => self.actions.jobs.push(Box::new(move |engine| {
                 let mut result = file.set_len(size);
                 // Growing the file gives back nothing of what lies beyond: nobody here made it longer.
                 if result.is_ok() && disk_size < size && size <= old {
                     result = file.set_len(size);
                 }
                 drop(file);
-                engine.with(|st, actions| {
+                engine.with(|locked| {
                     if result.is_ok() {
-                        engine.truncated(st, id, size, actions);
+                        locked.truncated(id, size);
                     }
-                    engine.end_barrier(st, id, result, actions);
+                    locked.end_barrier(id, result);
                 });
             })),
             Change::Allocate { mode, offset, length } => {
                 // A file that is longer in the pool gets its length when its bytes get there, not one in between.
                 let mode = if offset + length <= old { mode | KEEP_SIZE } else { mode };
-                actions.jobs.push(Box::new(move |engine| {
+                self.actions.jobs.push(Box::new(move |engine| {
                     let result = file.allocate(mode, offset, length);
                     drop(file);
-                    engine.with(|st, actions| {
+                    engine.with(|locked| {
                         let range = offset..offset + length;
                         match result {
-                            Ok(()) => engine.allocated(st, id, mode, range),
-                            Err(errno) => engine.not_allocated(st, id, mode, range, errno),
+                            Ok(()) => locked.allocated(id, mode, range),
+                            Err(errno) => locked.not_allocated(id, mode, range, errno),
                         }
-                        engine.end_change(st, id, result, actions);
+                        locked.end_change(id, result);
                     });
                 }));
             }
-            Change::Reserve(size) => actions.jobs.push(Box::new(move |engine| {
+            Change::Reserve(size) => self.actions.jobs.push(Box::new(move |engine| {
                 let result = file.reserve(0, size);
                 drop(file);
-                engine.with(|st, actions| {
-                    engine.space_reserved(st, id, size, result);
-                    engine.end_change(st, id, result, actions);
+                engine.with(|locked| {
+                    locked.space_reserved(id, size, result);
+                    locked.end_change(id, result);
                 });
             })),
             Change::Discard => {
                 drop(file);
-                self.discarded(st, id, actions);
-                self.end_barrier(st, id, Ok(()), actions);
+                self.discarded(id);
+                self.end_barrier(id, Ok(()));
             }
-            Change::Settle { .. } => self.run_settle(st, id, file, actions),
+            Change::Settle { .. } => self.run_settle(id, file),
         }
     }
 
     /// As [`Engine::end_barrier`], of one that needed space: it waits while files hold some ahead.
-    fn end_change(&self, st: &mut State, id: u32, result: Result<()>, actions: &mut Actions) {
-        let waits = st.part(id).barrier.as_ref().expect("it was running").space_waits;
+    fn end_change(&mut self, id: PartitionId, result: Result<()>) {
+        let waits = self.state.part(id).barrier.as_ref().expect("it was running").space_waits;
         let is_refused = result.is_err_and(is_full);
-        if !is_refused || !self.may_get_space(st, id, waits) {
-            return self.end_barrier(st, id, result, actions);
+        if !is_refused || !self.may_get_space(id, waits) {
+            return self.end_barrier(id, result);
         }
-        let mut op = self.open_gate(st, id, actions);
+        let mut op = self.open_gate(id);
         op.space_waits += 1;
         // As those that queue at the gate.
-        st.part(id).jobs += 1;
-        st.space.waiters.push(Op::Barrier(op));
-        self.take_space_back(st, actions);
-        self.restart_flushes(st, id, actions);
-        self.quiet_down(st, id, actions);
+        self.state.part(id).jobs += 1;
+        self.state.space.waiters.push(Op::Barrier(op));
+        self.take_space_back();
+        self.restart_flushes(id);
+        self.quiet_down(id);
     }
 
     /// Lets those in who queue at the gate; the change that was inside is the caller's.
-    fn open_gate(&self, st: &mut State, id: u32, actions: &mut Actions) -> Box<BarrierOp> {
-        if st.part(id).barrier_running {
-            st.end_call(id);
+    fn open_gate(&mut self, id: PartitionId) -> Box<BarrierOp> {
+        if self.state.part(id).barrier_running {
+            self.state.end_call(id);
         }
-        let part = st.part(id);
+        let part = self.state.part(id);
         part.barrier_running = false;
         part.jobs -= 1;
         let op = part.barrier.take().expect("it was running");
@@ -235,46 +235,44 @@ impl Engine {
         // writes go through their handles.
         let changes = queued.iter().filter(|op| matches!(op, Op::Barrier(_)));
         part.jobs += changes.count() as u32;
-        actions.ready.extend(queued);
+        self.actions.ready.extend(queued);
         op
     }
 
     /// Opens the gate again.
-    pub(super) fn end_barrier(
-        &self, st: &mut State, id: u32, result: Result<()>, actions: &mut Actions,
-    ) {
-        let op = self.open_gate(st, id, actions);
-        actions.answer(op.reply, result);
+    pub(super) fn end_barrier(&mut self, id: PartitionId, result: Result<()>) {
+        let op = self.open_gate(id);
+        self.actions.answer(op.reply, result);
         if let Change::Settle { then, for_room } = op.change {
             for op in then {
-                self.after_transfers(st, op, actions);
+                self.after_transfers(op);
             }
             if for_room {
-                self.gave_back(st, id, actions);
+                self.gave_back(id);
             }
         }
-        self.restart_flushes(st, id, actions);
-        self.quiet_down(st, id, actions);
-        st.drop_if_unused(id, actions);
+        self.restart_flushes(id);
+        self.quiet_down(id);
+        self.state.drop_if_unused(id, self.actions);
     }
 
     /// Starts the write-outs that the change held back.
-    fn restart_flushes(&self, st: &mut State, id: u32, actions: &mut Actions) {
-        let buffers: Vec<BufferIndex> = st.part(id).blocks.values().copied().collect();
+    fn restart_flushes(&mut self, id: PartitionId) {
+        let buffers: Vec<BlockId> = self.state.part(id).blocks.values().copied().collect();
         for buffer in buffers {
-            self.write_out(st, buffer, actions);
+            self.write_out(buffer);
         }
     }
 
-    fn truncated(&self, st: &mut State, id: u32, size: u64, actions: &mut Actions) {
-        let (unit, block_size) = (st.shape.unit, st.shape.block_size);
-        let old = st.part(id).size;
+    fn truncated(&mut self, id: PartitionId, size: u64) {
+        let (unit, block_size) = (self.state.shape.unit, self.state.shape.block_size);
+        let old = self.state.part(id).size;
         if size < old {
-            self.drop_pages(st, id, size..u64::MAX);
+            self.drop_pages(id, size..u64::MAX);
         }
-        st.part(id).size = size;
-        st.resized(id, old);
-        let part = st.part(id);
+        self.state.part(id).size = size;
+        self.state.resized(id, old);
+        let part = self.state.part(id);
         let cut = size <= old || size <= part.disk_size;
         part.disk_size = size;
         part.written_end = part.written_end.min(size);
@@ -291,14 +289,14 @@ impl Engine {
             part.unreadable.remove(size.next_multiple_of(unit)..u64::MAX);
         }
         part.shape_changed();
-        let emptied: Vec<BufferIndex> =
+        let emptied: Vec<BlockId> =
             part.blocks.range(size.div_ceil(block_size)..).map(|(_, buffer)| *buffer).collect();
         for buffer in emptied {
-            if st.blocks[buffer as usize].idle() {
-                st.detach(buffer, actions);
+            if self.state.blocks[buffer].idle() {
+                self.state.detach(buffer, self.actions);
             }
         }
-        let part = st.part(id);
+        let part = self.state.part(id);
         if size == 0 {
             part.error = None;
         }
@@ -307,26 +305,26 @@ impl Engine {
 
     /// Forgets what the pool holds of a byte range that now is zero in the swap folder; at its borders,
     /// zeroes the bytes of pages that stay.
-    fn drop_pages(&self, st: &mut State, id: u32, range: Range<u64>) {
-        let (unit, block_size) = (st.shape.unit, st.shape.block_size);
-        let first = st.shape.block_of(range.start);
-        let buffers: Vec<BufferIndex> =
-            st.part(id).blocks.range(first..).map(|(_, buffer)| *buffer).collect();
+    fn drop_pages(&mut self, id: PartitionId, range: Range<u64>) {
+        let (unit, block_size) = (self.state.shape.unit, self.state.shape.block_size);
+        let first = self.state.shape.block_of(range.start);
+        let buffers: Vec<BlockId> =
+            self.state.part(id).blocks.range(first..).map(|(_, buffer)| *buffer).collect();
         for buffer in buffers {
-            let start = st.blocks[buffer as usize].index * block_size;
+            let start = self.state.blocks[buffer].index * block_size;
             if start >= range.end {
                 break;
             }
             let from = range.start.saturating_sub(start).min(block_size);
             let to = (range.end - start).min(block_size);
-            let room = st.blocks[buffer as usize].pages;
+            let room = self.state.blocks[buffer].pages;
             let whole = from.div_ceil(unit) as usize..((to / unit) as usize).min(room);
             for edge in
                 [from..to.min(from.next_multiple_of(unit)), (to / unit * unit).max(from)..to]
             {
-                self.zero_edge(st, buffer, edge);
+                self.zero_edge(buffer, edge);
             }
-            st.edit(buffer, |block| {
+            self.state.edit(buffer, |block| {
                 if whole.start < whole.end {
                     block.valid.remove(whole.clone());
                     block.dirty.remove(whole.clone());
@@ -341,18 +339,18 @@ impl Engine {
     }
 
     /// Zeroes bytes within one page, if the pool holds it.
-    fn zero_edge(&self, st: &mut State, buffer: BufferIndex, bytes: Range<u64>) {
-        if bytes.is_empty() || bytes.end - bytes.start >= st.shape.unit {
+    fn zero_edge(&mut self, buffer: BlockId, bytes: Range<u64>) {
+        if bytes.is_empty() || bytes.end - bytes.start >= self.state.shape.unit {
             return;
         }
-        let page = (bytes.start / st.shape.unit) as usize;
-        let block = &st.blocks[buffer as usize];
+        let page = (bytes.start / self.state.shape.unit) as usize;
+        let block = &self.state.blocks[buffer];
         if block.valid.contains(page) {
-            self.memory.zero(st, buffer, bytes);
+            self.engine.memory.zero(self.state, buffer, bytes);
         } else if let Some(at) = block.partial(page) {
             // Only a truncate comes here: what is new beyond its end goes.
-            let end = (bytes.start - page as u64 * st.shape.unit) as usize;
-            st.edit(buffer, |block| {
+            let end = (bytes.start - page as u64 * self.state.shape.unit) as usize;
+            self.state.edit(buffer, |block| {
                 block.partials[at].end = block.partials[at].end.min(end);
                 if block.partials[at].start >= block.partials[at].end {
                     block.partials.remove(at);
@@ -363,26 +361,26 @@ impl Engine {
     }
 
     /// An allocation was refused; the filesystem keeps what it found until it ran out.
-    fn not_allocated(&self, st: &mut State, id: u32, mode: i32, range: Range<u64>, errno: Errno) {
+    fn not_allocated(&mut self, id: PartitionId, mode: i32, range: Range<u64>, errno: Errno) {
         if is_full(errno) && mode & PUNCH_HOLE == 0 {
-            let unit = st.shape.unit;
-            let part = st.part(id);
+            let unit = self.state.shape.unit;
+            let part = self.state.part(id);
             let end = part.size.next_multiple_of(unit);
             part.hold_ahead(range.start / unit * unit..range.end.next_multiple_of(unit), end);
         }
     }
 
-    fn allocated(&self, st: &mut State, id: u32, mode: i32, range: Range<u64>) {
-        let unit = st.shape.unit;
+    fn allocated(&mut self, id: PartitionId, mode: i32, range: Range<u64>) {
+        let unit = self.state.shape.unit;
         if mode & (PUNCH_HOLE | ZERO_RANGE) != 0 {
-            self.drop_pages(st, id, range.clone());
+            self.drop_pages(id, range.clone());
             let whole = range.start.next_multiple_of(unit)..range.end / unit * unit;
-            let part = st.part(id);
+            let part = self.state.part(id);
             part.lost.remove(whole.clone());
             part.unreadable.remove(whole);
             part.clear_error_if_mended();
         }
-        let part = st.part(id);
+        let part = self.state.part(id);
         let outward = range.start / unit * unit..range.end.next_multiple_of(unit);
         if mode & PUNCH_HOLE != 0 {
             part.punched(range.clone(), outward, unit);
@@ -395,10 +393,10 @@ impl Engine {
             let old = part.size;
             part.size = part.size.max(range.end);
             part.disk_size = part.disk_size.max(range.end);
-            st.resized(id, old);
+            self.state.resized(id, old);
         }
         // The call has set the backing file's own time.
-        let part = st.part(id);
+        let part = self.state.part(id);
         part.shape_changed();
     }
 }

@@ -14,9 +14,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::actions::{Actions, Answer};
-use super::block::BufferIndex;
+use super::actions::Answer;
 use super::core::Engine;
+use super::ids::{BlockId, HandleId, PartitionId};
+use super::locked::Locked;
 use super::op::{Granted, Op};
 use super::state::State;
 use super::trays::Place;
@@ -58,8 +59,8 @@ pub(crate) type HoldReply = Box<dyn FnOnce(Result<Hold>) + Send>;
 /// A hold being made.
 pub(crate) struct HoldOp {
     engine: Arc<Engine>,
-    pub(crate) partition: u32,
-    handle: u64,
+    pub(crate) partition: PartitionId,
+    handle: HandleId,
     access: Access,
     bytes: Range<u64>,
     /// It has passed the gate and counts as active.
@@ -67,7 +68,7 @@ pub(crate) struct HoldOp {
     /// Its missing pages were asked for; what is missing now has failed.
     requested: bool,
     /// The buffers of its blocks, in order; pinned.
-    buffers: Vec<Option<BufferIndex>>,
+    buffers: Vec<Option<BlockId>>,
     pub(crate) granted: Granted,
     pub(crate) reply: HoldReply,
 }
@@ -84,10 +85,10 @@ enum Leases {
 #[derive(Debug)]
 pub(crate) struct Hold {
     engine: Arc<Engine>,
-    partition: u32,
+    partition: PartitionId,
     access: Access,
     bytes: Range<u64>,
-    buffers: Vec<BufferIndex>,
+    buffers: Vec<BlockId>,
     leases: Leases,
     /// The partition did not reach beyond when it was claimed.
     to_the_end: bool,
@@ -132,7 +133,7 @@ impl Drop for Hold {
         // No lease outlives its claim.
         self.leases = Leases::None;
         let engine = self.engine.clone();
-        engine.with(|st, actions| engine.end_hold(st, self, actions));
+        engine.with(|locked| locked.end_hold(self));
     }
 }
 
@@ -144,7 +145,7 @@ impl Engine {
     /// Fails with what reading in met; ENODATA when the partition ends before the range does and is to
     /// be read; EIO for lost bytes; EINVAL for a range that is empty or begins within a page; EBADF.
     pub(crate) fn hold(
-        self: &Arc<Self>, handle: u64, bytes: Range<u64>, access: Access, reply: HoldReply,
+        self: &Arc<Self>, handle: HandleId, bytes: Range<u64>, access: Access, reply: HoldReply,
     ) {
         if bytes.is_empty() || !bytes.start.is_multiple_of(self.shape.unit) {
             return reply(Err(Errno::EINVAL));
@@ -152,7 +153,7 @@ impl Engine {
         let blocks = self.shape.block_of(bytes.start)..=self.shape.block_of(bytes.end - 1);
         let op = HoldOp {
             engine: self.clone(),
-            partition: 0,
+            partition: PartitionId::NONE,
             handle,
             access,
             bytes,
@@ -162,12 +163,12 @@ impl Engine {
             granted: Granted::new(),
             reply,
         };
-        self.with(|st, actions| self.hold_step(st, Box::new(op), actions));
+        self.with(|locked| locked.hold_step(Box::new(op)));
     }
 
     /// [`Engine::hold`], waiting for it.
     pub(crate) fn hold_now(
-        self: &Arc<Self>, handle: u64, bytes: Range<u64>, access: Access,
+        self: &Arc<Self>, handle: HandleId, bytes: Range<u64>, access: Access,
     ) -> Result<Hold> {
         let (sender, receiver) = crate::concurrent::bounded(1);
         let reply = Box::new(move |hold| {
@@ -178,163 +179,159 @@ impl Engine {
         receiver.recv().unwrap_or(Err(Errno::ENODEV))
     }
 
-    /// Goes on with a hold.
-    pub(crate) fn hold_step(&self, st: &mut State, mut op: Box<HoldOp>, actions: &mut Actions) {
-        if !op.entered {
-            match self.enter_hold(st, op, actions) {
-                Some(entered) => op = entered,
-                None => return,
-            }
-        }
-        let id = op.partition;
-        if op.access.swaps_in() {
-            let part = st.part(id);
-            let short = part.size < op.bytes.end;
-            if short || part.lost_in(&op.bytes) {
-                let errno = if short { Errno::ENODATA } else { Errno::EIO };
-                return self.fail_hold(st, *op, errno, actions);
-            }
-        }
-        let Some(op) = self.pin_all(st, op, actions) else { return };
-        let Some(op) = self.fill_hold(st, op, actions) else { return };
-        self.claim_hold(st, op, actions);
-    }
-
-    fn enter_hold(
-        &self, st: &mut State, mut op: Box<HoldOp>, actions: &mut Actions,
-    ) -> Option<Box<HoldOp>> {
-        match Engine::partition_of(st, op.handle) {
-            Ok(id) => op.partition = id,
-            Err(errno) => {
-                self.refuse_hold(st, *op, errno, actions);
-                return None;
-            }
-        }
-        if self.gate_closed(st, op.partition, op.access.writes()) {
-            let id = op.partition;
-            st.part(id).gate_queue.push_back(Op::Hold(op));
-            return None;
-        }
-        *active(st, op.partition, op.access) += 1;
-        op.entered = true;
-        Some(op)
-    }
-
-    /// Pins every block, those that are not in the pool in buffers that come all at once. Each has a buffer
-    /// of its own then, or has been in a slot that is long enough; one in a shorter slot counts as absent.
-    fn pin_all(
-        &self, st: &mut State, mut op: Box<HoldOp>, actions: &mut Actions,
-    ) -> Option<Box<HoldOp>> {
-        let (id, first) = (op.partition, st.shape.block_of(op.bytes.start));
-        for at in 0..op.buffers.len() {
-            let index = first + at as u64;
-            let pages = st.shape.pages_of(index, op.bytes.start, op.bytes.end).end;
-            if op.buffers[at].is_none()
-                && let Some(buffer) = st.fitting(id, index, pages)
-            {
-                pin(st, buffer);
-                op.buffers[at] = Some(buffer);
-            }
-        }
-        let absent = op.buffers.iter().filter(|buffer| buffer.is_none()).count();
-        if !st.acquire(&mut op.granted, absent, actions) {
-            st.return_granted(&mut op.granted);
-            self.wait_for_buffers(st, Op::Hold(op), absent);
-            return None;
-        }
-        let mut leased = None;
-        for at in 0..op.buffers.len() {
-            let index = first + at as u64;
-            let present = st.find(id, index);
-            if op.buffers[at].is_some() {
-                continue;
-            }
-            if present.is_some_and(|buffer| !st.blocks[buffer as usize].still()) {
-                leased = present;
-                continue;
-            }
-            let place = Place::Buffer(op.granted.pop().expect("as many as are absent"));
-            let buffer = match present {
-                Some(buffer) => {
-                    self.move_block(st, buffer, place);
-                    buffer
-                }
-                None => st.attach(place, id, index),
-            };
-            pin(st, buffer);
-            op.buffers[at] = Some(buffer);
-        }
-        st.return_granted(&mut op.granted);
-        let Some(buffer) = leased else { return Some(op) };
-        // It moves when those who have leases on its bytes are done.
-        st.edit(buffer, |block| block.waiters.push(Op::Hold(op)));
-        None
-    }
-
     /// The operation's blocks with the pages of each that it is about.
-    fn pieces(&self, op: &HoldOp) -> Vec<(BufferIndex, Range<usize>)> {
+    fn pieces(&self, op: &HoldOp) -> Vec<(BlockId, Range<usize>)> {
         let first = self.shape.block_of(op.bytes.start);
         let pages =
             |at: usize| self.shape.pages_of(first + at as u64, op.bytes.start, op.bytes.end);
         let pinned = op.buffers.iter().enumerate();
         pinned.map(|(at, buffer)| (buffer.expect("pinned above"), pages(at))).collect()
     }
+}
+
+impl Locked<'_> {
+    /// Goes on with a hold.
+    pub(crate) fn hold_step(&mut self, mut op: Box<HoldOp>) {
+        if !op.entered {
+            match self.enter_hold(op) {
+                Some(entered) => op = entered,
+                None => return,
+            }
+        }
+        let id = op.partition;
+        if op.access.swaps_in() {
+            let part = self.state.part(id);
+            let short = part.size < op.bytes.end;
+            if short || part.lost_in(&op.bytes) {
+                let errno = if short { Errno::ENODATA } else { Errno::EIO };
+                return self.fail_hold(*op, errno);
+            }
+        }
+        let Some(op) = self.pin_all(op) else { return };
+        let Some(op) = self.fill_hold(op) else { return };
+        self.claim_hold(op);
+    }
+
+    fn enter_hold(&mut self, mut op: Box<HoldOp>) -> Option<Box<HoldOp>> {
+        match self.state.partition_of(op.handle) {
+            Ok(id) => op.partition = id,
+            Err(errno) => {
+                self.refuse_hold(*op, errno);
+                return None;
+            }
+        }
+        if self.gate_closed(op.partition, op.access.writes()) {
+            let id = op.partition;
+            self.state.part(id).gate_queue.push_back(Op::Hold(op));
+            return None;
+        }
+        *active(self.state, op.partition, op.access) += 1;
+        op.entered = true;
+        Some(op)
+    }
+
+    /// Pins every block, those that are not in the pool in buffers that come all at once. Each has a buffer
+    /// of its own then, or has been in a slot that is long enough; one in a shorter slot counts as absent.
+    fn pin_all(&mut self, mut op: Box<HoldOp>) -> Option<Box<HoldOp>> {
+        let (id, first) = (op.partition, self.state.shape.block_of(op.bytes.start));
+        for at in 0..op.buffers.len() {
+            let index = first + at as u64;
+            let pages = self.state.shape.pages_of(index, op.bytes.start, op.bytes.end).end;
+            if op.buffers[at].is_none()
+                && let Some(buffer) = self.state.fitting(id, index, pages)
+            {
+                pin(self.state, buffer);
+                op.buffers[at] = Some(buffer);
+            }
+        }
+        let absent = op.buffers.iter().filter(|buffer| buffer.is_none()).count();
+        if !self.state.acquire(&mut op.granted, absent, self.actions) {
+            self.state.return_granted(&mut op.granted);
+            self.wait_for_buffers(Op::Hold(op), absent);
+            return None;
+        }
+        let mut leased = None;
+        for at in 0..op.buffers.len() {
+            let index = first + at as u64;
+            let present = self.state.find(id, index);
+            if op.buffers[at].is_some() {
+                continue;
+            }
+            if present.is_some_and(|buffer| !self.state.blocks[buffer].still()) {
+                leased = present;
+                continue;
+            }
+            let place = Place::Buffer(op.granted.pop().expect("as many as are absent"));
+            let buffer = match present {
+                Some(buffer) => {
+                    self.move_block(buffer, place);
+                    buffer
+                }
+                None => self.state.attach(place, id, index),
+            };
+            pin(self.state, buffer);
+            op.buffers[at] = Some(buffer);
+        }
+        self.state.return_granted(&mut op.granted);
+        let Some(buffer) = leased else { return Some(op) };
+        // It moves when those who have leases on its bytes are done.
+        self.state.edit(buffer, |block| block.waiters.push(Op::Hold(op)));
+        None
+    }
 
     /// Asks for what is missing, and goes on when it is there.
-    fn fill_hold(
-        &self, st: &mut State, mut op: Box<HoldOp>, actions: &mut Actions,
-    ) -> Option<Box<HoldOp>> {
+    fn fill_hold(&mut self, mut op: Box<HoldOp>) -> Option<Box<HoldOp>> {
         if !op.access.swaps_in() {
             return Some(op);
         }
-        let pieces = self.pieces(&op);
-        let copied_over = |(buffer, pages): &&(BufferIndex, Range<usize>)| {
-            st.blocks[*buffer as usize].copying.any(pages.clone())
+        let pieces = self.engine.pieces(&op);
+        let copied_over = |(buffer, pages): &&(BlockId, Range<usize>)| {
+            self.state.blocks[*buffer].copying.any(pages.clone())
         };
         if let Some((buffer, _)) = pieces.iter().find(copied_over) {
             op.requested = false;
-            st.edit(*buffer, |block| block.waiters.push(Op::Hold(op)));
+            self.state.edit(*buffer, |block| block.waiters.push(Op::Hold(op)));
             return None;
         }
         let mut busy = None;
         for (buffer, pages) in pieces {
-            if st.blocks[buffer as usize].valid.all(pages.clone()) {
+            if self.state.blocks[buffer].valid.all(pages.clone()) {
                 continue;
             }
-            if op.requested && self.missing(st, buffer, pages.clone()) {
-                let errno = st.blocks[buffer as usize].read_error.unwrap_or(Errno::EIO);
-                self.fail_hold(st, *op, errno, actions);
+            if op.requested && self.missing(buffer, pages.clone()) {
+                let errno = self.state.blocks[buffer].read_error.unwrap_or(Errno::EIO);
+                self.fail_hold(*op, errno);
                 return None;
             }
-            self.read_pages(st, buffer, pages.clone(), actions);
-            self.fill_partials(st, buffer, pages.clone(), actions);
-            if !st.blocks[buffer as usize].valid.all(pages) {
+            self.read_pages(buffer, pages.clone());
+            self.fill_partials(buffer, pages.clone());
+            if !self.state.blocks[buffer].valid.all(pages) {
                 busy = Some(buffer);
             }
         }
         let Some(buffer) = busy else { return Some(op) };
         op.requested = true;
-        st.edit(buffer, |block| block.waiters.push(Op::Hold(op)));
+        self.state.edit(buffer, |block| block.waiters.push(Op::Hold(op)));
         None
     }
 
     /// Claims the pages of all blocks once nobody is busy with any of them, and answers.
-    fn claim_hold(&self, st: &mut State, op: Box<HoldOp>, actions: &mut Actions) {
-        let pieces = self.pieces(&op);
+    fn claim_hold(&mut self, op: Box<HoldOp>) {
+        let pieces = self.engine.pieces(&op);
         if op.access.writes() {
-            let taken = |(buffer, pages): &&(BufferIndex, Range<usize>)| {
-                let block = &st.blocks[*buffer as usize];
+            let taken = |(buffer, pages): &&(BlockId, Range<usize>)| {
+                let block = &self.state.blocks[*buffer];
                 block.reading.any(pages.clone())
                     || block.writing.any(pages.clone())
                     || block.copying.any(pages.clone())
                     || block.shared.any(pages.clone())
             };
             if let Some((buffer, _)) = pieces.iter().find(taken) {
-                st.edit(*buffer, |block| block.waiters.push(Op::Hold(op)));
+                self.state.edit(*buffer, |block| block.waiters.push(Op::Hold(op)));
                 return;
             }
         }
-        let unit = st.shape.unit;
+        let unit = self.state.shape.unit;
         let within = |pages: &Range<usize>| pages.start as u64 * unit..pages.end as u64 * unit;
         let leases = match op.access {
             Access::Keep | Access::Blank => Leases::None,
@@ -342,11 +339,11 @@ impl Engine {
                 pieces
                     .iter()
                     .map(|(buffer, pages)| {
-                        st.edit(*buffer, |block| {
+                        self.state.edit(*buffer, |block| {
                             block.shared.insert(pages.clone());
                             block.readers += 1;
                         });
-                        self.memory.for_copy_out(st, *buffer, within(pages))
+                        self.engine.memory.for_copy_out(self.state, *buffer, within(pages))
                     })
                     .collect(),
             ),
@@ -354,83 +351,82 @@ impl Engine {
                 pieces
                     .iter()
                     .map(|(buffer, pages)| {
-                        st.edit(*buffer, |block| block.copying.insert(pages.clone()));
-                        self.memory.for_copy_in(st, *buffer, within(pages))
+                        self.state.edit(*buffer, |block| block.copying.insert(pages.clone()));
+                        self.engine.memory.for_copy_in(self.state, *buffer, within(pages))
                     })
                     .collect(),
             ),
         };
         let HoldOp { engine, partition, access, bytes, reply, .. } = *op;
         if matches!(leases, Leases::None) {
-            self.leave(st, partition, access, actions);
+            self.leave(partition, access);
         }
         let buffers = pieces.into_iter().map(|(buffer, _)| buffer).collect();
-        let to_the_end = st.part(partition).size <= bytes.end;
+        let to_the_end = self.state.part(partition).size <= bytes.end;
         let hold =
             Hold { engine, partition, access, bytes, buffers, leases, to_the_end, release: false };
-        actions.answers.push(Answer::Empty(Box::new(move |_| reply(Ok(hold))), Ok(())));
+        self.actions.answers.push(Answer::Empty(Box::new(move |_| reply(Ok(hold))), Ok(())));
     }
 
-    pub(crate) fn fail_hold(
-        &self, st: &mut State, mut op: HoldOp, errno: Errno, actions: &mut Actions,
-    ) {
-        st.return_granted(&mut op.granted);
+    pub(crate) fn fail_hold(&mut self, mut op: HoldOp, errno: Errno) {
+        self.state.return_granted(&mut op.granted);
         for buffer in op.buffers.iter().flatten() {
-            unpin(st, *buffer);
-            st.wake(*buffer, actions);
-            self.drop_if_blank(st, *buffer, actions);
+            unpin(self.state, *buffer);
+            self.state.wake(*buffer, self.actions);
+            self.drop_if_blank(*buffer);
         }
-        self.leave(st, op.partition, op.access, actions);
+        self.leave(op.partition, op.access);
         let reply = op.reply;
-        actions.answers.push(Answer::Empty(Box::new(move |_| reply(Err(errno))), Ok(())));
+        self.actions.answers.push(Answer::Empty(Box::new(move |_| reply(Err(errno))), Ok(())));
     }
 
     /// Gives back claims and pins; the leases are gone.
-    fn end_hold(&self, st: &mut State, hold: &Hold, actions: &mut Actions) {
+    fn end_hold(&mut self, hold: &Hold) {
         let (id, access) = (hold.partition, hold.access);
-        let first = st.shape.block_of(hold.bytes.start);
+        let first = self.state.shape.block_of(hold.bytes.start);
         if access.writes() {
-            self.note_update(st, hold);
+            self.note_update(hold);
         }
         for (at, buffer) in hold.buffers.iter().enumerate() {
-            let pages = st.shape.pages_of(first + at as u64, hold.bytes.start, hold.bytes.end);
+            let pages =
+                self.state.shape.pages_of(first + at as u64, hold.bytes.start, hold.bytes.end);
             match access {
                 Access::Keep | Access::Blank => {}
-                Access::Read => st.edit(*buffer, |block| {
+                Access::Read => self.state.edit(*buffer, |block| {
                     block.readers -= 1;
                     if block.readers == 0 {
                         block.shared.clear();
                     }
                 }),
-                Access::Update | Access::Fill => self.updated(st, hold, *buffer, pages),
+                Access::Update | Access::Fill => self.updated(hold, *buffer, pages),
             }
             if hold.release {
-                st.edit(*buffer, |block| {
+                self.state.edit(*buffer, |block| {
                     block.kept = None;
                     block.release = true;
                 });
             }
-            unpin(st, *buffer);
-            st.touch(*buffer);
-            if st.blocks[*buffer as usize].flush {
-                self.flush_block(st, *buffer, actions);
+            unpin(self.state, *buffer);
+            self.state.touch(*buffer);
+            if self.state.blocks[*buffer].flush {
+                self.flush_block(*buffer);
             }
-            st.wake(*buffer, actions);
-            self.drop_if_blank(st, *buffer, actions);
+            self.state.wake(*buffer, self.actions);
+            self.drop_if_blank(*buffer);
         }
         if matches!(access, Access::Keep | Access::Blank) {
-            st.drop_if_unused(id, actions);
+            self.state.drop_if_unused(id, self.actions);
         } else {
-            self.leave(st, id, access, actions);
+            self.leave(id, access);
         }
     }
 
     /// The holder has changed the partition.
-    fn note_update(&self, st: &mut State, hold: &Hold) {
-        let unit = st.shape.unit;
-        let now_ms = self.now_ms();
-        st.note_written(hold.partition, hold.bytes.end - hold.bytes.start);
-        let part = st.part(hold.partition);
+    fn note_update(&mut self, hold: &Hold) {
+        let unit = self.state.shape.unit;
+        let now_ms = self.engine.now_ms();
+        self.state.note_written(hold.partition, hold.bytes.end - hold.bytes.start);
+        let part = self.state.part(hold.partition);
         let old = part.size;
         part.size = part.size.max(hold.bytes.end);
         part.changed_now();
@@ -439,15 +435,15 @@ impl Engine {
         part.lost.remove(whole.clone());
         part.ahead.remove(whole.start / unit * unit..whole.end);
         part.unreadable.remove(whole);
-        st.resized(hold.partition, old);
+        self.state.resized(hold.partition, old);
     }
 
-    fn updated(&self, st: &mut State, hold: &Hold, buffer: BufferIndex, pages: Range<usize>) {
-        let id = st.blocks[buffer as usize].partition;
-        let room = pages.end as u64 * st.shape.unit;
-        let end = hold.bytes.end - st.blocks[buffer as usize].index * st.shape.block_size;
-        let (epoch, now_ms) = (st.part(id).epoch, self.now_ms());
-        st.edit(buffer, |block| {
+    fn updated(&mut self, hold: &Hold, buffer: BlockId, pages: Range<usize>) {
+        let id = self.state.blocks[buffer].partition;
+        let room = pages.end as u64 * self.state.shape.unit;
+        let end = hold.bytes.end - self.state.blocks[buffer].index * self.state.shape.block_size;
+        let (epoch, now_ms) = (self.state.part(id).epoch, self.engine.now_ms());
+        self.state.edit(buffer, |block| {
             block.copying.remove(pages.clone());
             block.partials.retain(|partial| !pages.contains(&partial.page));
             block.valid.insert(pages.clone());
@@ -461,28 +457,28 @@ impl Engine {
         });
         if end < room && hold.to_the_end {
             // The chunks reach to the page's end, the partition does not: who makes it longer finds zeroes.
-            self.memory.zero(st, buffer, end..room);
+            self.engine.memory.zero(self.state, buffer, end..room);
         }
     }
 
     /// An operation has left the partition.
-    fn leave(&self, st: &mut State, id: u32, access: Access, actions: &mut Actions) {
-        *active(st, id, access) -= 1;
-        self.quiet_down(st, id, actions);
-        if st.part(id).gone() {
-            self.discard_unlinked(st, id, actions);
+    fn leave(&mut self, id: PartitionId, access: Access) {
+        *active(self.state, id, access) -= 1;
+        self.quiet_down(id);
+        if self.state.part(id).gone() {
+            self.discard_unlinked(id);
         }
-        st.drop_if_unused(id, actions);
+        self.state.drop_if_unused(id, self.actions);
     }
 }
 
 /// The partition's counter of operations that this one is counted in.
-fn active(st: &mut State, id: u32, access: Access) -> &mut u32 {
+fn active(st: &mut State, id: PartitionId, access: Access) -> &mut u32 {
     let part = st.part(id);
     if access.writes() { &mut part.active_writes } else { &mut part.active_reads }
 }
 
-fn pin(st: &mut State, buffer: BufferIndex) {
+fn pin(st: &mut State, buffer: BlockId) {
     st.edit(buffer, |block| {
         block.pins += 1;
         block.holds += 1;
@@ -490,7 +486,7 @@ fn pin(st: &mut State, buffer: BufferIndex) {
     });
 }
 
-fn unpin(st: &mut State, buffer: BufferIndex) {
+fn unpin(st: &mut State, buffer: BlockId) {
     st.edit(buffer, |block| {
         block.pins -= 1;
         block.holds -= 1;

@@ -6,13 +6,13 @@
 //! means that its first bytes lie at the intake's end; those are copied. The number of buffers, and all that is counted
 //! about them, does not change, so intakes have no part in who waits for which buffer
 //! ([`super::buffers`]); and nobody waits for an intake: without one, bytes are copied. They are copied into
-//! slots too, whose stretch holds others' bytes. A lent buffer ([`super::lend`]) is the opposite: out of
-//! the pool's number, with the stretch that it has, until it is given back.
+//! slots too, whose frame holds others' bytes. A lent buffer ([`super::lend`]) is the opposite: out of
+//! the pool's number, with the frame that it has, until it is given back.
 
 use std::ops::{Deref, DerefMut, Range};
 
-use super::block::BufferIndex;
 use super::core::Engine;
+use super::ids::{BlockId, FrameId, HandleId};
 use super::op::{WriteOp, WriteReply};
 use super::pages::PageSet;
 use super::seam::Manner;
@@ -22,13 +22,12 @@ use crate::error::{Errno, Result};
 use crate::pool::WriteLease;
 
 /// Index of a buffer's worth of the arena's memory.
-pub(crate) type Stretch = u32;
 
 /// Memory of one block, aligned as the pool's is, that belongs to whoever holds this. To be given back with
 /// [`Engine::return_intake`]; dropped, it is gone until the engine stops.
 #[derive(Debug)]
 pub struct Intake {
-    pub(super) stretch: Stretch,
+    pub(super) frame: FrameId,
     pub(super) lease: WriteLease,
     /// Where what is received begins.
     pub(super) start: usize,
@@ -131,10 +130,10 @@ impl State {
     /// exchange: it is the last of the write and most of the block, lies in the intake where it will lie in
     /// the block, and nothing else of the block is here, nor on its way.
     pub(crate) fn to_exchange<'a>(
-        &self, op: &'a mut WriteOp, buffer: BufferIndex, bytes: &Range<u64>, pages: &Range<usize>,
+        &self, op: &'a mut WriteOp, buffer: BlockId, bytes: &Range<u64>, pages: &Range<usize>,
     ) -> Option<&'a mut Intake> {
         let size = self.shape.block_size;
-        let block = &self.blocks[buffer as usize];
+        let block = &self.blocks[buffer];
         let last = bytes.end == op.offset + op.length as u64;
         if !last || bytes.end - bytes.start < size / 2 || !matches!(block.place, Place::Buffer(_)) {
             return None;
@@ -166,12 +165,12 @@ impl Engine {
     /// to the device. `None` when all of [`EngineOptions::intakes`](super::EngineOptions::intakes) are out.
     #[must_use]
     pub fn intake(&self) -> Option<Intake> {
-        self.with(|st, _| st.intakes.pop())
+        self.with(|locked| locked.state.intakes.pop())
     }
 
     /// Takes back what [`Engine::intake`] gave.
     pub fn return_intake(&self, intake: Intake) {
-        self.with(|st, _| st.intakes.push(intake));
+        self.with(|locked| locked.state.intakes.push(intake));
     }
 
     /// As [`Engine::write_as`], of the first `length` bytes that `intake` received. Returns the intake for the next
@@ -180,7 +179,7 @@ impl Engine {
     /// # Panics
     /// When `length` is more than the intake has, or the intake is another engine's.
     pub fn write_from(
-        &self, handle: u64, offset: u64, intake: Intake, length: usize, manner: Manner,
+        &self, handle: HandleId, offset: u64, intake: Intake, length: usize, manner: Manner,
         reply: WriteReply,
     ) -> Intake {
         assert!(length <= intake.len(), "{length} bytes of {}", intake.len());

@@ -3,8 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::block::NONE;
 use super::core::Engine;
+use super::ids::{BlockId, PartitionId};
+use super::locked::Locked;
 use super::state::State;
 
 /// How often the keeper looks.
@@ -18,50 +19,52 @@ impl Engine {
         let linger = self.options.linger.as_millis() as u64;
         let (mut stop, mut tick) = (false, TICK);
         while !stop {
-            (stop, tick) = self.with_after(tick, |st, actions| {
+            (stop, tick) = self.with_after(tick, |locked| {
                 let now_ms = self.now_ms();
-                self.look_for_stalls(st, actions);
-                while st.dirty.head != NONE
-                    && st.blocks[st.dirty.head as usize].written_ms + linger <= now_ms
+                locked.look_for_stalls();
+                while locked.state.dirty.head != BlockId::NONE
+                    && locked.state.blocks[locked.state.dirty.head].written_ms + linger <= now_ms
                 {
-                    self.flush_block(st, st.dirty.head, actions);
+                    locked.flush_block(locked.state.dirty.head);
                 }
-                self.retry_seamed(st, actions);
-                self.finish_late(st);
-                self.begin_late_swap_ins(st, actions);
-                st.trim(self.options.idle_partitions_max, actions);
-                for id in self.idle_partitions(st, now_ms, linger) {
-                    self.settle(st, id, actions);
-                }
+                locked.retry_seamed();
+                locked.finish_late();
+                locked.begin_late_swap_ins();
+                locked.state.trim(self.options.idle_partitions_max, locked.actions);
+                locked.settle_unwritten(now_ms, linger);
                 let now = Instant::now();
-                for reply in expired(st, now) {
-                    actions.answer(Some(reply), Ok(()));
+                for reply in expired(locked.state, now) {
+                    locked.actions.answer(Some(reply), Ok(()));
                 }
-                (st.stopping, if st.seamed.is_empty() { TICK } else { TICK_SEAMED })
+                (
+                    locked.state.stopping,
+                    if locked.state.seamed.is_empty() { TICK } else { TICK_SEAMED },
+                )
             });
         }
     }
+}
 
-    /// Partitions that are clean, unwritten for a while, and not settled.
-    fn idle_partitions(&self, st: &State, now_ms: u64, linger: u64) -> Vec<u32> {
-        st.partitions
-            .iter()
-            .filter(|(_, part)| {
-                part.needs_settling() && part.clean() && part.written_ms + linger <= now_ms
-            })
-            .map(|(id, _)| id as u32)
-            .collect()
+impl Locked<'_> {
+    /// Settles the partitions that are clean and were not written to for `linger` milliseconds.
+    fn settle_unwritten(&mut self, now_ms: u64, linger: u64) {
+        let state = &mut *self.state;
+        state.unsettled.retain(|id| {
+            state.partitions.get(*id).is_some_and(super::partition::Partition::needs_settling)
+        });
+        let is_due = |id: &PartitionId| {
+            let part = state.partitions.get(*id).expect("looked up just now");
+            part.clean() && part.written_ms + linger <= now_ms
+        };
+        let due: Vec<PartitionId> = state.unsettled.iter().copied().filter(is_due).collect();
+        for id in due {
+            self.settle(id);
+        }
     }
 }
 
 /// Takes out the replies of status waits whose time is up.
 fn expired(st: &mut State, now: Instant) -> Vec<super::op::Reply> {
-    let waiting: Vec<u32> = st
-        .partitions
-        .iter()
-        .filter(|(_, part)| !part.status_waiters.is_empty())
-        .map(|(id, _)| id as u32)
-        .collect();
     let mut replies = Vec::new();
     let mut take = |waiters: &mut Vec<super::partition::StatusWaiter>| {
         let (over, left): (Vec<_>, Vec<_>) =
@@ -69,8 +72,12 @@ fn expired(st: &mut State, now: Instant) -> Vec<super::op::Reply> {
         *waiters = left;
         replies.extend(over.into_iter().map(|waiter| waiter.reply));
     };
-    for id in waiting {
-        take(&mut st.part(id).status_waiters);
+    for id in std::mem::take(&mut st.status_waits) {
+        let Some(part) = st.partitions.get_mut(id) else { continue };
+        take(&mut part.status_waiters);
+        if !part.status_waiters.is_empty() {
+            st.status_waits.insert(id);
+        }
     }
     take(&mut st.idle_waiters);
     replies

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use super::actions::{Actions, Answer};
+use super::actions::Answer;
 use super::budget::Tokens;
 use super::core::Engine;
+use super::ids::BufferId;
+use super::locked::Locked;
 use super::op::{Granted, Op};
-use super::state::State;
-use super::trays::Buffer;
 use crate::pool::{BufferPool, BufferSource, Loan, WriteLease};
 
-pub(crate) type LendReply = Box<dyn FnOnce(Vec<(Buffer, WriteLease)>) + Send>;
+pub(crate) type LendReply = Box<dyn FnOnce(Vec<(BufferId, WriteLease)>) + Send>;
 
 /// Buffers being taken out of circulation.
 pub(crate) struct LendOp {
@@ -29,7 +29,7 @@ impl Engine {
 
     /// Takes buffers out of circulation for as many tokens. Waits for those that a transfer or a copy still
     /// uses.
-    fn lend(&self, tokens: &Tokens) -> Vec<(Buffer, WriteLease)> {
+    fn lend(&self, tokens: &Tokens) -> Vec<(BufferId, WriteLease)> {
         let count = tokens.count();
         if count == 0 {
             return Vec::new();
@@ -40,48 +40,50 @@ impl Engine {
             let _ = sender.send(buffers);
         });
         let op = Box::new(LendOp { count, granted: Granted::new(), reply });
-        self.with(|st, actions| self.lend_step(st, op, actions));
+        self.with(|locked| locked.lend_step(op));
         receiver.recv().unwrap_or_default()
     }
 
-    pub(crate) fn lend_step(&self, st: &mut State, mut op: Box<LendOp>, actions: &mut Actions) {
-        if !st.acquire(&mut op.granted, op.count, actions) {
-            let count = op.count;
-            return self.wait_for_buffers(st, Op::Lend(op), count);
-        }
-        let mut lent = Vec::with_capacity(op.count);
-        for buffer in op.granted.drain(..) {
-            st.lent.insert(buffer);
-            lent.push((buffer, self.memory.for_lending(st, buffer)));
-        }
-        let reply = op.reply;
-        actions.answers.push(Answer::Empty(Box::new(move |_| reply(lent)), Ok(())));
-    }
-
-    /// Lends nothing.
-    pub(crate) fn refuse_lend(&self, st: &mut State, mut op: LendOp, actions: &mut Actions) {
-        st.return_granted(&mut op.granted);
-        let reply = op.reply;
-        actions.answers.push(Answer::Empty(Box::new(move |_| reply(Vec::new())), Ok(())));
-    }
-
     /// Puts a lent buffer back into circulation; its lease is gone.
-    fn take_back(&self, buffer: Buffer) {
-        self.with(|st, _| {
-            let known = st.lent.remove(&buffer);
+    fn take_back(&self, buffer: BufferId) {
+        self.with(|locked| {
+            let known = locked.state.lent.remove(&buffer);
             assert!(known, "a buffer is given back once");
-            st.free.push(buffer);
+            locked.state.free.push(buffer);
         });
     }
 
     /// Buffers that are lent out now.
     pub(crate) fn lent(&self) -> usize {
-        self.with(|st, _| st.lent.len())
+        self.with(|locked| locked.state.lent.len())
     }
 
     /// Buffers that requests have taken out of circulation.
     pub(crate) fn reserved_on_request(&self) -> usize {
-        self.with(|st, _| st.reserved)
+        self.with(|locked| locked.state.reserved)
+    }
+}
+
+impl Locked<'_> {
+    pub(crate) fn lend_step(&mut self, mut op: Box<LendOp>) {
+        if !self.state.acquire(&mut op.granted, op.count, self.actions) {
+            let count = op.count;
+            return self.wait_for_buffers(Op::Lend(op), count);
+        }
+        let mut lent = Vec::with_capacity(op.count);
+        for buffer in op.granted.drain(..) {
+            self.state.lent.insert(buffer);
+            lent.push((buffer, self.engine.memory.for_lending(self.state, buffer)));
+        }
+        let reply = op.reply;
+        self.actions.answers.push(Answer::Empty(Box::new(move |_| reply(lent)), Ok(())));
+    }
+
+    /// Lends nothing.
+    pub(crate) fn refuse_lend(&mut self, mut op: LendOp) {
+        self.state.return_granted(&mut op.granted);
+        let reply = op.reply;
+        self.actions.answers.push(Answer::Empty(Box::new(move |_| reply(Vec::new())), Ok(())));
     }
 }
 
@@ -94,7 +96,11 @@ struct Lender {
 impl Lender {
     fn lend(&self, mut tokens: Tokens) -> Vec<Loan> {
         let lent = self.engine.lend(&tokens);
-        let loan = |(index, lease)| Loan { index, lease, token: Box::new(tokens.split(1)) };
+        let loan = |(buffer, lease): (BufferId, WriteLease)| Loan {
+            index: buffer.0,
+            lease,
+            token: Box::new(tokens.split(1)),
+        };
         lent.into_iter().map(loan).collect()
     }
 }
@@ -127,6 +133,6 @@ impl BufferSource for Lender {
 
     fn give_back(&self, index: u32, lease: WriteLease) {
         drop(lease);
-        self.engine.take_back(index);
+        self.engine.take_back(BufferId(index));
     }
 }

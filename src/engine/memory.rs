@@ -6,49 +6,49 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::block::{Block, BufferIndex};
-use super::intake::{Around, Intake, Stretch};
+use super::block::Block;
+use super::ids::{BlockId, BufferId, FrameId, Id};
+use super::intake::{Around, Intake};
 use super::state::{Shape, State};
-use super::trays::{Buffer, Place};
+use super::trays::Place;
 use crate::pool::{Arena, ReadLease, WriteLease};
 
-/// The arena, as stretches for one buffer each, which hold a block or a tray, followed by scratch pages.
+/// The arena, as frames for one buffer each, which hold a block or a tray, followed by scratch pages.
 #[derive(Debug)]
 pub(crate) struct Memory {
     arena: Arc<Arena>,
     shape: Shape,
-    stretches: usize,
+    frames: usize,
     /// Bytes before the first buffer: an arena is aligned to small pages, a device may ask for more.
     skipped: usize,
 }
 
 impl Memory {
-    /// The memory of `buffers` buffers, whose stretches are the first ones, and that of `intakes`.
+    /// The memory of `buffers` buffers, whose frames are the first ones, and that of `intakes`.
     pub(crate) fn new(
         arena: Arc<Arena>, shape: Shape, buffers: usize, intakes: usize,
     ) -> (Memory, Vec<Intake>) {
         let address = arena.base().as_ptr().addr();
         let skipped = address.next_multiple_of(shape.unit as usize) - address;
-        let memory = Memory { skipped, arena, shape, stretches: buffers + intakes };
-        let intake = |stretch: usize| {
-            let (start, length) =
-                (memory.stretch_at(stretch as Stretch), shape.block_size as usize);
-            // SAFETY: write_lease needs that nobody else touches these bytes while it lives. A stretch is a
+        let memory = Memory { skipped, arena, shape, frames: buffers + intakes };
+        let intake = |frame: FrameId| {
+            let (start, length) = (memory.frame_at(frame), shape.block_size as usize);
+            // SAFETY: write_lease needs that nobody else touches these bytes while it lives. A frame is a
             // buffer's or an intake's: this one is no buffer's, and `exchange` alone changes that.
             let lease = unsafe { memory.arena.write_lease(start, length) };
-            Intake { stretch: stretch as Stretch, lease, start: 0 }
+            Intake { frame, lease, start: 0 }
         };
-        let intakes = (buffers..buffers + intakes).map(intake).collect();
+        let intakes = (buffers..buffers + intakes).map(FrameId::new).map(intake).collect();
         (memory, intakes)
     }
 
-    fn stretch_at(&self, stretch: Stretch) -> usize {
-        self.skipped + stretch as usize * self.shape.block_size as usize
+    fn frame_at(&self, frame: FrameId) -> usize {
+        self.skipped + frame.place() * self.shape.block_size as usize
     }
 
     /// Where a byte of a block is in the arena.
-    fn at(&self, st: &State, buffer: BufferIndex, bytes: &Range<u64>) -> usize {
-        let block = &st.blocks[buffer as usize];
+    fn at(&self, st: &State, buffer: BlockId, bytes: &Range<u64>) -> usize {
+        let block = &st.blocks[buffer];
         assert!(bytes.end <= block.pages as u64 * self.shape.unit, "within the block's room");
         self.start_of(st, block.place) + bytes.start as usize
     }
@@ -61,16 +61,16 @@ impl Memory {
             }
             Place::Nowhere => unreachable!("blocks in use have a place"),
         };
-        self.stretch_at(st.stretches[number as usize]) + within
+        self.frame_at(st.frames[number]) + within
     }
 
     /// Gives a buffer the memory of an intake, and the intake the buffer's. One block has the whole buffer,
     /// and nobody is busy with it. The bytes `around` what the intake brings are made zero, or come from the buffer.
     pub(crate) fn exchange(
-        &self, st: &mut State, block: BufferIndex, intake: &mut Intake,
+        &self, st: &mut State, block: BlockId, intake: &mut Intake,
         around: [(Range<u64>, Around); 2],
     ) {
-        let Block { place, reading, writing, copying, shared, .. } = &st.blocks[block as usize];
+        let Block { place, reading, writing, copying, shared, .. } = &st.blocks[block];
         let Place::Buffer(number) = *place else {
             unreachable!("a block that shares its buffer is not exchanged");
         };
@@ -89,9 +89,9 @@ impl Memory {
                 }
             }
         }
-        let stretch = std::mem::replace(&mut st.stretches[number as usize], intake.stretch);
-        intake.stretch = stretch;
-        let (start, length) = (self.stretch_at(stretch), self.shape.block_size as usize);
+        let frame = std::mem::replace(&mut st.frames[number], intake.frame);
+        intake.frame = frame;
+        let (start, length) = (self.frame_at(frame), self.shape.block_size as usize);
         // SAFETY: write_lease needs that nobody else touches these bytes while it lives. The buffer is
         // its one block's, which had no claims, so no lease on its memory exists, and none can be made any
         // more: it refers to the intake's former memory now, the lease on which ends with this assignment,
@@ -100,9 +100,9 @@ impl Memory {
     }
 
     /// Copies bytes of a block to the same offset of `place`, which is to be its next and nobody's yet.
-    pub(crate) fn copy(&self, st: &State, buffer: BufferIndex, place: Place, bytes: Range<u64>) {
+    pub(crate) fn copy(&self, st: &State, buffer: BlockId, place: Place, bytes: Range<u64>) {
         let length = (bytes.end - bytes.start) as usize;
-        assert!(st.blocks[buffer as usize].still());
+        assert!(st.blocks[buffer].still());
         let (from, to) = (self.at(st, buffer, &bytes), self.start_of(st, place));
         // SAFETY: nobody may write these bytes while the lease lives: no transfer and no copy of the
         // block is under way, and none can begin while the caller holds the lock.
@@ -114,11 +114,9 @@ impl Memory {
     }
 
     /// Bytes that a transfer fills; their pages are in `reading`.
-    pub(crate) fn for_read(
-        &self, st: &State, buffer: BufferIndex, bytes: Range<u64>,
-    ) -> WriteLease {
+    pub(crate) fn for_read(&self, st: &State, buffer: BlockId, bytes: Range<u64>) -> WriteLease {
         let pages = self.shape.pages_of(0, bytes.start, bytes.end);
-        let block = &st.blocks[buffer as usize];
+        let block = &st.blocks[buffer];
         assert!(block.reading.all(pages.clone()) && !block.shared.any(pages));
         // SAFETY: write_lease needs that nobody else touches these bytes while it lives. Their pages
         // are in `reading`: every other claim excludes such pages, and the pages leave the set only
@@ -129,11 +127,9 @@ impl Memory {
     }
 
     /// Bytes that a transfer stores; their pages are in `writing`.
-    pub(crate) fn for_write(
-        &self, st: &State, buffer: BufferIndex, bytes: Range<u64>,
-    ) -> ReadLease {
+    pub(crate) fn for_write(&self, st: &State, buffer: BlockId, bytes: Range<u64>) -> ReadLease {
         let pages = self.shape.pages_of(0, bytes.start, bytes.end);
-        let block = &st.blocks[buffer as usize];
+        let block = &st.blocks[buffer];
         assert!(block.writing.all(pages.clone()) && !block.copying.any(pages));
         // SAFETY: read_lease needs that nobody writes these bytes while it lives. Their pages are in
         // `writing`, which excludes `reading` and `copying`, until the completion gives the lease back.
@@ -143,11 +139,9 @@ impl Memory {
     }
 
     /// Bytes that a client's data is copied into; their pages are in `copying`.
-    pub(crate) fn for_copy_in(
-        &self, st: &State, buffer: BufferIndex, bytes: Range<u64>,
-    ) -> WriteLease {
+    pub(crate) fn for_copy_in(&self, st: &State, buffer: BlockId, bytes: Range<u64>) -> WriteLease {
         let pages = self.shape.pages_of(0, bytes.start, bytes.end);
-        assert!(st.blocks[buffer as usize].copying.all(pages));
+        assert!(st.blocks[buffer].copying.all(pages));
         // SAFETY: as for_read, with `copying`: the pages leave the set after the lease is dropped.
         unsafe {
             self.arena.write_lease(self.at(st, buffer, &bytes), (bytes.end - bytes.start) as usize)
@@ -155,11 +149,9 @@ impl Memory {
     }
 
     /// Bytes that are copied out to a client; their pages are in `shared`.
-    pub(crate) fn for_copy_out(
-        &self, st: &State, buffer: BufferIndex, bytes: Range<u64>,
-    ) -> ReadLease {
+    pub(crate) fn for_copy_out(&self, st: &State, buffer: BlockId, bytes: Range<u64>) -> ReadLease {
         let pages = self.shape.pages_of(0, bytes.start, bytes.end);
-        let block = &st.blocks[buffer as usize];
+        let block = &st.blocks[buffer];
         assert!(block.shared.all(pages) && block.readers > 0);
         // SAFETY: as for_write, with `shared`, which is only cleared when the last reader has ended.
         unsafe {
@@ -168,7 +160,7 @@ impl Memory {
     }
 
     /// A whole buffer as plain memory, while it is lent out.
-    pub(crate) fn for_lending(&self, st: &State, buffer: Buffer) -> WriteLease {
+    pub(crate) fn for_lending(&self, st: &State, buffer: BufferId) -> WriteLease {
         assert!(st.lent.contains(&buffer) && !st.trays.is_tray(buffer));
         let start = self.start_of(st, Place::Buffer(buffer));
         // SAFETY: write_lease needs that nobody else touches these bytes while it lives. The buffer is
@@ -179,9 +171,9 @@ impl Memory {
     }
 
     /// Zeroes bytes of pages that nobody else may touch now; the lock stays held meanwhile.
-    pub(crate) fn zero(&self, st: &State, buffer: BufferIndex, bytes: Range<u64>) {
+    pub(crate) fn zero(&self, st: &State, buffer: BlockId, bytes: Range<u64>) {
         let pages = self.shape.pages_of(0, bytes.start, bytes.end);
-        let block = &st.blocks[buffer as usize];
+        let block = &st.blocks[buffer];
         assert!(!block.copying.any(pages.clone()) && !block.shared.any(pages.clone()));
         assert!(!block.writing.any(pages.clone()) && !block.reading.any(pages));
         // SAFETY: no claim on these pages exists, none can be made while the caller holds the lock
@@ -193,7 +185,7 @@ impl Memory {
     }
 
     fn scratch_at(&self, scratch: usize) -> usize {
-        self.stretch_at(self.stretches as Stretch) + scratch * self.shape.unit as usize
+        self.frame_at(FrameId::new(self.frames)) + scratch * self.shape.unit as usize
     }
 
     /// A scratch page from byte `done` on, owned by the transfer that fills it.
@@ -207,7 +199,7 @@ impl Memory {
 
     /// Copies the bytes around `kept` of a filled scratch page into its page, which is in `reading`.
     pub(crate) fn merge(
-        &self, st: &State, buffer: BufferIndex, page: usize, kept: Range<usize>, filled: &[u8],
+        &self, st: &State, buffer: BlockId, page: usize, kept: Range<usize>, filled: &[u8],
     ) {
         let unit = self.shape.unit;
         let start = page as u64 * unit;

@@ -3,13 +3,12 @@
 
 use smallvec::SmallVec;
 
-use super::block::BufferIndex;
 use super::direct::DirectOp;
 use super::hold::HoldOp;
+use super::ids::{BlockId, BufferId, HandleId, PartitionId};
 use super::intake::Payload;
 use super::lend::LendOp;
 use super::seam::Manner;
-use super::trays::Buffer;
 use crate::error::Result;
 use crate::shares::{Share, User};
 
@@ -23,11 +22,11 @@ pub type WriteReply = Box<dyn FnOnce(Result<usize>) + Send>;
 pub type Reply = Box<dyn FnOnce(Result<()>) + Send>;
 
 /// Buffers that were handed to an operation and hold nothing yet.
-pub(crate) type Granted = SmallVec<[Buffer; 2]>;
+pub(crate) type Granted = SmallVec<[BufferId; 2]>;
 
 pub(crate) struct ReadOp {
-    pub(crate) partition: u32,
-    pub(crate) handle: Option<u64>,
+    pub(crate) partition: PartitionId,
+    pub(crate) handle: Option<HandleId>,
     pub(crate) offset: u64,
     pub(crate) length: u64,
     /// It has passed the partition's gate and counts as active.
@@ -35,14 +34,14 @@ pub(crate) struct ReadOp {
     /// Its missing pages were asked for; what is missing now has failed.
     pub(crate) requested: bool,
     pub(crate) sequential: bool,
-    pub(crate) pinned: SmallVec<[BufferIndex; 2]>,
+    pub(crate) pinned: SmallVec<[BlockId; 2]>,
     pub(crate) granted: Granted,
     pub(crate) reply: ReadReply,
 }
 
 pub(crate) struct WriteOp {
-    pub(crate) partition: u32,
-    pub(crate) handle: Option<u64>,
+    pub(crate) partition: PartitionId,
+    pub(crate) handle: Option<HandleId>,
     pub(crate) offset: u64,
     pub(crate) length: usize,
     pub(crate) done: usize,
@@ -66,10 +65,10 @@ pub(crate) struct WriteOp {
 
 impl WriteOp {
     pub(crate) fn new(
-        handle: u64, offset: u64, length: usize, payload: Payload, reply: WriteReply,
+        handle: HandleId, offset: u64, length: usize, payload: Payload, reply: WriteReply,
     ) -> WriteOp {
         WriteOp {
-            partition: 0,
+            partition: PartitionId::NONE,
             handle: Some(handle),
             offset,
             length,
@@ -90,7 +89,7 @@ impl WriteOp {
 
 /// A swap-in under way: asks for a partition's blocks one after the other.
 pub(crate) struct FetchOp {
-    pub(crate) partition: u32,
+    pub(crate) partition: PartitionId,
     /// The next block.
     pub(crate) next: u64,
     /// Who asked for it.
@@ -128,7 +127,7 @@ impl Change {
 }
 
 pub(crate) struct BarrierOp {
-    pub(crate) partition: u32,
+    pub(crate) partition: PartitionId,
     pub(crate) change: Change,
     /// How often it has waited for space.
     pub(crate) space_waits: u8,
@@ -136,15 +135,17 @@ pub(crate) struct BarrierOp {
 }
 
 impl BarrierOp {
-    pub(crate) fn new(partition: u32, change: Change, reply: Option<Reply>) -> Box<BarrierOp> {
+    pub(crate) fn new(
+        partition: PartitionId, change: Change, reply: Option<Reply>,
+    ) -> Box<BarrierOp> {
         Box::new(BarrierOp { partition, change, space_waits: 0, reply })
     }
 }
 
 /// Waits for everything written before its epoch, then for stable storage.
 pub(crate) struct SyncOp {
-    pub(crate) partition: u32,
-    pub(crate) handle: Option<u64>,
+    pub(crate) partition: PartitionId,
+    pub(crate) handle: Option<HandleId>,
     pub(crate) epoch: u64,
     /// Failed transfers of the partition before it began: it reports what came since, whoever else has.
     pub(crate) errors_before: u64,
@@ -170,12 +171,12 @@ pub(crate) enum Op {
 impl std::fmt::Debug for Op {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Op::Read(op) => write!(f, "Read({}, {}+{})", op.partition, op.offset, op.length),
-            Op::Write(op) => write!(f, "Write({}, {}+{})", op.partition, op.offset, op.length),
-            Op::Fetch(op) => write!(f, "Fetch({}, {})", op.partition, op.next),
-            Op::Barrier(op) => write!(f, "Barrier({})", op.partition),
-            Op::Hold(op) => write!(f, "Hold({})", op.partition),
-            Op::Direct(op) => write!(f, "Direct({})", op.handle),
+            Op::Read(op) => write!(f, "Read({:?}, {}+{})", op.partition, op.offset, op.length),
+            Op::Write(op) => write!(f, "Write({:?}, {}+{})", op.partition, op.offset, op.length),
+            Op::Fetch(op) => write!(f, "Fetch({:?}, {})", op.partition, op.next),
+            Op::Barrier(op) => write!(f, "Barrier({:?})", op.partition),
+            Op::Hold(op) => write!(f, "Hold({:?})", op.partition),
+            Op::Direct(op) => write!(f, "Direct({:?})", op.handle),
             Op::Lend(op) => write!(f, "Lend({})", op.count),
         }
     }

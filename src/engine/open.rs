@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::actions::Actions;
 use super::core::{Engine, OpenSwapIn};
+use super::ids::{HandleId, PartitionId};
+use super::locked::Locked;
 use super::partition::{FileKey, Handle, Partition};
 use super::state::State;
 use crate::aio::device::{BackingFile, FileStatus};
@@ -33,7 +34,7 @@ struct Opening {
 }
 
 /// The partition, if it is known and its descriptor will do.
-fn openable(st: &mut State, key: FileKey, write: bool) -> Option<u32> {
+fn openable(st: &mut State, key: FileKey, write: bool) -> Option<PartitionId> {
     let id = *st.keys.get(&key)?;
     (!write || st.part(id).file.writable()).then_some(id)
 }
@@ -50,7 +51,7 @@ impl Engine {
     pub fn open(
         &self, key: FileKey, read: bool, write: bool,
         open: impl FnOnce() -> Result<Arc<dyn BackingFile>>,
-    ) -> Result<u64> {
+    ) -> Result<HandleId> {
         self.open_as(User::OWN, key, read, write, open)
     }
 
@@ -64,13 +65,14 @@ impl Engine {
     pub fn open_as(
         &self, user: User, key: FileKey, read: bool, write: bool,
         open: impl FnOnce() -> Result<Arc<dyn BackingFile>>,
-    ) -> Result<u64> {
+    ) -> Result<HandleId> {
         let share = self.bounds().handles.take(user, 1).map_err(Full::of_files)?;
         let (mut share, mut opened) = (Some(share), None);
-        self.with(|st, actions| {
-            let id = openable(st, key, write).filter(|id| st.part(*id).openers.join(user));
+        self.with(|locked| {
+            let id = openable(locked.state, key, write)
+                .filter(|id| locked.state.part(*id).openers.join(user));
             if let (Some(id), Some(share)) = (id, share.take_if(|_| id.is_some())) {
-                opened = Some(self.add_handle(st, id, read, write, share, actions));
+                opened = Some(locked.add_handle(id, read, write, share));
             }
         });
         match (opened, share) {
@@ -102,15 +104,15 @@ impl Engine {
     pub fn open_admitted(
         &self, admission: Admission, key: FileKey, read: bool, write: bool,
         open: impl FnOnce() -> Result<Arc<dyn BackingFile>>,
-    ) -> Result<u64> {
+    ) -> Result<HandleId> {
         let (mut admission, mut opened, mut drops) = (Some(admission), None, 0);
-        self.with(|st, actions| {
-            drops = st.drops;
-            if let Some(id) = openable(st, key, write)
+        self.with(|locked| {
+            drops = locked.state.drops;
+            if let Some(id) = openable(locked.state, key, write)
                 && let Some(Admission { handle, descriptors }) = admission.take()
             {
-                st.part(id).openers.enter(descriptors);
-                opened = Some(self.add_handle(st, id, read, write, handle, actions));
+                locked.state.part(id).openers.enter(descriptors);
+                opened = Some(locked.add_handle(id, read, write, handle));
             }
         });
         let Some(admission) = admission else {
@@ -129,7 +131,7 @@ impl Engine {
     pub fn open_new(
         &self, admission: Admission, key: FileKey, read: bool, file: Arc<dyn BackingFile>,
         moment: Moment,
-    ) -> Result<u64> {
+    ) -> Result<HandleId> {
         let modified = SystemTime::UNIX_EPOCH;
         let status = FileStatus { size: 0, allocated: 0, modified, changed: modified, links: 1 };
         let opening = Opening { key, read, write: true, status, drops: moment.0 };
@@ -139,12 +141,12 @@ impl Engine {
     /// Now, for [`Engine::open_new`].
     #[must_use]
     pub fn moment(&self) -> Moment {
-        Moment(self.with(|st, _| st.drops))
+        Moment(self.with(|locked| locked.state.drops))
     }
 
     fn open_with(
         &self, admission: Admission, opening: Opening, file: Arc<dyn BackingFile>,
-    ) -> Result<u64> {
+    ) -> Result<HandleId> {
         let Opening { key, read, write, status, drops } = opening;
         let Admission { handle, descriptors } = admission;
         // A file without holes needs no reservation; unwritten extents count as holes, harmlessly.
@@ -153,20 +155,20 @@ impl Engine {
             && status.allocated >= status.size
             && file.seek(0, true).unwrap_or(0) >= status.size;
         let unit = self.shape.unit;
-        self.with(|st, actions| {
-            if let Some(id) = st.keys.get(&key).copied() {
-                if write && !st.part(id).file.writable() {
-                    let old = std::mem::replace(&mut st.part(id).file, file);
-                    actions.files.push(old);
+        self.with(|locked| {
+            if let Some(id) = locked.state.keys.get(&key).copied() {
+                if write && !locked.state.part(id).file.writable() {
+                    let old = std::mem::replace(&mut locked.state.part(id).file, file);
+                    locked.actions.files.push(old);
                 } else {
-                    actions.files.push(file);
+                    locked.actions.files.push(file);
                 }
-                st.part(id).openers.enter(descriptors);
-                return self.add_handle(st, id, read, write, handle, actions);
+                locked.state.part(id).openers.enter(descriptors);
+                return locked.add_handle(id, read, write, handle);
             }
             // Whoever had it open in between may have left another size: then, and only then, it is
             // asked again here, where nobody can come between.
-            let (status, dense) = match st.drops == drops {
+            let (status, dense) = match locked.state.drops == drops {
                 true => (status, dense),
                 false => (file.status()?, false),
             };
@@ -182,20 +184,21 @@ impl Engine {
             if status.allocated > status.size.next_multiple_of(unit.max(65536)) {
                 part.user.insert(status.size.next_multiple_of(unit)..status.allocated);
             }
-            let id = st.partitions.insert(part) as u32;
-            st.keys.insert(key, id);
-            st.wake_up(id, status.size, actions);
-            st.trim(self.options.idle_partitions_max, actions);
-            self.add_handle(st, id, read, write, handle, actions)
+            let id = locked.state.partitions.insert(part);
+            locked.state.keys.insert(key, id);
+            locked.state.wake_up(id, status.size, locked.actions);
+            locked.state.trim(self.options.idle_partitions_max, locked.actions);
+            locked.add_handle(id, read, write, handle)
         })
     }
+}
 
+impl Locked<'_> {
     /// The handle's user has been entered among the openers.
     fn add_handle(
-        &self, st: &mut State, id: u32, read: bool, write: bool, share: Share,
-        actions: &mut Actions,
-    ) -> Result<u64> {
-        let part = st.part(id);
+        &mut self, id: PartitionId, read: bool, write: bool, share: Share,
+    ) -> Result<HandleId> {
+        let part = self.state.part(id);
         // Of one without a name and a handle the bytes are being dropped.
         let refusal = match part.gone() {
             true => Some(Errno::ESTALE),
@@ -208,8 +211,8 @@ impl Engine {
         part.handles += 1;
         part.lingering.clear();
         let idle_since = std::mem::take(&mut part.idle_since);
-        st.idle.remove(&idle_since);
-        let part = st.part(id);
+        self.state.idle.remove(&idle_since);
+        let part = self.state.part(id);
         let (errors_seen, releases) = (part.error_count, part.releases);
         let handle = Handle {
             partition: id,
@@ -220,49 +223,49 @@ impl Engine {
             ahead_to: 0,
             swap_in_due: (read && write).then_some(releases),
         };
-        let handle = st.handles.insert(handle) as u64;
+        let handle = self.state.handles.insert(handle);
         if read && write {
             // Who begins by writing over it all has no use for its bytes, and would wait for their transfer.
-            st.later.push((handle, self.now_ms().max(1)));
+            self.state.later.push((handle, self.engine.now_ms().max(1)));
         } else if read {
-            self.begin_swap_in(st, handle, actions);
+            self.begin_swap_in(handle);
         }
         Ok(handle)
     }
 
     /// Starts what opening for reading starts.
-    pub(crate) fn begin_swap_in(&self, st: &mut State, number: u64, actions: &mut Actions) {
-        let length = match self.options.open_swap_in {
+    pub(crate) fn begin_swap_in(&mut self, number: HandleId) {
+        let length = match self.engine.options.open_swap_in {
             OpenSwapIn::None => 0,
-            OpenSwapIn::Ahead => self.options.read_ahead,
+            OpenSwapIn::Ahead => self.engine.options.read_ahead,
             OpenSwapIn::All => u64::MAX,
         };
-        let Some(handle) = st.handles.get_mut(number as usize) else { return };
+        let Some(handle) = self.state.handles.get_mut(number) else { return };
         let id = handle.partition;
-        let reached = self.fetch(st, id, 0, length, actions);
-        if let Some(handle) = st.handles.get_mut(number as usize) {
+        let reached = self.fetch(id, 0, length);
+        if let Some(handle) = self.state.handles.get_mut(number) {
             handle.ahead_to = handle.ahead_to.max(reached);
         }
     }
 
     /// The same for one that was opened for both, unless its partition was released since.
-    pub(crate) fn begin_due_swap_in(&self, st: &mut State, number: u64, actions: &mut Actions) {
-        let Some(handle) = st.handles.get_mut(number as usize) else { return };
+    pub(crate) fn begin_due_swap_in(&mut self, number: HandleId) {
+        let Some(handle) = self.state.handles.get_mut(number) else { return };
         let (due, id) = (handle.swap_in_due.take(), handle.partition);
-        if due == Some(st.part(id).releases) && !st.stopping {
-            self.begin_swap_in(st, number, actions);
+        if due == Some(self.state.part(id).releases) && !self.state.stopping {
+            self.begin_swap_in(number);
         }
     }
 
     /// The same for those opened for both a while ago, unless their partitions were written to since.
-    pub(crate) fn begin_late_swap_ins(&self, st: &mut State, actions: &mut Actions) {
-        for (number, opened_ms) in std::mem::take(&mut st.later) {
-            let Some(handle) = st.handles.get_mut(number as usize) else { continue };
+    pub(crate) fn begin_late_swap_ins(&mut self) {
+        for (number, opened_ms) in std::mem::take(&mut self.state.later) {
+            let Some(handle) = self.state.handles.get_mut(number) else { continue };
             let id = handle.partition;
-            if st.part(id).written_ms >= opened_ms {
-                st.handles.get_mut(number as usize).expect("just looked at").swap_in_due = None;
+            if self.state.part(id).written_ms >= opened_ms {
+                self.state.handles.get_mut(number).expect("just looked at").swap_in_due = None;
             }
-            self.begin_due_swap_in(st, number, actions);
+            self.begin_due_swap_in(number);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use super::block::BufferIndex;
+use super::ids::{BlockId, PartitionId};
 use super::op::{BarrierOp, Op, Reply, SyncOp};
 use super::pages::RangeSet;
 use super::seam::Unfinished;
@@ -100,7 +100,7 @@ pub(crate) struct Partition {
     pub(crate) modified: Option<SystemTime>,
     /// When its user changed it last, where the backing file's change time tells of something else.
     pub(crate) changed: Option<ChangeTime>,
-    pub(crate) blocks: BTreeMap<u64, BufferIndex>,
+    pub(crate) blocks: BTreeMap<u64, BlockId>,
     pub(crate) handles: u32,
     /// Whose handles they are.
     pub(crate) openers: Openers,
@@ -387,7 +387,7 @@ impl Handle {
 /// An open file: what it may do and what it has been told.
 #[derive(Debug)]
 pub(crate) struct Handle {
-    pub(crate) partition: u32,
+    pub(crate) partition: PartitionId,
     /// Whose it is, and what it takes.
     pub(crate) share: Share,
     /// Errors of the partition this handle has reported, or that are older than it.

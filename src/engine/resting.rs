@@ -9,8 +9,8 @@ use std::collections::HashMap;
 
 use super::actions::{Actions, Note};
 use super::block::ListKind;
+use super::ids::{BufferId, PartitionId, RestingId, Table};
 use super::partition::{FileKey, PartitionStatus};
-use super::slab::Slab;
 use super::state::State;
 use super::status::PartitionInfo;
 use super::trays::{Occupant, Place, Weight};
@@ -24,7 +24,7 @@ const RESTING_MAX: usize = 114_688;
 struct AtRest {
     key: FileKey,
     size: u64,
-    tray: u32,
+    tray: BufferId,
     slot: u32,
     kept: bool,
 }
@@ -32,15 +32,15 @@ struct AtRest {
 /// All partitions at rest.
 #[derive(Debug)]
 pub(crate) struct Resting {
-    files: Slab<AtRest>,
-    keys: HashMap<FileKey, u32>,
+    files: Table<RestingId, AtRest>,
+    keys: HashMap<FileKey, RestingId>,
     /// Whose shares those take that are kept, by number, where they take any.
-    keepers: HashMap<u32, Share>,
+    keepers: HashMap<RestingId, Share>,
 }
 
 impl Default for Resting {
     fn default() -> Resting {
-        Resting { files: Slab::new(), keys: HashMap::new(), keepers: HashMap::new() }
+        Resting { files: Table::new(), keys: HashMap::new(), keepers: HashMap::new() }
     }
 }
 
@@ -51,7 +51,7 @@ impl Resting {
 
     /// As the partition that it would be if it were awake.
     pub(crate) fn info(&self, key: FileKey) -> Option<PartitionInfo> {
-        let at_rest = self.files.get(*self.keys.get(&key)? as usize)?;
+        let at_rest = self.files.get(*self.keys.get(&key)?)?;
         Some(PartitionInfo {
             status: PartitionStatus::Available,
             size: at_rest.size,
@@ -71,12 +71,12 @@ impl Resting {
 
 impl State {
     /// Whether nothing of a partition is needed but its bytes, all of them in one slot.
-    fn restable(&self, id: u32) -> bool {
-        let Some(part) = self.partitions.get(id as usize) else { return false };
+    fn restable(&self, id: PartitionId) -> bool {
+        let Some(part) = self.partitions.get(id) else { return false };
         let (Some((0, buffer)), 1) = (part.blocks.first_key_value(), part.blocks.len()) else {
             return false;
         };
-        let block = &self.blocks[*buffer as usize];
+        let block = &self.blocks[*buffer];
         let pages = part.size.div_ceil(self.shape.unit) as usize;
         let whole = pages <= block.pages && part.valid_pages as usize == pages;
         let swappable = part.size >= self.shape.min_swap_size;
@@ -84,7 +84,7 @@ impl State {
     }
 
     /// Puts a partition to rest if that can be. Its descriptor is closed outside the lock.
-    pub(crate) fn rest(&mut self, id: u32, actions: &mut Actions) -> bool {
+    pub(crate) fn rest(&mut self, id: PartitionId, actions: &mut Actions) -> bool {
         if !self.restable(id) {
             return false;
         }
@@ -98,15 +98,15 @@ impl State {
         if !self.restable(id) {
             return true;
         }
-        let part = self.partitions.remove(id as usize).expect("looked up just now");
+        let part = self.partitions.remove(id).expect("looked up just now");
         let buffer = part.blocks[&0];
-        let block = &self.blocks[buffer as usize];
+        let block = &self.blocks[buffer];
         let Place::Slot { tray, slot } = block.place else { unreachable!("checked above") };
         let told = block.told;
         let keeper = self.block(buffer).kept.take();
         let kept = keeper.is_some();
         let at_rest = AtRest { key: part.key, size: part.size, tray, slot, kept };
-        let number = self.resting.files.insert(at_rest) as u32;
+        let number = self.resting.files.insert(at_rest);
         let keeper = keeper.filter(Share::is_counted).map(|share| (number, share));
         self.resting.keepers.extend(keeper);
         self.resting.keys.insert(part.key, number);
@@ -122,10 +122,10 @@ impl State {
 
     /// Gives a partition that has become known the bytes of its rest, if it had one. `size` is the
     /// file's.
-    pub(crate) fn wake_up(&mut self, id: u32, size: u64, actions: &mut Actions) {
+    pub(crate) fn wake_up(&mut self, id: PartitionId, size: u64, actions: &mut Actions) {
         let key = self.part(id).key;
         let Some(number) = self.resting.keys.get(&key).copied() else { return };
-        let at_rest = self.resting.files.get(number as usize).expect("its key is known");
+        let at_rest = self.resting.files.get(number).expect("its key is known");
         if at_rest.size != size {
             let known = at_rest.size;
             actions.notes.push(Note::Changed { file: self.file(id), known, found: size });
@@ -135,7 +135,7 @@ impl State {
         // Vacated and taken again at once; the tray stays one although this may be its only slot.
         self.trays.weigh(tray, Weight { kept, ..Weight::default() }, Weight::default());
         let buffer = self.adopt(tray, slot, id);
-        self.resting.files.remove(number as usize);
+        self.resting.files.remove(number);
         self.resting.keys.remove(&key);
         let keeper = self.resting.keepers.remove(&number);
         let pages = size.div_ceil(self.shape.unit) as usize;
@@ -147,8 +147,8 @@ impl State {
     }
 
     /// Drops the bytes of a partition at rest.
-    pub(crate) fn forget_resting(&mut self, number: u32) {
-        let at_rest = self.resting.files.remove(number as usize).expect("it rests");
+    pub(crate) fn forget_resting(&mut self, number: RestingId) {
+        let at_rest = self.resting.files.remove(number).expect("it rests");
         self.resting.keys.remove(&at_rest.key);
         self.resting.keepers.remove(&number);
         let weight = Weight { kept: at_rest.kept, ..Weight::default() };

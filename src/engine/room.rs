@@ -2,10 +2,11 @@
 
 use std::time::Instant;
 
-use super::actions::{Actions, Note};
-use super::block::{BufferIndex, ListKind, NONE};
+use super::actions::Note;
+use super::block::ListKind;
 use super::buffers::{Moving, SPARE_MS};
-use super::core::Engine;
+use super::ids::{BlockId, HandleId, PartitionId};
+use super::locked::Locked;
 use super::op::Op;
 use super::partition::Handle;
 use super::state::State;
@@ -13,11 +14,12 @@ use super::trays::{Occupant, Place};
 use super::waiting::Waiter;
 use crate::shares::User;
 
-impl Engine {
+impl Locked<'_> {
     /// Parks an operation until it can have `count` buffers.
-    pub(crate) fn wait_for_buffers(&self, st: &mut State, op: Op, count: usize) {
-        st.stats.buffer_waits += 1;
-        let of_handle = |handle: Option<u64>| st.handles.get(handle? as usize).map(Handle::user);
+    pub(crate) fn wait_for_buffers(&mut self, op: Op, count: usize) {
+        self.state.stats.buffer_waits += 1;
+        let of_handle =
+            |handle: Option<HandleId>| self.state.handles.get(handle?).map(Handle::user);
         let user = match &op {
             Op::Read(op) => of_handle(op.handle),
             Op::Write(op) => Some(op.user),
@@ -25,124 +27,124 @@ impl Engine {
             _ => None,
         };
         let waiter = Waiter { op, count, since: Instant::now() };
-        st.waiting.push(user.unwrap_or(User::OWN).uid(), waiter);
+        self.state.waiting.push(user.unwrap_or(User::OWN).uid(), waiter);
     }
 
     /// Serves those who wait for buffers, in turns by user, and starts what it takes to go on.
-    pub(crate) fn pump(&self, st: &mut State, actions: &mut Actions) {
-        while let Some(Waiter { mut op, mut count, since }) = st.waiting.take() {
-            let now_ms = self.now_ms();
-            let patient = st.first_waits_since.is_none_or(|since| since + SPARE_MS > now_ms);
-            let moving = if patient { st.moving() } else { Moving::default() };
-            let idle_before = st.idle_buffers();
+    pub(crate) fn pump(&mut self) {
+        while let Some(Waiter { mut op, mut count, since }) = self.state.waiting.take() {
+            let now_ms = self.engine.now_ms();
+            let patient =
+                self.state.first_waits_since.is_none_or(|since| since + SPARE_MS > now_ms);
+            let moving = if patient { self.state.moving() } else { Moving::default() };
+            let idle_before = self.state.idle_buffers();
             if let Op::Read(op) = &mut op {
                 // What it found in the pool when it began to wait may have gone or come; what is there
                 // now stays until it goes on.
                 let bytes = op.offset..op.offset + op.length;
-                let blocks = st.shape.blocks_of(&bytes);
+                let blocks = self.state.shape.blocks_of(&bytes);
                 let blocks = (blocks.end() - blocks.start() + 1) as usize;
-                op.pinned = self.pin_fitting(st, op.partition, &bytes);
+                op.pinned = self.pin_fitting(op.partition, &bytes);
                 count = blocks - op.pinned.len();
             }
-            let held = idle_before - st.idle_buffers();
+            let held = idle_before - self.state.idle_buffers();
             let have = op.granted().map_or(0, |granted| granted.len());
             let need = count.saturating_sub(have);
-            if st.obtainable(moving) < need && !self.make_room(st, need, moving, held, actions) {
+            if self.state.obtainable(moving) < need && !self.make_room(need, moving, held) {
                 if let Op::Read(op) = &mut op {
-                    self.unpin(st, std::mem::take(&mut op.pinned));
+                    self.unpin(std::mem::take(&mut op.pinned));
                 }
-                st.waiting.put_back(Waiter { op, count, since });
-                st.first_waits_since.get_or_insert(now_ms);
+                self.state.waiting.put_back(Waiter { op, count, since });
+                self.state.first_waits_since.get_or_insert(now_ms);
                 return;
             }
-            st.waiting.served();
-            st.first_waits_since = None;
-            self.meter.waits.record(since.elapsed());
+            self.state.waiting.served();
+            self.state.first_waits_since = None;
+            self.engine.meter.waits.record(since.elapsed());
             if let Some(granted) = op.granted() {
                 let mut granted_now = std::mem::take(granted);
-                st.grant(&mut granted_now, count, actions);
+                self.state.grant(&mut granted_now, count, self.actions);
                 *op.granted().expect("it had some above") = granted_now;
             }
-            actions.ready.push(op);
+            self.actions.ready.push(op);
         }
     }
 
     /// Starts writing out the oldest dirty blocks so that `need` buffers become clean. True when they
     /// are available at once. Something is `moving`, and `held` buffers are idle, but for whom the room
     /// is made.
-    fn make_room(
-        &self, st: &mut State, need: usize, moving: Moving, held: usize, actions: &mut Actions,
-    ) -> bool {
-        let wanted = need.max(self.options.writeback_batch);
-        while st.writes_inflight < wanted && st.dirty.head != NONE {
-            self.flush_buffer(st, st.dirty.head, actions);
+    fn make_room(&mut self, need: usize, moving: Moving, held: usize) -> bool {
+        let wanted = need.max(self.engine.options.writeback_batch);
+        while self.state.writes_inflight < wanted && self.state.dirty.head != BlockId::NONE {
+            self.flush_buffer(self.state.dirty.head);
         }
         // Everything else is reading, being copied or being written: its end comes back here.
-        let all_idle = st.idle_buffers() + held == st.buffers;
-        let nothing_moves = st.inflight_buffers() == 0 && st.dirty.length == 0 && all_idle;
+        let all_idle = self.state.idle_buffers() + held == self.state.buffers;
+        let nothing_moves =
+            self.state.inflight_buffers() == 0 && self.state.dirty.length == 0 && all_idle;
         while nothing_moves
-            && st.obtainable(moving) < need
-            && let Some(failed) = droppable(st)
+            && self.state.obtainable(moving) < need
+            && let Some(failed) = droppable(self.state)
         {
-            self.drop_failed(st, failed, actions);
+            self.drop_failed(failed);
         }
-        st.obtainable(moving) >= need
+        self.state.obtainable(moving) >= need
     }
 
     /// Has a dirty block written out; one in a slot with all of its tray, which is no room before.
-    fn flush_buffer(&self, st: &mut State, buffer: BufferIndex, actions: &mut Actions) {
-        self.flush_block(st, buffer, actions);
-        let Place::Slot { tray, .. } = st.blocks[buffer as usize].place else { return };
-        for occupant in st.trays.occupants(tray) {
+    fn flush_buffer(&mut self, buffer: BlockId) {
+        self.flush_block(buffer);
+        let Place::Slot { tray, .. } = self.state.blocks[buffer].place else { return };
+        for occupant in self.state.trays.occupants(tray) {
             if let Occupant::Block(other) = occupant
-                && st.blocks[other as usize].list == ListKind::Dirty
+                && self.state.blocks[other].list == ListKind::Dirty
             {
-                self.flush_block(st, other, actions);
+                self.flush_block(other);
             }
         }
     }
 
     /// Gives up the bytes of a failed write-out, because the room is needed and nothing else gives it.
-    fn drop_failed(&self, st: &mut State, buffer: BufferIndex, actions: &mut Actions) {
-        let block = &st.blocks[buffer as usize];
-        let (id, start) = (block.partition, block.index * st.shape.block_size);
-        let (unit, pages) = (st.shape.unit, block.pages);
+    fn drop_failed(&mut self, buffer: BlockId) {
+        let block = &self.state.blocks[buffer];
+        let (id, start) = (block.partition, block.index * self.state.shape.block_size);
+        let (unit, pages) = (self.state.shape.unit, block.pages);
         let mut at = 0;
-        while let Some(run) = st.blocks[buffer as usize].dirty.run(at..pages) {
+        while let Some(run) = self.state.blocks[buffer].dirty.run(at..pages) {
             at = run.end;
             let bytes = start + run.start as u64 * unit..start + run.end as u64 * unit;
-            st.part(id).lost.insert(bytes);
+            self.state.part(id).lost.insert(bytes);
         }
-        actions.notes.push(Note::Dropped { file: st.file(id), offset: start });
-        st.detach(buffer, actions);
+        self.actions.notes.push(Note::Dropped { file: self.state.file(id), offset: start });
+        self.state.detach(buffer, self.actions);
     }
 
     /// Frees a buffer that was put to use and never got anything.
-    pub(crate) fn drop_if_blank(&self, st: &mut State, buffer: BufferIndex, actions: &mut Actions) {
-        let block = &st.blocks[buffer as usize];
-        if block.partition != NONE
+    pub(crate) fn drop_if_blank(&mut self, buffer: BlockId) {
+        let block = &self.state.blocks[buffer];
+        if block.partition != PartitionId::NONE
             && block.valid.is_empty()
             && block.dirty.is_empty()
             && block.idle()
         {
             // Its partition is kept by the handle or the activity of whoever held it.
             let id = block.partition;
-            st.part(id).jobs += 1;
-            st.detach(buffer, actions);
-            st.part(id).jobs -= 1;
+            self.state.part(id).jobs += 1;
+            self.state.detach(buffer, self.actions);
+            self.state.part(id).jobs -= 1;
         }
     }
 }
 
 /// The oldest block with a failed write-out that gives room when dropped: not beside a slot that is held.
-fn droppable(st: &State) -> Option<BufferIndex> {
+fn droppable(st: &State) -> Option<BlockId> {
     let mut buffer = st.failed.head;
-    while buffer != NONE {
-        match st.blocks[buffer as usize].place {
+    while buffer != BlockId::NONE {
+        match st.blocks[buffer].place {
             Place::Slot { tray, .. } if st.trays.is_held(tray) => {}
             _ => return Some(buffer),
         }
-        buffer = st.blocks[buffer as usize].next;
+        buffer = st.blocks[buffer].next;
     }
     None
 }

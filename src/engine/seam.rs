@@ -14,10 +14,10 @@ use std::ops::Range;
 
 use smallvec::SmallVec;
 
-use super::actions::Actions;
-use super::block::{Block, BufferIndex};
+use super::block::Block;
 use super::core::Engine;
-use super::state::State;
+use super::ids::{BlockId, HandleId, PartitionId};
+use super::locked::Locked;
 
 /// A piece is followed by the next one at once, unless its client gets no processor: so long is waited while somebody
 /// waits for the block, and while nobody does, in milliseconds.
@@ -130,41 +130,42 @@ impl Block {
     }
 }
 
-impl Engine {
+impl Locked<'_> {
     /// Whether a block is to wait for the rest of a write before it goes out. It is tried again.
-    pub(crate) fn awaits_rest(&self, st: &mut State, buffer: BufferIndex) -> bool {
-        let block = &mut st.blocks[buffer as usize];
+    pub(crate) fn awaits_rest(&mut self, buffer: BlockId) -> bool {
+        let block = &mut self.state.blocks[buffer];
         if block.seams.is_empty() {
             block.waits_since = None;
             return false;
         }
         let id = block.partition;
-        let part = st.part(id);
-        let asked = !part.sync_ops.is_empty() || part.barrier.is_some() || !st.waiting.is_empty();
-        let now_ms = self.now_ms();
-        if !st.blocks[buffer as usize].is_to_wait(asked, now_ms) {
+        let part = self.state.part(id);
+        let asked =
+            !part.sync_ops.is_empty() || part.barrier.is_some() || !self.state.waiting.is_empty();
+        let now_ms = self.engine.now_ms();
+        if !self.state.blocks[buffer].is_to_wait(asked, now_ms) {
             return false;
         }
-        if !st.seamed.contains(&buffer) {
-            st.seamed.push(buffer);
+        if !self.state.seamed.contains(&buffer) {
+            self.state.seamed.push(buffer);
         }
-        self.tick.notify_one();
+        self.engine.tick.notify_one();
         true
     }
 
     /// A block goes out now, with the seams that it still has open.
-    pub(crate) fn leave_unfinished(&self, st: &mut State, buffer: BufferIndex) {
-        let (unit, now_ms) = (st.shape.unit, self.now_ms());
-        let block = &mut st.blocks[buffer as usize];
+    pub(crate) fn leave_unfinished(&mut self, buffer: BlockId) {
+        let (unit, now_ms) = (self.state.shape.unit, self.engine.now_ms());
+        let block = &mut self.state.blocks[buffer];
         if block.seams.is_empty() {
             return;
         }
-        let start = block.index * self.shape.block_size;
+        let start = block.index * self.engine.shape.block_size;
         let id = block.partition;
         let left = std::mem::take(&mut block.seams).into_iter().filter(|seam| seam.is_cut);
         for seam in left {
             let at = start + seam.page as u64 * unit;
-            let part = st.part(id);
+            let part = self.state.part(id);
             part.file.begin_piece(at..at + unit);
             if part.unfinished.len() == UNFINISHED_MAX {
                 let Unfinished { at, stable, .. } = part.unfinished.remove(0);
@@ -173,21 +174,19 @@ impl Engine {
             let stable = seam.stable;
             part.unfinished.push(Unfinished { at, seam, stable, since_ms: now_ms });
             part.has_seams = true;
-            if !st.unfinished.contains(&id) {
-                st.unfinished.push(id);
+            if !self.state.unfinished.contains(&id) {
+                self.state.unfinished.push(id);
             }
         }
     }
 
     /// Bytes of these pages have come: what they had of a write is theirs again.
-    pub(crate) fn take_unfinished(
-        &self, st: &mut State, buffer: BufferIndex, pages: &Range<usize>,
-    ) {
-        let unit = st.shape.unit;
-        let block = &st.blocks[buffer as usize];
-        let (id, start) = (block.partition, block.index * self.shape.block_size);
+    pub(crate) fn take_unfinished(&mut self, buffer: BlockId, pages: &Range<usize>) {
+        let unit = self.state.shape.unit;
+        let block = &self.state.blocks[buffer];
+        let (id, start) = (block.partition, block.index * self.engine.shape.block_size);
         let bytes = start + pages.start as u64 * unit..start + pages.end as u64 * unit;
-        let part = st.part(id);
+        let part = self.state.part(id);
         let mut taken = Seams::new();
         part.unfinished.retain(|it| {
             let is_taken = bytes.contains(&it.at);
@@ -197,13 +196,13 @@ impl Engine {
             !is_taken
         });
         let is_edge = |seam: &Seam| seam.page == pages.start || seam.page + 1 == pages.end;
-        st.blocks[buffer as usize].seams.extend(taken.into_iter().filter(is_edge));
+        self.state.blocks[buffer].seams.extend(taken.into_iter().filter(is_edge));
     }
 
     /// Nothing more comes of the pages of which this is true.
-    fn finish(&self, st: &mut State, id: u32, which: impl Fn(&Unfinished) -> bool) {
-        let unit = st.shape.unit;
-        let part = st.part(id);
+    fn finish(&mut self, id: PartitionId, which: impl Fn(&Unfinished) -> bool) {
+        let unit = self.state.shape.unit;
+        let part = self.state.part(id);
         let file = part.file.clone();
         part.unfinished.retain(|it| {
             let is_over = which(it);
@@ -215,91 +214,91 @@ impl Engine {
     }
 
     /// As far as anybody knows all pages of a partition are whole.
-    pub(crate) fn finish_all(&self, st: &mut State, id: u32) {
-        if !st.part(id).unfinished.is_empty() {
-            self.finish(st, id, |_| true);
+    pub(crate) fn finish_all(&mut self, id: PartitionId) {
+        if !self.state.part(id).unfinished.is_empty() {
+            self.finish(id, |_| true);
         }
     }
 
     /// A write(2) of these bytes is alone with the partition: all others have ended.
-    pub(crate) fn finish_others(&self, st: &mut State, id: u32, bytes: &Range<u64>) {
-        let unit = st.shape.unit;
-        self.finish(st, id, |it| it.at >= bytes.end || it.at + unit <= bytes.start);
+    pub(crate) fn finish_others(&mut self, id: PartitionId, bytes: &Range<u64>) {
+        let unit = self.state.shape.unit;
+        self.finish(id, |it| it.at >= bytes.end || it.at + unit <= bytes.start);
     }
 
     /// No write(2) to the partition is under way: what waits for such is whole.
-    pub(crate) fn close_all_seams(&self, st: &mut State, id: u32, actions: &mut Actions) {
-        self.close_seams_of(st, id, |_| true, actions);
+    pub(crate) fn close_all_seams(&mut self, id: PartitionId) {
+        self.close_seams_of(id, |_| true);
     }
 
     /// What has waited long enough is whole.
-    pub(crate) fn finish_late(&self, st: &mut State) {
-        let now_ms = self.now_ms();
-        for id in std::mem::take(&mut st.unfinished) {
-            if st.partitions.get(id as usize).is_none() {
+    pub(crate) fn finish_late(&mut self) {
+        let now_ms = self.engine.now_ms();
+        for id in std::mem::take(&mut self.state.unfinished) {
+            if self.state.partitions.get(id).is_none() {
                 continue;
             }
-            self.finish(st, id, |it| it.since_ms + UNFINISHED_MS <= now_ms);
-            if !st.part(id).unfinished.is_empty() {
-                st.unfinished.push(id);
+            self.finish(id, |it| it.since_ms + UNFINISHED_MS <= now_ms);
+            if !self.state.part(id).unfinished.is_empty() {
+                self.state.unfinished.push(id);
             }
         }
     }
 
     /// A piece is to be on stable storage before the next one is sent: its page goes out as it is.
-    pub(crate) fn store_piece(&self, st: &mut State, id: u32, thread: u32, actions: &mut Actions) {
-        if st.part(id).has_seams {
-            let buffers: Vec<BufferIndex> = st.part(id).blocks.values().copied().collect();
+    pub(crate) fn store_piece(&mut self, id: PartitionId, thread: u32) {
+        if self.state.part(id).has_seams {
+            let buffers: Vec<BlockId> = self.state.part(id).blocks.values().copied().collect();
             for buffer in buffers {
-                let seams = st.blocks[buffer as usize].seams.iter_mut();
+                let seams = self.state.blocks[buffer].seams.iter_mut();
                 for seam in seams.filter(|seam| seam.thread == thread && seam.is_cut) {
                     (seam.at_ms, seam.stable) = (0, true);
                 }
             }
         }
-        self.close_seams_of(st, id, |seam| seam.thread == thread && !seam.is_cut, actions);
+        self.close_seams_of(id, |seam| seam.thread == thread && !seam.is_cut);
     }
 
     /// Tries those again that waited.
-    pub(crate) fn retry_seamed(&self, st: &mut State, actions: &mut Actions) {
-        for buffer in std::mem::take(&mut st.seamed) {
-            self.write_out(st, buffer, actions);
+    pub(crate) fn retry_seamed(&mut self) {
+        for buffer in std::mem::take(&mut self.state.seamed) {
+            self.write_out(buffer);
         }
-    }
-
-    /// A thread makes another call on the file: its writes before have ended.
-    pub fn went_on(&self, handle: u64, thread: u32) {
-        self.with(|st, actions| {
-            if let Ok(id) = Engine::partition_of(st, handle) {
-                self.close_seams(st, id, thread, actions);
-            }
-        });
     }
 
     /// The seams of a thread's writes to a partition are none.
-    pub(crate) fn close_seams(&self, st: &mut State, id: u32, thread: u32, actions: &mut Actions) {
-        self.close_seams_of(st, id, |seam| seam.thread == thread, actions);
+    pub(crate) fn close_seams(&mut self, id: PartitionId, thread: u32) {
+        self.close_seams_of(id, |seam| seam.thread == thread);
     }
 
-    fn close_seams_of(
-        &self, st: &mut State, id: u32, which: impl Fn(&Seam) -> bool, actions: &mut Actions,
-    ) {
-        if !std::mem::take(&mut st.part(id).has_seams) {
+    fn close_seams_of(&mut self, id: PartitionId, which: impl Fn(&Seam) -> bool) {
+        if !std::mem::take(&mut self.state.part(id).has_seams) {
             return;
         }
-        self.finish(st, id, |it| which(&it.seam));
-        st.part(id).has_seams = !st.part(id).unfinished.is_empty();
-        let buffers: Vec<BufferIndex> = st.part(id).blocks.values().copied().collect();
+        self.finish(id, |it| which(&it.seam));
+        self.state.part(id).has_seams = !self.state.part(id).unfinished.is_empty();
+        let buffers: Vec<BlockId> = self.state.part(id).blocks.values().copied().collect();
         for buffer in buffers {
-            let seams = &mut st.blocks[buffer as usize].seams;
+            let seams = &mut self.state.blocks[buffer].seams;
             if seams.is_empty() {
                 continue;
             }
             seams.retain(|seam| !which(seam));
             let is_left = !seams.is_empty();
-            st.part(id).has_seams |= is_left;
-            self.write_out(st, buffer, actions);
+            self.state.part(id).has_seams |= is_left;
+            self.write_out(buffer);
         }
+    }
+}
+
+impl Engine {
+    /// A thread makes another call on the file: its writes before have ended.
+    pub fn went_on(&self, handle: HandleId, thread: u32) {
+        self.with(|locked| {
+            if let Ok(id) = locked.state.partition_of(handle) {
+                locked.close_seams(id, thread);
+            }
+        });
     }
 }
 

@@ -4,12 +4,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::actions::{Actions, label};
-use super::core::Engine;
+use super::actions::label;
 use super::gate::beyond;
+use super::ids::PartitionId;
+use super::locked::Locked;
 use super::op::{BarrierOp, Change};
 use super::partition::{ChangeTime, Partition};
-use super::state::State;
 use crate::aio::device::BackingFile;
 use crate::error::{Errno, Result};
 
@@ -87,25 +87,23 @@ impl Work {
     }
 }
 
-impl Engine {
+impl Locked<'_> {
     /// Makes the backing file's size and modification time the logical ones, and gives back space that
     /// was reserved ahead of a writer.
-    pub(super) fn run_settle(
-        &self, st: &mut State, id: u32, file: Arc<dyn BackingFile>, actions: &mut Actions,
-    ) {
-        let unit = st.shape.unit;
-        let part = st.part(id);
+    pub(super) fn run_settle(&mut self, id: PartitionId, file: Arc<dyn BackingFile>) {
+        let unit = self.state.shape.unit;
+        let part = self.state.part(id);
         let work = Work::of(part, unit);
         let is_stored = part.modified.is_none();
-        actions.jobs.push(Box::new(move |engine| {
+        self.actions.jobs.push(Box::new(move |engine| {
             let result = work.run(&*file, is_stored);
             if let Err(errno) = &result {
                 let name = label(&*file);
                 log::error!(partition = name.as_str(); "setting size or time of {name} failed: {errno:?} ({})", errno.desc());
             }
             drop(file);
-            engine.with(|st, actions| {
-                let part = st.part(id);
+            engine.with(|locked| {
+                let part = locked.state.part(id);
                 part.settle_queued = false;
                 match result {
                     Ok(changed) => part.settled(&work, unit, changed),
@@ -114,27 +112,27 @@ impl Engine {
                         part.settle_failed = true;
                     }
                 }
-                engine.end_barrier(st, id, result.map(drop), actions);
+                locked.end_barrier(id, result.map(drop));
             });
         }));
     }
 
     /// Settles a partition that nobody has open, as soon as it is clean.
-    pub(crate) fn settle_if_due(&self, st: &mut State, id: u32, actions: &mut Actions) {
-        let part = st.part(id);
+    pub(crate) fn settle_if_due(&mut self, id: PartitionId) {
+        let part = self.state.part(id);
         if part.handles == 0 && !part.unlinked {
-            self.settle(st, id, actions);
+            self.settle(id);
         }
     }
 
     /// Settles a partition unless it has something to write first.
-    pub(crate) fn settle(&self, st: &mut State, id: u32, actions: &mut Actions) {
-        let part = st.part(id);
+    pub(crate) fn settle(&mut self, id: PartitionId) {
+        let part = self.state.part(id);
         let due = part.clean() && part.needs_settling() && part.failed_blocks == 0;
         if due && !part.settle_queued && !part.settle_failed {
             part.settle_queued = true;
             let change = Change::Settle { then: Vec::new(), for_room: false };
-            self.enter_barrier(st, BarrierOp::new(id, change, None), actions);
+            self.enter_barrier(BarrierOp::new(id, change, None));
         }
     }
 }

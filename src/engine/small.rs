@@ -7,8 +7,8 @@
 //! this off.
 
 use super::actions::Actions;
-use super::block::BufferIndex;
-use super::core::Engine;
+use super::ids::{BlockId, PartitionId};
+use super::locked::Locked;
 use super::op::Granted;
 use super::state::State;
 use super::trays::Place;
@@ -19,9 +19,9 @@ const TRIM_MAX: usize = 64;
 /// What looking for a block's room came to.
 pub(crate) enum Room {
     /// It is in the pool, with room for all that was asked for.
-    Here(BufferIndex),
+    Here(BlockId),
     /// It has to move, and somebody has a lease on its bytes: whose end wakes those who wait for it.
-    Busy(BufferIndex),
+    Busy(BlockId),
     /// A buffer has to be waited for.
     Wait,
 }
@@ -29,7 +29,7 @@ pub(crate) enum Room {
 /// A block of a partition, and the room it needs.
 #[derive(Clone, Copy)]
 pub(crate) struct Need {
-    pub(crate) partition: u32,
+    pub(crate) partition: PartitionId,
     pub(crate) index: u64,
     /// From its start.
     pub(crate) pages: usize,
@@ -40,22 +40,22 @@ pub(crate) struct Need {
 impl State {
     /// Whether a block is in the pool with room for `pages` pages.
     pub(crate) fn fitting(
-        &mut self, partition: u32, index: u64, pages: usize,
-    ) -> Option<BufferIndex> {
-        self.find(partition, index).filter(|buffer| self.blocks[*buffer as usize].pages >= pages)
+        &mut self, partition: PartitionId, index: u64, pages: usize,
+    ) -> Option<BlockId> {
+        self.find(partition, index).filter(|buffer| self.blocks[*buffer].pages >= pages)
     }
 
     /// To be called where a partition's size has changed from `old`. One that is large now gives up its
     /// single slots for buffers of its own, which are not spared.
-    pub(crate) fn resized(&mut self, partition: u32, old: u64) {
+    pub(crate) fn resized(&mut self, partition: PartitionId, old: u64) {
         let small = self.shape.min_swap_size;
         if old >= small || self.part(partition).size < small {
             return;
         }
         let pages = self.shape.pages();
-        let buffers: Vec<BufferIndex> = self.part(partition).blocks.values().copied().collect();
+        let buffers: Vec<BlockId> = self.part(partition).blocks.values().copied().collect();
         for buffer in buffers {
-            let block = &self.blocks[buffer as usize];
+            let block = &self.blocks[buffer];
             if block.pages == pages && matches!(block.place, Place::Slot { .. }) {
                 self.recast(buffer, None);
             }
@@ -76,8 +76,8 @@ impl State {
             if !part.leavable() || part.unlinked {
                 continue;
             }
-            let buffers: Vec<BufferIndex> = part.blocks.values().copied().collect();
-            let evictable = |buffer: &u32| self.blocks[*buffer as usize].list.evictable();
+            let buffers: Vec<BlockId> = part.blocks.values().copied().collect();
+            let evictable = |buffer: &BlockId| self.blocks[*buffer].list.evictable();
             if buffers.iter().all(evictable) && !self.rest(id, actions) {
                 for buffer in buffers {
                     self.detach(buffer, actions);
@@ -87,69 +87,76 @@ impl State {
     }
 }
 
-impl Engine {
+impl Locked<'_> {
     /// Finds or makes room for a block.
-    pub(crate) fn room_for(
-        &self, st: &mut State, granted: &mut Granted, need: Need, actions: &mut Actions,
-    ) -> Room {
+    pub(crate) fn room_for(&mut self, granted: &mut Granted, need: Need) -> Room {
         let Need { partition, index, pages, slot } = need;
-        let Some(buffer) = st.find(partition, index) else {
-            let placed = st.place(granted, partition, index, slot, actions);
+        let Some(buffer) = self.state.find(partition, index) else {
+            let placed = self.state.place(granted, partition, index, slot, self.actions);
             return placed.map_or(Room::Wait, Room::Here);
         };
-        if st.blocks[buffer as usize].pages >= pages {
+        if self.state.blocks[buffer].pages >= pages {
             return Room::Here(buffer);
         }
-        if !st.blocks[buffer as usize].still() {
+        if !self.state.blocks[buffer].still() {
             return Room::Busy(buffer);
         }
-        let place = match st.vacancy(granted, slot) {
+        let place = match self.state.vacancy(granted, slot) {
             Some(place) => place,
-            None if st.acquire(granted, 1, actions) => st.claim_buffer(granted, slot),
+            None if self.state.acquire(granted, 1, self.actions) => {
+                self.state.claim_buffer(granted, slot)
+            }
             None => return Room::Wait,
         };
         // The room may have been made by evicting the block itself.
-        if st.find(partition, index).is_none() {
-            return Room::Here(st.attach(place, partition, index));
+        if self.state.find(partition, index).is_none() {
+            return Room::Here(self.state.attach(place, partition, index));
         }
-        self.move_block(st, buffer, place);
+        self.move_block(buffer, place);
         Room::Here(buffer)
     }
 
     /// Copies what a block holds to another place, under the lock: half a block at most, and rarely.
-    pub(crate) fn move_block(&self, st: &mut State, buffer: BufferIndex, place: Place) {
-        let block = &st.blocks[buffer as usize];
-        let (unit, pages) = (st.shape.unit, block.pages);
+    pub(crate) fn move_block(&mut self, buffer: BlockId, place: Place) {
+        let block = &self.state.blocks[buffer];
+        let (unit, pages) = (self.state.shape.unit, block.pages);
         let mut used = block.valid.clone();
         used.add_all(&block.dirty);
         let mut at = 0;
         while let Some(run) = used.run(at..pages) {
             at = run.end;
-            self.memory.copy(st, buffer, place, run.start as u64 * unit..run.end as u64 * unit);
+            self.engine.memory.copy(
+                self.state,
+                buffer,
+                place,
+                run.start as u64 * unit..run.end as u64 * unit,
+            );
         }
-        st.stats.moves += 1;
-        st.moved(buffer, place);
+        self.state.stats.moves += 1;
+        self.state.moved(buffer, place);
     }
 
     /// Packs a small partition that nobody uses into a slot that fits: a vacant one, or the first of a tray
     /// made of the buffer that it has.
-    pub(crate) fn pack(&self, st: &mut State, id: u32) {
-        let part = st.part(id);
+    pub(crate) fn pack(&mut self, id: PartitionId) {
+        let part = self.state.part(id);
         let (size, unused) = (part.size, part.handles == 0 && !part.unlinked);
         let (Some((0, buffer)), 1) = (part.blocks.first_key_value(), part.blocks.len()) else {
             return;
         };
         let buffer = *buffer;
-        let Some(pages) = st.shape.slot_pages(size, 0) else { return };
-        let block = &st.blocks[buffer as usize];
+        let Some(pages) = self.state.shape.slot_pages(size, 0) else { return };
+        let block = &self.state.blocks[buffer];
         let plain = matches!(block.place, Place::Buffer(_));
         let roomy = block.pages > pages || plain;
         if !unused || !roomy || !block.list.evictable() || block.valid.any(pages..block.pages) {
             return;
         }
-        match st.trays.vacancy(pages) {
-            Some(place) => self.move_block(st, buffer, place),
-            None if block.pages == st.shape.pages() => st.recast(buffer, Some(pages)),
+        match self.state.trays.vacancy(pages) {
+            Some(place) => self.move_block(buffer, place),
+            None if block.pages == self.state.shape.pages() => {
+                self.state.recast(buffer, Some(pages))
+            }
             None => {}
         }
     }

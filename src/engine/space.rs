@@ -9,10 +9,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::actions::Actions;
-use super::core::Engine;
+use super::ids::PartitionId;
+use super::locked::Locked;
 use super::op::{BarrierOp, Change, Op, WriteOp};
 use super::partition::Partition;
-use super::state::State;
 use super::write::Step;
 use crate::aio::device::BackingFile;
 use crate::error::{Errno, Result};
@@ -99,15 +99,13 @@ impl Partition {
     }
 }
 
-impl Engine {
+impl Locked<'_> {
     /// Gets space for the write: here, or by a job when transfers of the partition are under way,
     /// because fallocate then may wait for the filesystem's lock on the file.
-    pub(super) fn reserve_for(
-        &self, st: &mut State, op: Box<WriteOp>, actions: &mut Actions,
-    ) -> Step {
-        let (id, unit) = (op.partition, st.shape.unit);
-        let is_tight = self.now_ms() < st.space.tight_until_ms;
-        let part = st.part(id);
+    pub(super) fn reserve_for(&mut self, op: Box<WriteOp>) -> Step {
+        let (id, unit) = (op.partition, self.state.shape.unit);
+        let is_tight = self.engine.now_ms() < self.state.space.tight_until_ms;
+        let part = self.state.part(id);
         let need = op.offset / unit * unit..(op.offset + op.length as u64).next_multiple_of(unit);
         let mut wish = need.clone();
         if !is_tight {
@@ -121,19 +119,17 @@ impl Engine {
         let asks_ahead = wish != need;
         let reservation = Reservation { file: part.file.clone(), need, wish, end };
         part.jobs += 1;
-        st.space.asked_ahead += u32::from(asks_ahead);
-        st.begin_call(id);
+        self.state.space.asked_ahead += u32::from(asks_ahead);
+        self.state.begin_call(id);
         if here {
             return Step::Reserve(op, reservation);
         }
-        actions.jobs.push(Box::new(move |engine| {
+        self.actions.jobs.push(Box::new(move |engine| {
             let result = reservation.run();
-            engine.with(|st, actions| {
-                match engine.note_reserved(st, id, reservation, result, actions) {
-                    Ok(()) => actions.ready.push(Op::Write(op)),
-                    Err(errno) => {
-                        engine.without_space(st, op, errno, actions);
-                    }
+            engine.with(|locked| match locked.note_reserved(id, reservation, result) {
+                Ok(()) => locked.actions.ready.push(Op::Write(op)),
+                Err(errno) => {
+                    locked.without_space(op, errno);
                 }
             });
         }));
@@ -142,33 +138,30 @@ impl Engine {
 
     /// Notes what was reserved.
     pub(super) fn note_reserved(
-        &self, st: &mut State, id: u32, reservation: Reservation, result: Result<Range<u64>>,
-        actions: &mut Actions,
+        &mut self, id: PartitionId, reservation: Reservation, result: Result<Range<u64>>,
     ) -> Result<()> {
-        st.end_call(id);
+        self.state.end_call(id);
         let Reservation { need, wish, end, .. } = reservation;
-        st.space.asked_ahead -= u32::from(wish != need);
+        self.state.space.asked_ahead -= u32::from(wish != need);
         if result != Ok(wish.clone()) {
-            st.space.tight_until_ms = self.now_ms() + TIGHT_MS;
+            self.state.space.tight_until_ms = self.engine.now_ms() + TIGHT_MS;
         }
-        let part = st.part(id);
+        let part = self.state.part(id);
         part.jobs -= 1;
         part.hold_ahead(wish, end);
         let outcome = result.map(|got| part.reserved.insert(got));
-        if !st.space.waiters.is_empty() {
+        if !self.state.space.waiters.is_empty() {
             // They wait for what was asked for ahead, too.
-            self.take_space_back(st, actions);
+            self.take_space_back();
         }
         outcome
     }
 
     /// A write was refused its space. It waits while files hold some ahead.
-    pub(super) fn without_space(
-        &self, st: &mut State, mut op: Box<WriteOp>, errno: Errno, actions: &mut Actions,
-    ) -> Step {
+    pub(super) fn without_space(&mut self, mut op: Box<WriteOp>, errno: Errno) -> Step {
         let id = op.partition;
-        if !is_full(errno) || !self.may_get_space(st, id, op.space_waits) {
-            return self.finish_write(st, *op, Err(errno), actions);
+        if !is_full(errno) || !self.may_get_space(id, op.space_waits) {
+            return self.finish_write(*op, Err(errno));
         }
         if !op.payload.stays() {
             return Step::Own(op);
@@ -176,50 +169,52 @@ impl Engine {
         // It enters again: its own partition may have to be alone to give something back.
         op.space_waits += 1;
         op.entered = false;
-        st.return_granted(&mut op.granted);
-        st.part(id).active_writes -= 1;
-        st.space.waiters.push(Op::Write(op));
-        self.take_space_back(st, actions);
-        self.quiet_down(st, id, actions);
-        st.drop_if_unused(id, actions);
+        self.state.return_granted(&mut op.granted);
+        self.state.part(id).active_writes -= 1;
+        self.state.space.waiters.push(Op::Write(op));
+        self.take_space_back();
+        self.quiet_down(id);
+        self.state.drop_if_unused(id, self.actions);
         Step::Done(None)
     }
 
     /// Whether there is space held ahead, or about to be. What its own attempts left behind counts once.
-    pub(super) fn may_get_space(&self, st: &State, id: u32, waits: u8) -> bool {
-        let holds = |(other, part): (usize, &Partition)| {
-            !part.ahead.is_empty() && (waits == 0 || other as u32 != id)
+    pub(super) fn may_get_space(&self, id: PartitionId, waits: u8) -> bool {
+        let holds = |(other, part): (PartitionId, &Partition)| {
+            !part.ahead.is_empty() && (waits == 0 || other != id)
         };
-        let moves = st.space.giving_back + st.space.asked_ahead > 0;
-        waits < WAITS_MAX && (moves || st.partitions.iter().any(holds))
+        let moves = self.state.space.giving_back + self.state.space.asked_ahead > 0;
+        waits < WAITS_MAX && (moves || self.state.partitions.iter().any(holds))
     }
 
     /// Has every partition give back what it holds ahead; then those who wait for space are tried again.
-    pub(super) fn take_space_back(&self, st: &mut State, actions: &mut Actions) {
-        let holds = |(_, part): &(usize, &Partition)| !part.ahead.is_empty() && !part.gives_back;
-        let ids: Vec<u32> = st.partitions.iter().filter(holds).map(|(id, _)| id as u32).collect();
+    pub(super) fn take_space_back(&mut self) {
+        let holds =
+            |(_, part): &(PartitionId, &Partition)| !part.ahead.is_empty() && !part.gives_back;
+        let ids: Vec<PartitionId> =
+            self.state.partitions.iter().filter(holds).map(|(id, _)| id).collect();
         for id in ids {
-            st.part(id).gives_back = true;
-            st.space.giving_back += 1;
+            self.state.part(id).gives_back = true;
+            self.state.space.giving_back += 1;
             let change = Change::Settle { then: Vec::new(), for_room: true };
-            self.enter_barrier(st, BarrierOp::new(id, change, None), actions);
+            self.enter_barrier(BarrierOp::new(id, change, None));
         }
-        st.space.wake(actions);
+        self.state.space.wake(self.actions);
     }
 
     /// A partition has given back what it held ahead.
-    pub(super) fn gave_back(&self, st: &mut State, id: u32, actions: &mut Actions) {
-        st.part(id).gives_back = false;
-        st.space.giving_back -= 1;
-        st.space.wake(actions);
+    pub(super) fn gave_back(&mut self, id: PartitionId) {
+        self.state.part(id).gives_back = false;
+        self.state.space.giving_back -= 1;
+        self.state.space.wake(self.actions);
     }
 
     /// Starts writing out what is dirty of a partition that is to give space back. True until that has ended.
-    pub(super) fn flushes_for_room(&self, st: &mut State, id: u32, actions: &mut Actions) -> bool {
-        self.flush_partition(st, id, actions);
-        let part = &st.partitions.get(id as usize).expect("it is at the gate");
+    pub(super) fn flushes_for_room(&mut self, id: PartitionId) -> bool {
+        self.flush_partition(id);
+        let part = &self.state.partitions.get(id).expect("it is at the gate");
         let mut blocks = part.blocks.values();
-        part.writes > 0 || blocks.any(|buffer| st.blocks[*buffer as usize].flush)
+        part.writes > 0 || blocks.any(|buffer| self.state.blocks[*buffer].flush)
     }
 }
 

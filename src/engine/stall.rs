@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::actions::{Actions, label};
-use super::block::NONE;
+use super::actions::label;
 use super::core::Engine;
+use super::ids::{Id, PartitionId, TransferId};
+use super::locked::Locked;
 use super::state::State;
 use crate::aio::device::BackingFile;
 
@@ -23,8 +24,8 @@ const LOOK_MAX_MS: u64 = 1000;
 /// A transfer that the device has.
 #[derive(Debug, Clone, Copy)]
 struct Underway {
-    /// [`NONE`] for a token that is free.
-    partition: u32,
+    /// [`BlockId::NONE`] for a token that is free.
+    partition: PartitionId,
     /// Its place in the order of submission.
     number: u64,
     /// Since when its answer is due, in milliseconds since the engine's start.
@@ -46,7 +47,7 @@ pub(crate) struct Watch {
     count: usize,
     looked_ms: u64,
     /// Partitions with an overdue answer, and since when that is waited for.
-    stalled: HashMap<u32, u64>,
+    stalled: HashMap<PartitionId, u64>,
 }
 
 /// A change to be told in the log.
@@ -72,28 +73,28 @@ impl Stall {
 
 impl Watch {
     /// Notes a transfer that is about to be submitted.
-    pub(crate) fn begin(&mut self, token: u64, partition: u32) {
+    pub(crate) fn begin(&mut self, token: TransferId, partition: PartitionId) {
         if self.count == 0 {
             self.answered_ms = self.now_ms;
         }
         self.submitted += 1;
         self.count += 1;
-        let free = Underway { partition: NONE, number: 0, since_ms: 0 };
-        let length = self.underway.len().max(token as usize + 1);
+        let free = Underway { partition: PartitionId::NONE, number: 0, since_ms: 0 };
+        let length = self.underway.len().max(token.place() + 1);
         self.underway.resize(length, free);
         let (number, since_ms) = (self.submitted, self.now_ms);
-        self.underway[token as usize] = Underway { partition, number, since_ms };
+        self.underway[token.place()] = Underway { partition, number, since_ms };
     }
 
     /// It was answered.
-    pub(crate) fn end(&mut self, token: u64) {
+    pub(crate) fn end(&mut self, token: TransferId) {
         self.answered_ms = self.now_ms;
         self.count -= 1;
-        self.underway[token as usize].partition = NONE;
+        self.underway[token.place()].partition = PartitionId::NONE;
     }
 
     fn all(&self) -> impl Iterator<Item = &Underway> {
-        self.underway.iter().filter(|under| under.partition != NONE)
+        self.underway.iter().filter(|under| under.partition != PartitionId::NONE)
     }
 
     /// Moves on when those transfers are due that the device cannot have begun: all but the `depth` oldest,
@@ -112,25 +113,29 @@ impl Watch {
 
 impl State {
     /// A call on the backing file begins, which may have to wait for the device.
-    pub(crate) fn begin_call(&mut self, partition: u32) {
+    pub(crate) fn begin_call(&mut self, partition: PartitionId) {
         let now_ms = self.watch.now_ms;
         let part = self.part(partition);
         if part.calls == 0 {
             part.call_since_ms = now_ms;
         }
         part.calls += 1;
+        self.calling.insert(partition);
     }
 
     /// It has returned.
-    pub(crate) fn end_call(&mut self, partition: u32) {
+    pub(crate) fn end_call(&mut self, partition: PartitionId) {
         let now_ms = self.watch.now_ms;
         let part = self.part(partition);
         part.calls -= 1;
         part.call_since_ms = now_ms;
+        if part.calls == 0 {
+            self.calling.remove(&partition);
+        }
     }
 
     /// How long the partition's oldest overdue answer has been waited for.
-    pub(crate) fn stalled(&self, partition: u32) -> Option<Duration> {
+    pub(crate) fn stalled(&self, partition: PartitionId) -> Option<Duration> {
         let since = *self.watch.stalled.get(&partition)?;
         Some(Duration::from_millis(self.watch.now_ms.saturating_sub(since)))
     }
@@ -147,61 +152,14 @@ impl Engine {
         self.stall_ms.store(timeout.as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// The keeper's look at what is under way.
-    pub(crate) fn look_for_stalls(&self, st: &mut State, actions: &mut Actions) {
-        let now_ms = self.now_ms();
-        st.watch.now_ms = now_ms;
-        let timeout_ms = self.stall_ms.load(Ordering::Relaxed);
-        let period_ms = (timeout_ms / 10).clamp(LOOK_MIN_MS, LOOK_MAX_MS);
-        let idle = timeout_ms == 0 && st.watch.stalled.is_empty();
-        if idle || st.watch.looked_ms + period_ms > now_ms {
-            return;
-        }
-        st.watch.looked_ms = now_ms;
-        // Reads and writes wait in queues of their own; each may fill the device alone.
-        st.watch.put_off_queued(2 * self.options.writeback_batch.max(1));
-        let calls = st
-            .partitions
-            .iter()
-            .filter(|(_, part)| part.calls > 0)
-            .map(|(id, part)| (id as u32, part.call_since_ms));
-        let transfers = st.watch.all().map(|under| (under.partition, under.since_ms));
-        let mut stalled = HashMap::new();
-        for (id, since_ms) in transfers.chain(calls) {
-            if timeout_ms > 0 && since_ms + timeout_ms <= now_ms {
-                let oldest = stalled.entry(id).or_insert(since_ms);
-                *oldest = since_ms.min(*oldest);
-            }
-        }
-        let before = std::mem::replace(&mut st.watch.stalled, stalled);
-        let mut tell = |file, since: u64, ended| {
-            let waited = Duration::from_millis(now_ms.saturating_sub(since));
-            actions.stalls.push(Stall { file, waited, ended });
-        };
-        for (id, since) in &st.watch.stalled {
-            if !before.contains_key(id)
-                && let Some(part) = st.partitions.get(*id as usize)
-            {
-                tell(part.file.clone(), *since, false);
-            }
-        }
-        for (id, since) in before {
-            if !st.watch.stalled.contains_key(&id)
-                && let Some(part) = st.partitions.get(id as usize)
-            {
-                tell(part.file.clone(), since, true);
-            }
-        }
-    }
-
     /// How long nothing at all has been answered, neither by the device nor by a call on the swap folder,
     /// although something is under way; zero when nothing is.
     #[must_use]
     pub fn unanswered(&self) -> Duration {
         let calls = *self.calls.lock();
-        self.with(|st, _| {
-            let waits = st.watch.count > 0 || calls.running > 0;
-            let last_ms = st.watch.answered_ms.max(calls.returned_ms);
+        self.with(|locked| {
+            let waits = locked.state.watch.count > 0 || calls.running > 0;
+            let last_ms = locked.state.watch.answered_ms.max(calls.returned_ms);
             let waited_ms = if waits { self.now_ms().saturating_sub(last_ms) } else { 0 };
             Duration::from_millis(waited_ms)
         })
@@ -210,12 +168,12 @@ impl Engine {
     /// The backing paths of the partitions that have bytes which may not be on stable storage.
     #[must_use]
     pub fn not_stored(&self) -> Vec<String> {
-        let files: Vec<Arc<dyn BackingFile>> = self.with(|st, _| {
+        let files: Vec<Arc<dyn BackingFile>> = self.with(|locked| {
             let open = |part: &super::partition::Partition| {
                 let moving = part.writes > 0 || part.calls > 0 || !part.sync_ops.is_empty();
                 part.dirty_pages > 0 || part.unsynced || part.needs_settling() || moving
             };
-            let parts = st.partitions.iter().map(|(_, part)| part);
+            let parts = locked.state.partitions.iter().map(|(_, part)| part);
             parts
                 .filter(|part| !part.unlinked && open(part))
                 .map(|part| part.file.clone())
@@ -238,6 +196,52 @@ impl Engine {
         calls.running -= 1;
         calls.returned_ms = self.now_ms();
         result
+    }
+}
+
+impl Locked<'_> {
+    /// The keeper's look at what is under way.
+    pub(crate) fn look_for_stalls(&mut self) {
+        let now_ms = self.engine.now_ms();
+        self.state.watch.now_ms = now_ms;
+        let timeout_ms = self.engine.stall_ms.load(Ordering::Relaxed);
+        let period_ms = (timeout_ms / 10).clamp(LOOK_MIN_MS, LOOK_MAX_MS);
+        let idle = timeout_ms == 0 && self.state.watch.stalled.is_empty();
+        if idle || self.state.watch.looked_ms + period_ms > now_ms {
+            return;
+        }
+        self.state.watch.looked_ms = now_ms;
+        // Reads and writes wait in queues of their own; each may fill the device alone.
+        self.state.watch.put_off_queued(2 * self.engine.options.writeback_batch.max(1));
+        let since = |id: &PartitionId| Some((*id, self.state.partitions.get(*id)?.call_since_ms));
+        let calls = self.state.calling.iter().filter_map(since);
+        let transfers = self.state.watch.all().map(|under| (under.partition, under.since_ms));
+        let mut stalled = HashMap::new();
+        for (id, since_ms) in transfers.chain(calls) {
+            if timeout_ms > 0 && since_ms + timeout_ms <= now_ms {
+                let oldest = stalled.entry(id).or_insert(since_ms);
+                *oldest = since_ms.min(*oldest);
+            }
+        }
+        let before = std::mem::replace(&mut self.state.watch.stalled, stalled);
+        let mut tell = |file, since: u64, ended| {
+            let waited = Duration::from_millis(now_ms.saturating_sub(since));
+            self.actions.stalls.push(Stall { file, waited, ended });
+        };
+        for (id, since) in &self.state.watch.stalled {
+            if !before.contains_key(id)
+                && let Some(part) = self.state.partitions.get(*id)
+            {
+                tell(part.file.clone(), *since, false);
+            }
+        }
+        for (id, since) in before {
+            if !self.state.watch.stalled.contains_key(&id)
+                && let Some(part) = self.state.partitions.get(id)
+            {
+                tell(part.file.clone(), since, true);
+            }
+        }
     }
 }
 

@@ -8,30 +8,33 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::actions::Actions;
-use super::block::{Block, BufferIndex, Counts, ListKind, NONE};
+use super::block::{Block, Counts, ListKind};
 use super::direct::DirectPart;
-use super::intake::{Intake, Stretch};
+use super::ids::{
+    BlockId, BufferId, FrameId, HandleId, Id, PartitionId, Places, Table, TransferId,
+};
+use super::intake::Intake;
 use super::op::SyncOp;
 use super::partition::{FileKey, Handle, Partition, StatusWaiter};
 use super::resting::Resting;
-use super::slab::Slab;
 use super::space::Space;
 use super::stall::Watch;
 use super::traffic::Traffic;
-use super::trays::{Buffer, Place, Trays, Weights};
+use super::trays::{Place, Trays, Weights};
 use super::waiting::Waiting;
 use crate::aio::device::BackingFile;
+use crate::error::{Errno, Result};
 
 /// A list of blocks linked through their `previous` and `next`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct List {
-    pub(crate) head: BufferIndex,
-    pub(crate) tail: BufferIndex,
+    pub(crate) head: BlockId,
+    pub(crate) tail: BlockId,
     pub(crate) length: usize,
 }
 
 impl List {
-    const EMPTY: List = List { head: NONE, tail: NONE, length: 0 };
+    const EMPTY: List = List { head: BlockId::NONE, tail: BlockId::NONE, length: 0 };
 }
 
 /// Bytes of the largest request of a client; its blocks must find room together.
@@ -107,20 +110,20 @@ impl Shape {
 /// `stored` bytes when it began, and what it holds beyond is zero.
 pub(crate) enum Purpose {
     Read {
-        buffer: BufferIndex,
+        buffer: BlockId,
         pages: std::ops::Range<usize>,
         done: u64,
         stored: u64,
     },
     Fill {
-        buffer: BufferIndex,
+        buffer: BlockId,
         page: usize,
         scratch: usize,
         done: u64,
         stored: u64,
     },
     Write {
-        buffer: BufferIndex,
+        buffer: BlockId,
         pages: std::ops::Range<usize>,
         bytes: u64,
         done: u64,
@@ -160,12 +163,12 @@ pub(crate) struct State {
     /// Buffers of the pool.
     pub(crate) buffers: usize,
     /// The blocks that are in the pool, and unused places for more.
-    pub(crate) blocks: Vec<Block>,
-    pub(crate) unused: Vec<BufferIndex>,
+    pub(crate) blocks: Places<BlockId, Block>,
+    pub(crate) unused: Vec<BlockId>,
     /// Buffers that are nobody's.
-    pub(crate) free: Vec<Buffer>,
+    pub(crate) free: Vec<BufferId>,
     /// The memory of each buffer. Buffers and intakes exchange theirs.
-    pub(crate) stretches: Vec<Stretch>,
+    pub(crate) frames: Places<BufferId, FrameId>,
     pub(crate) trays: Trays,
     /// What the blocks that have a buffer of their own add up to.
     pub(crate) plain: Weights,
@@ -176,23 +179,23 @@ pub(crate) struct State {
     pub(crate) dirty: List,
     pub(crate) failed: List,
     pub(crate) scratch: Vec<usize>,
-    pub(crate) fill_queue: VecDeque<(BufferIndex, u64, u32)>,
+    pub(crate) fill_queue: VecDeque<(BlockId, u64, u32)>,
     /// Blocks that are to go out and wait for the rest of a write.
-    pub(crate) seamed: Vec<BufferIndex>,
+    pub(crate) seamed: Vec<BlockId>,
     /// Partitions that have pages of unfinished writes on the device.
-    pub(crate) unfinished: Vec<u32>,
-    pub(crate) partitions: Slab<Partition>,
-    pub(crate) keys: HashMap<FileKey, u32>,
+    pub(crate) unfinished: Vec<PartitionId>,
+    pub(crate) partitions: Table<PartitionId, Partition>,
+    pub(crate) keys: HashMap<FileKey, PartitionId>,
     /// Partitions without handles, by when the last was released.
-    pub(crate) idle: BTreeMap<u64, u32>,
+    pub(crate) idle: BTreeMap<u64, PartitionId>,
     pub(crate) idle_clock: u64,
     /// Those of which only the bytes are kept.
     pub(crate) resting: Resting,
     /// Partitions forgotten so far.
     pub(crate) drops: u64,
-    pub(crate) handles: Slab<Handle>,
+    pub(crate) handles: Table<HandleId, Handle>,
     /// What each is for, and when it was asked for.
-    pub(crate) transfers: Slab<(Purpose, Instant)>,
+    pub(crate) transfers: Table<TransferId, (Purpose, Instant)>,
     pub(crate) watch: Watch,
     /// Operations waiting for buffers.
     pub(crate) waiting: Waiting,
@@ -202,19 +205,25 @@ pub(crate) struct State {
     pub(crate) writes_inflight: usize,
     /// Blocks under transfer or queued for it.
     pub(crate) pending_blocks: u64,
+    /// Partitions whose backing file may not have the logical size, space or times yet; the keeper looks at these.
+    pub(crate) unsettled: BTreeSet<PartitionId>,
+    /// Partitions that have status waiters.
+    pub(crate) status_waits: BTreeSet<PartitionId>,
+    /// Partitions with a call on the backing file under way.
+    pub(crate) calling: BTreeSet<PartitionId>,
     /// Those who wait until nothing of any partition is in flight.
     pub(crate) idle_waiters: Vec<StatusWaiter>,
     /// Buffers out of circulation.
     pub(crate) reserved: usize,
     /// Buffers that somebody has as plain memory.
-    pub(crate) lent: BTreeSet<Buffer>,
+    pub(crate) lent: BTreeSet<BufferId>,
     /// Swap-ins under way.
     pub(crate) queued: u64,
     /// Released blocks that have become clean and idle.
-    pub(crate) released: Vec<BufferIndex>,
+    pub(crate) released: Vec<BlockId>,
     pub(crate) stats: CacheStats,
     /// Handles whose swap-in starts later, and when they were opened.
-    pub(crate) later: Vec<(u64, u64)>,
+    pub(crate) later: Vec<(HandleId, u64)>,
     /// By the number that [`Engine::set_group`](super::Engine::set_group) was given.
     pub(crate) groups: Vec<Traffic>,
     pub(crate) stopping: bool,
@@ -227,10 +236,10 @@ impl State {
         State {
             shape,
             buffers,
-            blocks: Vec::new(),
+            blocks: Places::new([]),
             unused: Vec::new(),
-            free: (0..buffers as Buffer).rev().collect(),
-            stretches: (0..buffers as Stretch).collect(),
+            free: (0..buffers).rev().map(BufferId::new).collect(),
+            frames: Places::new((0..buffers).map(FrameId::new)),
             trays: Trays::new(buffers, shape.pages()),
             plain: Weights::default(),
             intakes,
@@ -242,20 +251,23 @@ impl State {
             fill_queue: VecDeque::new(),
             seamed: Vec::new(),
             unfinished: Vec::new(),
-            partitions: Slab::new(),
+            partitions: Table::new(),
             keys: HashMap::new(),
             idle: BTreeMap::new(),
             idle_clock: 0,
             resting: Resting::default(),
             drops: 0,
-            handles: Slab::new(),
-            transfers: Slab::new(),
+            handles: Table::new(),
+            transfers: Table::new(),
             watch: Watch::default(),
             waiting: Waiting::default(),
             first_waits_since: None,
             space: Space::default(),
             writes_inflight: 0,
             pending_blocks: 0,
+            unsettled: BTreeSet::new(),
+            status_waits: BTreeSet::new(),
+            calling: BTreeSet::new(),
             idle_waiters: Vec::new(),
             reserved: 0,
             lent: BTreeSet::new(),
@@ -268,20 +280,23 @@ impl State {
         }
     }
 
-    /// The partition at `id`, which somebody still refers to.
-    pub(crate) fn part(&mut self, id: u32) -> &mut Partition {
-        self.partitions.get_mut(id as usize).expect("a referenced partition stays in the table")
+    /// The partition that a handle belongs to.
+    pub(crate) fn partition_of(&self, handle: HandleId) -> Result<PartitionId> {
+        self.handles.get(handle).map(|handle| handle.partition).ok_or(Errno::EBADF)
     }
 
-    pub(crate) fn block(&mut self, buffer: BufferIndex) -> &mut Block {
-        &mut self.blocks[buffer as usize]
+    /// The partition at `id`, which somebody still refers to.
+    pub(crate) fn part(&mut self, id: PartitionId) -> &mut Partition {
+        self.partitions.get_mut(id).expect("a referenced partition stays in the table")
+    }
+
+    pub(crate) fn block(&mut self, buffer: BlockId) -> &mut Block {
+        &mut self.blocks[buffer]
     }
 
     /// Changes a block, then brings counters and lists up to date.
-    pub(crate) fn edit<R>(
-        &mut self, buffer: BufferIndex, change: impl FnOnce(&mut Block) -> R,
-    ) -> R {
-        let block = &mut self.blocks[buffer as usize];
+    pub(crate) fn edit<R>(&mut self, buffer: BlockId, change: impl FnOnce(&mut Block) -> R) -> R {
+        let block = &mut self.blocks[buffer];
         let before = block.counts();
         let result = change(block);
         let after = block.counts();
@@ -295,10 +310,8 @@ impl State {
 
     /// As [`State::edit`], for changes of who is busy with a block, which no counter depends on: these are the most
     /// frequent.
-    pub(crate) fn engage<R>(
-        &mut self, buffer: BufferIndex, change: impl FnOnce(&mut Block) -> R,
-    ) -> R {
-        let block = &mut self.blocks[buffer as usize];
+    pub(crate) fn engage<R>(&mut self, buffer: BlockId, change: impl FnOnce(&mut Block) -> R) -> R {
+        let block = &mut self.blocks[buffer];
         let before = cfg!(debug_assertions).then(|| block.counts());
         let result = change(block);
         debug_assert!(before.is_none_or(|before| before == block.counts()));
@@ -306,7 +319,7 @@ impl State {
         result
     }
 
-    fn account(&mut self, partition: u32, before: Counts, after: Counts) {
+    fn account(&mut self, partition: PartitionId, before: Counts, after: Counts) {
         let delta = |counter: &mut u64, before: u64, after: u64| {
             *counter =
                 (*counter + after).checked_sub(before).expect("a counter never goes negative");
@@ -332,17 +345,17 @@ impl State {
         }
     }
 
-    pub(crate) fn unlink(&mut self, buffer: BufferIndex) {
-        let block = &mut self.blocks[buffer as usize];
+    pub(crate) fn unlink(&mut self, buffer: BlockId) {
+        let block = &mut self.blocks[buffer];
         let (kind, previous, next) = (block.list, block.previous, block.next);
         block.list = ListKind::None;
         if matches!(kind, ListKind::None | ListKind::Slot) {
             return;
         }
-        if previous != NONE {
+        if previous != BlockId::NONE {
             self.block(previous).next = next;
         }
-        if next != NONE {
+        if next != BlockId::NONE {
             self.block(next).previous = previous;
         }
         let list = self.list(kind);
@@ -355,7 +368,7 @@ impl State {
         }
     }
 
-    fn append(&mut self, buffer: BufferIndex, kind: ListKind) {
+    fn append(&mut self, buffer: BlockId, kind: ListKind) {
         if matches!(kind, ListKind::None | ListKind::Slot) {
             self.block(buffer).list = kind;
             return;
@@ -363,7 +376,7 @@ impl State {
         let list = self.list(kind);
         let tail = std::mem::replace(&mut list.tail, buffer);
         list.length += 1;
-        if tail == NONE {
+        if tail == BlockId::NONE {
             list.head = buffer;
         } else {
             self.block(tail).next = buffer;
@@ -371,17 +384,17 @@ impl State {
         let block = self.block(buffer);
         block.list = kind;
         block.previous = tail;
-        block.next = NONE;
+        block.next = BlockId::NONE;
     }
 
-    pub(crate) fn relist(&mut self, buffer: BufferIndex) {
-        let block = &self.blocks[buffer as usize];
+    pub(crate) fn relist(&mut self, buffer: BlockId) {
+        let block = &self.blocks[buffer];
         let proper = block.proper_list();
         if block.list != proper {
             self.unlink(buffer);
             self.append(buffer, proper);
         }
-        let block = &self.blocks[buffer as usize];
+        let block = &self.blocks[buffer];
         if block.release && proper.evictable() {
             self.released.push(buffer);
         }
@@ -389,24 +402,31 @@ impl State {
     }
 
     /// Marks a block as just used.
-    pub(crate) fn touch(&mut self, buffer: BufferIndex) {
-        let kind = self.blocks[buffer as usize].list;
+    pub(crate) fn touch(&mut self, buffer: BlockId) {
+        let kind = self.blocks[buffer].list;
         self.unlink(buffer);
         self.append(buffer, kind);
-        if let Place::Slot { tray, .. } = self.blocks[buffer as usize].place {
+        if let Place::Slot { tray, .. } = self.blocks[buffer].place {
             self.trays.touch(tray);
         }
     }
 
     /// The block of a partition with this number, if it is in the pool.
-    pub(crate) fn find(&mut self, partition: u32, index: u64) -> Option<BufferIndex> {
+    pub(crate) fn find(&mut self, partition: PartitionId, index: u64) -> Option<BlockId> {
         self.part(partition).blocks.get(&index).copied()
     }
 
+    /// Lets the keeper settle a partition if it has to be.
+    pub(crate) fn note_unsettled(&mut self, id: PartitionId) {
+        if self.part(id).needs_settling() {
+            self.unsettled.insert(id);
+        }
+    }
+
     /// Forgets a partition that nothing refers to any more; its descriptor is closed outside the lock.
-    pub(crate) fn drop_if_unused(&mut self, partition: u32, actions: &mut Actions) {
-        if self.partitions.get(partition as usize).is_some_and(Partition::droppable) {
-            let part = self.partitions.remove(partition as usize).expect("looked up just now");
+    pub(crate) fn drop_if_unused(&mut self, partition: PartitionId, actions: &mut Actions) {
+        if self.partitions.get(partition).is_some_and(Partition::droppable) {
+            let part = self.partitions.remove(partition).expect("looked up just now");
             self.keys.remove(&part.key);
             self.idle.remove(&part.idle_since);
             self.drops += 1;
@@ -415,15 +435,15 @@ impl State {
     }
 
     /// Hands everyone who waits for a change of this block back to be tried again.
-    pub(crate) fn wake(&mut self, buffer: BufferIndex, actions: &mut Actions) {
-        if !self.blocks[buffer as usize].waiters.is_empty() {
+    pub(crate) fn wake(&mut self, buffer: BlockId, actions: &mut Actions) {
+        if !self.blocks[buffer].waiters.is_empty() {
             let waiters = std::mem::take(&mut self.block(buffer).waiters);
             actions.ready.extend(waiters);
             self.relist(buffer);
         }
     }
 
-    pub(crate) fn file(&mut self, partition: u32) -> Arc<dyn BackingFile> {
+    pub(crate) fn file(&mut self, partition: PartitionId) -> Arc<dyn BackingFile> {
         self.part(partition).file.clone()
     }
 }

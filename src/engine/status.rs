@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use super::block::BufferIndex;
 use super::core::Engine;
+use super::ids::{BlockId, HandleId, PartitionId};
+use super::locked::Locked;
 use super::op::Reply;
 use super::pages::RangeSet;
 use super::partition::{ChangeTime, FileKey, PartitionStatus, StatusWaiter};
-use super::state::{CacheStats, State};
+use super::state::CacheStats;
 use crate::aio::device::{DeviceStats, Geometry};
 use crate::error::{Errno, Result};
 use crate::shares::User;
@@ -89,47 +90,18 @@ impl Engine {
     /// Where a partition is; `None` when nothing of it is in the pool and nobody has it open.
     #[must_use]
     pub fn info(&self, key: FileKey) -> Option<PartitionInfo> {
-        self.with(|st, _| match st.keys.get(&key).copied() {
-            Some(id) => Some(self.info_of(st, id)),
-            None => st.resting.info(key),
+        self.with(|locked| match locked.state.keys.get(&key).copied() {
+            Some(id) => Some(locked.info_of(id)),
+            None => locked.state.resting.info(key),
         })
-    }
-
-    pub(crate) fn info_of(&self, st: &mut State, id: u32) -> PartitionInfo {
-        let (unit, block_size) = (st.shape.unit, st.shape.block_size);
-        let part = st.part(id);
-        let size = part.size;
-        // The last page counts for the bytes it has.
-        let slack = size.next_multiple_of(unit) - size;
-        let last = size.saturating_sub(1);
-        let page = (last % block_size / unit) as usize;
-        let counts = (part.valid_pages, part.dirty_pages, part.inflight_pages);
-        let (status, error) = (part.status(unit), part.error);
-        let tail = part.blocks.get(&(last / block_size)).copied();
-        let in_tail = tail.map_or((false, false, false), |buffer| {
-            let block = &st.blocks[buffer as usize];
-            let dirty = block.dirty.contains(page) || block.writing.contains(page);
-            let inflight = block.reading.contains(page) || block.writing.contains(page);
-            (block.valid.contains(page), dirty, inflight)
-        });
-        let bytes = |pages: u64, with_tail: bool| pages * unit - if with_tail { slack } else { 0 };
-        PartitionInfo {
-            status,
-            size,
-            resident: bytes(counts.0, in_tail.0),
-            dirty: bytes(counts.1, in_tail.1),
-            inflight: bytes(counts.2, in_tail.2),
-            error,
-            stalled: st.stalled(id),
-        }
     }
 
     /// What stat must show for a file the engine knows.
     #[must_use]
     pub fn overlay(&self, key: FileKey) -> Option<Overlay> {
-        self.with(|st, _| {
-            let id = *st.keys.get(&key)?;
-            let part = st.part(id);
+        self.with(|locked| {
+            let id = *locked.state.keys.get(&key)?;
+            let part = locked.state.part(id);
             let (size, modified, changed) = (part.size, part.modified, part.changed);
             Some(Overlay { size, modified, changed, excess: part.held_ahead() })
         })
@@ -138,27 +110,28 @@ impl Engine {
     /// Counts of buffers.
     #[must_use]
     pub fn pool(&self) -> PoolInfo {
-        self.with(|st, _| PoolInfo {
-            buffers: st.buffers as u64,
-            available: st.available() as u64,
-            free: st.free_buffers() as u64,
-            trays: st.trays.len() as u64,
-            reserved: (st.reserved + st.lent.len()) as u64,
-            dirty: st.dirty_buffers() as u64,
-            inflight: st.inflight_buffers() as u64,
-            buffer_size: st.shape.block_size,
+        self.with(|locked| PoolInfo {
+            buffers: locked.state.buffers as u64,
+            available: locked.state.available() as u64,
+            free: locked.state.free_buffers() as u64,
+            trays: locked.state.trays.len() as u64,
+            reserved: (locked.state.reserved + locked.state.lent.len()) as u64,
+            dirty: locked.state.dirty_buffers() as u64,
+            inflight: locked.state.inflight_buffers() as u64,
+            buffer_size: locked.state.shape.block_size,
         })
     }
 
     /// Counts of partitions.
     #[must_use]
     pub fn partitions(&self) -> PartitionCounts {
-        self.with(|st, _| {
-            let (handles, resting) = (st.handles.len() as u64, st.resting.len() as u64);
+        self.with(|locked| {
+            let (handles, resting) =
+                (locked.state.handles.len() as u64, locked.state.resting.len() as u64);
             let mut counts = PartitionCounts { handles, resting, ..PartitionCounts::default() };
             counts.known = resting;
-            counts.stalled = st.stalled_partitions();
-            for (_, part) in st.partitions.iter() {
+            counts.stalled = locked.state.stalled_partitions();
+            for (_, part) in locked.state.partitions.iter() {
                 counts.known += 1;
                 counts.dirty += u64::from(part.dirty_pages > 0);
                 counts.inflight += u64::from(part.moving());
@@ -171,7 +144,7 @@ impl Engine {
     /// Counters of clients' operations since the start.
     #[must_use]
     pub fn cache_stats(&self) -> CacheStats {
-        self.with(|st, _| st.stats)
+        self.with(|locked| locked.state.stats)
     }
 
     /// Counters of the device since the start.
@@ -198,9 +171,12 @@ impl Engine {
             return reply(Ok(()));
         };
         let waiter = StatusWaiter { deadline: Instant::now() + time, reply, _share: share };
-        self.with(|st, actions| match st.keys.get(&key).copied() {
-            Some(id) if st.part(id).moving() => st.part(id).status_waiters.push(waiter),
-            _ => actions.answer(Some(waiter.reply), Ok(())),
+        self.with(|locked| match locked.state.keys.get(&key).copied() {
+            Some(id) if locked.state.part(id).moving() => {
+                locked.state.part(id).status_waiters.push(waiter);
+                locked.state.status_waits.insert(id);
+            }
+            _ => locked.actions.answer(Some(waiter.reply), Ok(())),
         });
     }
 
@@ -210,11 +186,11 @@ impl Engine {
             return reply(Ok(()));
         };
         let waiter = StatusWaiter { deadline: Instant::now() + time, reply, _share: share };
-        self.with(|st, actions| {
-            if st.pending_blocks + st.queued > 0 {
-                st.idle_waiters.push(waiter);
+        self.with(|locked| {
+            if locked.state.pending_blocks + locked.state.queued > 0 {
+                locked.state.idle_waiters.push(waiter);
             } else {
-                actions.answer(Some(waiter.reply), Ok(()));
+                locked.actions.answer(Some(waiter.reply), Ok(()));
             }
         });
     }
@@ -222,17 +198,17 @@ impl Engine {
     /// Whether anything of any partition is in flight or queued for it.
     #[must_use]
     pub fn inflight(&self) -> bool {
-        self.with(|st, _| st.pending_blocks + st.queued > 0)
+        self.with(|locked| locked.state.pending_blocks + locked.state.queued > 0)
     }
 
     /// lseek(2) with SEEK_DATA or, with `hole`, SEEK_HOLE; bytes that are only in the pool are data.
     ///
     /// # Errors
     /// ENXIO at or beyond the end, or when no data follows; EBADF.
-    pub fn seek(&self, handle: u64, offset: u64, hole: bool) -> Result<u64> {
-        let (file, size, dirty) = self.with(|st, _| {
-            let id = Engine::partition_of(st, handle)?;
-            Ok((st.file(id), st.part(id).size, self.dirty_ranges(st, id)))
+    pub fn seek(&self, handle: HandleId, offset: u64, hole: bool) -> Result<u64> {
+        let (file, size, dirty) = self.with(|locked| {
+            let id = locked.state.partition_of(handle)?;
+            Ok((locked.state.file(id), locked.state.part(id).size, locked.dirty_ranges(id)))
         })?;
         if offset >= size {
             return Err(Errno::ENXIO);
@@ -265,14 +241,70 @@ impl Engine {
         Ok(size)
     }
 
-    pub(super) fn dirty_ranges(&self, st: &mut State, id: u32) -> RangeSet {
-        let unit = st.shape.unit;
-        let size = st.part(id).size;
+    /// Where the partition's transfers failed, for messages: the first byte that was not written, or not
+    /// read.
+    pub(crate) fn first_failure(&self, handle: HandleId, write: bool) -> Option<u64> {
+        self.with(|locked| {
+            let id = locked.state.partition_of(handle).ok()?;
+            if !write {
+                return locked.state.part(id).unreadable.next_in(0);
+            }
+            let (unit, pages) = (locked.state.shape.unit, locked.state.shape.pages());
+            let blocks: Vec<(u64, BlockId)> = locked
+                .state
+                .part(id)
+                .blocks
+                .iter()
+                .map(|(index, buffer)| (*index, *buffer))
+                .collect();
+            let failed = blocks
+                .into_iter()
+                .find(|(_, buffer)| locked.state.blocks[*buffer].failed.is_some())?;
+            let run = locked.state.blocks[failed.1].dirty.run(0..pages)?;
+            Some(failed.0 * locked.state.shape.block_size + run.start as u64 * unit)
+        })
+    }
+}
+
+impl Locked<'_> {
+    pub(crate) fn info_of(&mut self, id: PartitionId) -> PartitionInfo {
+        let (unit, block_size) = (self.state.shape.unit, self.state.shape.block_size);
+        let part = self.state.part(id);
+        let size = part.size;
+        // The last page counts for the bytes it has.
+        let slack = size.next_multiple_of(unit) - size;
+        let last = size.saturating_sub(1);
+        let page = (last % block_size / unit) as usize;
+        let counts = (part.valid_pages, part.dirty_pages, part.inflight_pages);
+        let (status, error) = (part.status(unit), part.error);
+        let tail = part.blocks.get(&(last / block_size)).copied();
+        let in_tail = tail.map_or((false, false, false), |buffer| {
+            let block = &self.state.blocks[buffer];
+            let dirty = block.dirty.contains(page) || block.writing.contains(page);
+            let inflight = block.reading.contains(page) || block.writing.contains(page);
+            (block.valid.contains(page), dirty, inflight)
+        });
+        let bytes = |pages: u64, with_tail: bool| pages * unit - if with_tail { slack } else { 0 };
+        PartitionInfo {
+            status,
+            size,
+            resident: bytes(counts.0, in_tail.0),
+            dirty: bytes(counts.1, in_tail.1),
+            inflight: bytes(counts.2, in_tail.2),
+            error,
+            stalled: self.state.stalled(id),
+        }
+    }
+
+    pub(super) fn dirty_ranges(&mut self, id: PartitionId) -> RangeSet {
+        let unit = self.state.shape.unit;
+        let size = self.state.part(id).size;
         let mut ranges = RangeSet::default();
-        let blocks: Vec<(u64, u32)> = st.part(id).blocks.iter().map(|(i, b)| (*i, *b)).collect();
+        let blocks: Vec<(u64, BlockId)> =
+            self.state.part(id).blocks.iter().map(|(i, b)| (*i, *b)).collect();
         for (index, buffer) in blocks {
-            let start = index * st.shape.block_size;
-            let block = &mut st.blocks[buffer as usize];
+            let start = index * self.state.shape.block_size;
+            let block = &mut self.state.blocks[buffer];
             let mut all = block.dirty.clone();
             all.add_all(&block.writing);
             let mut at = 0;
@@ -283,24 +315,5 @@ impl Engine {
             }
         }
         ranges
-    }
-
-    /// Where the partition's transfers failed, for messages: the first byte that was not written, or not
-    /// read.
-    pub(crate) fn first_failure(&self, handle: u64, write: bool) -> Option<u64> {
-        self.with(|st, _| {
-            let id = Engine::partition_of(st, handle).ok()?;
-            if !write {
-                return st.part(id).unreadable.next_in(0);
-            }
-            let (unit, pages) = (st.shape.unit, st.shape.pages());
-            let blocks: Vec<(u64, BufferIndex)> =
-                st.part(id).blocks.iter().map(|(index, buffer)| (*index, *buffer)).collect();
-            let failed = blocks
-                .into_iter()
-                .find(|(_, buffer)| st.blocks[*buffer as usize].failed.is_some())?;
-            let run = st.blocks[failed.1 as usize].dirty.run(0..pages)?;
-            Some(failed.0 * st.shape.block_size + run.start as u64 * unit)
-        })
     }
 }

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::actions::{Actions, Answer};
+use super::actions::Answer;
 use super::core::{Engine, JOB_THREADS, OP_THREADS};
 use super::hold::HoldOp;
+use super::ids::PartitionId;
+use super::locked::Locked;
 use super::op::{BarrierOp, Change, Op};
-use super::state::State;
 use crate::error::Errno;
 
 impl Engine {
@@ -15,7 +16,7 @@ impl Engine {
     /// Operations that wait for anything else, and later ones that would have to, fail with ENODEV; what the pool
     /// holds can be read still. Idempotent.
     pub fn stop(self: &Arc<Self>) {
-        self.with(|st, _| st.stopping = true);
+        self.with(|locked| locked.state.stopping = true);
         self.tick.notify_all();
         self.device().shutdown();
         for _ in 0..OP_THREADS {
@@ -30,14 +31,14 @@ impl Engine {
                 let _ = thread.join();
             }
         }
-        self.with(|_, _| self.ended.store(true, Ordering::SeqCst));
+        self.with(|_| self.ended.store(true, Ordering::SeqCst));
         self.refuse_queued();
     }
 
     /// Whether [`Engine::stop`] was called.
     #[must_use]
     pub fn stopped(&self) -> bool {
-        self.with(|st, _| st.stopping)
+        self.with(|locked| locked.state.stopping)
     }
 
     /// Refuses what is queued for threads that are gone.
@@ -46,7 +47,7 @@ impl Engine {
             && let Ok(op) = self.ops.1.try_recv()
         {
             if let Some(op) = op {
-                self.with(|st, actions| self.refuse(st, op, actions));
+                self.with(|locked| locked.refuse(op));
             }
         }
         while self.ended.load(Ordering::SeqCst)
@@ -56,69 +57,69 @@ impl Engine {
             drop(job);
         }
     }
+}
 
+impl Locked<'_> {
     /// Refuses everything that is parked: nothing happens any more that could let it go on.
-    pub(crate) fn refuse_parked(&self, st: &mut State, actions: &mut Actions) {
-        let mut ops: Vec<Op> = st.waiting.drain().collect();
-        ops.append(&mut st.space.waiters);
-        for buffer in 0..st.blocks.len() as u32 {
-            if !st.blocks[buffer as usize].waiters.is_empty() {
-                ops.extend(st.edit(buffer, |block| std::mem::take(&mut block.waiters)));
+    pub(crate) fn refuse_parked(&mut self) {
+        let mut ops: Vec<Op> = self.state.waiting.drain().collect();
+        ops.append(&mut self.state.space.waiters);
+        for buffer in self.state.blocks.ids() {
+            if !self.state.blocks[buffer].waiters.is_empty() {
+                ops.extend(self.state.edit(buffer, |block| std::mem::take(&mut block.waiters)));
             }
         }
-        for waiter in st.idle_waiters.drain(..) {
-            actions.answer(Some(waiter.reply), Ok(()));
+        for waiter in self.state.idle_waiters.drain(..) {
+            self.actions.answer(Some(waiter.reply), Ok(()));
         }
-        let ids: Vec<u32> = st.partitions.iter().map(|(id, _)| id as u32).collect();
+        let ids: Vec<PartitionId> = self.state.partitions.iter().map(|(id, _)| id).collect();
         for id in ids {
-            let part = st.part(id);
+            let part = self.state.part(id);
             ops.extend(part.gate_queue.drain(..));
             ops.extend(part.barrier.take().map(Op::Barrier));
             // Its job went with the threads.
             part.barrier_running = false;
             let waiters = std::mem::take(&mut part.status_waiters);
             for op in std::mem::take(&mut part.sync_ops) {
-                actions.answer(Some(op.reply), Err(Errno::ENODEV));
+                self.actions.answer(Some(op.reply), Err(Errno::ENODEV));
             }
             for waiter in waiters {
-                actions.answer(Some(waiter.reply), Ok(()));
+                self.actions.answer(Some(waiter.reply), Ok(()));
             }
         }
         for op in ops {
-            self.refuse(st, op, actions);
+            self.refuse(op);
         }
     }
 
     /// Fails one operation. Counters and claims of it that only others would have to wait for stay.
-    fn refuse(&self, st: &mut State, op: Op, actions: &mut Actions) {
+    fn refuse(&mut self, op: Op) {
         let errno = Errno::ENODEV;
         match op {
-            Op::Read(op) => actions.answers.push(Answer::Read(op.reply, errno)),
-            Op::Write(op) => actions.answers.push(Answer::Write(op.reply, Err(errno))),
+            Op::Read(op) => self.actions.answers.push(Answer::Read(op.reply, errno)),
+            Op::Write(op) => self.actions.answers.push(Answer::Write(op.reply, Err(errno))),
             Op::Barrier(op) => {
                 let BarrierOp { change, reply, .. } = *op;
-                actions.answer(reply, Err(errno));
+                self.actions.answer(reply, Err(errno));
                 if let Change::Settle { then, .. } = change {
                     for op in then {
-                        actions.answer(Some(op.reply), Err(errno));
+                        self.actions.answer(Some(op.reply), Err(errno));
                     }
                 }
             }
-            Op::Fetch(mut op) => st.return_granted(&mut op.granted),
-            Op::Hold(op) => self.refuse_hold(st, *op, errno, actions),
-            Op::Direct(op) => op.refuse(errno, actions),
-            Op::Lend(op) => self.refuse_lend(st, *op, actions),
+            Op::Fetch(mut op) => self.state.return_granted(&mut op.granted),
+            Op::Hold(op) => self.refuse_hold(*op, errno),
+            Op::Direct(op) => op.refuse(errno, self.actions),
+            Op::Lend(op) => self.refuse_lend(*op),
         }
     }
 
     /// Fails a hold that is not made yet.
-    pub(crate) fn refuse_hold(
-        &self, st: &mut State, op: HoldOp, errno: Errno, actions: &mut Actions,
-    ) {
+    pub(crate) fn refuse_hold(&mut self, op: HoldOp, errno: Errno) {
         if op.entered {
-            return self.fail_hold(st, op, errno, actions);
+            return self.fail_hold(op, errno);
         }
         let reply = op.reply;
-        actions.answers.push(Answer::Empty(Box::new(move |_| reply(Err(errno))), Ok(())));
+        self.actions.answers.push(Answer::Empty(Box::new(move |_| reply(Err(errno))), Ok(())));
     }
 }

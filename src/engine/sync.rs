@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::actions::{Actions, label};
-use super::block::BufferIndex;
+use super::actions::label;
 use super::core::Engine;
+use super::ids::{BlockId, HandleId, PartitionId};
+use super::locked::Locked;
 use super::op::{BarrierOp, Change, Reply, SyncOp};
-use super::state::State;
 use super::unstored::{in_turns, owner};
 use crate::concurrent::Mutex;
 use crate::error::Result;
@@ -15,11 +15,11 @@ use crate::error::Result;
 impl Engine {
     /// close(2): queues every dirty block for writing and reports a transfer error the handle has not
     /// reported yet. With `wait`, replies only when everything is in the swap folder.
-    pub fn close(&self, handle: u64, wait: bool, reply: Reply) {
-        self.with(|st, actions| {
-            let id = match Engine::partition_of(st, handle) {
+    pub fn close(&self, handle: HandleId, wait: bool, reply: Reply) {
+        self.with(|locked| {
+            let id = match locked.state.partition_of(handle) {
                 Ok(id) => id,
-                Err(errno) => return actions.answer(Some(reply), Err(errno)),
+                Err(errno) => return locked.actions.answer(Some(reply), Err(errno)),
             };
             if wait {
                 let handle = Some(handle);
@@ -33,22 +33,22 @@ impl Engine {
                     of_piece: false,
                     reply,
                 };
-                return self.start_sync_op(st, op, actions);
+                return locked.start_sync_op(op);
             }
-            self.flush_partition(st, id, actions);
-            let result = self.take_error(st, id, Some(handle));
-            actions.answer(Some(reply), result);
+            locked.flush_partition(id);
+            let result = locked.take_error(id, Some(handle));
+            locked.actions.answer(Some(reply), result);
         });
     }
 
     /// fsync(2), or fdatasync with `data_only`: replies when everything written before is on stable
     /// storage, the size with it, or with the error that a transfer of it met. Blocks that failed before
     /// are tried again.
-    pub fn sync(&self, handle: u64, data_only: bool, reply: Reply) {
-        self.with(|st, actions| match Engine::partition_of(st, handle) {
+    pub fn sync(&self, handle: HandleId, data_only: bool, reply: Reply) {
+        self.with(|locked| match locked.state.partition_of(handle) {
             Ok(partition) => {
                 // The kernel lets none in while a write(2) is under way.
-                self.close_all_seams(st, partition, actions);
+                locked.close_all_seams(partition);
                 let handle = Some(handle);
                 let op = SyncOp {
                     partition,
@@ -60,9 +60,9 @@ impl Engine {
                     of_piece: false,
                     reply,
                 };
-                self.start_sync_op(st, op, actions);
+                locked.start_sync_op(op);
             }
-            Err(errno) => actions.answer(Some(reply), Err(errno)),
+            Err(errno) => locked.actions.answer(Some(reply), Err(errno)),
         });
     }
 
@@ -74,8 +74,9 @@ impl Engine {
             failed: Mutex::new(Vec::new()),
             reply: Mutex::new(Some(reply)),
         });
-        self.with(|st, actions| {
-            let due: Vec<u32> = st
+        self.with(|locked| {
+            let due: Vec<PartitionId> = locked
+                .state
                 .partitions
                 .iter()
                 .filter(|(_, part)| {
@@ -83,11 +84,11 @@ impl Engine {
                     let unsynced = part.unsynced || !part.unfinished.is_empty();
                     !part.unlinked && (part.dirty_pages > 0 || unsynced || open)
                 })
-                .map(|(id, _)| id as u32)
+                .map(|(id, _)| id)
                 .collect();
             group.left.fetch_add(due.len(), Ordering::AcqRel);
             for partition in due {
-                let (group, file) = (group.clone(), st.file(partition));
+                let (group, file) = (group.clone(), locked.state.file(partition));
                 let reply = Box::new(move |result: Result<()>| {
                     if let Err(errno) = result {
                         let name = format!("{}: {errno:?}", label(&*file));
@@ -106,45 +107,47 @@ impl Engine {
                     of_piece: false,
                     reply,
                 };
-                self.start_sync_op(st, op, actions);
+                locked.start_sync_op(op);
             }
         });
         group.end_one();
     }
+}
 
+impl Locked<'_> {
     /// Ends the current epoch of a partition and writes everything of it out, failed blocks again.
-    pub(crate) fn start_sync_op(&self, st: &mut State, mut op: SyncOp, actions: &mut Actions) {
+    pub(crate) fn start_sync_op(&mut self, mut op: SyncOp) {
         let id = op.partition;
-        op.epoch = st.part(id).epoch;
-        op.errors_before = op.errors_before.min(st.part(id).error_count);
-        st.part(id).epoch += 1;
-        st.part(id).settle_failed = false;
-        st.part(id).sync_ops.push(op);
-        let epoch = st.part(id).epoch - 1;
-        self.write_all(st, id, epoch, actions);
-        self.quiet_down(st, id, actions);
-        st.drop_if_unused(id, actions);
+        op.epoch = self.state.part(id).epoch;
+        op.errors_before = op.errors_before.min(self.state.part(id).error_count);
+        self.state.part(id).epoch += 1;
+        self.state.part(id).settle_failed = false;
+        self.state.part(id).sync_ops.push(op);
+        let epoch = self.state.part(id).epoch - 1;
+        self.write_all(id, epoch);
+        self.quiet_down(id);
+        self.state.drop_if_unused(id, self.actions);
     }
 
     /// Queues a partition's dirty blocks for writing, except those that failed: fsync tries these again.
-    pub(crate) fn flush_partition(&self, st: &mut State, id: u32, actions: &mut Actions) {
-        if st.part(id).dirty_pages == 0 {
+    pub(crate) fn flush_partition(&mut self, id: PartitionId) {
+        if self.state.part(id).dirty_pages == 0 {
             return;
         }
-        let buffers: Vec<BufferIndex> = st.part(id).blocks.values().copied().collect();
+        let buffers: Vec<BlockId> = self.state.part(id).blocks.values().copied().collect();
         for buffer in buffers {
-            let block = &st.blocks[buffer as usize];
+            let block = &self.state.blocks[buffer];
             if !block.dirty.is_empty() && block.failed.is_none() {
-                self.flush_block(st, buffer, actions);
+                self.flush_block(buffer);
             }
         }
     }
 
     /// What `op` has to report: as [`Engine::take_error`], and what failed since it began even when its
     /// handle has reported that to another call meanwhile.
-    fn outcome(&self, st: &mut State, op: &SyncOp) -> Result<()> {
-        let seen = self.take_error(st, op.partition, op.handle);
-        let part = st.part(op.partition);
+    fn outcome(&mut self, op: &SyncOp) -> Result<()> {
+        let seen = self.take_error(op.partition, op.handle);
+        let part = self.state.part(op.partition);
         match seen {
             Ok(()) if part.error_count > op.errors_before && op.handle.is_some() => {
                 Err(part.last_errno)
@@ -154,11 +157,11 @@ impl Engine {
     }
 
     /// The error that `handle` still has to report, or that any handle would.
-    fn take_error(&self, st: &mut State, id: u32, handle: Option<u64>) -> Result<()> {
-        let part = st.part(id);
+    fn take_error(&mut self, id: PartitionId, handle: Option<HandleId>) -> Result<()> {
+        let part = self.state.part(id);
         let (count, errno) = (part.error_count, part.last_errno);
         let unwritten = part.failed_blocks > 0 || !part.lost.is_empty() || part.settle_failed;
-        match handle.and_then(|handle| st.handles.get_mut(handle as usize)) {
+        match handle.and_then(|handle| self.state.handles.get_mut(handle)) {
             Some(handle) if handle.errors_seen < count => {
                 handle.errors_seen = count;
                 Err(errno)
@@ -170,39 +173,40 @@ impl Engine {
     }
 
     /// Lets go on whatever waited for this partition's transfers or operations to end.
-    pub(crate) fn quiet_down(&self, st: &mut State, id: u32, actions: &mut Actions) {
-        st.part(id).jobs += 1; // Keeps it while its last users are answered.
-        if st.part(id).barrier.is_some() {
-            self.try_barrier(st, id, actions);
+    pub(crate) fn quiet_down(&mut self, id: PartitionId) {
+        self.state.part(id).jobs += 1; // Keeps it while its last users are answered.
+        if self.state.part(id).barrier.is_some() {
+            self.try_barrier(id);
         }
-        if !st.part(id).sync_ops.is_empty() {
-            self.advance_syncs(st, id, actions);
+        if !self.state.part(id).sync_ops.is_empty() {
+            self.advance_syncs(id);
         }
-        let part = st.part(id);
+        self.state.note_unsettled(id);
+        let part = self.state.part(id);
         if !part.moving() {
             for waiter in part.status_waiters.drain(..) {
-                actions.answer(Some(waiter.reply), Ok(()));
+                self.actions.answer(Some(waiter.reply), Ok(()));
             }
         }
-        self.settle_if_due(st, id, actions);
-        self.pack(st, id);
-        st.part(id).jobs -= 1;
-        if st.pending_blocks + st.queued == 0 {
-            for waiter in st.idle_waiters.drain(..) {
-                actions.answer(Some(waiter.reply), Ok(()));
+        self.settle_if_due(id);
+        self.pack(id);
+        self.state.part(id).jobs -= 1;
+        if self.state.pending_blocks + self.state.queued == 0 {
+            for waiter in self.state.idle_waiters.drain(..) {
+                self.actions.answer(Some(waiter.reply), Ok(()));
             }
         }
     }
 
-    fn advance_syncs(&self, st: &mut State, id: u32, actions: &mut Actions) {
-        let part = st.part(id);
+    fn advance_syncs(&mut self, id: PartitionId) {
+        let part = self.state.part(id);
         let ops = std::mem::take(&mut part.sync_ops);
         let (done, waiting): (Vec<_>, Vec<_>) =
             ops.into_iter().partition(|op| part.epoch_done(op.epoch));
         part.sync_ops = waiting;
         let mut settle = Vec::new();
         for op in done {
-            let part = st.part(id);
+            let part = self.state.part(id);
             let inexact = part.disk_size > part.size
                 || (part.clean() && part.disk_size < part.size)
                 || (!op.data_only
@@ -212,54 +216,52 @@ impl Engine {
             if inexact && !part.unlinked {
                 settle.push(op);
             } else {
-                self.after_transfers(st, op, actions);
+                self.after_transfers(op);
             }
         }
         if !settle.is_empty() {
             let change = Change::Settle { then: settle, for_room: false };
-            self.enter_barrier(st, BarrierOp::new(id, change, None), actions);
+            self.enter_barrier(BarrierOp::new(id, change, None));
         }
     }
 
     /// Goes on with one whose transfers are done and whose backing file has its size.
-    pub(crate) fn after_transfers(&self, st: &mut State, op: SyncOp, actions: &mut Actions) {
+    pub(crate) fn after_transfers(&mut self, op: SyncOp) {
         if op.written_only {
-            let result = self.outcome(st, &op);
-            actions.answer(Some(op.reply), result);
+            let result = self.outcome(&op);
+            self.actions.answer(Some(op.reply), result);
         } else {
-            self.start_sync(st, op, actions);
+            self.start_sync(op);
         }
     }
 
     /// A device sync has ended.
-    pub(crate) fn synced(
-        &self, st: &mut State, op: SyncOp, result: Result<()>, actions: &mut Actions,
-    ) {
+    pub(crate) fn synced(&mut self, op: SyncOp, result: Result<()>) {
         let id = op.partition;
-        st.part(id).jobs -= 1;
+        self.state.part(id).jobs -= 1;
         if let Err(errno) = result {
-            st.stats.errors += 1;
-            let part = st.part(id);
+            self.state.stats.errors += 1;
+            let part = self.state.part(id);
             part.unsynced = true;
             part.sync_failed = true;
             part.record_error(errno);
-            let file = st.file(id);
+            let file = self.state.file(id);
             let failure =
                 super::actions::Failure { operation: "sync", file, offset: 0, length: 0, errno };
-            actions.failures.push(failure);
-        } else if !st.part(id).unsynced {
-            let part = st.part(id);
+            self.actions.failures.push(failure);
+        } else if !self.state.part(id).unsynced {
+            let part = self.state.part(id);
             part.sync_failed = false;
             part.clear_error_if_mended();
         }
-        let seen = self.outcome(st, &op);
+        let seen = self.outcome(&op);
         let outcome = match (result, seen) {
             (Err(errno), _) | (Ok(()), Err(errno)) => Err(errno),
             (Ok(()), Ok(())) => Ok(()),
         };
-        actions.answer(Some(op.reply), outcome);
-        self.quiet_down(st, id, actions);
-        st.drop_if_unused(id, actions);
+        self.actions.answer(Some(op.reply), outcome);
+        self.quiet_down(id);
+        self.state.drop_if_unused(id, self.actions);
     }
 }
 

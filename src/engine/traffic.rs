@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use super::actions::label;
 use super::core::Engine;
+use super::ids::{HandleId, Id, PartitionId};
+use super::locked::Locked;
 use super::partition::PartitionStatus;
 use super::state::State;
 use crate::error::Errno;
@@ -73,7 +75,7 @@ pub struct PartitionRow {
 
 impl State {
     /// A client reads `bytes` of a partition.
-    pub(crate) fn note_read(&mut self, id: u32, bytes: u64) {
+    pub(crate) fn note_read(&mut self, id: PartitionId, bytes: u64) {
         self.stats.read_bytes += bytes;
         let part = self.part(id);
         part.traffic.read_bytes += bytes;
@@ -82,7 +84,7 @@ impl State {
     }
 
     /// A client has written `bytes` of a partition.
-    pub(crate) fn note_written(&mut self, id: u32, bytes: u64) {
+    pub(crate) fn note_written(&mut self, id: PartitionId, bytes: u64) {
         self.stats.written_bytes += bytes;
         let part = self.part(id);
         part.traffic.written_bytes += bytes;
@@ -94,13 +96,13 @@ impl State {
 impl Engine {
     /// Counts what the partition of `handle` moves from now on to the group with this number, too. Group 0
     /// is everybody's who was not put into another.
-    pub fn set_group(&self, handle: u64, group: usize) {
-        self.with(|st, _| {
-            if let Ok(id) = Engine::partition_of(st, handle) {
-                if st.groups.len() <= group {
-                    st.groups.resize(group + 1, Traffic::default());
+    pub fn set_group(&self, handle: HandleId, group: usize) {
+        self.with(|locked| {
+            if let Ok(id) = locked.state.partition_of(handle) {
+                if locked.state.groups.len() <= group {
+                    locked.state.groups.resize(group + 1, Traffic::default());
                 }
-                st.part(id).group = group;
+                locked.state.part(id).group = group;
             }
         });
     }
@@ -108,7 +110,7 @@ impl Engine {
     /// What each group has moved so far.
     #[must_use]
     pub fn groups(&self) -> Vec<Traffic> {
-        self.with(|st, _| st.groups.clone())
+        self.with(|locked| locked.state.groups.clone())
     }
 
     /// Times of transfers and waits so far.
@@ -129,7 +131,7 @@ impl Engine {
         let mut rows = Vec::new();
         let mut from = 0;
         loop {
-            let (part, next) = self.with(|st, _| self.some_rows(st, from));
+            let (part, next) = self.with(|locked| locked.some_rows(from));
             // Their paths are the kernel's to say, without the lock.
             rows.extend(
                 part.into_iter().map(|(file, row)| PartitionRow { path: label(&*file), ..row }),
@@ -141,18 +143,33 @@ impl Engine {
         }
     }
 
+    /// A transfer is done that was asked for at `since`.
+    pub(crate) fn note_transfer(&self, action: &crate::aio::device::Action, since: Instant) {
+        use crate::aio::device::Action;
+        let times = match action {
+            Action::Read(_) => &self.meter.reads,
+            Action::Write(_) => &self.meter.writes,
+            Action::Sync { .. } => &self.meter.syncs,
+        };
+        times.record(since.elapsed());
+    }
+}
+
+impl Locked<'_> {
     #[expect(clippy::type_complexity, reason = "a row beside the file that names it")]
     fn some_rows(
-        &self, st: &mut State, from: usize,
+        &mut self, from: usize,
     ) -> (Vec<(std::sync::Arc<dyn crate::aio::device::BackingFile>, PartitionRow)>, Option<usize>)
     {
-        let end = st.partitions.places();
+        let end = self.state.partitions.places();
         let to = (from + STEP).min(end);
-        let ids: Vec<u32> =
-            (from..to).filter(|id| st.partitions.get(*id).is_some()).map(|id| id as u32).collect();
+        let ids: Vec<PartitionId> = (from..to)
+            .map(PartitionId::new)
+            .filter(|id| self.state.partitions.get(*id).is_some())
+            .collect();
         let rows = ids.into_iter().map(|id| {
-            let info = self.info_of(st, id);
-            let part = st.part(id);
+            let info = self.info_of(id);
+            let part = self.state.part(id);
             let row = PartitionRow {
                 path: String::new(),
                 status: info.status,
@@ -168,16 +185,5 @@ impl Engine {
             (part.file.clone(), row)
         });
         (rows.collect(), (to < end).then_some(to))
-    }
-
-    /// A transfer is done that was asked for at `since`.
-    pub(crate) fn note_transfer(&self, action: &crate::aio::device::Action, since: Instant) {
-        use crate::aio::device::Action;
-        let times = match action {
-            Action::Read(_) => &self.meter.reads,
-            Action::Write(_) => &self.meter.writes,
-            Action::Sync { .. } => &self.meter.syncs,
-        };
-        times.record(since.elapsed());
     }
 }

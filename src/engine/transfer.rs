@@ -3,12 +3,13 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use super::actions::{Actions, Failure};
-use super::block::BufferIndex;
+use super::actions::Failure;
 use super::core::Engine;
+use super::ids::{BlockId, PartitionId, TransferId};
+use super::locked::Locked;
 use super::pages::next_run;
 use super::partition::for_clients;
-use super::state::{Purpose, State};
+use super::state::Purpose;
 use crate::aio::device::{Action, Completion, Transfer};
 use crate::error::{Errno, Result};
 
@@ -20,39 +21,36 @@ enum Taken {
     Part(u64),
 }
 
-impl Engine {
+impl Locked<'_> {
     pub(crate) fn start_transfer(
-        &self, st: &mut State, id: u32, purpose: Purpose, offset: u64, action: Action,
-        actions: &mut Actions,
+        &mut self, id: PartitionId, purpose: Purpose, offset: u64, action: Action,
     ) {
-        let file = st.file(id);
-        let token = st.transfers.insert((purpose, Instant::now())) as u64;
-        st.watch.begin(token, id);
-        actions.transfers.push(Transfer { token, action, file, offset });
+        let file = self.state.file(id);
+        let token = self.state.transfers.insert((purpose, Instant::now()));
+        self.state.watch.begin(token, id);
+        self.actions.transfers.push(Transfer { token: token.0, action, file, offset });
     }
 
     /// Starts reading every page of `pages` that is neither valid, nor partial, nor on its way. Pages
     /// of the backing file that nobody has written are zeroed at once. Returns the bytes asked of the device.
-    pub(crate) fn read_pages(
-        &self, st: &mut State, buffer: BufferIndex, pages: Range<usize>, actions: &mut Actions,
-    ) -> u64 {
-        let (unit, block_size) = (st.shape.unit, st.shape.block_size);
-        let (id, index) = (st.blocks[buffer as usize].partition, st.blocks[buffer as usize].index);
+    pub(crate) fn read_pages(&mut self, buffer: BlockId, pages: Range<usize>) -> u64 {
+        let (unit, block_size) = (self.state.shape.unit, self.state.shape.block_size);
+        let (id, index) = (self.state.blocks[buffer].partition, self.state.blocks[buffer].index);
         let start = index * block_size;
-        let part = st.part(id);
+        let part = self.state.part(id);
         let size = part.size;
         let written_end = match part.written.overlaps(&(start..start + block_size)) {
             true => part.disk_size.min(part.written_end),
             false => start,
         };
         // What it has no room for is not asked for: who needs it has it moved first.
-        let room = st.blocks[buffer as usize].pages;
-        let end = st.shape.pages_of(index, start, size).end;
+        let room = self.state.blocks[buffer].pages;
+        let end = self.state.shape.pages_of(index, start, size).end;
         let pages = pages.start..pages.end.min(end).min(room);
-        let on_disk = st.shape.pages_of(index, start, written_end).end;
+        let on_disk = self.state.shape.pages_of(index, start, written_end).end;
         let (mut at, mut asked) = (pages.start, 0);
         loop {
-            let block = &st.blocks[buffer as usize];
+            let block = &self.state.blocks[buffer];
             // Exclude `copying` too: a page being overwritten needs no reading.
             let missing = |i: usize| {
                 !(block.valid.word(i)
@@ -64,127 +62,123 @@ impl Engine {
                 break;
             };
             if run.start >= on_disk {
-                self.memory.zero(st, buffer, run.start as u64 * unit..run.end as u64 * unit);
-                st.edit(buffer, |block| block.valid.insert(run.clone()));
-                self.was_readable(st, buffer, &run);
+                self.engine.memory.zero(
+                    self.state,
+                    buffer,
+                    run.start as u64 * unit..run.end as u64 * unit,
+                );
+                self.state.edit(buffer, |block| block.valid.insert(run.clone()));
+                self.was_readable(buffer, &run);
                 at = run.end;
                 continue;
             }
             run.end = run.end.min(on_disk);
             at = run.end;
             asked += run.len() as u64 * unit;
-            let stored = st.part(id).stored();
-            self.read_run(st, buffer, run, 0, stored, actions);
+            let stored = self.state.part(id).stored();
+            self.read_run(buffer, run, 0, stored);
         }
         asked
     }
 
-    fn read_run(
-        &self, st: &mut State, buffer: BufferIndex, pages: Range<usize>, done: u64, stored: u64,
-        actions: &mut Actions,
-    ) {
-        let (unit, block_size) = (st.shape.unit, st.shape.block_size);
+    fn read_run(&mut self, buffer: BlockId, pages: Range<usize>, done: u64, stored: u64) {
+        let (unit, block_size) = (self.state.shape.unit, self.state.shape.block_size);
         if done == 0 {
-            st.edit(buffer, |block| {
+            self.state.edit(buffer, |block| {
                 block.reading.insert(pages.clone());
                 block.transfers += 1;
             });
         }
-        let block = &st.blocks[buffer as usize];
+        let block = &self.state.blocks[buffer];
         let (id, start) = (block.partition, block.index * block_size);
         if done == 0 {
-            st.part(id).reads += 1;
+            self.state.part(id).reads += 1;
         }
         let bytes = pages.start as u64 * unit + done..pages.end as u64 * unit;
-        let lease = self.memory.for_read(st, buffer, bytes.clone());
+        let lease = self.engine.memory.for_read(self.state, buffer, bytes.clone());
         let purpose = Purpose::Read { buffer, pages, done, stored };
-        self.start_transfer(st, id, purpose, start + bytes.start, Action::Read(lease), actions);
+        self.start_transfer(id, purpose, start + bytes.start, Action::Read(lease));
     }
 
     /// Starts completing a partial page from the swap folder, through a scratch page.
-    pub(crate) fn fill(
-        &self, st: &mut State, buffer: BufferIndex, page: usize, actions: &mut Actions,
-    ) {
-        let block = &st.blocks[buffer as usize];
+    pub(crate) fn fill(&mut self, buffer: BlockId, page: usize) {
+        let block = &self.state.blocks[buffer];
         if block.reading.contains(page) || block.copying.contains(page) {
             return;
         }
         let (id, index) = (block.partition, block.index);
-        st.stats.edge_fills += 1;
-        st.edit(buffer, |block| {
+        self.state.stats.edge_fills += 1;
+        self.state.edit(buffer, |block| {
             block.reading.insert(page..page + 1);
             block.transfers += 1;
         });
-        st.part(id).reads += 1;
-        match st.scratch.pop() {
+        self.state.part(id).reads += 1;
+        match self.state.scratch.pop() {
             Some(scratch) => {
-                let stored = st.part(id).stored();
-                self.start_fill(st, buffer, page, scratch, 0, stored, actions);
+                let stored = self.state.part(id).stored();
+                self.start_fill(buffer, page, scratch, 0, stored);
             }
-            None => st.fill_queue.push_back((buffer, index, page as u32)),
+            None => self.state.fill_queue.push_back((buffer, index, page as u32)),
         }
     }
 
     #[expect(clippy::too_many_arguments, reason = "a transfer's parts")]
-    fn start_fill(
-        &self, st: &mut State, buffer: BufferIndex, page: usize, scratch: usize, done: u64,
-        stored: u64, actions: &mut Actions,
-    ) {
-        let block = &st.blocks[buffer as usize];
-        let (id, start) = (block.partition, block.index * st.shape.block_size);
-        let offset = start + page as u64 * st.shape.unit + done;
-        let action = Action::Read(self.memory.scratch(scratch, done));
+    fn start_fill(&mut self, buffer: BlockId, page: usize, scratch: usize, done: u64, stored: u64) {
+        let block = &self.state.blocks[buffer];
+        let (id, start) = (block.partition, block.index * self.state.shape.block_size);
+        let offset = start + page as u64 * self.state.shape.unit + done;
+        let action = Action::Read(self.engine.memory.scratch(scratch, done));
         self.start_transfer(
-            st,
             id,
             Purpose::Fill { buffer, page, scratch, done, stored },
             offset,
             action,
-            actions,
         );
     }
 
     /// Asks for a dirty block to be written out, and starts it when nothing is in the way.
-    pub(crate) fn flush_block(&self, st: &mut State, buffer: BufferIndex, actions: &mut Actions) {
-        st.edit(buffer, |block| block.flush = !block.dirty.is_empty());
-        self.write_out(st, buffer, actions);
+    pub(crate) fn flush_block(&mut self, buffer: BlockId) {
+        self.state.edit(buffer, |block| block.flush = !block.dirty.is_empty());
+        self.write_out(buffer);
     }
 
     /// Starts the write-out that was asked for, unless something is in its way; whatever that is comes
     /// back here when it ends.
-    pub(crate) fn write_out(&self, st: &mut State, buffer: BufferIndex, actions: &mut Actions) {
-        let block = &st.blocks[buffer as usize];
+    pub(crate) fn write_out(&mut self, buffer: BlockId) {
+        let block = &self.state.blocks[buffer];
         let id = block.partition;
-        if !block.flush || !block.copying.is_empty() || st.part(id).writes_held() {
+        if !block.flush || !block.copying.is_empty() || self.state.part(id).writes_held() {
             return;
         }
-        if self.awaits_rest(st, buffer) {
+        if self.awaits_rest(buffer) {
             return;
         }
-        let block = &st.blocks[buffer as usize];
+        let block = &self.state.blocks[buffer];
         if !block.partials.is_empty() {
             let partial: Vec<usize> = block.partials.iter().map(|p| p.page).collect();
             for page in partial {
-                self.fill(st, buffer, page, actions);
+                self.fill(buffer, page);
             }
             return;
         }
-        self.leave_unfinished(st, buffer);
-        let block = &st.blocks[buffer as usize];
-        let (unit, pages) = (st.shape.unit, block.pages);
-        let start = block.index * st.shape.block_size;
+        self.leave_unfinished(buffer);
+        let block = &self.state.blocks[buffer];
+        let (unit, pages) = (self.state.shape.unit, block.pages);
+        let start = block.index * self.state.shape.block_size;
         // What is beyond the end of the file (a truncate came between) is not written.
-        let end = st.part(id).size.saturating_sub(start);
+        let end = self.state.part(id).size.saturating_sub(start);
         let mut at = 0;
-        while let Some(mut run) = st.blocks[buffer as usize].dirty.run(at..pages) {
+        while let Some(mut run) = self.state.blocks[buffer].dirty.run(at..pages) {
             // The last page of a file goes alone where its length is no multiple of the alignment: without padding.
             let tail = (end / unit) as usize;
-            if !end.is_multiple_of(st.shape.alignment) && (run.start + 1..run.end).contains(&tail) {
+            if !end.is_multiple_of(self.state.shape.alignment)
+                && (run.start + 1..run.end).contains(&tail)
+            {
                 run.end = tail;
             }
             at = run.end;
             let bytes = (run.end as u64 * unit).min(end) - run.start as u64 * unit;
-            st.edit(buffer, |block| {
+            self.state.edit(buffer, |block| {
                 if block.writing.is_empty() {
                     block.epoch_writing = block.epoch_dirty;
                 }
@@ -193,100 +187,97 @@ impl Engine {
                 block.dirty.remove(run.clone());
                 block.transfers += 1;
             });
-            st.part(id).writes += 1;
-            st.writes_inflight += 1;
-            self.write_run(st, buffer, run, bytes, 0, actions);
+            self.state.part(id).writes += 1;
+            self.state.writes_inflight += 1;
+            self.write_run(buffer, run, bytes, 0);
         }
-        st.edit(buffer, |block| block.flush = false);
+        self.state.edit(buffer, |block| block.flush = false);
     }
 
-    fn write_run(
-        &self, st: &mut State, buffer: BufferIndex, pages: Range<usize>, bytes: u64, done: u64,
-        actions: &mut Actions,
-    ) {
-        let block = &st.blocks[buffer as usize];
-        let (id, start) = (block.partition, block.index * st.shape.block_size);
-        let from = pages.start as u64 * st.shape.unit;
-        let block = start..start + st.shape.block_size;
-        let part = st.part(id);
+    fn write_run(&mut self, buffer: BlockId, pages: Range<usize>, bytes: u64, done: u64) {
+        let block = &self.state.blocks[buffer];
+        let (id, start) = (block.partition, block.index * self.state.shape.block_size);
+        let from = pages.start as u64 * self.state.shape.unit;
+        let block = start..start + self.state.shape.block_size;
+        let part = self.state.part(id);
         part.written_end = part.written_end.max(start + from + bytes);
         part.written.insert(block);
         if !part.ahead.is_empty() {
-            let unit = self.shape.unit;
+            let unit = self.engine.shape.unit;
             part.ahead.remove(start + from..(start + from + bytes).next_multiple_of(unit));
         }
         // Whatever was noted: what gets bytes is not to be punched.
         if !part.ahead.is_empty() {
-            part.ahead.remove(start + from..start + pages.end as u64 * self.shape.unit);
+            part.ahead.remove(start + from..start + pages.end as u64 * self.engine.shape.unit);
         }
-        let lease = self.memory.for_write(st, buffer, from + done..from + bytes);
+        let lease = self.engine.memory.for_write(self.state, buffer, from + done..from + bytes);
         let purpose = Purpose::Write { buffer, pages, bytes, done };
-        self.start_transfer(st, id, purpose, start + from + done, Action::Write(lease), actions);
+        self.start_transfer(id, purpose, start + from + done, Action::Write(lease));
     }
 
     /// Starts the device sync of `op`.
-    pub(crate) fn start_sync(&self, st: &mut State, op: super::op::SyncOp, actions: &mut Actions) {
+    pub(crate) fn start_sync(&mut self, op: super::op::SyncOp) {
         let id = op.partition;
-        st.part(id).jobs += 1;
-        st.part(id).unsynced = false;
+        self.state.part(id).jobs += 1;
+        self.state.part(id).unsynced = false;
         if !op.of_piece {
             // What is to be on stable storage now is not to be found torn, whatever may still come.
-            self.finish_all(st, id);
+            self.finish_all(id);
         }
         let action = Action::Sync { data_only: op.data_only };
-        self.start_transfer(st, id, Purpose::Sync(op), 0, action, actions);
+        self.start_transfer(id, Purpose::Sync(op), 0, action);
     }
 
     /// Takes one finished transfer.
-    pub(crate) fn completed(&self, st: &mut State, done: Completion, actions: &mut Actions) {
+    pub(crate) fn completed(&mut self, done: Completion) {
         let Completion { transfer, result } = done;
         let (purpose, since) =
-            st.transfers.remove(transfer.token as usize).expect("completed once");
-        st.watch.end(transfer.token);
-        self.note_transfer(&transfer.action, since);
+            self.state.transfers.remove(TransferId(transfer.token)).expect("completed once");
+        self.state.watch.end(TransferId(transfer.token));
+        self.engine.note_transfer(&transfer.action, since);
         match purpose {
             Purpose::Read { buffer, pages, done, stored } => {
-                self.read_completed(st, buffer, pages, done, stored, transfer, result, actions);
+                self.read_completed(buffer, pages, done, stored, transfer, result);
             }
             Purpose::Fill { buffer, page, scratch, done, stored } => {
-                let moved = self.taken(transfer, stored, result);
+                let moved = self.engine.taken(transfer, stored, result);
                 match moved {
                     Ok(Taken::Part(step)) => {
                         let done = done + step;
-                        self.start_fill(st, buffer, page, scratch, done, stored, actions);
+                        self.start_fill(buffer, page, scratch, done, stored);
                     }
-                    Ok(Taken::All) => self.fill_completed(st, buffer, page, Ok(scratch), actions),
-                    Err(errno) => self.fill_completed(st, buffer, page, Err(errno), actions),
+                    Ok(Taken::All) => self.fill_completed(buffer, page, Ok(scratch)),
+                    Err(errno) => self.fill_completed(buffer, page, Err(errno)),
                 }
                 if !matches!(moved, Ok(Taken::Part(_))) {
-                    self.free_scratch(st, scratch, actions);
+                    self.free_scratch(scratch);
                 }
             }
             Purpose::Write { buffer, pages, bytes, done } => {
                 drop(transfer.action);
-                self.write_completed(st, buffer, pages, bytes, done, result, actions);
+                self.write_completed(buffer, pages, bytes, done, result);
             }
-            Purpose::Sync(op) => self.synced(st, op, result.map(drop), actions),
-            Purpose::Direct(part) => self.direct_completed(st, part, transfer, result, actions),
+            Purpose::Sync(op) => self.synced(op, result.map(drop)),
+            Purpose::Direct(part) => self.direct_completed(part, transfer, result),
         }
     }
 
     #[expect(clippy::too_many_arguments, reason = "a completion's parts")]
     fn read_completed(
-        &self, st: &mut State, buffer: BufferIndex, pages: Range<usize>, done: u64, stored: u64,
-        transfer: Transfer, result: Result<usize>, actions: &mut Actions,
+        &mut self, buffer: BlockId, pages: Range<usize>, done: u64, stored: u64,
+        transfer: Transfer, result: Result<usize>,
     ) {
-        let id = st.blocks[buffer as usize].partition;
-        let outcome = match self.taken(transfer, stored, result) {
+        let id = self.state.blocks[buffer].partition;
+        let outcome = match self.engine.taken(transfer, stored, result) {
             Ok(Taken::Part(step)) => {
-                return self.read_run(st, buffer, pages, done + step, stored, actions);
+                return self.read_run(buffer, pages, done + step, stored);
             }
             Ok(Taken::All) => Ok(()),
             Err(errno) => Err(errno),
         };
         // What came before the failure is there.
-        let arrived = pages.start..pages.start + (done / st.shape.unit) as usize;
-        st.edit(buffer, |block| {
+        let arrived = pages.start..pages.start + (done / self.state.shape.unit) as usize;
+        self.state.edit(buffer, |block| {
             block.reading.remove(pages.clone());
             block.transfers -= 1;
             if outcome.is_err() {
@@ -297,39 +288,23 @@ impl Engine {
                 Err(errno) => block.read_error = Some(for_clients(errno)),
             }
         });
-        st.part(id).reads -= 1;
+        self.state.part(id).reads -= 1;
         match outcome {
-            Ok(()) => self.was_readable(st, buffer, &pages),
+            Ok(()) => self.was_readable(buffer, &pages),
             Err(errno) => {
-                self.was_readable(st, buffer, &arrived);
-                self.read_failed(st, buffer, &(arrived.end..pages.end), errno, actions);
+                self.was_readable(buffer, &arrived);
+                self.read_failed(buffer, &(arrived.end..pages.end), errno);
             }
         }
-        self.transfer_ended(st, buffer, actions);
-    }
-
-    /// What has arrived of a read of a file that holds at least `stored` bytes. It may end within the
-    /// pages: what lies beyond its end is zero.
-    fn taken(&self, transfer: Transfer, stored: u64, result: Result<usize>) -> Result<Taken> {
-        let Action::Read(mut lease) = transfer.action else { unreachable!("it was a read") };
-        let (moved, asked) = (result?, lease.len());
-        let expected = stored.saturating_sub(transfer.offset).min(asked as u64) as usize;
-        if moved >= expected {
-            lease[moved.min(asked)..].fill(0);
-            return Ok(Taken::All);
-        }
-        match moved as u64 / self.shape.alignment * self.shape.alignment {
-            0 => Err(Errno::EIO),
-            step => Ok(Taken::Part(step)),
-        }
+        self.transfer_ended(buffer);
     }
 
     /// Pages that could not be read before have been read now.
-    fn was_readable(&self, st: &mut State, buffer: BufferIndex, pages: &Range<usize>) {
-        let block = &st.blocks[buffer as usize];
-        let (id, start) = (block.partition, block.index * st.shape.block_size);
-        let unit = st.shape.unit;
-        let part = st.part(id);
+    fn was_readable(&mut self, buffer: BlockId, pages: &Range<usize>) {
+        let block = &self.state.blocks[buffer];
+        let (id, start) = (block.partition, block.index * self.state.shape.block_size);
+        let unit = self.state.shape.unit;
+        let part = self.state.part(id);
         if part.error.is_some() {
             let bytes = start + pages.start as u64 * unit..start + pages.end as u64 * unit;
             part.unreadable.remove(bytes);
@@ -337,50 +312,43 @@ impl Engine {
         }
     }
 
-    fn read_failed(
-        &self, st: &mut State, buffer: BufferIndex, pages: &Range<usize>, errno: Errno,
-        actions: &mut Actions,
-    ) {
-        let block = &st.blocks[buffer as usize];
-        let (id, start) = (block.partition, block.index * st.shape.block_size);
-        let unit = st.shape.unit;
+    fn read_failed(&mut self, buffer: BlockId, pages: &Range<usize>, errno: Errno) {
+        let block = &self.state.blocks[buffer];
+        let (id, start) = (block.partition, block.index * self.state.shape.block_size);
+        let unit = self.state.shape.unit;
         let bytes = start + pages.start as u64 * unit..start + pages.end as u64 * unit;
         // The device has cut the transfer before the first bad page: of the others nothing is known. Whoever asks
         // again for what is known to be damaged gets no second log line.
         let damaged = matches!(errno, Errno::EBADMSG | Errno::EUCLEAN);
         let bytes = if damaged { bytes.start..bytes.start + unit } else { bytes };
-        if damaged && st.part(id).unreadable.overlaps(&bytes) {
-            st.stats.errors += 1;
-            st.part(id).note_failure(errno);
+        if damaged && self.state.part(id).unreadable.overlaps(&bytes) {
+            self.state.stats.errors += 1;
+            self.state.part(id).note_failure(errno);
         } else {
-            self.failure(st, id, "swap in", bytes.clone(), errno, actions);
+            self.failure(id, "swap in", bytes.clone(), errno);
         }
-        st.part(id).unreadable.insert(bytes);
+        self.state.part(id).unreadable.insert(bytes);
     }
 
     pub(crate) fn failure(
-        &self, st: &mut State, id: u32, operation: &'static str, bytes: Range<u64>, errno: Errno,
-        actions: &mut Actions,
+        &mut self, id: PartitionId, operation: &'static str, bytes: Range<u64>, errno: Errno,
     ) {
-        st.stats.errors += 1;
-        st.part(id).note_failure(errno);
-        let (file, length) = (st.file(id), bytes.end - bytes.start);
-        actions.failures.push(Failure { operation, file, offset: bytes.start, length, errno });
+        self.state.stats.errors += 1;
+        self.state.part(id).note_failure(errno);
+        let (file, length) = (self.state.file(id), bytes.end - bytes.start);
+        self.actions.failures.push(Failure { operation, file, offset: bytes.start, length, errno });
     }
 
-    fn fill_completed(
-        &self, st: &mut State, buffer: BufferIndex, page: usize, outcome: Result<usize>,
-        actions: &mut Actions,
-    ) {
-        let id = st.blocks[buffer as usize].partition;
+    fn fill_completed(&mut self, buffer: BlockId, page: usize, outcome: Result<usize>) {
+        let id = self.state.blocks[buffer].partition;
         if let Ok(scratch) = outcome {
             let at =
-                st.blocks[buffer as usize].partial(page).expect("pages are filled while partial");
-            let partial = st.blocks[buffer as usize].partials[at];
-            let lease = self.memory.scratch(scratch, 0);
-            self.memory.merge(st, buffer, page, partial.start..partial.end, &lease);
+                self.state.blocks[buffer].partial(page).expect("pages are filled while partial");
+            let partial = self.state.blocks[buffer].partials[at];
+            let lease = self.engine.memory.scratch(scratch, 0);
+            self.engine.memory.merge(self.state, buffer, page, partial.start..partial.end, &lease);
         }
-        st.edit(buffer, |block| {
+        self.state.edit(buffer, |block| {
             block.reading.remove(page..page + 1);
             block.transfers -= 1;
             match outcome {
@@ -397,70 +365,71 @@ impl Engine {
                 }
             }
         });
-        st.part(id).reads -= 1;
+        self.state.part(id).reads -= 1;
         let pages = page..page + 1;
         match outcome {
-            Ok(_) => self.was_readable(st, buffer, &pages),
+            Ok(_) => self.was_readable(buffer, &pages),
             Err(errno) => {
-                self.read_failed(st, buffer, &pages, errno, actions);
+                self.read_failed(buffer, &pages, errno);
                 // What was written of the page cannot be stored.
-                st.part(id).owe_error(errno);
+                self.state.part(id).owe_error(errno);
             }
         }
-        self.transfer_ended(st, buffer, actions);
+        self.transfer_ended(buffer);
     }
 
     /// Uses a freed scratch page for a fill that waits for one.
-    fn free_scratch(&self, st: &mut State, scratch: usize, actions: &mut Actions) {
-        match st.fill_queue.pop_front() {
+    fn free_scratch(&mut self, scratch: usize) {
+        match self.state.fill_queue.pop_front() {
             Some((buffer, index, page)) => {
-                assert_eq!(st.blocks[buffer as usize].index, index, "a block being filled stays");
-                let id = st.blocks[buffer as usize].partition;
-                let stored = st.part(id).stored();
-                self.start_fill(st, buffer, page as usize, scratch, 0, stored, actions);
+                assert_eq!(self.state.blocks[buffer].index, index, "a block being filled stays");
+                let id = self.state.blocks[buffer].partition;
+                let stored = self.state.part(id).stored();
+                self.start_fill(buffer, page as usize, scratch, 0, stored);
             }
-            None => st.scratch.push(scratch),
+            None => self.state.scratch.push(scratch),
         }
     }
 
     #[expect(clippy::too_many_arguments, reason = "a completion's parts")]
     fn write_completed(
-        &self, st: &mut State, buffer: BufferIndex, pages: Range<usize>, bytes: u64, done: u64,
-        result: Result<usize>, actions: &mut Actions,
+        &mut self, buffer: BlockId, pages: Range<usize>, bytes: u64, done: u64,
+        result: Result<usize>,
     ) {
-        let block = &st.blocks[buffer as usize];
+        let block = &self.state.blocks[buffer];
         let id = block.partition;
-        let start = block.index * st.shape.block_size + pages.start as u64 * st.shape.unit;
+        let start =
+            block.index * self.state.shape.block_size + pages.start as u64 * self.state.shape.unit;
         let outcome = match result {
             Ok(moved) if moved as u64 >= bytes - done => Ok(()),
             Ok(moved) => {
-                let step = moved as u64 / st.shape.alignment * st.shape.alignment;
+                let step = moved as u64 / self.state.shape.alignment * self.state.shape.alignment;
                 if step > 0 {
-                    let part = st.part(id);
+                    let part = self.state.part(id);
                     part.disk_size = part.disk_size.max(start + done + step);
-                    return self.write_run(st, buffer, pages, bytes, done + step, actions);
+                    return self.write_run(buffer, pages, bytes, done + step);
                 }
                 Err(Errno::EIO)
             }
             Err(errno) => Err(errno),
         };
-        let part = st.part(id);
+        let part = self.state.part(id);
         part.writes -= 1;
         match outcome {
             Ok(()) => {
                 part.disk_size = part.disk_size.max(start + bytes);
                 part.unsynced = true;
-                let landed = start..start + pages.len() as u64 * self.shape.unit;
+                let landed = start..start + pages.len() as u64 * self.engine.shape.unit;
                 part.lost.remove(landed.clone());
                 part.unreadable.remove(landed);
             }
             Err(errno) => {
-                self.failure(st, id, "swap out", start..start + bytes, errno, actions);
-                st.part(id).owe_error(errno);
+                self.failure(id, "swap out", start..start + bytes, errno);
+                self.state.part(id).owe_error(errno);
             }
         }
-        st.writes_inflight -= 1;
-        st.edit(buffer, |block| {
+        self.state.writes_inflight -= 1;
+        self.state.edit(buffer, |block| {
             block.writing.remove(pages.clone());
             block.transfers -= 1;
             if let Err(errno) = outcome {
@@ -470,25 +439,43 @@ impl Engine {
             }
         });
         if outcome.is_ok() {
-            st.part(id).clear_error_if_mended();
+            self.state.part(id).clear_error_if_mended();
         }
-        self.transfer_ended(st, buffer, actions);
+        self.transfer_ended(buffer);
     }
 
     /// What the end of any transfer can let go on.
-    fn transfer_ended(&self, st: &mut State, buffer: BufferIndex, actions: &mut Actions) {
-        let id = st.blocks[buffer as usize].partition;
-        st.wake(buffer, actions);
+    fn transfer_ended(&mut self, buffer: BlockId) {
+        let id = self.state.blocks[buffer].partition;
+        self.state.wake(buffer, self.actions);
         // The partition may go with its last block; nothing below may touch it then.
-        st.part(id).jobs += 1;
-        self.write_out(st, buffer, actions);
-        self.quiet_down(st, id, actions);
+        self.state.part(id).jobs += 1;
+        self.write_out(buffer);
+        self.quiet_down(id);
         // A discard that has waited for this transfer has taken the block already.
-        let is_there = st.blocks[buffer as usize].partition == id;
-        if is_there && st.part(id).gone() {
-            self.discard_block(st, buffer, actions);
+        let is_there = self.state.blocks[buffer].partition == id;
+        if is_there && self.state.part(id).gone() {
+            self.discard_block(buffer);
         }
-        st.part(id).jobs -= 1;
-        st.drop_if_unused(id, actions);
+        self.state.part(id).jobs -= 1;
+        self.state.drop_if_unused(id, self.actions);
+    }
+}
+
+impl Engine {
+    /// What has arrived of a read of a file that holds at least `stored` bytes. It may end within the
+    /// pages: what lies beyond its end is zero.
+    fn taken(&self, transfer: Transfer, stored: u64, result: Result<usize>) -> Result<Taken> {
+        let Action::Read(mut lease) = transfer.action else { unreachable!("it was a read") };
+        let (moved, asked) = (result?, lease.len());
+        let expected = stored.saturating_sub(transfer.offset).min(asked as u64) as usize;
+        if moved >= expected {
+            lease[moved.min(asked)..].fill(0);
+            return Ok(Taken::All);
+        }
+        match moved as u64 / self.shape.alignment * self.shape.alignment {
+            0 => Err(Errno::EIO),
+            step => Ok(Taken::Part(step)),
+        }
     }
 }

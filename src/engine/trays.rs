@@ -9,20 +9,17 @@
 
 use std::collections::BTreeSet;
 
-use super::block::BufferIndex;
+use super::ids::{BlockId, BufferId, Places, RestingId};
 use super::pages::PageSet;
-
-/// Number of a buffer of the pool.
-pub(crate) type Buffer = u32;
 
 /// Where a block's bytes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
     /// Nowhere: the block is unused.
     Nowhere,
-    Buffer(Buffer),
+    Buffer(BufferId),
     Slot {
-        tray: Buffer,
+        tray: BufferId,
         slot: u32,
     },
 }
@@ -31,9 +28,9 @@ pub(crate) enum Place {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Occupant {
     Nobody,
-    Block(BufferIndex),
+    Block(BlockId),
     /// The bytes of a partition that is known by nothing else.
-    Resting(u32),
+    Resting(RestingId),
 }
 
 /// What a block means for the buffer it is in.
@@ -111,12 +108,12 @@ impl Tray {
 #[derive(Debug)]
 pub(crate) struct Trays {
     /// By buffer.
-    trays: Vec<Option<Box<Tray>>>,
+    trays: Places<BufferId, Option<Box<Tray>>>,
     buffer_pages: usize,
     /// Trays with a vacant slot, by pages of a slot.
-    open: BTreeSet<(usize, Buffer)>,
+    open: BTreeSet<(usize, BufferId)>,
     /// Those that can be evicted: kept ones last, then by time of use.
-    evictable: BTreeSet<(bool, u64, Buffer)>,
+    evictable: BTreeSet<(bool, u64, BufferId)>,
     evictable_kept: usize,
     count: usize,
     /// Of all trays, each as one.
@@ -127,7 +124,7 @@ pub(crate) struct Trays {
 impl Trays {
     pub(crate) fn new(buffers: usize, buffer_pages: usize) -> Trays {
         Trays {
-            trays: (0..buffers).map(|_| None).collect(),
+            trays: Places::new((0..buffers).map(|_| None)),
             buffer_pages,
             open: BTreeSet::new(),
             evictable: BTreeSet::new(),
@@ -169,7 +166,7 @@ impl Trays {
     }
 
     /// Whether a tray is one of those.
-    pub(crate) fn is_held(&self, buffer: Buffer) -> bool {
+    pub(crate) fn is_held(&self, buffer: BufferId) -> bool {
         self.tray(buffer).weights.held > 0
     }
 
@@ -183,34 +180,34 @@ impl Trays {
         self.weights.inflight as usize
     }
 
-    fn tray(&self, buffer: Buffer) -> &Tray {
-        self.trays[buffer as usize].as_ref().expect("the buffer is a tray")
+    fn tray(&self, buffer: BufferId) -> &Tray {
+        self.trays[buffer].as_ref().expect("the buffer is a tray")
     }
 
-    fn tray_mut(&mut self, buffer: Buffer) -> &mut Tray {
-        self.trays[buffer as usize].as_mut().expect("the buffer is a tray")
+    fn tray_mut(&mut self, buffer: BufferId) -> &mut Tray {
+        self.trays[buffer].as_mut().expect("the buffer is a tray")
     }
 
     /// Whether a buffer is cut into slots.
-    pub(crate) fn is_tray(&self, buffer: Buffer) -> bool {
-        self.trays[buffer as usize].is_some()
+    pub(crate) fn is_tray(&self, buffer: BufferId) -> bool {
+        self.trays[buffer].is_some()
     }
 
     /// Pages of a slot.
-    pub(crate) fn slot_pages(&self, buffer: Buffer) -> usize {
+    pub(crate) fn slot_pages(&self, buffer: BufferId) -> usize {
         self.tray(buffer).pages
     }
 
     /// A vacant slot of `pages` pages.
     pub(crate) fn vacancy(&self, pages: usize) -> Option<Place> {
-        let (_, tray) = *self.open.range((pages, 0)..(pages + 1, 0)).next()?;
+        let (_, tray) = *self.open.range((pages, BufferId(0))..(pages + 1, BufferId(0))).next()?;
         let vacant = &self.tray(tray).vacant;
         let slot = vacant.run(0..self.tray(tray).occupants.len()).expect("it is open").start;
         Some(Place::Slot { tray, slot: slot as u32 })
     }
 
     /// Cuts a buffer that is nobody's into slots of `pages` pages, and returns the first one.
-    pub(crate) fn make(&mut self, buffer: Buffer, pages: usize) -> Place {
+    pub(crate) fn make(&mut self, buffer: BufferId, pages: usize) -> Place {
         assert!(pages.is_power_of_two() && pages <= self.buffer_pages);
         let slots = self.buffer_pages / pages;
         let mut vacant = PageSet::new(slots);
@@ -223,7 +220,7 @@ impl Trays {
             weights: Weights::default(),
             used: 0,
         };
-        let before = self.trays[buffer as usize].replace(Box::new(tray));
+        let before = self.trays[buffer].replace(Box::new(tray));
         assert!(before.is_none(), "a buffer is one tray");
         self.count += 1;
         self.open.insert((pages, buffer));
@@ -231,7 +228,7 @@ impl Trays {
     }
 
     /// Gives a vacant slot to somebody who means `weight`.
-    pub(crate) fn occupy(&mut self, buffer: Buffer, slot: u32, who: Occupant, weight: Weight) {
+    pub(crate) fn occupy(&mut self, buffer: BufferId, slot: u32, who: Occupant, weight: Weight) {
         assert_eq!(self.tray(buffer).occupants[slot as usize], Occupant::Nobody);
         self.change(buffer, Weight::default(), weight, |tray| {
             tray.occupants[slot as usize] = who;
@@ -246,7 +243,7 @@ impl Trays {
     }
 
     /// Hands a slot over to another way of knowing the same bytes.
-    pub(crate) fn hand_over(&mut self, buffer: Buffer, slot: u32, who: Occupant) {
+    pub(crate) fn hand_over(&mut self, buffer: BufferId, slot: u32, who: Occupant) {
         let at = &mut self.tray_mut(buffer).occupants[slot as usize];
         assert_ne!(*at, Occupant::Nobody);
         *at = who;
@@ -254,7 +251,7 @@ impl Trays {
 
     /// Ends the use of a slot by one who means `weight`. True when that was the tray's last: the buffer
     /// is nobody's then.
-    pub(crate) fn vacate(&mut self, buffer: Buffer, slot: u32, weight: Weight) -> bool {
+    pub(crate) fn vacate(&mut self, buffer: BufferId, slot: u32, weight: Weight) -> bool {
         assert_ne!(self.tray(buffer).occupants[slot as usize], Occupant::Nobody);
         self.change(buffer, weight, Weight::default(), |tray| {
             tray.occupants[slot as usize] = Occupant::Nobody;
@@ -267,20 +264,20 @@ impl Trays {
             return false;
         }
         self.open.remove(&(pages, buffer));
-        self.trays[buffer as usize] = None;
+        self.trays[buffer] = None;
         self.count -= 1;
         true
     }
 
     /// One of a tray's occupants means something else now.
-    pub(crate) fn weigh(&mut self, buffer: Buffer, before: Weight, after: Weight) {
+    pub(crate) fn weigh(&mut self, buffer: BufferId, before: Weight, after: Weight) {
         self.change(buffer, before, after, |_| {});
     }
 
     fn change(
-        &mut self, buffer: Buffer, before: Weight, after: Weight, edit: impl FnOnce(&mut Tray),
+        &mut self, buffer: BufferId, before: Weight, after: Weight, edit: impl FnOnce(&mut Tray),
     ) {
-        let tray = self.trays[buffer as usize].as_mut().expect("the buffer is a tray");
+        let tray = self.trays[buffer].as_mut().expect("the buffer is a tray");
         let old = (tray.weights.as_one(), tray.occupied > 0);
         tray.weights.change(before, after);
         edit(tray);
@@ -301,7 +298,7 @@ impl Trays {
     }
 
     /// Marks a tray as just used.
-    pub(crate) fn touch(&mut self, buffer: Buffer) {
+    pub(crate) fn touch(&mut self, buffer: BufferId) {
         self.clock += 1;
         let clock = self.clock;
         let tray = self.tray_mut(buffer);
@@ -312,12 +309,12 @@ impl Trays {
     }
 
     /// The tray to evict first; one in which something was swapped in on request only if `kept`.
-    pub(crate) fn oldest(&self, kept: bool) -> Option<Buffer> {
+    pub(crate) fn oldest(&self, kept: bool) -> Option<BufferId> {
         self.evictable.first().filter(|(is_kept, ..)| kept || !is_kept).map(|(.., tray)| *tray)
     }
 
     /// Who has slots of a tray.
-    pub(crate) fn occupants(&self, buffer: Buffer) -> Vec<Occupant> {
+    pub(crate) fn occupants(&self, buffer: BufferId) -> Vec<Occupant> {
         let all = self.tray(buffer).occupants.iter();
         all.copied().filter(|who| *who != Occupant::Nobody).collect()
     }
@@ -325,6 +322,7 @@ impl Trays {
 
 #[cfg(test)]
 mod tests {
+    use super::BufferId as B;
     use super::*;
 
     const BUSY: Weight = Weight { busy: true, dirty: true, inflight: true, ..IDLE };
@@ -337,9 +335,9 @@ mod tests {
         inflight: false,
     };
 
-    fn take(trays: &mut Trays, pages: usize, who: u32, weight: Weight) -> (Buffer, u32) {
+    fn take(trays: &mut Trays, pages: usize, who: u32, weight: Weight) -> (BufferId, u32) {
         let Some(Place::Slot { tray, slot }) = trays.vacancy(pages) else { panic!("no vacancy") };
-        trays.occupy(tray, slot, Occupant::Block(who), weight);
+        trays.occupy(tray, slot, Occupant::Block(BlockId(who)), weight);
         (tray, slot)
     }
 
@@ -347,23 +345,23 @@ mod tests {
     fn slots_fill_and_empty() {
         let mut trays = Trays::new(4, 256);
         assert_eq!(trays.vacancy(1), None);
-        assert_eq!(trays.make(2, 1), Place::Slot { tray: 2, slot: 0 });
+        assert_eq!(trays.make(B(2), 1), Place::Slot { tray: B(2), slot: 0 });
         for i in 0..256 {
-            assert_eq!(take(&mut trays, 1, i, IDLE), (2, i));
+            assert_eq!(take(&mut trays, 1, i, IDLE), (B(2), i));
         }
         assert_eq!(trays.vacancy(1), None);
-        assert!(!trays.vacate(2, 77, IDLE) && !trays.vacate(2, 5, IDLE));
-        assert_eq!(take(&mut trays, 1, 900, IDLE), (2, 5), "the first that is vacant");
+        assert!(!trays.vacate(B(2), 77, IDLE) && !trays.vacate(B(2), 5, IDLE));
+        assert_eq!(take(&mut trays, 1, 900, IDLE), (B(2), 5), "the first that is vacant");
         assert_eq!(trays.vacancy(2), None, "of that size only");
         assert_eq!((trays.len(), trays.evictable()), (1, 1));
-        assert_eq!(trays.occupants(2).len(), 255);
+        assert_eq!(trays.occupants(B(2)).len(), 255);
         for slot in (0..256).filter(|slot| *slot != 77) {
-            assert_eq!(trays.vacate(2, slot, IDLE), slot == 255);
+            assert_eq!(trays.vacate(B(2), slot, IDLE), slot == 255);
         }
         assert_eq!((trays.len(), trays.evictable(), trays.vacancy(1)), (0, 0, None));
-        trays.make(2, 128);
+        trays.make(B(2), 128);
         take(&mut trays, 128, 1, IDLE);
-        assert_eq!(take(&mut trays, 128, 2, IDLE), (2, 1));
+        assert_eq!(take(&mut trays, 128, 2, IDLE), (B(2), 1));
         assert_eq!(trays.vacancy(128), None);
     }
 
@@ -371,43 +369,46 @@ mod tests {
     fn trays_count_once_and_go_oldest_first() {
         let mut trays = Trays::new(4, 16);
         for buffer in 0..3 {
-            trays.make(buffer, 8);
-            trays.occupy(buffer, 0, Occupant::Block(buffer), BUSY);
+            trays.make(B(buffer), 8);
+            trays.occupy(B(buffer), 0, Occupant::Block(BlockId(buffer)), BUSY);
         }
-        trays.occupy(1, 1, Occupant::Resting(0), IDLE);
+        trays.occupy(B(1), 1, Occupant::Resting(RestingId(0)), IDLE);
         assert_eq!(
             (trays.evictable(), trays.dirty(), trays.inflight(), trays.idle()),
             (0, 3, 3, 0)
         );
         for buffer in [1, 0, 2] {
-            trays.weigh(buffer, BUSY, IDLE);
+            trays.weigh(B(buffer), BUSY, IDLE);
         }
         assert_eq!(
             (trays.evictable(), trays.dirty(), trays.inflight(), trays.idle()),
             (3, 0, 0, 3)
         );
-        assert_eq!(trays.oldest(false), Some(0));
-        trays.touch(0);
-        assert_eq!(trays.oldest(false), Some(2));
-        trays.touch(2);
+        assert_eq!(trays.oldest(false), Some(B(0)));
+        trays.touch(B(0));
+        assert_eq!(trays.oldest(false), Some(B(2)));
+        trays.touch(B(2));
         let kept = Weight { kept: true, ..IDLE };
-        trays.weigh(1, IDLE, kept);
-        assert_eq!((trays.oldest(false), trays.evictable_unkept()), (Some(0), 2));
-        assert!(trays.vacate(0, 0, IDLE) && trays.vacate(2, 0, IDLE));
-        assert_eq!((trays.oldest(false), trays.oldest(true)), (None, Some(1)));
+        trays.weigh(B(1), IDLE, kept);
+        assert_eq!((trays.oldest(false), trays.evictable_unkept()), (Some(B(0)), 2));
+        assert!(trays.vacate(B(0), 0, IDLE) && trays.vacate(B(2), 0, IDLE));
+        assert_eq!((trays.oldest(false), trays.oldest(true)), (None, Some(B(1))));
         let failed = Weight { busy: true, failed: true, ..IDLE };
-        trays.weigh(1, kept, failed);
+        trays.weigh(B(1), kept, failed);
         assert_eq!((trays.evictable(), trays.idle()), (0, 1), "idle, and cannot be evicted");
-        trays.hand_over(1, 1, Occupant::Block(7));
-        assert_eq!(trays.occupants(1), [Occupant::Block(1), Occupant::Block(7)]);
-        assert!(!trays.vacate(1, 0, failed));
+        trays.hand_over(B(1), 1, Occupant::Block(BlockId(7)));
+        assert_eq!(
+            trays.occupants(B(1)),
+            [Occupant::Block(BlockId(1)), Occupant::Block(BlockId(7))]
+        );
+        assert!(!trays.vacate(B(1), 0, failed));
         assert_eq!(trays.evictable(), 1);
         let held = Weight { busy: true, held: true, ..IDLE };
-        trays.weigh(1, IDLE, held);
+        trays.weigh(B(1), IDLE, held);
         assert_eq!((trays.evictable(), trays.held(), trays.failed(), trays.idle()), (0, 1, 0, 1));
-        trays.occupy(1, 0, Occupant::Block(8), failed);
+        trays.occupy(B(1), 0, Occupant::Block(BlockId(8)), failed);
         assert_eq!((trays.held(), trays.failed()), (1, 0), "a held one counts as that alone");
-        trays.weigh(1, held, IDLE);
-        assert_eq!((trays.held(), trays.failed(), trays.is_held(1)), (0, 1, false));
+        trays.weigh(B(1), held, IDLE);
+        assert_eq!((trays.held(), trays.failed(), trays.is_held(B(1))), (0, 1, false));
     }
 }

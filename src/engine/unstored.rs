@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::os::unix::fs::MetadataExt;
 
 use super::core::Engine;
+use super::ids::{Id, PartitionId};
 use super::partition::Partition;
 use super::state::State;
 use crate::aio::device::BackingFile;
@@ -43,7 +44,7 @@ impl Engine {
     pub fn unstored(&self) -> Vec<Unstored> {
         let mut counts: BTreeMap<(Option<u32>, String), u64> = BTreeMap::new();
         let mut from = 0;
-        while let Some((files, next)) = self.with(|st, _| some(st, from)) {
+        while let Some((files, next)) = self.with(|locked| some(locked.state, from)) {
             for (file, errno) in files {
                 let mut pair = (owner(&*file), format!("{errno:?}"));
                 if counts.len() >= PAIRS_MAX && !counts.contains_key(&pair) {
@@ -64,15 +65,16 @@ type Files = Vec<(std::sync::Arc<dyn BackingFile>, Errno)>;
 fn some(st: &mut State, from: usize) -> Option<(Files, usize)> {
     let end = st.partitions.places();
     let to = (from + STEP).min(end);
-    let found = |id: usize| Some((id as u32, st.partitions.get(id)?.unstored()?));
-    let ids: Vec<(u32, Errno)> = (from..to).filter_map(found).collect();
+    let found = |id: PartitionId| Some((id, st.partitions.get(id)?.unstored()?));
+    let ids: Vec<(PartitionId, Errno)> =
+        (from..to).map(PartitionId::new).filter_map(found).collect();
     let files = ids.into_iter().map(|(id, errno)| (st.file(id), errno)).collect();
     (from < end).then_some((files, to))
 }
 
 /// The owner of a backing file. Asks the kernel.
 pub(crate) fn owner(file: &dyn BackingFile) -> Option<u32> {
-    super::inside::assert_outside("asking for an owner");
+    super::locked::assert_outside("asking for an owner");
     let descriptor = file.descriptor()?;
     Some(std::fs::metadata(format!("/proc/self/fd/{descriptor}")).ok()?.uid())
 }

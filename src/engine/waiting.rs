@@ -68,12 +68,13 @@ impl Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::ids::PartitionId;
     use crate::engine::op::{FetchOp, Granted};
     use crate::shares::User;
 
     fn waiter(number: u64) -> Waiter {
         let op = FetchOp {
-            partition: 0,
+            partition: PartitionId::NONE,
             next: number,
             user: User::OWN,
             releases: 0,

@@ -2,23 +2,25 @@
 
 use std::ops::Range;
 
-use super::actions::{Actions, Answer};
-use super::block::{BufferIndex, PARTIALS_MAX};
+use super::actions::Answer;
+use super::block::PARTIALS_MAX;
 use super::core::Engine;
+use super::ids::{BlockId, HandleId};
 use super::intake::{Around, Intake, Payload};
+use super::locked::Locked;
 use super::op::{Op, SyncOp, WriteOp, WriteReply};
 use super::partition::Handle;
 use super::seam::Manner;
 use super::small::{Need, Room};
 use super::space::Reservation;
-use super::state::{OFFSET_MAX, State};
+use super::state::OFFSET_MAX;
 use crate::error::{Errno, Result};
 use crate::pool::WriteLease;
 use crate::shares::User;
 
 /// Where in a block the client's bytes go, or have gone.
 pub(super) struct Place {
-    buffer: BufferIndex,
+    buffer: BlockId,
     /// Bytes within the block.
     bytes: Range<u64>,
     /// The whole pages around them; what of these is zero or stays is in `zero_head`, `zero_tail`.
@@ -52,13 +54,15 @@ impl Engine {
     /// Fails with ENOSPC or EDQUOT when space cannot be reserved (nothing is stored then), EIO when it
     /// would leave a page half lost, EFBIG, EBADF. Waits for buffers, never for the device itself, by
     /// parking the operation with a copy of what is left of `data`.
-    pub fn write(&self, handle: u64, offset: u64, data: &[u8], stable: bool, reply: WriteReply) {
+    pub fn write(
+        &self, handle: HandleId, offset: u64, data: &[u8], stable: bool, reply: WriteReply,
+    ) {
         self.write_as(handle, offset, data, Manner { stable, caller: None }, reply);
     }
 
     /// As [`Engine::write`], of what may be a piece of somebody's call.
     pub fn write_as(
-        &self, handle: u64, offset: u64, data: &[u8], manner: Manner, reply: WriteReply,
+        &self, handle: HandleId, offset: u64, data: &[u8], manner: Manner, reply: WriteReply,
     ) {
         let mut op = WriteOp::new(handle, offset, data.len(), Payload::Caller, reply);
         op.manner = manner;
@@ -69,25 +73,23 @@ impl Engine {
     /// the one that its caller gets instead.
     pub(crate) fn run_write(&self, op: Box<WriteOp>, borrowed: &[u8]) -> Option<Intake> {
         let mut instead = None;
-        let mut step = self.with(|st, actions| self.write_step(st, op, actions));
+        let mut step = self.with(|locked| locked.write_step(op));
         loop {
             step = match step {
                 Step::Done(intake) => return intake.or(instead),
                 Step::Own(mut op) => match self.make_stay(&mut op, borrowed) {
                     Ok(intake) => {
                         instead = intake;
-                        self.with(|st, actions| self.write_step(st, op, actions))
+                        self.with(|locked| locked.write_step(op))
                     }
-                    Err(errno) => {
-                        self.with(|st, actions| self.refuse_write(st, *op, errno, actions))
-                    }
+                    Err(errno) => self.with(|locked| locked.refuse_write(*op, errno)),
                 },
                 Step::Reserve(op, reservation) => {
                     let result = self.run_counted(|| reservation.run());
-                    self.with(|st, actions| {
-                        match self.note_reserved(st, op.partition, reservation, result, actions) {
-                            Ok(()) => self.write_step(st, op, actions),
-                            Err(errno) => self.without_space(st, op, errno, actions),
+                    self.with(|locked| {
+                        match locked.note_reserved(op.partition, reservation, result) {
+                            Ok(()) => locked.write_step(op),
+                            Err(errno) => locked.without_space(op, errno),
                         }
                     })
                 }
@@ -97,100 +99,100 @@ impl Engine {
                     plan.copy(pieces, self.shape.unit);
                     op.done += length;
                     let Plan { place, lease } = plan;
-                    self.with(|st, actions| {
+                    self.with(|locked| {
                         // Before the claim that it was made from.
                         drop(lease);
-                        self.copied(st, &op, place, actions);
-                        self.write_step(st, op, actions)
+                        locked.copied(&op, place);
+                        locked.write_step(op)
                     })
                 }
             };
         }
     }
+}
 
-    fn write_step(&self, st: &mut State, mut op: Box<WriteOp>, actions: &mut Actions) -> Step {
+impl Locked<'_> {
+    fn write_step(&mut self, mut op: Box<WriteOp>) -> Step {
         if !op.entered {
-            match self.enter_write(st, op, actions) {
+            match self.enter_write(op) {
                 Ok(entered) => op = entered,
                 Err(step) => return step,
             }
         }
         if op.done == op.length {
-            return self.finish_write(st, *op, Ok(()), actions);
+            return self.finish_write(*op, Ok(()));
         }
         let id = op.partition;
         let from = op.offset + op.done as u64;
-        let index = st.shape.block_of(from);
-        let to = (op.offset + op.length as u64).min((index + 1) * st.shape.block_size);
-        let pages = st.shape.pages_of(index, from, to);
-        let aligned = st.shape.unit * (from / st.shape.unit)..st.shape.round_up(to);
-        if !st.part(id).reserved.covers(&aligned) {
-            return self.reserve_for(st, op, actions);
+        let index = self.state.shape.block_of(from);
+        let to = (op.offset + op.length as u64).min((index + 1) * self.state.shape.block_size);
+        let pages = self.state.shape.pages_of(index, from, to);
+        let aligned =
+            self.state.shape.unit * (from / self.state.shape.unit)..self.state.shape.round_up(to);
+        if !self.state.part(id).reserved.covers(&aligned) {
+            return self.reserve_for(op);
         }
         // What outgrows its slot goes on growing, more often than not.
-        let whole = st.find(id, index).map(|_| st.shape.pages());
-        let size = st.part(id).size.max(to);
-        let slot = st.shape.slot_pages(size, index);
+        let whole = self.state.find(id, index).map(|_| self.state.shape.pages());
+        let size = self.state.part(id).size.max(to);
+        let slot = self.state.shape.slot_pages(size, index);
         let slot = slot.map(|pages| whole.unwrap_or(pages));
         let need = Need { partition: id, index, pages: pages.end, slot };
-        match self.room_for(st, &mut op.granted, need, actions) {
-            Room::Here(buffer) => self.claim(st, op, buffer, from..to, pages, actions),
+        match self.room_for(&mut op.granted, need) {
+            Room::Here(buffer) => self.claim(op, buffer, from..to, pages),
             _ if !op.payload.stays() => Step::Own(op),
             Room::Busy(buffer) => {
-                st.return_granted(&mut op.granted);
-                st.edit(buffer, |block| block.waiters.push(Op::Write(op)));
+                self.state.return_granted(&mut op.granted);
+                self.state.edit(buffer, |block| block.waiters.push(Op::Write(op)));
                 Step::Done(None)
             }
             Room::Wait => {
-                self.wait_for_buffers(st, Op::Write(op), 1);
+                self.wait_for_buffers(Op::Write(op), 1);
                 Step::Done(None)
             }
         }
     }
 
     /// Lets a write through its partition's gate.
-    fn enter_write(
-        &self, st: &mut State, mut op: Box<WriteOp>, actions: &mut Actions,
-    ) -> std::result::Result<Box<WriteOp>, Step> {
+    fn enter_write(&mut self, mut op: Box<WriteOp>) -> std::result::Result<Box<WriteOp>, Step> {
         let handle = op.handle.expect("writes come through handles");
-        let refusal = match Engine::partition_of(st, handle) {
+        let refusal = match self.state.partition_of(handle) {
             Ok(id) => {
                 op.partition = id;
-                op.user = st.handles.get(handle as usize).map_or(User::OWN, Handle::user);
+                op.user = self.state.handles.get(handle).map_or(User::OWN, Handle::user);
                 let end = op.offset.checked_add(op.length as u64);
                 end.is_none_or(|end| end > OFFSET_MAX).then_some(Errno::EFBIG)
             }
             Err(errno) => Some(errno),
         };
         if let Some(errno) = refusal {
-            return Err(self.refuse_write(st, *op, errno, actions));
+            return Err(self.refuse_write(*op, errno));
         }
-        if self.gate_closed(st, op.partition, true) {
+        if self.gate_closed(op.partition, true) {
             if !op.payload.stays() {
                 return Err(Step::Own(op));
             }
             let id = op.partition;
-            st.part(id).gate_queue.push_back(Op::Write(op));
+            self.state.part(id).gate_queue.push_back(Op::Write(op));
             return Err(Step::Done(None));
         }
-        st.part(op.partition).active_writes += 1;
-        op.errors_before = st.part(op.partition).error_count;
+        self.state.part(op.partition).active_writes += 1;
+        op.errors_before = self.state.part(op.partition).error_count;
         op.entered = true;
         Ok(op)
     }
 
     /// Claims the pages of the next run, unless somebody is busy with them.
     fn claim(
-        &self, st: &mut State, mut op: Box<WriteOp>, buffer: BufferIndex, bytes: Range<u64>,
-        pages: Range<usize>, actions: &mut Actions,
+        &mut self, mut op: Box<WriteOp>, buffer: BlockId, bytes: Range<u64>, pages: Range<usize>,
     ) -> Step {
-        let (id, unit) = (op.partition, st.shape.unit);
-        let block = &st.blocks[buffer as usize];
+        let (id, unit) = (op.partition, self.state.shape.unit);
+        let block = &self.state.blocks[buffer];
         let busy = block.reading.any(pages.clone())
             || block.writing.any(pages.clone())
             || block.copying.any(pages.clone())
             || block.shared.any(pages.clone());
-        let (index, start) = (block.index, block.index * st.shape.block_size);
+        let (index, start) = (block.index, block.index * self.state.shape.block_size);
         let mut fill = None;
         let mut half_lost = false;
         let (mut zero_head, mut zero_tail) = (false, false);
@@ -198,7 +200,7 @@ impl Engine {
             for (page, is_head) in [(pages.start, true), (pages.end - 1, false)] {
                 let first = start + page as u64 * unit;
                 let covered = bytes.start.max(first) - first..bytes.end.min(first + unit) - first;
-                match self.edge(st, buffer, page, first, covered) {
+                match self.edge(buffer, page, first, covered) {
                     Edge::Plain => {}
                     Edge::Zero if is_head => zero_head = true,
                     Edge::Zero => zero_tail = true,
@@ -207,58 +209,59 @@ impl Engine {
                 }
             }
         }
-        if half_lost && !st.part(id).lost.is_empty() {
-            return self.finish_write(st, *op, Err(Errno::EIO), actions);
+        if half_lost && !self.state.part(id).lost.is_empty() {
+            return self.finish_write(*op, Err(Errno::EIO));
         }
         if busy || fill.is_some() {
             if !op.payload.stays() {
                 return Step::Own(op);
             }
             if let Some(page) = fill {
-                let block = &st.blocks[buffer as usize];
+                let block = &self.state.blocks[buffer];
                 let ended = !block.reading.contains(page);
                 let errno = block.read_error.unwrap_or(Errno::EIO);
-                let errors = st.part(id).error_count;
+                let errors = self.state.part(id).error_count;
                 // It may also have been completed, evicted and written to in part again meanwhile.
                 let failed = |(i, p, before)| (i, p) == (index, page) && errors > before;
                 if ended && op.filling.is_some_and(failed) {
-                    return self.finish_write(st, *op, Err(errno), actions);
+                    return self.finish_write(*op, Err(errno));
                 }
-                self.fill(st, buffer, page, actions);
-                let filling = st.blocks[buffer as usize].reading.contains(page);
+                self.fill(buffer, page);
+                let filling = self.state.blocks[buffer].reading.contains(page);
                 op.filling = filling.then_some((index, page, errors));
             }
-            st.return_granted(&mut op.granted);
-            st.edit(buffer, |block| block.waiters.push(Op::Write(op)));
+            self.state.return_granted(&mut op.granted);
+            self.state.edit(buffer, |block| block.waiters.push(Op::Write(op)));
             return Step::Done(None);
         }
         let place = |bytes: Range<u64>, pages| {
             let bytes = bytes.start - start..bytes.end - start;
             Place { buffer, bytes, pages, zero_head, zero_tail }
         };
-        if let Some(intake) = st.to_exchange(&mut op, buffer, &bytes, &pages) {
+        if let Some(intake) = self.state.to_exchange(&mut op, buffer, &bytes, &pages) {
             let place = place(bytes, pages);
-            self.memory.exchange(st, buffer, intake, place.around(unit));
+            self.engine.memory.exchange(self.state, buffer, intake, place.around(unit));
             op.done = op.length;
-            self.copied(st, &op, place, actions);
-            return self.write_step(st, op, actions);
+            self.copied(&op, place);
+            return self.write_step(op);
         }
-        st.edit(buffer, |block| block.copying.insert(pages.clone()));
-        let lease =
-            self.memory.for_copy_in(st, buffer, pages.start as u64 * unit..pages.end as u64 * unit);
+        self.state.edit(buffer, |block| block.copying.insert(pages.clone()));
+        let lease = self.engine.memory.for_copy_in(
+            self.state,
+            buffer,
+            pages.start as u64 * unit..pages.end as u64 * unit,
+        );
         Step::Copy(op, Plan { place: place(bytes, pages), lease })
     }
 
     /// What a write to bytes `covered` of a page means for the page's other bytes.
-    fn edge(
-        &self, st: &mut State, buffer: BufferIndex, page: usize, first: u64, covered: Range<u64>,
-    ) -> Edge {
-        let unit = st.shape.unit;
-        let id = st.blocks[buffer as usize].partition;
+    fn edge(&mut self, buffer: BlockId, page: usize, first: u64, covered: Range<u64>) -> Edge {
+        let unit = self.state.shape.unit;
+        let id = self.state.blocks[buffer].partition;
         if covered == (0..unit) {
             return Edge::Plain;
         }
-        let part = st.part(id);
+        let part = self.state.part(id);
         let known = part.size.saturating_sub(first);
         let nothing_stays = known == 0 || (covered.start == 0 && covered.end >= known);
         // What was read back of a lost page is out of date: that it is in the pool does not help.
@@ -266,7 +269,7 @@ impl Engine {
         if lost && !nothing_stays {
             return Edge::Lost;
         }
-        let block = &st.blocks[buffer as usize];
+        let block = &self.state.blocks[buffer];
         if block.valid.contains(page) && !lost {
             return Edge::Plain;
         }
@@ -286,12 +289,12 @@ impl Engine {
     }
 
     /// The client's bytes are in the block: the pages become dirty, the partition may have grown.
-    fn copied(&self, st: &mut State, op: &WriteOp, place: Place, actions: &mut Actions) {
+    fn copied(&mut self, op: &WriteOp, place: Place) {
         let Place { buffer, bytes, pages, zero_head, zero_tail } = place;
-        let (id, unit) = (op.partition, st.shape.unit);
-        let start = st.blocks[buffer as usize].index * st.shape.block_size;
-        let now_ms = self.now_ms();
-        let part = st.part(id);
+        let (id, unit) = (op.partition, self.state.shape.unit);
+        let start = self.state.blocks[buffer].index * self.state.shape.block_size;
+        let now_ms = self.engine.now_ms();
+        let part = self.state.part(id);
         let old = part.size;
         part.size = part.size.max(start + bytes.end);
         part.changed_now();
@@ -306,14 +309,14 @@ impl Engine {
             part.lost.remove(new.clone());
             part.unreadable.remove(new);
         }
-        st.note_written(id, bytes.end - bytes.start);
-        if !st.part(id).unfinished.is_empty() {
-            self.take_unfinished(st, buffer, &pages);
+        self.state.note_written(id, bytes.end - bytes.start);
+        if !self.state.part(id).unfinished.is_empty() {
+            self.take_unfinished(buffer, &pages);
             if op.manner.caller.is_some_and(|caller| !caller.parallel) {
-                self.finish_others(st, id, &(op.offset..op.offset + op.length as u64));
+                self.finish_others(id, &(op.offset..op.offset + op.length as u64));
             }
         }
-        st.edit(buffer, |block| {
+        self.state.edit(buffer, |block| {
             block.copying.remove(pages.clone());
             for page in [pages.start, pages.end - 1] {
                 let first = page as u64 * unit;
@@ -337,53 +340,49 @@ impl Engine {
             block.release = false;
             block.written_ms = now_ms;
         });
-        st.touch(buffer);
-        st.resized(id, old);
-        st.part(id).has_seams |= !st.blocks[buffer as usize].seams.is_empty();
-        let block = &st.blocks[buffer as usize];
-        let whole = block.pages == st.shape.pages();
+        self.state.touch(buffer);
+        self.state.resized(id, old);
+        self.state.part(id).has_seams |= !self.state.blocks[buffer].seams.is_empty();
+        let block = &self.state.blocks[buffer];
+        let whole = block.pages == self.state.shape.pages();
         // What ends in the last page may go on there: a stream of odd pieces would wait for its own transfers.
-        let ended = size >= start + st.shape.block_size;
+        let ended = size >= start + self.state.shape.block_size;
         let full = whole
             && ended
             && block.partials.is_empty()
             && block.seams.is_empty()
             && block.dirty.all(0..block.pages);
         if full || block.flush {
-            self.flush_block(st, buffer, actions);
+            self.flush_block(buffer);
         }
-        st.wake(buffer, actions);
+        self.state.wake(buffer, self.actions);
     }
 
     /// Ends a write that was to wait.
-    fn refuse_write(
-        &self, st: &mut State, op: WriteOp, errno: Errno, actions: &mut Actions,
-    ) -> Step {
+    fn refuse_write(&mut self, op: WriteOp, errno: Errno) -> Step {
         if op.entered {
-            return self.finish_write(st, op, Err(errno), actions);
+            return self.finish_write(op, Err(errno));
         }
-        actions.answers.push(Answer::Write(op.reply, Err(errno)));
-        Step::Done(st.put_away(op.payload))
+        self.actions.answers.push(Answer::Write(op.reply, Err(errno)));
+        Step::Done(self.state.put_away(op.payload))
     }
 
-    pub(super) fn finish_write(
-        &self, st: &mut State, mut op: WriteOp, result: Result<()>, actions: &mut Actions,
-    ) -> Step {
-        st.return_granted(&mut op.granted);
+    pub(super) fn finish_write(&mut self, mut op: WriteOp, result: Result<()>) -> Step {
+        self.state.return_granted(&mut op.granted);
         let id = op.partition;
-        st.part(id).active_writes -= 1;
+        self.state.part(id).active_writes -= 1;
         let WriteOp { reply, done, manner, handle, errors_before, payload, .. } = op;
-        let intake = st.put_away(payload);
+        let intake = self.state.put_away(payload);
         match result {
             // Some of it was taken before it failed: that much was written.
-            Err(errno) if done == 0 => actions.answers.push(Answer::Write(reply, Err(errno))),
+            Err(errno) if done == 0 => self.actions.answers.push(Answer::Write(reply, Err(errno))),
             _ if manner.stable && done > 0 => {
                 // The next piece is sent when this one is stored.
                 if let Some(caller) = manner.caller {
-                    self.store_piece(st, id, caller.thread, actions);
+                    self.store_piece(id, caller.thread);
                 }
                 let reply = Box::new(move |outcome: Result<()>| reply(outcome.map(|()| done)));
-                let epoch = st.part(id).epoch;
+                let epoch = self.state.part(id).epoch;
                 let op = SyncOp {
                     partition: id,
                     handle,
@@ -394,12 +393,12 @@ impl Engine {
                     of_piece: true,
                     reply,
                 };
-                self.start_sync_op(st, op, actions);
+                self.start_sync_op(op);
             }
-            _ => actions.answers.push(Answer::Write(reply, Ok(done))),
+            _ => self.actions.answers.push(Answer::Write(reply, Ok(done))),
         }
-        self.quiet_down(st, id, actions);
-        st.drop_if_unused(id, actions);
+        self.quiet_down(id);
+        self.state.drop_if_unused(id, self.actions);
         Step::Done(intake)
     }
 }

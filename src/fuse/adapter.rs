@@ -18,6 +18,7 @@ use fuser::{
 
 use super::attr::{TTL, errno, file_attr, file_type};
 use super::session::{self, Negotiated};
+use crate::engine::HandleId;
 use crate::error::{Errno, Result};
 use crate::fs::{Caller, Directory, Entry, FileKind, ROOT_ID, RenameKind};
 use crate::shares::{Share, User};
@@ -357,7 +358,7 @@ impl Filesystem for Adapter {
         if let Err(errno) = self.volume.drop_privileges_unless_exempt(asker(req), ino.0) {
             return reply(Err(errno));
         }
-        self.volume.engine.allocate(fh.0, mode, offset, length, reply);
+        self.volume.engine.allocate(HandleId(fh.0), mode, offset, length, reply);
     }
 
     fn lseek(
@@ -372,8 +373,8 @@ impl Filesystem for Adapter {
         // Seeking in the backing file may wait for its filesystem's lock.
         engine.run_blocking(Box::new(move || {
             let found = match (u64::try_from(offset), whence) {
-                (Ok(offset), libc::SEEK_DATA) => volume.engine.seek(fh.0, offset, false),
-                (Ok(offset), libc::SEEK_HOLE) => volume.engine.seek(fh.0, offset, true),
+                (Ok(offset), libc::SEEK_DATA) => volume.engine.seek(HandleId(fh.0), offset, false),
+                (Ok(offset), libc::SEEK_HOLE) => volume.engine.seek(HandleId(fh.0), offset, true),
                 (Err(_), libc::SEEK_DATA | libc::SEEK_HOLE) => Err(Errno::ENXIO),
                 _ => Err(Errno::EINVAL),
             };

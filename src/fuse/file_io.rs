@@ -9,7 +9,7 @@ use super::reply::Reply;
 use super::request_buffer::RequestBuffer;
 use super::session;
 use crate::aio::device::Transfer;
-use crate::engine::{Caller, Manner, PAGE_SIZE};
+use crate::engine::{Caller, HandleId, Manner, PAGE_SIZE};
 use crate::error::{Errno, Result};
 
 impl Front {
@@ -22,7 +22,7 @@ impl Front {
         match opened {
             Ok((handle, flags)) => {
                 let open_flags = session::open_flags(flags as i32).bits();
-                if !reply.result(Ok(OpenOut { fh: handle, open_flags, backing_id: 0 })) {
+                if !reply.result(Ok(OpenOut { fh: handle.0, open_flags, backing_id: 0 })) {
                     self.volume.engine.release(handle);
                 }
             }
@@ -41,10 +41,10 @@ impl Front {
             Ok(runs) => reply.bytes(runs),
             Err(errno) => reply.error(errno),
         });
-        let (engine, length) = (&self.volume.engine, u64::from(read.size));
+        let (engine, fh, length) = (&self.volume.engine, HandleId(read.fh), u64::from(read.size));
         match batch {
-            Some(batch) => engine.read_prompt(read.fh, read.offset, length, batch, answer),
-            None => engine.read(read.fh, read.offset, length, answer),
+            Some(batch) => engine.read_prompt(fh, read.offset, length, batch, answer),
+            None => engine.read(fh, read.offset, length, answer),
         }
     }
 
@@ -72,7 +72,7 @@ impl Front {
         let answer = Box::new(move |result: Result<usize>| {
             reply.result(result.map(|count| WriteOut { size: count as u32, padding: 0 }));
         });
-        let (engine, fh, offset) = (&self.volume.engine, write.fh, write.offset);
+        let (engine, fh, offset) = (&self.volume.engine, HandleId(write.fh), write.offset);
         let parallel = write.flags as i32 & libc::O_DIRECT != 0;
         let is_cut = length > session::REQUEST_BYTES_MAX as usize - PAGE_SIZE as usize;
         let caller = (!cached).then_some(Caller { thread: header.pid, parallel, is_cut });
@@ -90,8 +90,8 @@ impl Front {
         match decode::<HandleIn>(arguments) {
             Ok((handle, _)) => {
                 let data_only = handle.flags & FSYNC_FDATASYNC != 0;
-                self.volume.engine.went_on(handle.fh, header.pid);
-                self.volume.engine.sync(handle.fh, data_only, reply.when_done());
+                self.volume.engine.went_on(HandleId(handle.fh), header.pid);
+                self.volume.engine.sync(HandleId(handle.fh), data_only, reply.when_done());
             }
             Err(errno) => reply.error(errno),
         }
@@ -102,8 +102,8 @@ impl Front {
         match decode::<HandleIn>(arguments) {
             Ok((handle, _)) => {
                 let wait = self.volume.close_wait();
-                self.volume.engine.went_on(handle.fh, header.pid);
-                self.volume.engine.close(handle.fh, wait, reply.when_done());
+                self.volume.engine.went_on(HandleId(handle.fh), header.pid);
+                self.volume.engine.close(HandleId(handle.fh), wait, reply.when_done());
             }
             Err(errno) => reply.error(errno),
         }
@@ -111,7 +111,8 @@ impl Front {
 
     pub(super) fn release(&self, arguments: &[u8], reply: Reply) {
         reply.done(
-            decode::<HandleIn>(arguments).map(|(handle, _)| self.volume.engine.release(handle.fh)),
+            decode::<HandleIn>(arguments)
+                .map(|(handle, _)| self.volume.engine.release(HandleId(handle.fh))),
         );
     }
 }

@@ -11,6 +11,7 @@ use super::abi::{
 use super::front::Front;
 use super::reply::Reply;
 use super::{attr, session};
+use crate::engine::HandleId;
 use crate::error::Result;
 use crate::fs::{Attributes, Caller, Entry, TimeChange};
 use crate::opcode::Opcode;
@@ -137,7 +138,7 @@ impl Front {
             Ok(asked) => asked,
             Err(errno) => return reply.error(errno),
         };
-        let handle = (asked.valid & fattr::FH != 0).then_some(asked.fh);
+        let handle = (asked.valid & fattr::FH != 0).then_some(HandleId(asked.fh));
         let answer = Box::new(move |result: Result<Attributes>| {
             reply.result(result.map(|attributes| attr::attr_out(&attributes)));
         });
@@ -158,14 +159,14 @@ fn creation(create: &CreateIn) -> Creation {
 
 /// Answers a CREATE or TMPFILE that has made an entry and opened it.
 fn answer_created(
-    volume: &Volume, (mut entry, handle): (Entry, u64), attributes: Result<Attributes>, flags: i32,
-    reply: Reply,
+    volume: &Volume, (mut entry, handle): (Entry, HandleId), attributes: Result<Attributes>,
+    flags: i32, reply: Reply,
 ) {
     let is_known = match attributes {
         Ok(attributes) => {
             entry.attributes = attributes;
             let open_flags = session::open_flags(flags).bits();
-            let open = OpenOut { fh: handle, open_flags, backing_id: 0 };
+            let open = OpenOut { fh: handle.0, open_flags, backing_id: 0 };
             reply.values(&[attr::entry_out(&entry).as_bytes(), open.as_bytes()])
         }
         Err(errno) => {

@@ -115,7 +115,7 @@ impl Volume {
         let pretty = |value: serde_json::Value| plain_json(&format!("{value:#}\n"));
         match node {
             ControlNode::Folder | ControlNode::AccessLog => String::new(),
-            ControlNode::Stats => pretty(self.stats()),
+            ControlNode::Stats => pretty(self.counted_stats()),
             ControlNode::Metrics => self.metrics(&[], self.root_is_public() || reads_all()),
             ControlNode::Config => pretty(self.options.config.clone()),
             ControlNode::Partitions => pretty(self.partition_list()),
@@ -156,6 +156,18 @@ impl Volume {
             gid: rustix::process::getegid().as_raw(),
             rdev: 0,
         }
+    }
+
+    /// With how long the engine's lock was held, where the program counts that.
+    fn counted_stats(&self) -> serde_json::Value {
+        #[cfg_attr(not(feature = "lock-times"), expect(unused_mut, reason = "nothing is added"))]
+        let mut stats = self.stats();
+        #[cfg(feature = "lock-times")]
+        {
+            let (taken, held_ns) = self.engine.lock_times();
+            stats["lock"] = json!({ "taken": taken, "held_ns": held_ns });
+        }
+        stats
     }
 
     /// The object of `stats.json`: counts, never names.

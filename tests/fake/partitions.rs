@@ -1,4 +1,4 @@
-//! A mount with partitions that answer requests as CONTRACT section 3 says, some of them in trouble:
+//! A mount with partitions that answer requests as swapfs(7), Requests, says, some of them in trouble:
 //! one folder `layers` of many, and a few in the root whose names tell what they do.
 
 use std::collections::HashMap;

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
+use swapfs::engine::HandleId;
 
 use swapfs::aio::AioSettings;
 use swapfs::aio::device::{BackingFile, Geometry};
@@ -29,7 +30,7 @@ struct Subject {
     file: Arc<MemoryFile>,
     key: FileKey,
     history: History,
-    handle: u64,
+    handle: HandleId,
 }
 
 fn world(kind: Kind, seed: u64, rng: &mut Rng, plan: FaultPlan) -> Arc<World> {
@@ -113,7 +114,7 @@ fn end(world: &World, subjects: &[Subject]) {
     world.end();
 }
 
-fn write(world: &World, handle: u64, offset: u64, data: &[u8], stable: bool) -> Result<()> {
+fn write(world: &World, handle: HandleId, offset: u64, data: &[u8], stable: bool) -> Result<()> {
     let (pending, reply) = Pending::new();
     world.engine.write(handle, offset, data, stable, Box::new(reply));
     match pending.wait(world, "write")? {
@@ -122,13 +123,13 @@ fn write(world: &World, handle: u64, offset: u64, data: &[u8], stable: bool) -> 
     }
 }
 
-fn sync(world: &World, handle: u64, data_only: bool) -> Result<()> {
+fn sync(world: &World, handle: HandleId, data_only: bool) -> Result<()> {
     let (pending, reply) = Pending::new();
     world.engine.sync(handle, data_only, Box::new(reply));
     pending.wait(world, "sync")
 }
 
-fn read(world: &World, handle: u64, offset: u64, length: u64) -> Result<Vec<u8>> {
+fn read(world: &World, handle: HandleId, offset: u64, length: u64) -> Result<Vec<u8>> {
     let (pending, reply) = Pending::new();
     let reply = move |result: Result<&[&[u8]]>| reply(result.map(<[&[u8]]>::concat));
     world.engine.read(handle, offset, length, Box::new(reply));
@@ -279,7 +280,7 @@ pub(crate) fn corrupt(kind: Kind, seed: u64) -> u64 {
 }
 
 /// What was damaged can be used again once it is written.
-fn mend(world: &World, handle: u64, bytes: &[u8]) {
+fn mend(world: &World, handle: HandleId, bytes: &[u8]) {
     world.fault.as_ref().expect("with faults").set_enabled(false);
     for (at, part) in bytes.chunks(BLOCK as usize).enumerate() {
         write(world, handle, at as u64 * BLOCK, part, false).expect("a sound device");

@@ -8,6 +8,7 @@ mod requests;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use swapfs::engine::HandleId;
 
 use swapfs::engine::PartitionStatus;
 use swapfs::error::{Errno, Result};
@@ -27,7 +28,7 @@ const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
 /// An open handle and whether it has reported an error.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Handle {
-    pub(crate) id: u64,
+    pub(crate) id: HandleId,
     write: bool,
     /// Failures before it was opened, if none of them was still on its way to the engine then.
     pub(crate) failures_before: Option<Failures>,
@@ -102,7 +103,7 @@ impl Slot {
 /// An operation under way.
 struct Flight {
     slot: usize,
-    handle: Option<u64>,
+    handle: Option<HandleId>,
     /// Bytes it depends on or changes, from the slot's start.
     range: Range<u64>,
     changes: bool,
@@ -193,8 +194,8 @@ impl Driver {
         }
     }
 
-    fn handle(&mut self, slot: usize, write: bool) -> Option<u64> {
-        let handles: Vec<u64> = self.slots[slot]
+    fn handle(&mut self, slot: usize, write: bool) -> Option<HandleId> {
+        let handles: Vec<HandleId> = self.slots[slot]
             .handles
             .iter()
             .filter(|handle| handle.write || !write)
@@ -220,7 +221,7 @@ impl Driver {
                     failures_at_open: self.world.failures(&at.file),
                     reported: false,
                 });
-                self.note(&format!("slot {slot}: open {id} {read} {write}"));
+                self.note(&format!("slot {slot}: open {id:?} {read} {write}"));
                 true
             }
             Err(errno) => {
@@ -234,7 +235,7 @@ impl Driver {
         let id = self.slots[slot].handles[at].id;
         self.settle(|flight| flight.slot == slot && flight.handle == Some(id));
         self.slots[slot].handles.remove(at);
-        self.note(&format!("slot {slot}: release {id}"));
+        self.note(&format!("slot {slot}: release {id:?}"));
         self.world.engine.release(id);
     }
 

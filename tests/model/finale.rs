@@ -1,5 +1,6 @@
 //! What must hold at the end of a case, when nothing fails any more.
 
+use swapfs::engine::HandleId;
 use swapfs::error::{Errno, Result};
 
 use super::driver::Driver;
@@ -38,13 +39,13 @@ impl Driver {
         }
     }
 
-    fn close_now(&self, handle: u64) -> Result<()> {
+    fn close_now(&self, handle: HandleId) -> Result<()> {
         let (pending, reply) = Pending::new();
         self.world.engine.close(handle, false, Box::new(reply));
         pending.wait(&self.world, "close")
     }
 
-    fn sync_now(&self, handle: u64) -> Result<()> {
+    fn sync_now(&self, handle: HandleId) -> Result<()> {
         let (pending, reply) = Pending::new();
         self.world.engine.sync(handle, false, Box::new(reply));
         pending.wait(&self.world, "sync")

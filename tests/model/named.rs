@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::time::Duration;
+use swapfs::engine::HandleId;
 
 use swapfs::aio::device::BackingFile;
 use swapfs::aio::fault::FaultPlan;
@@ -33,7 +34,7 @@ fn plan(world: &World, plan: FaultPlan) {
     world.fault.as_ref().expect("with faults").set_plan(plan);
 }
 
-fn file(world: &World, blocks: u64) -> (TestFile, u64, Vec<u8>) {
+fn file(world: &World, blocks: u64) -> (TestFile, HandleId, Vec<u8>) {
     let file = TestFile::new(world);
     let bytes = Rng::new(blocks).bytes(blocks * BLOCK);
     file.fill(&bytes);
@@ -41,26 +42,26 @@ fn file(world: &World, blocks: u64) -> (TestFile, u64, Vec<u8>) {
     (file, handle, bytes)
 }
 
-fn read(world: &World, handle: u64, offset: u64, length: u64) -> Result<Vec<u8>> {
+fn read(world: &World, handle: HandleId, offset: u64, length: u64) -> Result<Vec<u8>> {
     let (pending, reply) = Pending::new();
     let reply = move |result: Result<&[&[u8]]>| reply(result.map(<[&[u8]]>::concat));
     world.engine.read(handle, offset, length, Box::new(reply));
     pending.wait(world, "read")
 }
 
-fn write(world: &World, handle: u64, offset: u64, data: &[u8]) -> Result<usize> {
+fn write(world: &World, handle: HandleId, offset: u64, data: &[u8]) -> Result<usize> {
     let (pending, reply) = Pending::new();
     world.engine.write(handle, offset, data, false, Box::new(reply));
     pending.wait(world, "write")
 }
 
-fn sync(world: &World, handle: u64, data_only: bool) -> Result<()> {
+fn sync(world: &World, handle: HandleId, data_only: bool) -> Result<()> {
     let (pending, reply) = Pending::new();
     world.engine.sync(handle, data_only, Box::new(reply));
     pending.wait(world, "sync")
 }
 
-fn allocate(world: &World, handle: u64, mode: i32, offset: u64, length: u64) -> Result<()> {
+fn allocate(world: &World, handle: HandleId, mode: i32, offset: u64, length: u64) -> Result<()> {
     let (pending, reply) = Pending::new();
     world.engine.allocate(handle, mode, offset, length, Box::new(reply));
     pending.wait(world, "allocate")

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
+use swapfs::engine::HandleId;
 
 use parking_lot::{Condvar, Mutex};
 use swapfs::aio::device::{
@@ -240,7 +241,7 @@ impl TestFile {
 
     pub(crate) fn open(
         &self, world: &World, read: bool, write: bool,
-    ) -> swapfs::error::Result<u64> {
+    ) -> swapfs::error::Result<swapfs::engine::HandleId> {
         let file = if write { &self.file } else { &self.read_only };
         let file: Arc<dyn BackingFile> = file.clone();
         world.engine.open(self.key, read, write, || Ok(file))
@@ -270,7 +271,7 @@ pub(crate) struct World {
 impl World {
     /// Writes; with `lent`, from an intake if one can be had and it is long enough, received from that place on.
     pub(crate) fn write(
-        &self, lent: Option<u64>, handle: u64, offset: u64, data: &[u8], stable: bool,
+        &self, lent: Option<u64>, handle: HandleId, offset: u64, data: &[u8], stable: bool,
         reply: WriteReply,
     ) {
         let lent = lent.filter(|_| data.len() <= BLOCK as usize);

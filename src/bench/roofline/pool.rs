@@ -15,6 +15,7 @@ use crate::bench::settings::Settings;
 use crate::bench::worker::fill;
 use crate::bench::{BenchError, Result};
 use crate::config;
+use crate::engine::HandleId;
 use crate::engine::{Engine, FileKey, Request};
 use crate::error::Errno;
 use crate::service::{open_null, start_engine};
@@ -30,7 +31,7 @@ type Done = std::result::Result<(), Errno>;
 /// An engine with one partition, and a client's memory.
 pub(super) struct Pool {
     engine: Arc<Engine>,
-    handle: u64,
+    handle: HandleId,
     memory: Arc<Mutex<Vec<u8>>>,
     answers: (Sender<Done>, Receiver<Done>),
     bytes: u64,

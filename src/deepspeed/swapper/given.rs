@@ -8,6 +8,7 @@ use super::id::PartitionId;
 use crate::deepspeed::LockedTensor;
 use crate::deepspeed::handle::Region;
 use crate::engine::Engine;
+use crate::engine::HandleId;
 use crate::engine::Outcome;
 use crate::error::Errno;
 use crate::pool::{PoolBuffer, WriteLease};
@@ -149,7 +150,7 @@ impl Gather {
 /// Fills `lease` with the partition's bytes from `offset` on: directly what is
 /// aligned and not in the pool, by way of the pool what is not. `reply` is called once, on any thread.
 pub(super) fn fill(
-    engine: &Arc<Engine>, handle: u64, offset: u64, lease: WriteLease, reply: FillReply,
+    engine: &Arc<Engine>, handle: HandleId, offset: u64, lease: WriteLease, reply: FillReply,
 ) {
     let alignment = engine.device_geometry().alignment;
     let place = lease.address().addr() | offset as usize;
@@ -188,7 +189,8 @@ pub(super) fn fill(
 
 /// Copies bytes from the pool, block by block, each read in when it is not there. Counts as one part.
 fn bounce(
-    engine: &Arc<Engine>, handle: u64, offset: u64, lease: WriteLease, gather: &Arc<Mutex<Gather>>,
+    engine: &Arc<Engine>, handle: HandleId, offset: u64, lease: WriteLease,
+    gather: &Arc<Mutex<Gather>>,
 ) {
     let block_size = engine.options.block_size;
     let (mut offset, mut lease) = (offset, lease);

@@ -10,6 +10,7 @@ use super::id::PartitionId;
 use super::table::{Batch, Held, Open, Place};
 use super::{Inner, Swapper, named};
 use crate::engine::Access;
+use crate::engine::HandleId;
 use crate::engine::Request;
 use crate::engine::Tokens;
 use crate::error::Errno;
@@ -300,8 +301,8 @@ struct Runs {
 
 /// Fills all runs of a caller's buffer.
 fn read_runs(
-    engine: &Arc<crate::engine::Engine>, handle: u64, shell: Shell, runs: Vec<(u64, WriteLease)>,
-    reply: RunsReply,
+    engine: &Arc<crate::engine::Engine>, handle: HandleId, shell: Shell,
+    runs: Vec<(u64, WriteLease)>, reply: RunsReply,
 ) {
     let (left, back) = (runs.len(), Vec::with_capacity(runs.len()));
     let state = Runs { shell: Some(shell), back, left, missed: None, reply: Some(reply) };

@@ -15,6 +15,7 @@ use super::given::SwapInBuffer;
 use super::id::PartitionId;
 use crate::engine::Engine;
 use crate::engine::FileKey;
+use crate::engine::HandleId;
 use crate::engine::Hold;
 use crate::engine::PartitionStatus;
 use crate::engine::Tokens;
@@ -30,7 +31,7 @@ pub(super) const GIVEN: &str = "its bytes are in the caller's buffer: take_buffe
 #[derive(Debug)]
 pub(super) struct Open {
     pub(super) engine: Arc<Engine>,
-    pub(super) handle: u64,
+    pub(super) handle: HandleId,
     pub(super) key: FileKey,
     pub(super) path: PathBuf,
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Access, Hold};
 use crate::aio::memory::{MemoryDevice, MemoryFile, MemoryFolder, MemoryOptions};
+use crate::engine::HandleId;
 use crate::engine::{Engine, EngineOptions, FileKey, OpenSwapIn, Request};
 use crate::error::{Errno, Result};
 use crate::pool::{Arena, ArenaOptions};
@@ -54,19 +55,19 @@ impl Rig {
         Rig { engine, file, folder }
     }
 
-    fn open(&self) -> u64 {
+    fn open(&self) -> HandleId {
         let file = self.file.reopen(true);
         self.engine.open(KEY, false, true, || Ok(Arc::new(file))).unwrap()
     }
 
-    fn other(&self, ino: u64, bytes: &[u8]) -> u64 {
+    fn other(&self, ino: u64, bytes: &[u8]) -> HandleId {
         let file = MemoryFile::new(&self.folder);
         file.write_at(0, bytes).unwrap();
         let key = FileKey { ino, ..KEY };
         self.engine.open(key, false, true, || Ok(Arc::new(file))).unwrap()
     }
 
-    fn read(&self, handle: u64, offset: u64, length: u64) -> Vec<u8> {
+    fn read(&self, handle: HandleId, offset: u64, length: u64) -> Vec<u8> {
         let (sender, receiver) = mpsc::channel();
         let reply =
             Box::new(move |runs: Result<&[&[u8]]>| sender.send(runs.unwrap().concat()).unwrap());
@@ -74,14 +75,14 @@ impl Rig {
         receiver.recv().unwrap()
     }
 
-    fn write(&self, handle: u64, offset: u64, bytes: &[u8]) -> mpsc::Receiver<Result<usize>> {
+    fn write(&self, handle: HandleId, offset: u64, bytes: &[u8]) -> mpsc::Receiver<Result<usize>> {
         let (sender, receiver) = mpsc::channel();
         let reply = Box::new(move |outcome| sender.send(outcome).unwrap());
         self.engine.write(handle, offset, bytes, false, reply);
         receiver
     }
 
-    fn close(&self, handle: u64) -> Result<()> {
+    fn close(&self, handle: HandleId) -> Result<()> {
         let (sender, receiver) = mpsc::channel();
         self.engine.close(handle, true, Box::new(move |outcome| sender.send(outcome).unwrap()));
         receiver.recv().unwrap()
@@ -193,7 +194,7 @@ fn refusals_have_an_errno_and_keep_nothing() {
     assert_eq!(refused(handle, 0..2 * BLOCK, Access::Keep), Errno::ENODATA);
     assert_eq!(refused(handle, 0..0, Access::Keep), Errno::EINVAL);
     assert_eq!(refused(handle, 7..BLOCK, Access::Fill), Errno::EINVAL);
-    assert_eq!(refused(handle + 77, 0..BLOCK, Access::Keep), Errno::EBADF);
+    assert_eq!(refused(HandleId(handle.0 + 77), 0..BLOCK, Access::Keep), Errno::EBADF);
     assert_eq!(rig.engine.pool().available, 8);
 }
 

@@ -1,6 +1,7 @@
 //! What the answers must be, and what the model makes of them.
 
 use std::ops::Range;
+use swapfs::engine::HandleId;
 
 use swapfs::aio::device::BackingFile;
 use swapfs::engine::PartitionStatus;
@@ -151,7 +152,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn reported(&mut self, slot: usize, handle: Option<u64>) {
+    pub(super) fn reported(&mut self, slot: usize, handle: Option<HandleId>) {
         for at in &mut self.slots[slot].handles {
             at.reported |= Some(at.id) == handle;
         }

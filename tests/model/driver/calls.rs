@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::time::Duration;
+use swapfs::engine::HandleId;
 
 use swapfs::engine::Reply;
 use swapfs::error::Result;
@@ -69,7 +70,7 @@ impl Driver {
             return;
         }
         let stable = self.rng.percent(6);
-        let what = format!("write {offset}+{length} through {handle}, stable {stable}");
+        let what = format!("write {offset}+{length} through {handle:?}, stable {stable}");
         let range = self.clear(slot, true, &what, growing(offset, length));
         let data = self.rng.bytes(length);
         let (pending, reply) = Pending::new();
@@ -97,7 +98,7 @@ impl Driver {
             return;
         };
         let (offset, length) = self.position(slot);
-        let what = format!("read {offset}+{length} through {handle}");
+        let what = format!("read {offset}+{length} through {handle:?}");
         let range = self.clear(slot, false, &what, |size| {
             if offset + length > size {
                 offset.min(size)..u64::MAX
@@ -120,7 +121,7 @@ impl Driver {
     }
 
     pub(crate) fn start_read(
-        &self, handle: u64, offset: u64, length: u64,
+        &self, handle: HandleId, offset: u64, length: u64,
     ) -> Pending<Result<Vec<u8>>> {
         let (pending, reply) = Pending::new();
         let reply = move |result: Result<&[&[u8]]>| reply(result.map(<[&[u8]]>::concat));
@@ -130,7 +131,7 @@ impl Driver {
 
     pub(super) fn change(
         &mut self, slot: usize, what: String, effect: Effect, range: impl Fn(u64) -> Range<u64>,
-        start: impl FnOnce(&World, u64, u64, Reply),
+        start: impl FnOnce(&World, HandleId, u64, Reply),
     ) {
         let Some(handle) = self.handle(slot, true) else {
             return;
@@ -208,7 +209,7 @@ impl Driver {
             self.settle(|flight| flight.slot == slot);
         }
         let data_only = self.rng.percent(50);
-        self.note(&format!("slot {slot}: sync {data_only} through {handle}"));
+        self.note(&format!("slot {slot}: sync {data_only} through {handle:?}"));
         let (pending, reply) = Pending::new();
         self.world.engine.sync(handle, data_only, Box::new(reply));
         self.flights.push(Flight {
@@ -230,7 +231,7 @@ impl Driver {
             return;
         };
         let wait = self.rng.percent(50);
-        self.note(&format!("slot {slot}: close {handle} {wait}"));
+        self.note(&format!("slot {slot}: close {handle:?} {wait}"));
         let (pending, reply) = Pending::new();
         self.world.engine.close(handle, wait, Box::new(reply));
         self.flights.push(Flight {

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::*;
+use crate::engine::HandleId;
 use crate::engine::Manner;
 
 /// The file's number, and its bytes.
@@ -31,7 +32,7 @@ fn smalls(rig: &Rig, count: u64, bytes: u64) -> Vec<(Small, MemoryFile)> {
         .collect()
 }
 
-fn reopen(rig: &Rig, ino: u64, file: &MemoryFile) -> u64 {
+fn reopen(rig: &Rig, ino: u64, file: &MemoryFile) -> HandleId {
     let file = file.reopen(true);
     rig.engine.open(key(ino), false, true, || Ok(Arc::new(file))).unwrap()
 }
@@ -139,7 +140,7 @@ fn lending_empties_trays() {
 }
 
 /// Writes a whole block, from an intake if one can be had.
-fn write_block(rig: &Rig, handle: u64, offset: u64, fill: u8) {
+fn write_block(rig: &Rig, handle: HandleId, offset: u64, fill: u8) {
     let Some(mut intake) = rig.engine.intake() else {
         let written = rig.write(handle, offset, &[fill; BLOCK as usize]);
         return assert_eq!(written.recv().unwrap(), Ok(BLOCK as usize));
