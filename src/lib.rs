@@ -36,6 +36,7 @@ mod machine;
 pub mod memory;
 pub mod metrics;
 pub mod mount;
+pub mod opcode;
 mod panics;
 mod paths;
 mod plot;

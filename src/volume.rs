@@ -177,6 +177,9 @@ impl Volume {
     /// # Errors
     /// As [`Tree::lookup`].
     pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Entry> {
+        if let Some(node) = ControlNode::of_name(parent, name) {
+            return node.map(|node| self.control_entry(node));
+        }
         let mut entry = self.tree.lookup(parent, name)?;
         self.present(&mut entry);
         Ok(entry)
@@ -191,11 +194,14 @@ impl Volume {
         }
     }
 
-    /// What stat(2) shows: size, blocks and time count what is only in the pool.
+    /// What stat(2) shows of any node, the control folder's included: size, blocks and time count what is only in the pool.
     ///
     /// # Errors
     /// ESTALE.
     pub fn attributes(&self, id: u64) -> Result<Attributes> {
+        if let Some(node) = ControlNode::of_id(id) {
+            return Ok(self.control_attributes(node));
+        }
         let key = self.tree.key(id)?;
         // Asked before and after: what the engine settles in between is right in one of them.
         let before = self.engine.overlay(key);
@@ -283,6 +289,7 @@ impl Volume {
     pub fn create(
         &self, user: User, parent: u64, name: &OsStr, caller: &Caller, how: Creation,
     ) -> Result<(Entry, HandleId, bool)> {
+        ControlNode::refuse_name(parent, name)?;
         let Creation { mode, exclusive, read } = how;
         // Before anything is made.
         let admission = self.engine.admit(user)?;
@@ -319,6 +326,7 @@ impl Volume {
     pub fn create_unnamed(
         &self, user: User, parent: u64, caller: &Caller, how: Creation,
     ) -> Result<(Entry, HandleId)> {
+        ControlNode::refuse(parent)?;
         let admission = self.engine.admit(user)?;
         let moment = self.engine.moment();
         let direct = self.options.direct;
@@ -368,7 +376,9 @@ impl Volume {
         self: &Arc<Self>, user: User, id: u64, handle: Option<HandleId>, changes: Changes,
         answer: Answer<Attributes>,
     ) {
-        if let Err(errno) = self.change_owner_and_mode(id, &changes) {
+        let changed =
+            ControlNode::refuse(id).and_then(|()| self.change_owner_and_mode(id, &changes));
+        if let Err(errno) = changed {
             return answer(Err(errno));
         }
         let volume = self.clone();
@@ -464,6 +474,7 @@ impl Volume {
     /// # Errors
     /// As [`Tree::unlink`].
     pub fn unlink(&self, user: User, parent: u64, name: &OsStr) -> Result<()> {
+        ControlNode::refuse_name(parent, name)?;
         let gone = self.tree.unlink(user, parent, name)?;
         self.forget_bytes(gone);
         Ok(())
@@ -474,6 +485,8 @@ impl Volume {
     /// # Errors
     /// As [`Tree::link`].
     pub fn link(&self, id: u64, parent: u64, name: &OsStr) -> Result<Entry> {
+        ControlNode::refuse(id)?;
+        ControlNode::refuse_name(parent, name)?;
         let mut entry = self.tree.link(id, parent, name)?;
         if let Ok(key) = self.tree.key(id) {
             self.engine.linked(key);
@@ -490,9 +503,39 @@ impl Volume {
     pub fn mknod(
         &self, parent: u64, name: &OsStr, caller: &Caller, kind: FileKind, mode: u32, rdev: u32,
     ) -> Result<Entry> {
+        ControlNode::refuse_name(parent, name)?;
         let mut entry = self.tree.mknod(parent, name, caller, kind, mode, rdev)?;
         prefer_large_io(&mut entry.attributes);
         Ok(entry)
+    }
+
+    /// Makes a directory.
+    ///
+    /// # Errors
+    /// As [`Tree::mkdir`].
+    pub fn mkdir(&self, parent: u64, name: &OsStr, caller: &Caller, mode: u32) -> Result<Entry> {
+        ControlNode::refuse_name(parent, name)?;
+        self.tree.mkdir(parent, name, caller, mode)
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// As [`Tree::rmdir`].
+    pub fn rmdir(&self, user: User, parent: u64, name: &OsStr) -> Result<()> {
+        ControlNode::refuse_name(parent, name)?;
+        self.tree.rmdir(user, parent, name)
+    }
+
+    /// Makes a symbolic link.
+    ///
+    /// # Errors
+    /// As [`Tree::symlink`].
+    pub fn symlink(
+        &self, parent: u64, name: &OsStr, caller: &Caller, target: &OsStr,
+    ) -> Result<Entry> {
+        ControlNode::refuse_name(parent, name)?;
+        self.tree.symlink(parent, name, caller, target)
     }
 
     /// Moves a name; see [`RenameKind`] for what happens to one that is there already.
@@ -502,6 +545,8 @@ impl Volume {
     pub fn rename(
         &self, user: User, from: (u64, &OsStr), to: (u64, &OsStr), kind: RenameKind,
     ) -> Result<()> {
+        ControlNode::refuse_name(from.0, from.1)?;
+        ControlNode::refuse_name(to.0, to.1)?;
         let gone = self.tree.rename(user, from, to, kind)?;
         self.forget_bytes(gone);
         for (parent, name) in [to, from] {
@@ -536,6 +581,9 @@ impl Volume {
 
     /// Takes lookups back, as [`Tree::forget_for_now`] does. The bytes of a file without a name go with the last one.
     pub fn forget(&self, id: u64, count: u64) -> Option<Forgotten> {
+        if ControlNode::of_id(id).is_some() {
+            return None;
+        }
         let forgotten = self.tree.forget_for_now(id, count)?;
         if let Some(key) = forgotten.nameless() {
             self.engine.forgotten(key);

@@ -95,7 +95,7 @@ fn enter_namespace(config: &Config, swap: &SwapFolder, mountpoint: &Path) -> Res
     }
     let mut paths: Vec<PathBuf> = DEVICES.iter().map(PathBuf::from).collect();
     if config.keep_awake {
-        paths.push(crate::fuse::WAKE_REQUESTS.into());
+        paths.push(crate::fuse::CPU_LATENCY_REQUESTS.into());
     }
     // The daemon replaces that file, and so needs its folder.
     paths.extend(config.metrics_file.as_deref().and_then(|file| file.parent()).map(Into::into));

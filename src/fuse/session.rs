@@ -1,4 +1,4 @@
-//! Negotiating with the kernel and running the session.
+//! The session: what is negotiated with the kernel, and how long requests are served.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -7,19 +7,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use fuser::{Config, FopenFlags, InitFlags, KernelConfig, Session, SessionACL};
 
+use super::adapter::Adapter;
 use super::front::Front;
-use super::opened::Adapter;
+use super::readers;
 use crate::volume::Volume;
 
-/// Largest request in bytes. Larger ones cost more in the kernel than they save.
+/// Bytes of the largest request. Larger ones cost more in the kernel than they save.
 pub(super) const REQUEST_BYTES_MAX: u32 = 1 << 20;
 
-/// Asynchronous requests the kernel keeps under way; its default of 12 caps clients' queue depths. All of them may be
-/// writes that wait, when a mapping is written back, and those without an intake are copied: 64 were more than the
-/// daemon may use beside the pool.
+/// Asynchronous requests that the kernel keeps under way. Its default of 12 would cap clients' queue depths. While a
+/// mapping is written back all may be writes that wait, and those without an intake are copied: with 64 the daemon used
+/// more memory beside the pool than it may.
 const BACKGROUND_MAX: u16 = 48;
 
-/// What is asked of the kernel, and what is lost where it refuses.
+/// Abilities asked of the kernel, and what is lost where it refuses one.
 pub(super) const WANTED: [(InitFlags, &str); 10] = [
     (InitFlags::FUSE_ASYNC_DIO, "asynchronous direct I/O runs one request at a time"),
     (InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP, "shared mmap fails with ENODEV"),
@@ -27,7 +28,7 @@ pub(super) const WANTED: [(InitFlags, &str); 10] = [
     (InitFlags::FUSE_DO_READDIRPLUS, "listing a directory with attributes asks for each name"),
     (InitFlags::FUSE_READDIRPLUS_AUTO, "every listing reads attributes too"),
     (InitFlags::FUSE_POSIX_ACL, "POSIX ACLs are not honoured"),
-    // The umask is ours to apply: a default ACL replaces it.
+    // The daemon applies the umask, because a default ACL replaces it.
     (InitFlags::FUSE_DONT_MASK, "the umask applies in folders with a default ACL too"),
     // Spares a getxattr of security.capability before every cached write.
     (InitFlags::FUSE_HANDLE_KILLPRIV_V2, "cached writes ask for security.capability each time"),
@@ -35,27 +36,27 @@ pub(super) const WANTED: [(InitFlags, &str); 10] = [
     (InitFlags::FUSE_CACHE_SYMLINKS, "symlinks are read anew each time"),
 ];
 
-/// SETXATTR has a longer head, which says when set-group-id is to go.
+/// A longer `fuse_setxattr_in`, which says when set-group-id must be dropped.
 const EXTENDED_SETXATTR: InitFlags = InitFlags::FUSE_SETXATTR_EXT;
 
-/// What kernel and daemon have agreed on that changes the form of requests. Known before the first of them.
+/// Negotiated abilities that change the form of requests. Known before the first request but INIT.
 #[derive(Debug, Default)]
-pub(super) struct Agreed {
+pub(super) struct Negotiated {
     extended_setxattr: AtomicBool,
 }
 
-impl Agreed {
+impl Negotiated {
     pub(super) fn extended_setxattr(&self) -> bool {
         self.extended_setxattr.load(Ordering::Acquire)
     }
 }
 
-/// Asks for the abilities this filesystem needs.
-pub(super) fn negotiate(config: &mut KernelConfig, agreed: &Agreed) {
+/// Asks the kernel for the abilities that this filesystem needs.
+pub(super) fn negotiate(config: &mut KernelConfig, negotiated: &Negotiated) {
     for (flag, loss) in WANTED {
         match config.add_capabilities(flag) {
             Ok(_) if flag == EXTENDED_SETXATTR => {
-                agreed.extended_setxattr.store(true, Ordering::Release);
+                negotiated.extended_setxattr.store(true, Ordering::Release);
             }
             Ok(_) => {}
             Err(_) => log::warn!("this kernel has no {flag:?}: {loss}"),
@@ -65,8 +66,8 @@ pub(super) fn negotiate(config: &mut KernelConfig, agreed: &Agreed) {
     let _ = config.set_max_background(BACKGROUND_MAX);
 }
 
-/// How an open file behaves: O_DIRECT files without FOPEN_DIRECT_IO have the pieces of a large call sent
-/// in parallel; all others bypass the page cache with it.
+/// How the kernel treats an open file. Without FOPEN_DIRECT_IO it sends the pieces of a large O_DIRECT call in parallel.
+/// Files opened otherwise bypass the page cache by that flag.
 pub(super) fn open_flags(flags: i32) -> FopenFlags {
     if flags & libc::O_DIRECT != 0 {
         FopenFlags::empty()
@@ -99,12 +100,12 @@ pub fn serve(
 ) -> io::Result<Serving> {
     let mut config = Config::default();
     config.n_threads = Some(threads);
-    let agreed = Arc::new(Agreed::default());
-    let (front, descriptor) = Front::begin(volume.clone(), device, agreed.clone())?;
+    let negotiated = Arc::new(Negotiated::default());
+    let (front, descriptor) = Front::begin(volume.clone(), device, negotiated.clone())?;
     volume.set_invalidate(front.invalidator());
     let session =
-        Session::from_fd(Adapter::new(volume, agreed), descriptor, SessionACL::All, config);
-    // A refusal is an answer, too.
+        Session::from_fd(Adapter::new(volume, negotiated), descriptor, SessionACL::All, config);
+    // The kernel is told of a refusal, too.
     let answered = front.answer_init();
     let session = session?;
     answered?;
@@ -117,7 +118,7 @@ impl Serving {
     /// # Errors
     /// When the device fails.
     pub fn run(self) -> io::Result<()> {
-        let readers = self.front.start(self.threads, self.keep_awake)?;
+        let readers = readers::start(self.front, self.threads, self.keep_awake)?;
         self.session.run()?;
         // fuser's threads end after the readers, unless they have failed.
         let panicked = |_| Err(io::Error::other("a request thread panicked"));

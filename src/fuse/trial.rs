@@ -1,4 +1,4 @@
-//! A mount of nothing, for a moment: whether mounting works, and what the kernel offers.
+//! A trial mount: tells whether mounting works, and what the kernel offers.
 
 use std::ffi::OsStr;
 use std::io;
@@ -14,13 +14,13 @@ use crate::mount::{self, Detach, MountCall, UnmountError};
 use crate::sys_process::reason;
 use crate::trust::private_folder;
 
-/// Where the trial's folder may be made, after the user's own choice.
+/// Where the trial's folder is made when that is not possible in the user's temporary folder.
 const PLACES: [&str; 2] = ["/dev/shm", "/var/tmp"];
 
-/// What the kernel said in its first request (FUSE_INIT).
+/// What the kernel offers in its first request (FUSE_INIT).
 #[derive(Debug, Clone, Default)]
 pub struct Offer {
-    /// Major and minor number of its protocol.
+    /// Major and minor number of the FUSE protocol.
     pub protocol: (u32, u32),
     /// FUSE_ASYNC_DIO.
     pub async_direct_io: bool,
@@ -32,15 +32,15 @@ pub struct Offer {
     pub passthrough: bool,
     /// FUSE_OVER_IO_URING.
     pub io_uring: bool,
-    /// What swapfs asks for and this kernel has not, and what is lost by that.
+    /// Abilities that swapfs asks for and this kernel has not, and what is lost without them.
     pub missing: Vec<(String, &'static str)>,
 }
 
-/// Mounts an empty filesystem in a private temporary folder, asks it something, unmounts it and
-/// removes the folder. Blocks for a few milliseconds.
+/// Mounts an empty filesystem in a private temporary folder, sends it a request, unmounts it and removes the folder.
+/// Blocks for a few milliseconds.
 ///
 /// # Errors
-/// Why it cannot be mounted, in one line.
+/// One line that says why mounting does not work.
 pub fn try_mount(allow_other: bool) -> Result<Offer, String> {
     let folder = PrivateFolder::make()?;
     let fuse = mount::mount(&MountCall {
@@ -60,7 +60,7 @@ pub fn try_mount(allow_other: bool) -> Result<Offer, String> {
         .spawn(move || session.run())
         .map_err(|error| failed(&error))?;
     let answered = mount::probe(&folder.path);
-    // Ends the session.
+    // This ends the session.
     let unmounted = folder.unmount();
     if unmounted.is_ok() {
         let _ = serving.join();
@@ -71,7 +71,7 @@ pub fn try_mount(allow_other: bool) -> Result<Offer, String> {
     Ok(offer)
 }
 
-/// Remembers what the kernel offers, and has no files.
+/// A filesystem without files that remembers what the kernel offers.
 struct Listener {
     offer: Arc<Mutex<Offer>>,
 }
@@ -94,7 +94,7 @@ impl Filesystem for Listener {
     }
 }
 
-/// A folder that nobody else may enter; unmounted and removed when dropped.
+/// A folder that nobody else may enter. Dropped, it is unmounted and removed.
 struct PrivateFolder {
     path: PathBuf,
 }
@@ -114,7 +114,7 @@ impl PrivateFolder {
 
 impl Drop for PrivateFolder {
     fn drop(&mut self) {
-        // Also when mounting failed: a helper that was killed may have mounted all the same.
+        // Done even after a failed mount: a helper that was killed may have mounted all the same.
         let _ = self.unmount();
         if let Err(error) = std::fs::remove_dir(&self.path) {
             log::warn!("{}: {}", self.path.display(), reason(&error));

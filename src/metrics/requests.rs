@@ -6,91 +6,41 @@ use std::time::Instant;
 
 use super::access::AccessLog;
 use super::histogram::{Histogram, Snapshot};
+use crate::opcode::Opcode;
 
-/// What the kernel never uses: stands for whatever is asked of the control folder, where a read may wait for a
-/// second.
-const CONTROL: u32 = 63;
-
-/// Requests by number, as in the kernel's `include/uapi/linux/fuse.h`; the last stands for all others.
-const OPERATIONS: [(u32, &str); 39] = [
-    (1, "lookup"),
-    (2, "forget"),
-    (3, "getattr"),
-    (4, "setattr"),
-    (5, "readlink"),
-    (6, "symlink"),
-    (8, "mknod"),
-    (9, "mkdir"),
-    (10, "unlink"),
-    (11, "rmdir"),
-    (12, "rename"),
-    (13, "link"),
-    (14, "open"),
-    (15, "read"),
-    (16, "write"),
-    (17, "statfs"),
-    (18, "release"),
-    (20, "fsync"),
-    (21, "setxattr"),
-    (22, "getxattr"),
-    (23, "listxattr"),
-    (24, "removexattr"),
-    (25, "flush"),
-    (27, "opendir"),
-    (28, "readdir"),
-    (29, "releasedir"),
-    (30, "fsyncdir"),
-    (35, "create"),
-    (40, "poll"),
-    (42, "forget_many"),
-    (43, "fallocate"),
-    (44, "readdirplus"),
-    (45, "rename2"),
-    (46, "lseek"),
-    (47, "copy_file_range"),
-    (51, "tmpfile"),
-    (52, "statx"),
-    (CONTROL, "control"),
-    (u32::MAX, "other"),
-];
-
-/// Where each request number stands in [`OPERATIONS`].
-const PLACES: [u8; 64] = {
-    let mut places = [OPERATIONS.len() as u8 - 1; 64];
-    let mut i = 0;
-    while i + 1 < OPERATIONS.len() {
-        places[OPERATIONS[i].0 as usize] = i as u8;
-        i += 1;
-    }
-    places
-};
+/// How many operations are counted apart: the opcodes, and what is asked of the control folder.
+const OPERATIONS: usize = Opcode::COUNT + 1;
 
 /// Copies of the counters, so that threads seldom share one.
 const SHARDS: usize = 8;
 
-/// What a request asks for.
+/// What a request is counted as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Operation(u8);
 
 impl Operation {
     /// READ.
-    pub const READ: Operation = Operation::of_opcode(15);
-    /// Anything about the control folder.
-    pub const CONTROL: Operation = Operation::of_opcode(CONTROL);
+    pub const READ: Operation = Operation::of(Opcode::Read);
     /// WRITE.
-    pub const WRITE: Operation = Operation::of_opcode(16);
+    pub const WRITE: Operation = Operation::of(Opcode::Write);
+    /// Whatever is asked of the control folder, where a read may wait for a second.
+    pub const CONTROL: Operation = Operation(Opcode::COUNT as u8);
 
-    /// By the kernel's number.
+    /// A request with this opcode.
     #[must_use]
-    pub const fn of_opcode(number: u32) -> Operation {
-        let last = OPERATIONS.len() as u8 - 1;
-        Operation(if number < 64 { PLACES[number as usize] } else { last })
+    pub const fn of(opcode: Opcode) -> Operation {
+        Operation(if opcode.name().is_some() { opcode } else { Opcode::Other } as u8)
     }
 
     /// Its name in metrics and in the access log.
     #[must_use]
     pub fn name(self) -> &'static str {
-        OPERATIONS[self.0 as usize].1
+        self.own_name().unwrap_or("other")
+    }
+
+    /// `None` for opcodes that are counted as another operation.
+    fn own_name(self) -> Option<&'static str> {
+        if self == Self::CONTROL { Some("control") } else { Opcode::at(self.0.into()).name() }
     }
 }
 
@@ -99,9 +49,9 @@ impl Operation {
 #[derive(Debug)]
 #[repr(align(128))]
 struct Shard {
-    answered: [AtomicU64; OPERATIONS.len()],
-    errors: [AtomicU64; OPERATIONS.len()],
-    times: [Histogram; OPERATIONS.len()],
+    answered: [AtomicU64; OPERATIONS],
+    errors: [AtomicU64; OPERATIONS],
+    times: [Histogram; OPERATIONS],
 }
 
 /// Counters of all requests.
@@ -145,14 +95,16 @@ impl Requests {
 
     /// What was counted so far, of every operation.
     pub fn counts(&self) -> impl Iterator<Item = OperationCounts> {
-        (0..OPERATIONS.len()).map(|i| {
-            let sum = |of: fn(&Shard) -> &[AtomicU64; OPERATIONS.len()]| {
+        let all = (0..OPERATIONS as u8).map(Operation);
+        all.filter(|operation| operation.own_name().is_some()).map(|operation| {
+            let i = usize::from(operation.0);
+            let sum = |of: fn(&Shard) -> &[AtomicU64; OPERATIONS]| {
                 self.shards.iter().map(|shard| of(shard)[i].load(Relaxed)).sum()
             };
             let mut times = Snapshot::default();
             self.shards.iter().for_each(|shard| times.add(&shard.times[i].snapshot()));
             OperationCounts {
-                operation: Operation(i as u8),
+                operation,
                 answered: sum(|shard| &shard.answered),
                 errors: sum(|shard| &shard.errors),
                 times,
@@ -220,17 +172,21 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
-    fn every_number_has_its_name_and_unknown_ones_share_one() {
-        for (number, name) in &OPERATIONS[..OPERATIONS.len() - 1] {
-            assert_eq!(Operation::of_opcode(*number).name(), *name);
+    fn each_operation_is_counted_once_by_its_name() {
+        let counts: Vec<_> = Requests::default().counts().collect();
+        let names: BTreeSet<_> = counts.iter().map(|count| count.operation.name()).collect();
+        assert_eq!((counts.len(), names.len()), (39, 39));
+        assert!(["read", "write", "control", "other"].iter().all(|name| names.contains(name)));
+        for opcode in (0..Opcode::COUNT).map(Opcode::at) {
+            let operation = Operation::of(opcode);
+            assert!(counts.iter().any(|count| count.operation == operation), "{opcode:?}");
+            assert_eq!(operation.name(), opcode.name().unwrap_or("other"));
         }
-        for number in [0, 7, 26, 62, 64, 4096, u32::MAX] {
-            assert_eq!(Operation::of_opcode(number).name(), "other", "{number}");
-        }
-        assert_eq!((Operation::READ.name(), Operation::WRITE.name()), ("read", "write"));
     }
 
     #[test]

@@ -7,12 +7,13 @@ use serde_json::json;
 
 use super::{Asker, Volume};
 use crate::engine::Unstored;
-use crate::fs::{Attributes, FileKind, ROOT_ID};
+use crate::error::{Errno, Result};
+use crate::fs::{Attributes, Entry, FileKind, PRIVATE_NAME, ROOT_ID};
 use crate::metrics::Operation;
 use crate::paths::plain_json;
 
 /// The control folder's name in the root; readdir does not list it.
-pub const CONTROL_NAME: &str = ".swapfs";
+pub const CONTROL_NAME: &str = PRIVATE_NAME;
 
 /// Days of writing that `stats.json` lists.
 const DAYS_SHOWN: usize = 30;
@@ -75,10 +76,24 @@ impl ControlNode {
         }
     }
 
-    /// The file of this name in the folder.
-    #[must_use]
-    pub fn of_name(name: &OsStr) -> Option<ControlNode> {
-        ControlNode::FILES.into_iter().find(|node| name == node.name())
+    /// The node that a name in a folder stands for, ENOENT included; `None` when it is none of the control folder's.
+    pub(super) fn of_name(parent: u64, name: &OsStr) -> Option<Result<ControlNode>> {
+        if parent == ROOT_ID && name == CONTROL_NAME {
+            return Some(Ok(ControlNode::Folder));
+        }
+        ControlNode::of_id(parent)?;
+        let mut files = ControlNode::FILES.into_iter();
+        Some(files.find(|node| name == node.name()).ok_or(Errno::ENOENT))
+    }
+
+    /// Refuses to change a node of the control folder.
+    pub(super) fn refuse(id: u64) -> Result<()> {
+        if ControlNode::of_id(id).is_some() { Err(Errno::EPERM) } else { Ok(()) }
+    }
+
+    /// Refuses to change the name of a node of the control folder, or to make one there.
+    pub(super) fn refuse_name(parent: u64, name: &OsStr) -> Result<()> {
+        if ControlNode::of_name(parent, name).is_some() { Err(Errno::EPERM) } else { Ok(()) }
     }
 
     /// Whether only the mount's owner and root may read it: it names partitions.
@@ -113,10 +128,14 @@ impl Volume {
         self.tree.attributes(ROOT_ID).is_ok_and(|root| root.mode & 0o005 == 0o005)
     }
 
+    /// What looking a control node up finds.
+    pub(super) fn control_entry(&self, node: ControlNode) -> Entry {
+        Entry { id: node.id(), generation: 0, attributes: self.control_attributes(node) }
+    }
+
     /// The attributes of a control node: of the size it has now, but for what only its owner may read, which
     /// has none, as files of proc(5).
-    #[must_use]
-    pub fn control_attributes(&self, node: ControlNode) -> Attributes {
+    pub(super) fn control_attributes(&self, node: ControlNode) -> Attributes {
         let now = SystemTime::now();
         let folder = node == ControlNode::Folder;
         // Being user 0 is not enough to read root's: with this mode the kernel asks for a capability.
@@ -222,5 +241,38 @@ impl Volume {
             "names": self.tree.known_count(),
             "operations": operations,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_control_folder_cannot_be_changed() {
+        let folder = ControlNode::Folder.id();
+        for (parent, name, expected) in [
+            (ROOT_ID, ".swapfs", Err(Errno::EPERM)),
+            (ROOT_ID, "swapfs", Ok(())),
+            (folder, "x", Err(Errno::EPERM)),
+            (ControlNode::Stats.id(), "x", Err(Errno::EPERM)),
+            (77, ".swapfs", Ok(())),
+        ] {
+            assert_eq!(ControlNode::refuse_name(parent, OsStr::new(name)), expected, "{name}");
+        }
+        assert_eq!(ControlNode::refuse(folder), Err(Errno::EPERM));
+        assert_eq!(ControlNode::refuse(ROOT_ID), Ok(()));
+    }
+
+    #[test]
+    fn names_and_ids_mean_the_same_node() {
+        for node in ControlNode::FILES {
+            assert_eq!(ControlNode::of_id(node.id()), Some(node));
+            let found = ControlNode::of_name(ControlNode::Folder.id(), OsStr::new(node.name()));
+            assert_eq!(found, Some(Ok(node)));
+            assert_eq!(ControlNode::of_name(ROOT_ID, OsStr::new(node.name())), None);
+        }
+        let lock = ControlNode::of_name(ControlNode::Folder.id(), OsStr::new("lock"));
+        assert_eq!(lock, Some(Err(Errno::ENOENT)));
     }
 }

@@ -53,12 +53,12 @@ fn without_set_ids(mode: u32, is_member: impl FnOnce() -> bool) -> u32 {
 }
 
 impl Volume {
-    /// Returns true when the asker may make set-group-id files of the group of this folder. Only older kernels leave that
-    /// to a filesystem.
+    /// Returns true when a file that the asker makes with this mode keeps its set-group-id bit if it gets the folder's
+    /// group. Only older kernels leave that to a filesystem. Looks at the asker only when there is such a bit.
     #[must_use]
-    pub fn keeps_set_group_id(&self, asker: Asker, folder: u64) -> bool {
-        asker.has(CapabilitySet::FSETID)
-            || self.tree.attributes(folder).is_ok_and(|folder| asker.is_in(folder.gid))
+    pub fn keeps_set_group_id(&self, asker: Asker, folder: u64, mode: u32) -> bool {
+        let is_member = || self.tree.attributes(folder).is_ok_and(|folder| asker.is_in(folder.gid));
+        mode & libc::S_ISGID != 0 && (asker.has(CapabilitySet::FSETID) || is_member())
     }
 
     /// Clears the set-user-id and set-group-id bits of a file that `asker`, who has not CAP_FSETID, changes. To be

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::rights::{Asker, Rights};
 use super::walks::{Asked, Pace, Walk};
-use super::{Answer, Stale, Volume};
+use super::{Answer, ControlNode, Stale, Volume};
 use crate::engine::Request;
 use crate::error::{Errno, Result};
 use crate::fs::{FileKind, ROOT_ID};
@@ -62,6 +62,9 @@ impl Volume {
     /// EINVAL for an unknown request, ENOBUFS for a swap-in larger than the pool less its reservations,
     /// EPERM for reservations by others than the mount's owner; nothing changes then.
     pub fn request(self: &Arc<Self>, id: u64, value: &[u8], asker: Asker, answer: Answer<()>) {
+        if let Err(errno) = ControlNode::refuse(id) {
+            return answer(Err(errno));
+        }
         let text = std::str::from_utf8(value).map(|text| text.trim_end_matches('\0'));
         let Ok(text) = text else {
             return answer(Err(Errno::EINVAL));

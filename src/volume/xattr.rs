@@ -8,7 +8,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::rights::{Asker, Rights};
-use super::{Answer, Volume};
+use super::{Answer, ControlNode, Volume};
 use crate::engine::{PartitionInfo, PartitionStatus};
 use crate::error::{Errno, Result};
 use crate::fs::{FileKind, ROOT_ID, XattrMode};
@@ -107,6 +107,9 @@ impl Volume {
     /// # Errors
     /// ENODATA when there is none; what the swap folder fails with.
     pub fn xattr(&self, id: u64, name: &OsStr, length_only: bool) -> Result<XattrAnswer> {
+        if ControlNode::of_id(id).is_some() {
+            return Err(Errno::ENODATA);
+        }
         filter(name.as_bytes())?;
         let Some(own) = own_name(name) else {
             if name == CAPABILITY_NAME && self.is_dirty(id) {
@@ -227,6 +230,9 @@ impl Volume {
     /// # Errors
     /// What the swap folder fails with.
     pub fn list_xattrs(&self, id: u64, asker: Asker) -> Result<Vec<u8>> {
+        if ControlNode::of_id(id).is_some() {
+            return Ok(Vec::new());
+        }
         let mut names = Vec::new();
         for name in self.tree.list_xattrs(id)?.split_inclusive(|byte| *byte == 0) {
             let bare = name.strip_suffix(b"\0").unwrap_or(name);
@@ -283,6 +289,7 @@ impl Volume {
     /// EPERM for names of swapfs's own that it never lists ([`REQUEST_NAME`] is [`Volume::request`]'s); what
     /// the swap folder fails with.
     pub fn set_xattr(&self, id: u64, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()> {
+        ControlNode::refuse(id)?;
         filter(name.as_bytes())?;
         if name.as_bytes().starts_with(SWAP_PREFIX.as_bytes()) {
             return ignore_change(own_name(name).unwrap_or_default());
@@ -297,6 +304,9 @@ impl Volume {
     pub fn set_capability(
         self: &Arc<Self>, id: u64, value: &[u8], mode: XattrMode, answer: Answer<()>,
     ) {
+        if let Err(errno) = ControlNode::refuse(id) {
+            return answer(Err(errno));
+        }
         let kind = self.tree.attributes(id).map(|attributes| attributes.kind);
         if kind != Ok(FileKind::Regular) {
             return answer(self.tree.set_xattr(id, OsStr::new(CAPABILITY_NAME), value, mode));
@@ -330,6 +340,7 @@ impl Volume {
     /// # Errors
     /// EPERM for names of swapfs's own that it never lists; ENODATA.
     pub fn remove_xattr(&self, id: u64, name: &OsStr) -> Result<()> {
+        ControlNode::refuse(id)?;
         filter(name.as_bytes())?;
         if name.as_bytes().starts_with(SWAP_PREFIX.as_bytes()) {
             return ignore_change(own_name(name).unwrap_or_default());

@@ -1,8 +1,8 @@
-//! The way to fuser: requests that the front does not answer itself go through a socket to an
-//! unmodified session of fuser, and what that answers comes back.
+//! The relay to fuser: a socket through which rare requests reach an unmodified session of fuser, and its answers come
+//! back.
 //!
-//! A packet socket keeps messages whole, as the device does. Its packets are limited in size, so
-//! requests that ask for long answers are made to ask for less before they are passed on.
+//! A packet socket keeps messages whole, as /dev/fuse does. Its packets are limited in size, so requests that ask for long
+//! answers are made to ask for less before they are passed on.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -16,35 +16,37 @@ use nix::sys::socket::{
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::abi::{DESTROY, InHeader, Opcode, OutHeader};
-use super::device::{Device, HEADER_BYTES, Reply};
+use super::abi::{InHeader, OutHeader};
+use super::channel::{Channel, HEADER_BYTES};
+use super::reply::Reply;
 use crate::metrics::Ticket;
+use crate::opcode::Opcode;
 
-/// Most bytes that a listing, or a read of the control folder, may answer with.
-pub(super) const LISTING_BYTES_MAX: u32 = 64 * 1024;
+/// Bytes of the longest answer to a listing, or to a read of a control file.
+const LISTING_BYTES_MAX: u32 = 64 * 1024;
 
 /// The largest message in either direction: an extended attribute's value of 64 KiB with names and headers.
 const MESSAGE_BYTES_MAX: usize = 80 * 1024;
 
-/// What the kernel adds to a packet's size when it compares it with the buffer's (`unix_dgram_sendmsg`).
+/// Bytes that the kernel adds to a packet when it compares its size with the buffer's (`unix_dgram_sendmsg`).
 const PACKET_OVERHEAD: usize = 32;
 
-/// Where in a READ, READDIR or READDIRPLUS the size stands: the third field of `fuse_read_in`.
+/// Where the size stands in a request with a `fuse_read_in`: its third field.
 const READ_SIZE_AT: std::ops::Range<usize> = 56..60;
 
-/// The descriptor that a request came from: its answer has to go there. And what counts it.
-type Origin = (Arc<Device>, Option<Ticket>);
+/// The channel that a request came from, which its answer has to go to, and the ticket that counts it.
+type Origin = (Arc<Channel>, Option<Ticket>);
 
-/// Our end of the socket.
+/// The front's end of the socket.
 #[derive(Debug)]
 pub(super) struct Relay {
     socket: OwnedFd,
-    /// Of the requests that are on their way.
+    /// The origins of the requests that fuser has not answered yet, by their unique ids.
     origins: DashMap<u64, Origin>,
 }
 
 impl Relay {
-    /// Makes the socket; the second end is fuser's.
+    /// Makes the socket. The second end returned is fuser's.
     ///
     /// # Errors
     /// When the system's limits do not let the longest message through.
@@ -52,31 +54,30 @@ impl Relay {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         for end in [&ours, &theirs] {
-            widen(end)?;
+            enlarge_buffer(end)?;
         }
         Ok((Relay { socket: ours, origins: DashMap::new() }, theirs))
     }
 
-    /// Passes a request on. Its answer will be sent to `device`.
+    /// Passes a request on to fuser. Its answer will be sent to `channel`.
     ///
     /// # Errors
-    /// When it cannot be passed: nobody will answer it then.
+    /// When it cannot be passed on. Nobody else answers it then.
     pub(super) fn pass(
-        &self, device: &Arc<Device>, header: &InHeader, headers: &mut [u8; HEADER_BYTES],
+        &self, channel: &Arc<Channel>, header: &InHeader, headers: &mut [u8; HEADER_BYTES],
         rest: &[u8], ticket: Option<Ticket>,
     ) -> Result<(), Errno> {
         let length = header.len as usize;
         if length > MESSAGE_BYTES_MAX {
             return Err(Errno::E2BIG);
         }
-        let asks_for_bytes = matches!(
-            Opcode::from(header.opcode),
-            Opcode::Read | Opcode::ReadDir | Opcode::ReadDirPlus
-        );
-        if asks_for_bytes && let Ok(size) = u32::read_from_bytes(&headers[READ_SIZE_AT]) {
+        let opcode = Opcode::of(header.opcode);
+        if opcode.has_answer_size()
+            && let Ok(size) = u32::read_from_bytes(&headers[READ_SIZE_AT])
+        {
             headers[READ_SIZE_AT].copy_from_slice(size.min(LISTING_BYTES_MAX).as_bytes());
         }
-        self.origins.insert(header.unique, (device.clone(), ticket));
+        self.origins.insert(header.unique, (channel.clone(), ticket));
         let parts = [IoSlice::new(&headers[..length.min(HEADER_BYTES)]), IoSlice::new(rest)];
         self.send(&parts).inspect_err(|_| {
             self.origins.remove(&header.unique);
@@ -93,10 +94,11 @@ impl Relay {
         }
     }
 
-    /// Ends fuser's session: each of its threads ends with the one such message that it takes.
+    /// Ends fuser's session. Each of its threads ends when it takes one such message.
     pub(super) fn end(&self, threads: usize) {
         let mut message = InHeader::new_zeroed();
-        (message.len, message.opcode) = (size_of::<InHeader>() as u32, DESTROY);
+        message.len = size_of::<InHeader>() as u32;
+        message.opcode = Opcode::Destroy.number();
         for _ in 0..threads {
             if let Err(errno) = self.send(&[IoSlice::new(message.as_bytes())]) {
                 log::debug!("ending the session: {errno}");
@@ -104,12 +106,11 @@ impl Relay {
         }
     }
 
-    /// Carries answers and notifications back, until fuser's end has been closed. `device` is where
-    /// notifications go.
-    pub(super) fn carry_back(&self, device: &Arc<Device>) {
+    /// Carries answers and notifications back until fuser's end has been closed. Notifications go to `channel`.
+    pub(super) fn carry_back(&self, channel: &Arc<Channel>) {
         let mut buffer = vec![0; MESSAGE_BYTES_MAX];
         loop {
-            match self.carry_one(device, &mut buffer, MsgFlags::empty()) {
+            match self.carry_one(channel, &mut buffer, MsgFlags::empty()) {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(errno) => {
@@ -120,13 +121,13 @@ impl Relay {
     }
 
     /// Carries one message back if there is one.
-    pub(super) fn carry_waiting(&self, device: &Arc<Device>) -> Result<bool, Errno> {
-        self.carry_one(device, &mut vec![0; MESSAGE_BYTES_MAX], MsgFlags::MSG_DONTWAIT)
+    pub(super) fn carry_waiting(&self, channel: &Arc<Channel>) -> Result<bool, Errno> {
+        self.carry_one(channel, &mut vec![0; MESSAGE_BYTES_MAX], MsgFlags::MSG_DONTWAIT)
     }
 
-    /// False when there will be no more.
+    /// Carries one message back. Returns false when there will be no more.
     fn carry_one(
-        &self, device: &Arc<Device>, buffer: &mut [u8], flags: MsgFlags,
+        &self, channel: &Arc<Channel>, buffer: &mut [u8], flags: MsgFlags,
     ) -> Result<bool, Errno> {
         let length = match recv(self.socket.as_raw_fd(), buffer, flags) {
             Ok(0) | Err(Errno::ECONNRESET) => return Ok(false),
@@ -142,25 +143,24 @@ impl Relay {
         let (origin, ticket) =
             self.origins.remove(&header.unique).map(|(_, origin)| origin).unzip();
         let ticket = ticket.flatten();
-        // Notifications (0) belong to no request; so does the answer to the message that ends a session,
-        // which is no notification because it has no kind.
-        let device = match (&origin, header.unique) {
+        // A notification has the id 0 and a kind. The answer to a message of `end` has neither an origin nor a kind.
+        let channel = match (&origin, header.unique) {
             (Some(origin), _) => origin,
-            (None, 0) if header.error != 0 => device,
+            (None, 0) if header.error != 0 => channel,
             (None, _) => return Ok(true),
         };
-        ticket.iter().for_each(|ticket| device.watch.answering(ticket, header.error));
-        let sent = device.send_raw(&[IoSlice::new(message)]);
+        ticket.iter().for_each(|ticket| channel.watch.answering(ticket, header.error));
+        let sent = channel.send_raw(&[IoSlice::new(message)]);
         if let Some(ticket) = ticket {
-            device.watch.answered(ticket, header.error, length - size_of::<OutHeader>());
+            channel.watch.answered(ticket, header.error, length - size_of::<OutHeader>());
         }
         match sent {
             Ok(()) | Err(Errno::ENOENT | Errno::ENODEV) => {}
             Err(errno) => {
                 log::error!("an answer of {length} bytes was refused: {errno}");
                 if header.unique != 0 {
-                    // The request is still waiting, and nobody else will answer it.
-                    Reply::new(device, header.unique, None).error(Errno::EIO);
+                    // The request still waits, and nobody else answers it.
+                    Reply::new(channel, header.unique, None).error(Errno::EIO);
                 }
             }
         }
@@ -168,18 +168,18 @@ impl Relay {
     }
 }
 
-/// Makes sure that the longest message fits.
-fn widen(end: &OwnedFd) -> io::Result<()> {
-    let room = |end: &OwnedFd| getsockopt(end, sockopt::SndBuf);
+/// Makes the buffer large enough for the longest message.
+fn enlarge_buffer(end: &OwnedFd) -> io::Result<()> {
+    let buffer = |end: &OwnedFd| getsockopt(end, sockopt::SndBuf);
     let needed = MESSAGE_BYTES_MAX + PACKET_OVERHEAD;
-    if room(end)? < needed {
+    if buffer(end)? < needed {
         // The first is limited by a setting, the second needs a privilege.
         setsockopt(end, sockopt::SndBuf, &needed)?;
-        if room(end)? < needed {
+        if buffer(end)? < needed {
             let _ = setsockopt(&end.as_fd(), sockopt::SndBufForce, &needed);
         }
     }
-    if room(end)? < needed {
+    if buffer(end)? < needed {
         return Err(io::Error::other(format!(
             "net.core.wmem_max is too small: {needed} bytes are needed"
         )));
@@ -195,7 +195,7 @@ mod tests {
     fn the_longest_message_passes_and_longer_ones_are_refused() {
         let (relay, theirs) = Relay::new().unwrap();
         let null = std::fs::File::open("/dev/null").unwrap();
-        let device = Device::new(null.into(), Arc::default());
+        let channel = Channel::new(null.into(), Arc::default());
         let mut header = InHeader::new_zeroed();
         header.unique = 6;
         for (length, expected) in
@@ -203,7 +203,7 @@ mod tests {
         {
             header.len = length as u32;
             let rest = vec![1; length.saturating_sub(HEADER_BYTES)];
-            let passed = relay.pass(&device, &header, &mut [0; HEADER_BYTES], &rest, None);
+            let passed = relay.pass(&channel, &header, &mut [0; HEADER_BYTES], &rest, None);
             assert_eq!(passed, expected, "{length}");
             if expected.is_ok() {
                 let mut taken = vec![0; MESSAGE_BYTES_MAX + 1];
@@ -216,13 +216,14 @@ mod tests {
     #[test]
     fn listings_are_asked_for_in_pieces_that_fit() {
         let (relay, theirs) = Relay::new().unwrap();
-        let device = Device::new(std::fs::File::open("/dev/null").unwrap().into(), Arc::default());
+        let channel =
+            Channel::new(std::fs::File::open("/dev/null").unwrap().into(), Arc::default());
         let mut header = InHeader::new_zeroed();
-        (header.len, header.opcode) = (80, 28);
+        (header.len, header.opcode) = (80, Opcode::ReadDir.number());
         for (asked, passed) in [(4096, 4096), (1 << 20, LISTING_BYTES_MAX)] {
             let mut headers = [0; HEADER_BYTES];
             headers[READ_SIZE_AT].copy_from_slice(u32::as_bytes(&asked));
-            relay.pass(&device, &header, &mut headers, &[], None).unwrap();
+            relay.pass(&channel, &header, &mut headers, &[], None).unwrap();
             let mut taken = [0; HEADER_BYTES];
             assert_eq!(recv(theirs.as_raw_fd(), &mut taken, MsgFlags::empty()), Ok(80));
             assert_eq!(u32::read_from_bytes(&taken[READ_SIZE_AT]), Ok(passed));

@@ -1,20 +1,22 @@
-//! SETXATTR: attributes of the user's, requests, and access control lists.
+//! Extended attributes: GETXATTR, LISTXATTR, SETXATTR, REMOVEXATTR.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use super::Front;
-use super::abi::{InHeader, SETXATTR_ACL_KILL_SGID, SetXattrExt, SetXattrIn};
-use super::device::Reply;
-use super::hot::decode;
+use super::abi::{
+    GetXattrIn, GetXattrOut, InHeader, SETXATTR_ACL_KILL_SGID, SetXattrExt, SetXattrIn, decode,
+    name,
+};
+use super::front::Front;
+use super::reply::Reply;
 use crate::error::{Errno, Result};
 use crate::fs::XattrMode;
-use crate::volume::{CAPABILITY_NAME, ControlNode, REQUEST_NAME};
+use crate::volume::{CAPABILITY_NAME, REQUEST_NAME, XattrAnswer};
 
-/// The list that the mode is a part of.
+/// The access control list that the mode is a part of.
 const ACCESS_ACL_NAME: &str = "system.posix_acl_access";
 
-/// What is to be set.
+/// What a SETXATTR sets.
 #[derive(Debug, PartialEq, Eq)]
 struct Setting<'a> {
     name: &'a OsStr,
@@ -24,8 +26,8 @@ struct Setting<'a> {
 }
 
 impl<'a> Setting<'a> {
-    /// Reads a request, whose head is the longer one if `extended`. It has to bring a name, and as many bytes as it
-    /// says.
+    /// Decodes the arguments, which begin with the longer structure if `extended`. They must bring a name, and as many
+    /// bytes as they claim.
     fn parse(arguments: &'a [u8], extended: bool) -> Result<Self> {
         let (set, rest) = decode::<SetXattrIn>(arguments)?;
         let (more, rest) = match extended {
@@ -39,7 +41,7 @@ impl<'a> Setting<'a> {
             return Err(Errno::EINVAL);
         }
         let name = OsStr::from_bytes(&rest[..end]);
-        // The kernel says so of default ACLs, too, which change no mode.
+        // The kernel sets the flag for default ACLs, too, which change no mode.
         let kills = more.setxattr_flags & SETXATTR_ACL_KILL_SGID != 0;
         let kills_set_group_id = kills && name == ACCESS_ACL_NAME;
         Ok(Self { name, value, flags: set.flags, kills_set_group_id })
@@ -47,28 +49,25 @@ impl<'a> Setting<'a> {
 }
 
 impl Front {
-    /// Bytes of what stands before the name in a SETXATTR.
+    /// Bytes before the name in a SETXATTR.
     pub(super) fn xattr_head_bytes(&self) -> usize {
-        let more = if self.agreed.extended_setxattr() { size_of::<SetXattrExt>() } else { 0 };
+        let more = if self.negotiated.extended_setxattr() { size_of::<SetXattrExt>() } else { 0 };
         size_of::<SetXattrIn>() + more
     }
 
     pub(super) fn set_xattr(&self, header: &InHeader, arguments: &[u8], reply: Reply) {
         let id = header.nodeid;
-        if ControlNode::of_id(id).is_some() {
-            return reply.error(Errno::EPERM);
-        }
-        let setting = match Setting::parse(arguments, self.agreed.extended_setxattr()) {
+        let setting = match Setting::parse(arguments, self.negotiated.extended_setxattr()) {
             Ok(setting) => setting,
             Err(errno) => return reply.error(errno),
         };
         let Setting { name, value, .. } = setting;
         if name == REQUEST_NAME {
-            return self.volume.request(id, value, header.asker(), Self::empty(reply));
+            return self.volume.request(id, value, header.asker(), reply.when_done());
         }
         let set = match XattrMode::from_flags(setting.flags) {
             Ok(mode) if name == CAPABILITY_NAME => {
-                return self.volume.set_capability(id, value, mode, Self::empty(reply));
+                return self.volume.set_capability(id, value, mode, reply.when_done());
             }
             mode => mode.and_then(|mode| self.volume.set_xattr(id, name, value, mode)),
         };
@@ -76,10 +75,49 @@ impl Front {
             true => self.volume.drop_set_group_id(id),
             false => Ok(()),
         });
-        match set {
-            Ok(()) => reply.empty(),
+        reply.done(set);
+    }
+
+    pub(super) fn remove_xattr(&self, header: &InHeader, arguments: &[u8], reply: Reply) {
+        let id = header.nodeid;
+        reply.done(name(arguments).and_then(|name| self.volume.remove_xattr(id, name)));
+    }
+
+    pub(super) fn get_xattr(&self, header: &InHeader, arguments: &[u8], reply: Reply) {
+        let id = header.nodeid;
+        let asked = decode::<GetXattrIn>(arguments)
+            .and_then(|(asked, rest)| Ok((asked.size, name(rest)?)))
+            .and_then(|(size, name)| Ok((size, self.volume.xattr(id, name, size == 0)?)));
+        match asked {
+            Ok((size, XattrAnswer::Value(value))) => answer(Ok(value), size, reply),
+            Ok((size, XattrAnswer::Wait)) => {
+                let answer = Box::new(move |result| answer(result, size, reply));
+                self.volume.wait(header.user(), id, answer);
+            }
             Err(errno) => reply.error(errno),
         }
+    }
+
+    pub(super) fn list_xattrs(&self, header: &InHeader, arguments: &[u8], reply: Reply) {
+        match decode::<GetXattrIn>(arguments) {
+            Ok((asked, _)) => {
+                let names = self.volume.list_xattrs(header.nodeid, header.asker());
+                answer(names, asked.size, reply);
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+}
+
+/// Answers with a value, with its length when the client has no room for any (`size` 0), or with ERANGE.
+fn answer(value: Result<Vec<u8>>, size: u32, reply: Reply) {
+    match value {
+        Ok(value) if size == 0 => {
+            reply.result(Ok(GetXattrOut { size: value.len() as u32, padding: 0 }));
+        }
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.bytes(&[&value]),
+        Err(errno) => reply.error(errno),
     }
 }
 

@@ -1,14 +1,18 @@
-//! The kernel's request and reply structures, as far as the front itself reads or writes them.
+//! The kernel's request and reply structures, as far as the front reads or writes them.
 //!
 //! Layouts as in the kernel's `include/uapi/linux/fuse.h`; they have not changed since protocol 7.23
 //! ([`MINOR_MIN`]). Numbers are in the machine's own byte order.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::error::{Errno, Result};
 use crate::shares::User;
 use crate::volume::Asker;
 
-/// The only major version that Linux has ever spoken.
+/// The only major version that Linux has ever had.
 pub(super) const MAJOR: u32 = 7;
 
 /// The oldest protocol whose structures are these, and which can clone a session's descriptor (Linux 4.2).
@@ -18,7 +22,7 @@ pub(super) const MINOR_MIN: u32 = 23;
 pub(super) const WRITE_CACHE: u32 = 1 << 0;
 /// FUSE_WRITE_KILL_SUIDGID: drop the set-user-id and set-group-id bits.
 pub(super) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
-/// FUSE_OPEN_KILL_SUIDGID: drop them when the file is truncated by opening it.
+/// FUSE_OPEN_KILL_SUIDGID: drop the set-user-id and set-group-id bits of a file that is truncated by opening it.
 pub(super) const OPEN_KILL_SUIDGID: u32 = 1;
 /// FUSE_FSYNC_FDATASYNC: leave out attributes that are not needed to read the data back.
 pub(super) const FSYNC_FDATASYNC: u32 = 1 << 0;
@@ -29,68 +33,18 @@ pub(super) const NOTIFY_INVAL_INODE: i32 = 2;
 /// FUSE_NOTIFY_PRUNE (Linux 6.18).
 pub(super) const NOTIFY_PRUNE: i32 = 9;
 
-/// Requests that the front looks at; every other number is passed on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Opcode {
-    Lookup,
-    Forget,
-    GetAttr,
-    SetAttr,
-    Unlink,
-    Open,
-    Read,
-    Write,
-    Release,
-    Fsync,
-    SetXattr,
-    GetXattr,
-    Flush,
-    Create,
-    Init,
-    ReadDir,
-    Interrupt,
-    Destroy,
-    Ioctl,
-    BatchForget,
-    ReadDirPlus,
-    TmpFile,
-    Statx,
-    Other,
+/// Decodes the structure that arguments begin with; returns what follows it, too.
+pub(super) fn decode<T: FromBytes>(arguments: &[u8]) -> Result<(T, &[u8])> {
+    T::read_from_prefix(arguments).map_err(|_| Errno::EINVAL)
 }
 
-impl From<u32> for Opcode {
-    fn from(number: u32) -> Opcode {
-        match number {
-            1 => Opcode::Lookup,
-            2 => Opcode::Forget,
-            3 => Opcode::GetAttr,
-            4 => Opcode::SetAttr,
-            10 => Opcode::Unlink,
-            14 => Opcode::Open,
-            15 => Opcode::Read,
-            16 => Opcode::Write,
-            18 => Opcode::Release,
-            20 => Opcode::Fsync,
-            21 => Opcode::SetXattr,
-            22 => Opcode::GetXattr,
-            25 => Opcode::Flush,
-            26 => Opcode::Init,
-            28 => Opcode::ReadDir,
-            35 => Opcode::Create,
-            36 => Opcode::Interrupt,
-            DESTROY => Opcode::Destroy,
-            39 => Opcode::Ioctl,
-            42 => Opcode::BatchForget,
-            44 => Opcode::ReadDirPlus,
-            51 => Opcode::TmpFile,
-            52 => Opcode::Statx,
-            _ => Opcode::Other,
-        }
+/// Decodes a name, which ends with a NUL.
+pub(super) fn name(bytes: &[u8]) -> Result<&OsStr> {
+    match bytes.strip_suffix(&[0]) {
+        Some(name) if !name.is_empty() && !name.contains(&0) => Ok(OsStr::from_bytes(name)),
+        _ => Err(Errno::EINVAL),
     }
 }
-
-/// FUSE_DESTROY.
-pub(super) const DESTROY: u32 = 38;
 
 /// `struct fuse_in_header`.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -113,7 +67,7 @@ impl InHeader {
         User::new(self.uid, self.pid)
     }
 
-    /// As one of whom rights are asked.
+    /// Who asks, as one whose rights are looked up.
     pub(super) fn asker(&self) -> Asker {
         Asker { uid: self.uid, gid: self.gid, pid: self.pid }
     }
@@ -124,7 +78,7 @@ impl InHeader {
 #[repr(C)]
 pub(super) struct OutHeader {
     pub(super) len: u32,
-    /// A negative errno; in a notification (`unique` 0) its kind.
+    /// A negative errno; the kind of a notification (`unique` 0).
     pub(super) error: i32,
     pub(super) unique: u64,
 }
@@ -137,7 +91,7 @@ pub(super) struct InitIn {
     pub(super) minor: u32,
 }
 
-/// `struct fuse_read_in`; also what READDIR and READDIRPLUS bring.
+/// `struct fuse_read_in`: of READ, READDIR and READDIRPLUS.
 #[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub(super) struct ReadIn {
@@ -193,7 +147,7 @@ pub(super) struct CreateIn {
 #[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub(super) struct SetAttrIn {
-    /// Of [`fattr`].
+    /// A set of [`fattr`]'s bits.
     pub(super) valid: u32,
     pub(super) padding: u32,
     pub(super) fh: u64,
@@ -212,7 +166,7 @@ pub(super) struct SetAttrIn {
     pub(super) unused5: u32,
 }
 
-/// FATTR_*: which fields of [`SetAttrIn`] mean something.
+/// FATTR_*: bits that say which fields of [`SetAttrIn`] are valid.
 pub(super) mod fattr {
     pub(in super::super) const MODE: u32 = 1 << 0;
     pub(in super::super) const UID: u32 = 1 << 1;
@@ -223,7 +177,7 @@ pub(super) mod fattr {
     pub(in super::super) const FH: u32 = 1 << 6;
     pub(in super::super) const ATIME_NOW: u32 = 1 << 7;
     pub(in super::super) const MTIME_NOW: u32 = 1 << 8;
-    /// The asker may not leave set-user-id and set-group-id bits as they are.
+    /// Drop the set-user-id and set-group-id bits: the asker has not CAP_FSETID.
     pub(in super::super) const KILL_SUIDGID: u32 = 1 << 11;
 }
 
@@ -236,8 +190,8 @@ pub(super) struct OpenOut {
     pub(super) backing_id: u32,
 }
 
-/// What `fuse_release_in`, `fuse_flush_in` and `fuse_fsync_in` begin with: the second number holds the
-/// flags of open, nothing, and the flags of the sync.
+/// The beginning of `fuse_release_in`, `fuse_flush_in` and `fuse_fsync_in`. The second number holds the flags of open,
+/// nothing, and the flags of the sync.
 #[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub(super) struct HandleIn {
@@ -254,7 +208,7 @@ pub(super) struct SetXattrIn {
     pub(super) flags: u32,
 }
 
-/// What follows it where the kernel has.
+/// What follows [`SetXattrIn`] where the kernel has FUSE_SETXATTR_EXT.
 #[derive(Debug, Clone, Copy, Default, FromBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub(super) struct SetXattrExt {
@@ -285,7 +239,7 @@ pub(super) struct ForgetIn {
     pub(super) lookups: u64,
 }
 
-/// `struct fuse_batch_forget_in`; that many [`ForgetOne`] follow.
+/// `struct fuse_batch_forget_in`; `count` [`ForgetOne`] follow.
 #[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub(super) struct BatchForgetIn {
@@ -417,7 +371,7 @@ mod tests {
 
     use super::*;
 
-    /// Sizes and offsets as a C compiler gives them for the kernel's header.
+    /// Sizes and offsets as a C compiler computes them from the kernel's header.
     #[test]
     fn structures_are_laid_out_as_the_kernels() {
         assert_eq!(size_of::<InHeader>(), 40);
@@ -453,5 +407,20 @@ mod tests {
         assert_eq!((offset_of!(Statx, mode), offset_of!(Statx, ino)), (28, 32));
         assert_eq!((offset_of!(Statx, atime), offset_of!(Statx, rdev_major)), (64, 128));
         assert_eq!(offset_of!(StatxOut, stat), 32);
+    }
+
+    #[test]
+    fn names_end_with_one_nul() {
+        assert_eq!(name(b"a\0"), Ok(OsStr::new("a")));
+        for bad in [&b""[..], b"\0", b"a", b"a\0b\0", b"a\0\0"] {
+            assert_eq!(name(bad), Err(Errno::EINVAL), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn short_structures_are_refused() {
+        assert!(decode::<ReadIn>(&[0; 39]).is_err());
+        let (read, rest) = decode::<ReadIn>(&[1; 41]).unwrap();
+        assert_eq!((read.size, rest), (0x0101_0101, &[1][..]));
     }
 }
