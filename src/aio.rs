@@ -25,6 +25,7 @@ mod tail;
 pub mod threads;
 pub mod uring;
 mod waiting;
+mod worker;
 
 pub use open::open_device;
 pub(crate) use open::refusal;

@@ -18,7 +18,6 @@ use super::super::counters::Counters;
 use super::super::device::{
     Action, Completion, CompletionSink, Geometry, PromptReads, Transfer, Wait,
 };
-use super::super::threads::check;
 use super::setup::{NewRing, make_ring, slice_index};
 use super::table::Table;
 use crate::error::{Errno, errno_of};
@@ -176,7 +175,7 @@ impl Prompt {
         }
         let (mut taken, mut at) = (0, 0);
         while at < batch.len() {
-            check(&batch[at], self.geometry);
+            batch[at].check(self.geometry);
             if self.table.room().transfers == 0 || parts(&batch[at]).is_none() {
                 at += 1;
                 continue;

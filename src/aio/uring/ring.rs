@@ -186,7 +186,7 @@ impl Ring {
         for id in self.inbox.forgotten.drain(..) {
             self.files.forget(&self.ring.submitter(), id);
         }
-        let late = self.inbox.refused.drain(..);
+        let late = self.inbox.late.drain(..);
         self.done.extend(late.map(|transfer| refused(transfer, errno)));
     }
 
