@@ -4,7 +4,8 @@
 //! called back with [`device::Completion`]s. Everything that knows io_uring, descriptors or O_DIRECT
 //! is on this side of it.
 //!
-//! [`open_device`] chooses between the devices of production, [`uring`] and [`threads`]. [`null`] moves nothing, for
+//! [`open_device`] chooses between the devices of production, [`uring`] and [`threads`], and puts [`whole`] around
+//! it, which continues short transfers. [`null`] moves nothing, for
 //! benchmarks. With the feature `testing` there are two more: `memory` has its files in memory, and `fault` makes
 //! another device fail on purpose.
 
@@ -25,6 +26,7 @@ mod tail;
 pub mod threads;
 pub mod uring;
 mod waiting;
+pub mod whole;
 mod worker;
 
 pub use open::open_device;

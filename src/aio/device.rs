@@ -111,7 +111,8 @@ impl Transfer {
 pub struct Completion {
     /// The transfer, its leases with it.
     pub transfer: Transfer,
-    /// Bytes moved (0 for a sync). Fewer than asked is a short transfer; the engine decides what it means.
+    /// Bytes moved (0 for a sync). Fewer than asked is a short transfer. [`Whole`](super::whole::Whole) continues these,
+    /// so that above it only reads that met the end of their file are short.
     pub result: Result<usize>,
 }
 

@@ -5,3 +5,4 @@ mod fault;
 mod harness;
 mod memlock;
 mod uring;
+mod whole;

@@ -56,10 +56,8 @@ struct Flight {
     file: Arc<dyn BackingFile>,
     /// The file's; 1 once the transfer was sent through the page cache instead.
     alignment: usize,
-    /// Where the transfer's first attempt begins in the file.
+    /// Where the transfer begins in the file.
     start: u64,
-    /// What earlier attempts moved, from `start` on.
-    front: Option<WriteLease>,
 }
 
 /// Whose memory a transfer uses.
@@ -116,7 +114,6 @@ impl Router {
                     file: Arc::clone(file),
                     alignment: op.alignment(),
                     start: piece.start,
-                    front: None,
                 };
                 batch.push(self.take_off(flight, lease));
             }
@@ -129,11 +126,9 @@ impl Router {
         Bounce::request(self, requests);
     }
 
-    /// A transfer of what is still to move of a flight: `lease`, behind its front.
+    /// A flight's transfer, of the bytes of `lease`.
     fn take_off(&self, flight: Flight, lease: WriteLease) -> Transfer {
-        let moved = flight.front.as_ref().map_or(0, WriteLease::len);
-        let offset = flight.start + moved as u64;
-        let file = Arc::clone(&flight.file);
+        let (offset, file) = (flight.start, Arc::clone(&flight.file));
         let action = match flight.op.direction() {
             Direction::Read => Action::Read(lease),
             Direction::Write => Action::Write(lease.downgrade()),
@@ -185,7 +180,6 @@ impl Router {
             file: op.file(),
             alignment: op.alignment(),
             start,
-            front: None,
         };
         let transfer = self.take_off(flight, lease);
         self.submit(vec![transfer]);
@@ -218,42 +212,22 @@ impl Router {
         self.submit(batch);
     }
 
-    /// Judges what one attempt moved; the next one, if there is more to do.
+    /// Ends a flight, unless its file takes no direct transfers: then returns one through the page cache.
     fn land(
-        self: &Arc<Self>, mut flight: Flight, lease: WriteLease, result: Result<usize, Errno>,
+        self: &Arc<Self>, flight: Flight, lease: WriteLease, result: Result<usize, Errno>,
     ) -> Option<Transfer> {
-        let before = flight.front.as_ref().map_or(0, WriteLease::len);
-        let at = flight.start + before as u64;
-        let moved = match result {
+        let at = flight.start;
+        let result = match result {
             Err(Errno::EINVAL) if flight.alignment > 1 => return self.detour(flight, lease),
-            Err(errno) => {
-                self.arrive(flight, lease, Err(ErrorKind::Transfer { at, errno }));
-                return None;
-            }
-            Ok(moved) => moved,
+            Err(errno) => Err(ErrorKind::Transfer { at, errno }),
+            Ok(moved) if at + moved as u64 >= flight.piece.end => Ok(()),
+            Ok(moved) => Err(ErrorKind::Short { at: at + moved as u64 }),
         };
-        if at + moved as u64 >= flight.piece.end {
-            self.arrive(flight, lease, Ok(()));
-            return None;
-        }
-        // Continued where the next attempt is aligned; the page cache can do without.
-        let kept = moved / flight.alignment * flight.alignment;
-        if kept == 0 && moved > 0 {
-            return self.detour(flight, lease);
-        }
-        if kept == 0 {
-            self.arrive(flight, lease, Err(ErrorKind::Short { at }));
-            return None;
-        }
-        let (moved, rest) = lease.split_front(kept);
-        flight.front = Some(match flight.front.take() {
-            Some(front) => front.join(moved),
-            None => moved,
-        });
-        Some(self.take_off(flight, rest))
+        self.arrive(flight, lease, result);
+        None
     }
 
-    /// Sends a flight's rest through the page cache, where anything is aligned.
+    /// Sends a flight through the page cache, where anything is aligned.
     fn detour(&self, mut flight: Flight, lease: WriteLease) -> Option<Transfer> {
         match flight.op.buffered() {
             Ok(file) => {
@@ -268,14 +242,10 @@ impl Router {
         }
     }
 
-    /// The last attempt is over: bytes to where they belong, memory back.
+    /// A flight is over: bytes to where they belong, memory back.
     fn arrive(&self, flight: Flight, lease: WriteLease, result: Result<(), ErrorKind>) {
-        let Flight { op, piece, memory, start, front, file, .. } = flight;
+        let Flight { op, piece, memory, start, file, .. } = flight;
         drop(file);
-        let lease = match front {
-            Some(front) => front.join(lease),
-            None => lease,
-        };
         let result = result.map(|()| piece.end - piece.start);
         match memory {
             Ground::Tensor(_) => op.piece_done(Some(lease), result),
@@ -293,7 +263,7 @@ impl Router {
     }
 }
 
-/// The device's way back. (A type of its own, because continuing takes an `Arc` of the router.)
+/// The device's way back. (A type of its own, because the page cache's detour takes an `Arc` of the router.)
 struct Sink(Arc<Router>);
 
 impl CompletionSink for Sink {
