@@ -304,26 +304,19 @@ impl State {
         if !self.active() {
             return None;
         }
-        let plan = self.plan;
-        match transfer.action {
-            Action::Read(_) if self.random.chance(plan.read_error) => {
-                self.counts.read_error += 1;
-                Some(Errno::EIO)
-            }
-            Action::Write(_) if self.random.chance(plan.write_error) => {
-                self.counts.write_error += 1;
-                Some(Errno::EIO)
-            }
-            Action::Write(_) if self.random.chance(plan.write_no_space) => {
-                self.counts.write_no_space += 1;
-                Some(Errno::ENOSPC)
-            }
-            Action::Sync { .. } if self.random.chance(plan.sync_error) => {
-                self.counts.sync_error += 1;
-                Some(Errno::EIO)
-            }
-            Action::Read(_) | Action::Write(_) | Action::Sync { .. } => None,
-        }
+        let State { plan, counts, random, .. } = self;
+        let faults: &mut [(f64, &mut u64, Errno)] = match transfer.action {
+            Action::Read(_) => &mut [(plan.read_error, &mut counts.read_error, Errno::EIO)],
+            Action::Write(_) => &mut [
+                (plan.write_error, &mut counts.write_error, Errno::EIO),
+                (plan.write_no_space, &mut counts.write_no_space, Errno::ENOSPC),
+            ],
+            Action::Sync { .. } => &mut [(plan.sync_error, &mut counts.sync_error, Errno::EIO)],
+        };
+        let fault = faults.iter_mut().find(|(probability, ..)| random.chance(*probability));
+        let (_, count, errno) = fault?;
+        **count += 1;
+        Some(*errno)
     }
 
     /// What the device inside gets to do: a prefix, if the transfer is to be short.

@@ -2,7 +2,6 @@
 //! measured over it is everything but a device.
 
 use std::any::Any;
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -11,6 +10,7 @@ use std::time::SystemTime;
 
 use super::device::{Action, BackingFile, FileStatus, Geometry, Transfer};
 use super::file::next_id;
+use super::waiting::Waiting;
 use super::worker::{Work, Workers};
 use crate::error::{Errno, Result};
 
@@ -48,12 +48,12 @@ impl NullDevice {
         if !options.alignment.is_power_of_two() {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
-        Self::start(Null(options), VecDeque::new(), ["swapfs-null".to_owned()]).map(Arc::new)
+        Self::start(Null(options), Waiting::default(), ["swapfs-null".to_owned()]).map(Arc::new)
     }
 }
 
 impl Work for Null {
-    type Order = VecDeque<Transfer>;
+    type Order = Waiting;
 
     const ENGINE: &'static str = "null";
 
@@ -152,50 +152,5 @@ impl BackingFile for NullFile {
 
     fn sync(&self, _data_only: bool) -> Result<()> {
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::aio::device::{Completion, CompletionSink, Device};
-    use crate::pool::{ArenaOptions, SoleArena};
-
-    struct Sink(crossbeam_channel::Sender<Completion>);
-
-    impl CompletionSink for Sink {
-        fn complete(&self, done: &mut Vec<Completion>) {
-            done.drain(..).for_each(|completion| self.0.send(completion).unwrap());
-        }
-    }
-
-    #[test]
-    fn everything_completes_and_reads_are_zeros() {
-        let device = NullDevice::new(NullOptions { alignment: 512, clear: true }).unwrap();
-        let (sender, completions) = crossbeam_channel::unbounded();
-        device.connect(Arc::new(Sink(sender)));
-        let options = ArenaOptions { size: 8192, pin_memory: false, huge_pages: false };
-        let (_sole, mut lease) = SoleArena::new(options).unwrap();
-        lease.fill(7);
-        let (front, back) = lease.split_front(4096);
-        let file = Arc::new(NullFile::new(8192));
-        let transfer = |token, action| Transfer { token, action, file: file.clone(), offset: 6144 };
-        device.submit(&mut vec![
-            transfer(1, Action::Read(front)),
-            transfer(2, Action::Write(back.downgrade())),
-            transfer(3, Action::Sync { data_only: true }),
-        ]);
-        for (token, bytes) in [(1, 4096), (2, 4096), (3, 0)] {
-            let completion = completions.recv().unwrap();
-            assert_eq!((completion.transfer.token, completion.result), (token, Ok(bytes)));
-            if let Action::Read(lease) = completion.transfer.action {
-                assert!(lease.iter().all(|byte| *byte == 0));
-            }
-        }
-        assert_eq!(device.stats().read_bytes, 4096);
-        assert_eq!(file.status().unwrap().size, 6144 + 4096, "as long as what was written");
-        device.shutdown();
-        device.submit(&mut vec![transfer(4, Action::Sync { data_only: true })]);
-        assert_eq!(completions.recv().unwrap().result, Err(Errno::ENODEV));
     }
 }

@@ -4,6 +4,7 @@
 //! Submitters push into a lane and wake its thread only when that sleeps; everything else happens
 //! on the thread, which is the only one to touch its ring.
 
+mod entry;
 mod files;
 mod lane;
 mod prompt;

@@ -29,17 +29,10 @@ struct Sink {
     /// The device inside, which knows this sink.
     inner: Weak<dyn Device>,
     alignment: usize,
-    /// Transfers whose rest is under way: few, and not for long.
-    begun: Mutex<Vec<Begun>>,
+    /// Transfers whose rest is under way, with what has been moved of them: few, and not for long.
+    begun: Mutex<Vec<(Identity, Action)>>,
     /// Their number. It is looked at without the lock, which a completion takes only when it is not zero.
     count: AtomicUsize,
-}
-
-/// A transfer whose rest is under way.
-struct Begun {
-    rest: Identity,
-    /// What has been moved of it.
-    front: Action,
 }
 
 /// What a transfer is known by when it comes back: its token, place in the file and memory. Tokens alone are not enough,
@@ -137,8 +130,8 @@ impl Sink {
         let Completion { transfer, result } = completion;
         let returned = identity(&transfer);
         let mut begun = self.begun.lock();
-        let found = begun.iter().position(|begun| begun.rest == returned);
-        let front = found.map(|at| begun.swap_remove(at).front);
+        let found = begun.iter().position(|(rest, _)| *rest == returned);
+        let front = found.map(|at| begun.swap_remove(at).1);
         self.count.store(begun.len(), Ordering::Release);
         drop(begun);
         let Transfer { token, action, file, offset } = transfer;
@@ -176,7 +169,7 @@ impl Sink {
         let (front, action) = action.split_front(kept);
         let rest = Transfer { token, action, file, offset: offset + kept as u64 };
         let mut begun = self.begun.lock();
-        begun.push(Begun { rest: identity(&rest), front });
+        begun.push((identity(&rest), front));
         self.count.store(begun.len(), Ordering::Release);
         rest
     }

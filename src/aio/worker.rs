@@ -4,7 +4,6 @@
 //! [`Queue`] is what waits, and whether more may come; a ring's lane has one too. [`Workers`] is a queue with its
 //! threads. The queue's mutex is of the lowest level: nothing else is locked or called back while it is held.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -49,23 +48,6 @@ pub trait Order: Send {
 
     /// Shutdown began: no job waits for its time any more.
     fn drain(&mut self) {}
-}
-
-/// First come, first served.
-impl Order for VecDeque<Transfer> {
-    type Job = Transfer;
-
-    fn push(&mut self, transfer: Transfer) {
-        self.push_back(transfer);
-    }
-
-    fn pop(&mut self) -> Option<Transfer> {
-        self.pop_front()
-    }
-
-    fn is_empty(&self) -> bool {
-        VecDeque::is_empty(self)
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -149,8 +149,8 @@ impl Lane {
     /// since. From then on `push` gives transfers back.
     pub(super) fn close(&self) -> bool {
         let mut queue = self.queue.lock();
-        let idle = queue.transfers.late.is_empty() && queue.forgotten.is_empty();
-        let ends = queue.transfers.is_drained() && idle;
+        let has_late = !(queue.transfers.late.is_empty() && queue.forgotten.is_empty());
+        let ends = queue.transfers.is_drained() && !has_late;
         if ends {
             queue.transfers.close();
         }

@@ -53,7 +53,6 @@ struct Flight {
     op: Arc<Op>,
     piece: Piece,
     memory: Ground,
-    file: Arc<dyn BackingFile>,
     /// The file's; 1 once the transfer was sent through the page cache instead.
     alignment: usize,
     /// Where the transfer begins in the file.
@@ -111,11 +110,10 @@ impl Router {
                     op: Arc::clone(op),
                     piece,
                     memory: Ground::Tensor(region),
-                    file: Arc::clone(file),
                     alignment: op.alignment(),
                     start: piece.start,
                 };
-                batch.push(self.take_off(flight, lease));
+                batch.push(self.take_off(flight, file, lease));
             }
             part => requests.push(Request {
                 op: Arc::clone(op),
@@ -127,8 +125,8 @@ impl Router {
     }
 
     /// A flight's transfer, of the bytes of `lease`.
-    fn take_off(&self, flight: Flight, lease: WriteLease) -> Transfer {
-        let (offset, file) = (flight.start, Arc::clone(&flight.file));
+    fn take_off(&self, flight: Flight, file: &Arc<dyn BackingFile>, lease: WriteLease) -> Transfer {
+        let (offset, file) = (flight.start, Arc::clone(file));
         let action = match flight.op.direction() {
             Direction::Read => Action::Read(lease),
             Direction::Write => Action::Write(lease.downgrade()),
@@ -145,7 +143,7 @@ impl Router {
         let Request { op, piece, part } = request;
         if op.failed() {
             drop(chunk);
-            return self.cancelled(&op, part);
+            return op.piece_done(part, Ok(0));
         }
         match op.direction() {
             Direction::Read => self.fly(&op, piece, chunk, part),
@@ -153,7 +151,7 @@ impl Router {
                 Some(caller) => {
                     // The receiver waits for the operation; were it gone, the chunk is free again.
                     if caller.send(Event::Fill(piece, chunk)).is_err() {
-                        self.cancelled(&op, None);
+                        op.piece_done(None, Ok(0));
                     }
                 }
                 None => self.fly(&op, piece, chunk, part),
@@ -177,16 +175,11 @@ impl Router {
             op: Arc::clone(op),
             piece,
             memory: Ground::Chunk(chunk, part),
-            file: op.file(),
             alignment: op.alignment(),
             start,
         };
-        let transfer = self.take_off(flight, lease);
+        let transfer = self.take_off(flight, &op.file(), lease);
         self.submit(vec![transfer]);
-    }
-
-    fn cancelled(self: &Arc<Self>, op: &Arc<Op>, part: Option<WriteLease>) {
-        op.piece_done(part, Ok(0));
     }
 
     fn landed(self: &Arc<Self>, done: &mut Vec<Completion>) {
@@ -231,9 +224,8 @@ impl Router {
     fn detour(&self, mut flight: Flight, lease: WriteLease) -> Option<Transfer> {
         match flight.op.buffered() {
             Ok(file) => {
-                flight.file = file;
                 flight.alignment = 1;
-                Some(self.take_off(flight, lease))
+                Some(self.take_off(flight, &file, lease))
             }
             Err(errno) => {
                 self.arrive(flight, lease, Err(ErrorKind::Open(errno)));
@@ -244,8 +236,7 @@ impl Router {
 
     /// A flight is over: bytes to where they belong, memory back.
     fn arrive(&self, flight: Flight, lease: WriteLease, result: Result<(), ErrorKind>) {
-        let Flight { op, piece, memory, start, file, .. } = flight;
-        drop(file);
+        let Flight { op, piece, memory, start, .. } = flight;
         let result = result.map(|()| piece.end - piece.start);
         match memory {
             Ground::Tensor(_) => op.piece_done(Some(lease), result),
