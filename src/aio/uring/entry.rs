@@ -42,8 +42,12 @@ pub(super) fn entry(
             let write = opcode::Write::new(file, lease.address(), length);
             write.offset(offset).rw_flags(write_flags).build()
         }
-        (Action::Sync { .. }, _) => {
-            opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build()
+        (Action::Sync { data_only }, _) => {
+            let flags = match data_only {
+                true => types::FsyncFlags::DATASYNC,
+                false => types::FsyncFlags::empty(),
+            };
+            opcode::Fsync::new(file).flags(flags).build()
         }
     }
 }
@@ -54,4 +58,22 @@ pub(super) fn fetch_events(ring: &IoUring) -> std::io::Result<usize> {
     // SAFETY: enter needs that no entry is published whose memory or descriptor is not valid, and an argument
     // that fits the flags: it is told to take no entry, and without further flags there is no argument.
     unsafe { ring.submitter().enter::<libc::sigset_t>(0, 0, ENTER_GETEVENTS, None) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_sync_of_data_leaves_attributes_out() {
+        let flags = |data_only| {
+            let entry = entry(&Action::Sync { data_only }, types::Fd(0), 0, None, 0);
+            // SAFETY: transmute needs a type of the same size in which any bytes are a value: an entry is the kernel's
+            // struct io_uring_sqe, plain numbers.
+            let words: [u32; 16] = unsafe { std::mem::transmute(entry) };
+            // fsync_flags, behind opcode, flags, ioprio, fd, off, addr and len.
+            words[7]
+        };
+        assert_eq!((flags(true), flags(false)), (types::FsyncFlags::DATASYNC.bits(), 0));
+    }
 }
