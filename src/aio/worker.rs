@@ -180,12 +180,15 @@ impl<W: Work> Workers<W> {
 
     /// Queues jobs for the threads.
     pub(super) fn push(&self, jobs: &mut Vec<JobOf<W>>) {
-        let count = jobs.len();
+        if jobs.is_empty() {
+            return;
+        }
+        let is_one = jobs.len() == 1;
         let closed: Vec<_> = {
             let mut queue = self.shared.queue.lock();
             jobs.drain(..).filter_map(|job| queue.push(job).err()).collect()
         };
-        if count == 1 {
+        if is_one {
             self.shared.wake.notify_one();
         } else {
             self.shared.wake.notify_all();
@@ -246,7 +249,9 @@ impl<W: Work> Shared<W> {
                 return false;
             }
             match queue.waiting.pause() {
-                Some(pause) => drop(self.wake.wait_for(&mut queue, pause)),
+                Some(pause) => {
+                    self.wake.wait_for(&mut queue, pause);
+                }
                 None => self.wake.wait(&mut queue),
             }
         }
