@@ -91,12 +91,12 @@ const TRANSFER_BYTES_MAX: usize = 0x7FFF_F000;
 impl Transfer {
     /// Asserts what the type promises.
     pub(super) fn check(&self, geometry: Geometry) {
-        let length = match self.action {
-            Action::Read(_) | Action::Write(_) => self.action.length(),
+        // Only the end of a write may lie anywhere.
+        let (length, tail) = match &self.action {
+            Action::Read(lease) => (lease.len(), false),
+            Action::Write(lease) => (lease.len(), true),
             Action::Sync { .. } => return,
         };
-        // Only the end of a write may lie anywhere.
-        let tail = matches!(self.action, Action::Write(_));
         assert!(length > 0, "a transfer of no bytes");
         assert!(length <= TRANSFER_BYTES_MAX, "a transfer of {length} bytes");
         let mask = geometry.alignment - 1;

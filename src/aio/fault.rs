@@ -86,11 +86,13 @@ pub struct FaultDevice {
     shared: Arc<Shared>,
 }
 
+#[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
     workers: Workers<Deliver>,
 }
 
+#[derive(Debug)]
 struct State {
     random: Random,
     plan: FaultPlan,
@@ -104,6 +106,7 @@ struct State {
     closing: bool,
 }
 
+#[derive(Debug)]
 struct Pending {
     token: u64,
     offset: u64,
@@ -170,18 +173,6 @@ impl Work for Deliver {
 
     fn perform(&self, _late: &mut Late) -> Result<usize> {
         Ok(0)
-    }
-}
-
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let state = self.state.lock();
-        formatter
-            .debug_struct("Shared")
-            .field("plan", &state.plan)
-            .field("enabled", &state.enabled)
-            .field("counts", &state.counts)
-            .finish_non_exhaustive()
     }
 }
 

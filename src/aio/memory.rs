@@ -11,7 +11,6 @@ use std::time::Duration;
 use super::device::{Action, BackingFile, Geometry, Transfer};
 use super::random::Random;
 use super::worker::{Order, Work, Workers};
-use crate::concurrent::Mutex;
 use crate::error::{Errno, Result};
 
 pub use file::{MemoryFile, MemoryFolder};
@@ -39,11 +38,7 @@ pub type MemoryDevice = Workers<Memory>;
 
 /// What the thread of a [`MemoryDevice`] does.
 #[derive(Debug)]
-pub struct Memory {
-    options: MemoryOptions,
-    /// For the pauses.
-    random: Mutex<Random>,
-}
+pub struct Memory(MemoryOptions);
 
 /// Waiting transfers, taken in random order.
 #[derive(Debug)]
@@ -60,9 +55,8 @@ impl MemoryDevice {
     /// Those of creating a thread.
     pub fn new(options: MemoryOptions) -> io::Result<Arc<Self>> {
         assert!(options.alignment.is_power_of_two(), "an alignment of {}", options.alignment);
-        let memory = Memory { options, random: Mutex::new(Random::new(!options.seed)) };
         let shuffled = Shuffled { waiting: Vec::new(), random: Random::new(options.seed) };
-        Self::start(memory, shuffled, ["swapfs-memory".to_owned()]).map(Arc::new)
+        Self::start(Memory(options), shuffled, ["swapfs-memory".to_owned()]).map(Arc::new)
     }
 }
 
@@ -92,13 +86,12 @@ impl Work for Memory {
     const ENGINE: &'static str = "memory";
 
     fn geometry(&self) -> Geometry {
-        Geometry { alignment: self.options.alignment, direct: true }
+        Geometry { alignment: self.0.alignment, direct: true }
     }
 
     fn perform(&self, transfer: &mut Transfer) -> Result<usize> {
-        if !self.options.delay_max.is_zero() {
-            let pause = self.random.lock().delay(self.options.delay_max);
-            std::thread::sleep(pause);
+        if !self.0.delay_max.is_zero() {
+            std::thread::sleep(Random::new(self.0.seed ^ transfer.token).delay(self.0.delay_max));
         }
         let file = transfer.file.as_any().downcast_ref::<MemoryFile>().ok_or(Errno::EBADF)?;
         match &mut transfer.action {

@@ -18,7 +18,6 @@ use crate::error::Errno;
 
 /// A device whose transfers are whole. Its statistics are those of the device inside, to which each rest is one more
 /// transfer.
-#[derive(Debug)]
 pub struct Whole {
     inner: Arc<dyn Device>,
     sink: Arc<Sink>,
@@ -39,9 +38,9 @@ struct Sink {
 /// because a submitter may use one token for all of its transfers.
 type Identity = (u64, u64, usize);
 
-impl std::fmt::Debug for Sink {
+impl std::fmt::Debug for Whole {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Sink").field("begun", &self.count).finish_non_exhaustive()
+        self.inner.fmt(formatter)
     }
 }
 

@@ -43,10 +43,8 @@ pub(super) fn entry(
             write.offset(offset).rw_flags(write_flags).build()
         }
         (Action::Sync { data_only }, _) => {
-            let flags = match data_only {
-                true => types::FsyncFlags::DATASYNC,
-                false => types::FsyncFlags::empty(),
-            };
+            use types::FsyncFlags as Flags;
+            let flags = if *data_only { Flags::DATASYNC } else { Flags::empty() };
             opcode::Fsync::new(file).flags(flags).build()
         }
     }

@@ -23,7 +23,7 @@ use crate::pool::WriteLease;
 /// For the thread that lends its slice to an operation.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// A bounce buffer to fill with the piece's bytes, for [`Router::filled`].
+    /// A bounce buffer to fill with the piece's bytes, for [`Router::fly`].
     Fill(Piece, Chunk),
     /// The piece's bytes, from this byte of the bounce buffer on.
     Arrived(Piece, Chunk, usize),
@@ -159,12 +159,8 @@ impl Router {
         }
     }
 
-    /// The thread that lends its slice has filled the buffer.
-    pub(super) fn filled(self: &Arc<Self>, op: &Arc<Op>, piece: Piece, chunk: Chunk) {
-        self.fly(op, piece, chunk, None);
-    }
-
-    fn fly(
+    /// Sends a piece's transfer off, whose bounce buffer is filled if it is a write.
+    pub(super) fn fly(
         self: &Arc<Self>, op: &Arc<Op>, piece: Piece, mut chunk: Chunk, part: Option<WriteLease>,
     ) {
         let alignment = op.alignment() as u64;
