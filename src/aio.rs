@@ -4,24 +4,30 @@
 //! called back with [`device::Completion`]s. Everything that knows io_uring, descriptors or O_DIRECT
 //! is on this side of it.
 //!
-//! [`open_device`] chooses between the devices of production, [`uring`] and [`threads`]; [`memory`]
-//! is the one without a disk, [`null`] the one without anything, and [`fault`] makes any of them fail on
-//! purpose.
+//! [`open_device`] chooses between the devices of production, [`uring`] and [`threads`], and puts [`whole`] around
+//! it, which continues short transfers. [`null`] moves nothing, for
+//! benchmarks. With the feature `testing` there are two more: `memory` has its files in memory, and `fault` makes
+//! another device fail on purpose.
 
 mod counters;
 pub mod device;
+#[cfg(feature = "testing")]
 pub mod fault;
 pub mod file;
+#[cfg(feature = "testing")]
 pub mod memory;
 pub mod null;
 mod open;
 pub mod probe;
+#[cfg(feature = "testing")]
 mod random;
 mod settings;
 mod tail;
 pub mod threads;
 pub mod uring;
 mod waiting;
+pub mod whole;
+mod worker;
 
 pub use open::open_device;
 pub(crate) use open::refusal;

@@ -25,6 +25,51 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// Bytes to move; 0 for a sync.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        match self {
+            Action::Read(lease) => lease.len(),
+            Action::Write(lease) => lease.len(),
+            Action::Sync { .. } => 0,
+        }
+    }
+
+    /// Where the memory is; 0 for a sync.
+    pub(super) fn address(&self) -> usize {
+        match self {
+            Action::Read(lease) => lease.address().addr(),
+            Action::Write(lease) => lease.address().addr(),
+            Action::Sync { .. } => 0,
+        }
+    }
+
+    /// Cuts a read or write in two: its first `length` bytes, and the rest.
+    pub(super) fn split_front(self, length: usize) -> (Self, Self) {
+        match self {
+            Action::Read(lease) => {
+                let (front, rest) = lease.split_front(length);
+                (Action::Read(front), Action::Read(rest))
+            }
+            Action::Write(lease) => {
+                let (front, rest) = lease.split_front(length);
+                (Action::Write(front), Action::Write(rest))
+            }
+            Action::Sync { .. } => unreachable!("a sync has no bytes"),
+        }
+    }
+
+    /// Undoes [`split_front`](Self::split_front).
+    pub(super) fn join(self, rest: Self) -> Self {
+        match (self, rest) {
+            (Action::Read(front), Action::Read(rest)) => Action::Read(front.join(rest)),
+            (Action::Write(front), Action::Write(rest)) => Action::Write(front.join(rest)),
+            (front, rest) => unreachable!("{front:?} and {rest:?} are of two transfers"),
+        }
+    }
+}
+
 /// One operation on one backing file. Offset, length and memory of reads and writes are multiples of
 /// the device's [`Geometry::alignment`], except for the length of a write of less than a page at the end of a file:
 /// the device stores exactly these bytes.
@@ -40,12 +85,34 @@ pub struct Transfer {
     pub offset: u64,
 }
 
+/// What read(2) and write(2) move at most in one call (`MAX_RW_COUNT`), in whole pages.
+const TRANSFER_BYTES_MAX: usize = 0x7FFF_F000;
+
+impl Transfer {
+    /// Asserts what the type promises.
+    pub(super) fn check(&self, geometry: Geometry) {
+        // Only the end of a write may lie anywhere.
+        let (length, tail) = match &self.action {
+            Action::Read(lease) => (lease.len(), false),
+            Action::Write(lease) => (lease.len(), true),
+            Action::Sync { .. } => return,
+        };
+        assert!(length > 0, "a transfer of no bytes");
+        assert!(length <= TRANSFER_BYTES_MAX, "a transfer of {length} bytes");
+        let mask = geometry.alignment - 1;
+        debug_assert_eq!(self.action.address() & mask, 0, "memory of transfer {}", self.token);
+        debug_assert!(tail || length & mask == 0, "length of transfer {}", self.token);
+        debug_assert_eq!(self.offset & mask as u64, 0, "offset of transfer {}", self.token);
+    }
+}
+
 /// A finished [`Transfer`].
 #[derive(Debug)]
 pub struct Completion {
     /// The transfer, its leases with it.
     pub transfer: Transfer,
-    /// Bytes moved (0 for a sync). Fewer than asked is a short transfer; the engine decides what it means.
+    /// Bytes moved (0 for a sync). Fewer than asked is a short transfer. [`Whole`](super::whole::Whole) continues these,
+    /// so that above it only reads that met the end of their file are short.
     pub result: Result<usize>,
 }
 

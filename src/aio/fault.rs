@@ -5,14 +5,12 @@
 //! nothing; a completion comes late, after others that were submitted later; bytes are wrong, in memory or in the
 //! file; a transfer goes to another place of its file. The last three are told by nobody, as by a real device.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use super::device::{
     Action, BackingFile, Completion, CompletionSink, Device, DeviceStats, Geometry, Transfer,
@@ -21,9 +19,8 @@ use super::device::{
 use super::file::DiskFile;
 use super::memory::MemoryFile;
 use super::random::Random;
-use super::threads::join;
-use crate::error::Errno;
-use crate::pool::{ReadLease, WriteLease};
+use super::worker::{Job, Order, Work, Workers};
+use crate::error::{Errno, Result};
 
 /// How likely each fault is, from 0 (never) to 1 (always).
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -87,16 +84,15 @@ pub struct FaultCounts {
 pub struct FaultDevice {
     inner: Arc<dyn Device>,
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
+#[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    work: Condvar,
-    sink: OnceLock<Arc<dyn CompletionSink>>,
-    alignment: usize,
+    workers: Workers<Deliver>,
 }
 
+#[derive(Debug)]
 struct State {
     random: Random,
     plan: FaultPlan,
@@ -105,59 +101,78 @@ struct State {
     /// What the device inside is working on; a transfer's token there is its index here.
     pending: Vec<Option<Pending>>,
     free: Vec<usize>,
-    late: BinaryHeap<Reverse<Late>>,
+    /// Late completions so far.
     sequence: u64,
     closing: bool,
 }
 
+#[derive(Debug)]
 struct Pending {
     token: u64,
     offset: u64,
-    rest: Option<Rest>,
+    /// The end that a short transfer does not get.
+    rest: Option<Action>,
 }
 
-/// The end of a lease that a short transfer does not get.
-enum Rest {
-    Read(WriteLease),
-    Write(ReadLease),
+/// A completion held back, until when, and its number, which keeps those of one moment in order.
+type Late = ((Instant, u64), Completion);
+
+/// Late completions by their time. When shutdown begins it has come for all.
+#[derive(Debug, Default)]
+struct LateQueue {
+    late: BTreeMap<(Instant, u64), Completion>,
+    closing: bool,
 }
 
-/// A completion held back; ordered by time, then by arrival.
-struct Late {
-    due: Instant,
-    sequence: u64,
-    completion: Completion,
-}
-
-impl PartialEq for Late {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
+impl Job for Late {
+    fn complete(self, _result: Result<usize>) -> Completion {
+        self.1
     }
 }
 
-impl Eq for Late {}
+impl Order for LateQueue {
+    type Job = Late;
 
-impl PartialOrd for Late {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
+    fn push(&mut self, (due, completion): Late) {
+        self.late.insert(due, completion);
+    }
+
+    fn pop(&mut self) -> Option<Late> {
+        let ((due, _), _) = self.late.first_key_value()?;
+        if self.closing || *due <= Instant::now() { self.late.pop_first() } else { None }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.late.is_empty()
+    }
+
+    fn pause(&self) -> Option<Duration> {
+        let ((due, _), _) = self.late.first_key_value()?;
+        Some(due.saturating_duration_since(Instant::now()))
+    }
+
+    fn drain(&mut self) {
+        self.closing = true;
     }
 }
 
-impl Ord for Late {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.due, self.sequence).cmp(&(other.due, other.sequence))
-    }
-}
+/// Delivers what is held back.
+#[derive(Debug)]
+struct Deliver(Geometry);
 
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let state = self.state.lock();
-        formatter
-            .debug_struct("Shared")
-            .field("plan", &state.plan)
-            .field("enabled", &state.enabled)
-            .field("counts", &state.counts)
-            .finish_non_exhaustive()
+impl Work for Deliver {
+    type Order = LateQueue;
+
+    const ENGINE: &'static str = "fault";
+
+    const BATCH: usize = usize::MAX;
+
+    fn geometry(&self) -> Geometry {
+        self.0
+    }
+
+    fn perform(&self, _late: &mut Late) -> Result<usize> {
+        Ok(0)
     }
 }
 
@@ -176,21 +191,13 @@ impl FaultDevice {
             counts: FaultCounts::default(),
             pending: Vec::new(),
             free: Vec::new(),
-            late: BinaryHeap::new(),
             sequence: 0,
             closing: false,
         };
-        let shared = Arc::new(Shared {
-            state: Mutex::new(state),
-            work: Condvar::new(),
-            sink: OnceLock::new(),
-            alignment: inner.geometry().alignment,
-        });
-        let worker = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("swapfs-fault".to_owned())
-            .spawn(move || worker.run())?;
-        Ok(Arc::new(Self { inner, shared, thread: Mutex::new(Some(thread)) }))
+        let (work, late) = (Deliver(inner.geometry()), LateQueue::default());
+        let workers = Workers::start(work, late, ["swapfs-fault".to_owned()])?;
+        let shared = Arc::new(Shared { state: Mutex::new(state), workers });
+        Ok(Arc::new(Self { inner, shared }))
     }
 
     /// Switches all faults on or off.
@@ -216,22 +223,24 @@ impl Device for FaultDevice {
     }
 
     fn connect(&self, sink: Arc<dyn CompletionSink>) {
-        assert!(self.shared.sink.set(sink).is_ok(), "connect is called once");
+        self.shared.workers.connect(sink);
         self.inner.connect(Arc::clone(&self.shared) as Arc<dyn CompletionSink>);
     }
 
     fn submit(&self, batch: &mut Vec<Transfer>) {
-        let mut passed = Vec::with_capacity(batch.len());
+        let (mut passed, mut failed) = (Vec::with_capacity(batch.len()), Vec::new());
         {
             let mut state = self.shared.state.lock();
             for transfer in batch.drain(..) {
                 match state.failure(&transfer) {
-                    Some(errno) => state.hold_back(refused(transfer, errno), Duration::ZERO),
-                    None => passed.push(state.pass(transfer, self.shared.alignment)),
+                    Some(errno) => {
+                        failed.push(state.late(refused(transfer, errno), Duration::ZERO));
+                    }
+                    None => passed.push(state.pass(transfer, self.geometry().alignment)),
                 }
             }
         }
-        self.shared.work.notify_one();
+        self.shared.workers.push(&mut failed);
         self.inner.submit(&mut passed);
     }
 
@@ -240,12 +249,10 @@ impl Device for FaultDevice {
     }
 
     fn shutdown(&self) {
-        let mut thread = self.thread.lock();
         // First the device inside: its completions may still be held back.
         self.inner.shutdown();
         self.shared.state.lock().closing = true;
-        self.shared.work.notify_one();
-        join(thread.take().into_iter());
+        self.shared.workers.shutdown();
     }
 }
 
@@ -257,7 +264,7 @@ impl Drop for FaultDevice {
 
 impl CompletionSink for Shared {
     fn complete(&self, done: &mut Vec<Completion>) {
-        let mut now = Vec::with_capacity(done.len());
+        let (mut now, mut late) = (Vec::with_capacity(done.len()), Vec::new());
         {
             let mut state = self.state.lock();
             for completion in done.drain(..) {
@@ -266,54 +273,19 @@ impl CompletionSink for Shared {
                 if state.active() && state.random.chance(plan.late) {
                     state.counts.late += 1;
                     let delay = state.random.delay(plan.late_max);
-                    state.hold_back(completion, delay);
+                    late.push(state.late(completion, delay));
                 } else {
                     now.push(completion);
                 }
             }
         }
-        self.work.notify_one();
-        self.deliver(&mut now);
-    }
-}
-
-impl Shared {
-    /// Delivers what was held back when its time comes, at once while closing.
-    fn run(&self) {
-        let mut due = Vec::new();
-        let mut state = self.state.lock();
-        loop {
-            let now = Instant::now();
-            while let Some(Reverse(late)) = state.late.peek()
-                && (late.due <= now || state.closing)
-            {
-                let Reverse(late) = state.late.pop().expect("peeked");
-                due.push(late.completion);
-            }
-            if !due.is_empty() {
-                drop(state);
-                self.deliver(&mut due);
-                state = self.state.lock();
-            } else if let Some(next) = state.late.peek().map(|Reverse(late)| late.due) {
-                self.work.wait_until(&mut state, next);
-            } else if state.closing {
-                return;
-            } else {
-                self.work.wait(&mut state);
-            }
-        }
-    }
-
-    fn deliver(&self, done: &mut Vec<Completion>) {
-        if !done.is_empty() {
-            self.sink.get().expect("connect comes before the first submission").complete(done);
-            done.clear();
-        }
+        self.workers.push(&mut late);
+        self.workers.shared.deliver(&mut now);
     }
 }
 
 impl State {
-    /// Whether faults are injected. Not while closing: nobody would deliver what is held back.
+    /// Returns true when faults are injected. None are while closing: nobody would deliver what is held back.
     fn active(&self) -> bool {
         self.enabled && !self.closing
     }
@@ -323,53 +295,30 @@ impl State {
         if !self.active() {
             return None;
         }
-        let plan = self.plan;
-        match transfer.action {
-            Action::Read(_) if self.random.chance(plan.read_error) => {
-                self.counts.read_error += 1;
-                Some(Errno::EIO)
-            }
-            Action::Write(_) if self.random.chance(plan.write_error) => {
-                self.counts.write_error += 1;
-                Some(Errno::EIO)
-            }
-            Action::Write(_) if self.random.chance(plan.write_no_space) => {
-                self.counts.write_no_space += 1;
-                Some(Errno::ENOSPC)
-            }
-            Action::Sync { .. } if self.random.chance(plan.sync_error) => {
-                self.counts.sync_error += 1;
-                Some(Errno::EIO)
-            }
-            Action::Read(_) | Action::Write(_) | Action::Sync { .. } => None,
-        }
+        let State { plan, counts, random, .. } = self;
+        let faults: &mut [(f64, &mut u64, Errno)] = match transfer.action {
+            Action::Read(_) => &mut [(plan.read_error, &mut counts.read_error, Errno::EIO)],
+            Action::Write(_) => &mut [
+                (plan.write_error, &mut counts.write_error, Errno::EIO),
+                (plan.write_no_space, &mut counts.write_no_space, Errno::ENOSPC),
+            ],
+            Action::Sync { .. } => &mut [(plan.sync_error, &mut counts.sync_error, Errno::EIO)],
+        };
+        let fault = faults.iter_mut().find(|(probability, ..)| random.chance(*probability));
+        let (_, count, errno) = fault?;
+        **count += 1;
+        Some(*errno)
     }
 
     /// What the device inside gets to do: a prefix, if the transfer is to be short.
     fn pass(&mut self, transfer: Transfer, alignment: usize) -> Transfer {
         let Transfer { token, action, file, offset } = transfer;
-        let (action, rest) = match action {
-            Action::Read(lease) => {
-                match self.prefix(self.plan.short_read, lease.len(), alignment) {
-                    Some(length) => {
-                        self.counts.short_read += 1;
-                        let (front, rest) = lease.split_front(length);
-                        (Action::Read(front), Some(Rest::Read(rest)))
-                    }
-                    None => (Action::Read(lease), None),
-                }
+        let (action, rest) = match self.prefix(&action, alignment) {
+            Some(length) => {
+                let (front, rest) = action.split_front(length);
+                (front, Some(rest))
             }
-            Action::Write(lease) => {
-                match self.prefix(self.plan.short_write, lease.len(), alignment) {
-                    Some(length) => {
-                        self.counts.short_write += 1;
-                        let (front, rest) = lease.split_front(length);
-                        (Action::Write(front), Some(Rest::Write(rest)))
-                    }
-                    None => (Action::Write(lease), None),
-                }
-            }
-            Action::Sync { .. } => (Action::Sync { data_only: true }, None),
+            None => (action, None),
         };
         let index = self.free.pop().unwrap_or_else(|| {
             self.pending.push(None);
@@ -428,11 +377,19 @@ impl State {
     }
 
     /// The length of a short transfer; `None` to do it whole.
-    fn prefix(&mut self, probability: f64, length: usize, alignment: usize) -> Option<usize> {
-        let units = length / alignment;
-        if !self.active() || units < 2 || !self.random.chance(probability) {
+    fn prefix(&mut self, action: &Action, alignment: usize) -> Option<usize> {
+        let units = action.length() / alignment;
+        if !self.active() || units < 2 {
             return None;
         }
+        let (probability, count) = match action {
+            Action::Read(_) => (self.plan.short_read, &mut self.counts.short_read),
+            _ => (self.plan.short_write, &mut self.counts.short_write),
+        };
+        if !self.random.chance(probability) {
+            return None;
+        }
+        *count += 1;
         let kept = 1 + self.random.below(units as u64 - 1);
         Some(usize::try_from(kept).expect("less than a length") * alignment)
     }
@@ -447,19 +404,16 @@ impl State {
         let index = usize::try_from(token).expect("an index");
         let pending = self.pending[index].take().expect("a transfer passed on before");
         self.free.push(index);
-        let action = match (action, pending.rest) {
-            (Action::Read(front), Some(Rest::Read(rest))) => Action::Read(front.join(rest)),
-            (Action::Write(front), Some(Rest::Write(rest))) => Action::Write(front.join(rest)),
-            (action, None) => action,
-            (action, Some(_)) => unreachable!("{action:?} came back as another action"),
+        let action = match pending.rest {
+            Some(rest) => action.join(rest),
+            None => action,
         };
         let transfer = Transfer { token: pending.token, action, file, offset: pending.offset };
         Completion { transfer, result }
     }
 
-    fn hold_back(&mut self, completion: Completion, delay: Duration) {
+    fn late(&mut self, completion: Completion, delay: Duration) -> Late {
         self.sequence += 1;
-        let (due, sequence) = (Instant::now() + delay, self.sequence);
-        self.late.push(Reverse(Late { due, sequence, completion }));
+        ((Instant::now() + delay, self.sequence), completion)
     }
 }

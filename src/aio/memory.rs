@@ -5,17 +5,12 @@ mod contents;
 mod file;
 
 use std::io;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::counters::Counters;
-use super::device::{
-    Action, BackingFile, Completion, CompletionSink, Device, DeviceStats, Geometry, Transfer,
-    refused,
-};
+use super::device::{Action, BackingFile, Geometry, Transfer};
 use super::random::Random;
-use super::threads::check;
-use crate::concurrent::{Condvar, Mutex, thread};
+use super::worker::{Order, Work, Workers};
 use crate::error::{Errno, Result};
 
 pub use file::{MemoryFile, MemoryFolder};
@@ -39,35 +34,17 @@ impl Default for MemoryOptions {
 
 /// Moves bytes between leases and [`MemoryFile`]s on one thread of its own. Other files fail with
 /// EBADF.
-pub struct MemoryDevice {
-    shared: Arc<Shared>,
-    thread: Mutex<Option<thread::JoinHandle<()>>>,
-    options: MemoryOptions,
-}
+pub type MemoryDevice = Workers<Memory>;
 
-struct Shared {
-    state: Mutex<State>,
-    work: Condvar,
-    sink: OnceLock<Arc<dyn CompletionSink>>,
-    counters: Counters,
-}
+/// What the thread of a [`MemoryDevice`] does.
+#[derive(Debug)]
+pub struct Memory(MemoryOptions);
 
-struct State {
+/// Waiting transfers, taken in random order.
+#[derive(Debug)]
+pub struct Shuffled {
     waiting: Vec<Transfer>,
-    refused: Vec<Transfer>,
-    /// Shutdown began.
-    draining: bool,
-    /// The thread is gone or about to go.
-    closed: bool,
-}
-
-impl std::fmt::Debug for MemoryDevice {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("MemoryDevice")
-            .field("options", &self.options)
-            .finish_non_exhaustive()
-    }
+    random: Random,
 }
 
 impl MemoryDevice {
@@ -78,137 +55,49 @@ impl MemoryDevice {
     /// Those of creating a thread.
     pub fn new(options: MemoryOptions) -> io::Result<Arc<Self>> {
         assert!(options.alignment.is_power_of_two(), "an alignment of {}", options.alignment);
-        let state =
-            State { waiting: Vec::new(), refused: Vec::new(), draining: false, closed: false };
-        let shared = Arc::new(Shared {
-            state: Mutex::new(state),
-            work: Condvar::new(),
-            sink: OnceLock::new(),
-            counters: Counters::default(),
-        });
-        let worker = Arc::clone(&shared);
-        let thread = thread::Builder::new()
-            .name("swapfs-memory".to_owned())
-            .spawn(move || worker.run(options))?;
-        Ok(Arc::new(Self { shared, thread: Mutex::new(Some(thread)), options }))
+        let shuffled = Shuffled { waiting: Vec::new(), random: Random::new(options.seed) };
+        Self::start(Memory(options), shuffled, ["swapfs-memory".to_owned()]).map(Arc::new)
     }
 }
 
-impl Device for MemoryDevice {
+impl Order for Shuffled {
+    type Job = Transfer;
+
+    fn push(&mut self, transfer: Transfer) {
+        self.waiting.push(transfer);
+    }
+
+    fn pop(&mut self) -> Option<Transfer> {
+        if self.waiting.is_empty() {
+            return None;
+        }
+        let index = self.random.below(self.waiting.len() as u64);
+        Some(self.waiting.swap_remove(usize::try_from(index).expect("below a usize")))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+}
+
+impl Work for Memory {
+    type Order = Shuffled;
+
+    const ENGINE: &'static str = "memory";
+
     fn geometry(&self) -> Geometry {
-        Geometry { alignment: self.options.alignment, direct: true }
+        Geometry { alignment: self.0.alignment, direct: true }
     }
 
-    fn connect(&self, sink: Arc<dyn CompletionSink>) {
-        assert!(self.shared.sink.set(sink).is_ok(), "connect is called once");
-    }
-
-    fn submit(&self, batch: &mut Vec<Transfer>) {
-        for transfer in batch.iter() {
-            check(transfer, self.geometry());
+    fn perform(&self, transfer: &mut Transfer) -> Result<usize> {
+        if !self.0.delay_max.is_zero() {
+            std::thread::sleep(Random::new(self.0.seed ^ transfer.token).delay(self.0.delay_max));
         }
-        let mut state = self.shared.state.lock();
-        if state.closed {
-            drop(state);
-            let late = batch.drain(..).map(|transfer| refused(transfer, Errno::ENODEV));
-            let mut done: Vec<_> = late.collect();
-            self.shared.deliver(&mut done);
-            return;
-        }
-        if state.draining {
-            state.refused.append(batch);
-        } else {
-            state.waiting.append(batch);
-        }
-        self.shared.work.notify_one();
-    }
-
-    fn stats(&self) -> DeviceStats {
-        let mut stats = DeviceStats { engine: "memory", ..DeviceStats::default() };
-        self.shared.counters.add_to(&mut stats);
-        stats
-    }
-
-    fn shutdown(&self) {
-        let mut thread = self.thread.lock();
-        self.shared.state.lock().draining = true;
-        self.shared.work.notify_one();
-        // The last handle may be dropped from inside a completion: the thread then ends by itself.
-        if let Some(thread) = thread.take()
-            && thread.thread().id() != thread::current().id()
-            && thread.join().is_err()
-        {
-            log::error!("the memory device's thread panicked");
+        let file = transfer.file.as_any().downcast_ref::<MemoryFile>().ok_or(Errno::EBADF)?;
+        match &mut transfer.action {
+            Action::Read(lease) => file.read_at(transfer.offset, lease),
+            Action::Write(lease) => file.write_at(transfer.offset, lease),
+            Action::Sync { .. } => file.sync(true).map(|()| 0),
         }
     }
-}
-
-impl Drop for MemoryDevice {
-    fn drop(&mut self) {
-        self.shutdown();
-    }
-}
-
-impl Shared {
-    fn run(&self, options: MemoryOptions) {
-        let mut random = Random::new(options.seed);
-        let mut done = Vec::with_capacity(1);
-        loop {
-            let Some((transfer, late)) = self.next(&mut random) else {
-                return;
-            };
-            if late {
-                done.push(refused(transfer, Errno::ENODEV));
-            } else {
-                if !options.delay_max.is_zero() {
-                    std::thread::sleep(random.delay(options.delay_max));
-                }
-                done.push(perform(transfer));
-            }
-            self.deliver(&mut done);
-        }
-    }
-
-    /// The next transfer, and whether it came too late; `None` at the end.
-    fn next(&self, random: &mut Random) -> Option<(Transfer, bool)> {
-        let mut state = self.state.lock();
-        loop {
-            if let Some(transfer) = state.refused.pop() {
-                return Some((transfer, true));
-            }
-            if !state.waiting.is_empty() {
-                let count = state.waiting.len();
-                let index = usize::try_from(random.below(count as u64)).expect("below a usize");
-                self.counters.submitted(1, 1);
-                return Some((state.waiting.swap_remove(index), false));
-            }
-            if state.draining {
-                state.closed = true;
-                return None;
-            }
-            self.work.wait(&mut state);
-        }
-    }
-
-    fn deliver(&self, done: &mut Vec<Completion>) {
-        if done.is_empty() {
-            return;
-        }
-        done.iter().for_each(|completion| self.counters.completed(completion));
-        self.sink.get().expect("connect comes before the first submission").complete(done);
-        debug_assert!(done.is_empty(), "a sink takes all completions");
-        done.clear();
-    }
-}
-
-fn perform(mut transfer: Transfer) -> Completion {
-    let Some(file) = transfer.file.as_any().downcast_ref::<MemoryFile>() else {
-        return refused(transfer, Errno::EBADF);
-    };
-    let result: Result<usize> = match &mut transfer.action {
-        Action::Read(lease) => file.read_at(transfer.offset, lease),
-        Action::Write(lease) => file.write_at(transfer.offset, lease),
-        Action::Sync { .. } => file.sync(true).map(|()| 0),
-    };
-    Completion { transfer, result }
 }

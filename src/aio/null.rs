@@ -4,20 +4,14 @@
 use std::any::Any;
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
 use std::time::SystemTime;
 
-use parking_lot::{Condvar, Mutex};
-
-use super::counters::Counters;
-use super::device::{
-    Action, BackingFile, Completion, CompletionSink, Device, DeviceStats, FileStatus, Geometry,
-    Transfer, refused,
-};
+use super::device::{Action, BackingFile, FileStatus, Geometry, Transfer};
 use super::file::next_id;
-use super::threads::{check, join};
+use super::waiting::Waiting;
+use super::worker::{Work, Workers};
 use crate::error::{Errno, Result};
 
 /// How a [`NullDevice`] behaves.
@@ -38,34 +32,11 @@ impl Default for NullOptions {
 
 /// Completes everything at once and in full, on one thread of its own. Files of any kind will do. None gets any bytes; a
 /// write beyond a file's end makes it longer, as on any device. A sync syncs nothing.
-pub struct NullDevice {
-    shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-    options: NullOptions,
-}
+pub type NullDevice = Workers<Null>;
 
-struct Shared {
-    state: Mutex<State>,
-    work: Condvar,
-    sink: OnceLock<Arc<dyn CompletionSink>>,
-    counters: Counters,
-}
-
-#[derive(Default)]
-struct State {
-    waiting: Vec<Transfer>,
-    /// Submitted after `shutdown` began.
-    late: Vec<Transfer>,
-    draining: bool,
-    /// The thread is gone or about to go.
-    closed: bool,
-}
-
-impl std::fmt::Debug for NullDevice {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("NullDevice").field("options", &self.options).finish_non_exhaustive()
-    }
-}
+/// What the thread of a [`NullDevice`] does.
+#[derive(Debug)]
+pub struct Null(NullOptions);
 
 impl NullDevice {
     /// Starts the thread.
@@ -77,122 +48,39 @@ impl NullDevice {
         if !options.alignment.is_power_of_two() {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
-        let shared = Arc::new(Shared {
-            state: Mutex::default(),
-            work: Condvar::new(),
-            sink: OnceLock::new(),
-            counters: Counters::default(),
-        });
-        let worker = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("swapfs-null".to_owned())
-            .spawn(move || worker.run(options.clear))?;
-        Ok(Arc::new(Self { shared, thread: Mutex::new(Some(thread)), options }))
+        Self::start(Null(options), Waiting::default(), ["swapfs-null".to_owned()]).map(Arc::new)
     }
 }
 
-impl Device for NullDevice {
+impl Work for Null {
+    type Order = Waiting;
+
+    const ENGINE: &'static str = "null";
+
+    const BATCH: usize = usize::MAX;
+
     fn geometry(&self) -> Geometry {
-        Geometry { alignment: self.options.alignment, direct: true }
+        Geometry { alignment: self.0.alignment, direct: true }
     }
 
-    fn connect(&self, sink: Arc<dyn CompletionSink>) {
-        assert!(self.shared.sink.set(sink).is_ok(), "connect is called once");
-    }
-
-    fn submit(&self, batch: &mut Vec<Transfer>) {
-        for transfer in batch.iter() {
-            check(transfer, self.geometry());
-        }
-        let mut state = self.shared.state.lock();
-        if state.closed {
-            drop(state);
-            let mut done = batch.drain(..).map(|late| refused(late, Errno::ENODEV)).collect();
-            return self.shared.deliver(&mut done);
-        }
-        match state.draining {
-            true => state.late.append(batch),
-            false => state.waiting.append(batch),
-        }
-        self.shared.work.notify_one();
-    }
-
-    fn stats(&self) -> DeviceStats {
-        let mut stats = DeviceStats { engine: "null", ..DeviceStats::default() };
-        self.shared.counters.add_to(&mut stats);
-        stats
-    }
-
-    fn shutdown(&self) {
-        let mut thread = self.thread.lock();
-        self.shared.state.lock().draining = true;
-        self.shared.work.notify_one();
-        join(thread.take().into_iter());
-    }
-}
-
-impl Drop for NullDevice {
-    fn drop(&mut self) {
-        self.shutdown();
-    }
-}
-
-impl Shared {
-    fn run(&self, clear: bool) {
-        let mut done = Vec::new();
-        loop {
-            {
-                let mut state = self.state.lock();
-                while state.waiting.is_empty() && state.late.is_empty() {
-                    if state.draining {
-                        state.closed = true;
-                        return;
-                    }
-                    self.work.wait(&mut state);
+    fn perform(&self, transfer: &mut Transfer) -> Result<usize> {
+        match &mut transfer.action {
+            Action::Read(lease) => {
+                if self.0.clear {
+                    lease.fill(0);
                 }
-                let count = state.waiting.len() as u64;
-                if count > 0 {
-                    self.counters.submitted(count, count);
+                Ok(lease.len())
+            }
+            Action::Write(lease) => {
+                let end = transfer.offset + lease.len() as u64;
+                if transfer.file.status()?.size < end {
+                    transfer.file.set_len(end)?;
                 }
-                done.extend(
-                    state.waiting.drain(..).map(|transfer| Completion { transfer, result: Ok(0) }),
-                );
-                done.extend(state.late.drain(..).map(|late| refused(late, Errno::ENODEV)));
+                Ok(lease.len())
             }
-            done.iter_mut().for_each(|completion| perform(completion, clear));
-            self.deliver(&mut done);
+            Action::Sync { .. } => Ok(0),
         }
     }
-
-    fn deliver(&self, done: &mut Vec<Completion>) {
-        done.iter().for_each(|completion| self.counters.completed(completion));
-        self.sink.get().expect("connect comes before the first submission").complete(done);
-        done.clear();
-    }
-}
-
-fn perform(completion: &mut Completion, clear: bool) {
-    if completion.result.is_err() {
-        return;
-    }
-    let Transfer { action, file, offset, .. } = &mut completion.transfer;
-    completion.result = match action {
-        Action::Read(lease) => {
-            if clear {
-                lease.fill(0);
-            }
-            Ok(lease.len())
-        }
-        Action::Write(lease) => {
-            let end = *offset + lease.len() as u64;
-            let grown = file.status().and_then(|status| match status.size < end {
-                true => file.set_len(end),
-                false => Ok(()),
-            });
-            grown.map(|()| lease.len())
-        }
-        Action::Sync { .. } => Ok(0),
-    };
 }
 
 /// A file with a length and nothing in it, for when there is no folder either. Space is never short.
@@ -264,49 +152,5 @@ impl BackingFile for NullFile {
 
     fn sync(&self, _data_only: bool) -> Result<()> {
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::pool::{ArenaOptions, SoleArena};
-
-    struct Sink(crossbeam_channel::Sender<Completion>);
-
-    impl CompletionSink for Sink {
-        fn complete(&self, done: &mut Vec<Completion>) {
-            done.drain(..).for_each(|completion| self.0.send(completion).unwrap());
-        }
-    }
-
-    #[test]
-    fn everything_completes_and_reads_are_zeros() {
-        let device = NullDevice::new(NullOptions { alignment: 512, clear: true }).unwrap();
-        let (sender, completions) = crossbeam_channel::unbounded();
-        device.connect(Arc::new(Sink(sender)));
-        let options = ArenaOptions { size: 8192, pin_memory: false, huge_pages: false };
-        let (_sole, mut lease) = SoleArena::new(options).unwrap();
-        lease.fill(7);
-        let (front, back) = lease.split_front(4096);
-        let file = Arc::new(NullFile::new(8192));
-        let transfer = |token, action| Transfer { token, action, file: file.clone(), offset: 6144 };
-        device.submit(&mut vec![
-            transfer(1, Action::Read(front)),
-            transfer(2, Action::Write(back.downgrade())),
-            transfer(3, Action::Sync { data_only: true }),
-        ]);
-        for (token, bytes) in [(1, 4096), (2, 4096), (3, 0)] {
-            let completion = completions.recv().unwrap();
-            assert_eq!((completion.transfer.token, completion.result), (token, Ok(bytes)));
-            if let Action::Read(lease) = completion.transfer.action {
-                assert!(lease.iter().all(|byte| *byte == 0));
-            }
-        }
-        assert_eq!(device.stats().read_bytes, 4096);
-        assert_eq!(file.status().unwrap().size, 6144 + 4096, "as long as what was written");
-        device.shutdown();
-        device.submit(&mut vec![transfer(4, Action::Sync { data_only: true })]);
-        assert_eq!(completions.recv().unwrap().result, Err(Errno::ENODEV));
     }
 }

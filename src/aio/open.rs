@@ -8,10 +8,11 @@ use super::device::{Device, Geometry};
 use super::settings::{AioSettings, Engine};
 use super::threads::ThreadDevice;
 use super::uring::UringDevice;
+use super::whole::Whole;
 use crate::pool::Arena;
 
 /// Starts the device that `settings` ask for, with `arena`'s memory registered where the kernel
-/// allows it. `alignment` (bytes) and `direct` are what the swap folder's probe found.
+/// allows it. Its transfers are whole: see [`Whole`]. `alignment` (bytes) and `direct` are what the swap folder's probe found.
 ///
 /// The files `kept` stay open until the last transfer has ended, even that of a process that was killed.
 ///
@@ -27,13 +28,13 @@ pub fn open_device(
 ) -> io::Result<(Arc<dyn Device>, Option<String>)> {
     let geometry = Geometry { alignment, direct };
     if settings.engine == Engine::Threads {
-        return Ok((ThreadDevice::new(settings, geometry)?, None));
+        return Ok((Whole::new(ThreadDevice::new(settings, geometry)?), None));
     }
     match UringDevice::new(settings, Some(Arc::clone(arena)), geometry, kept) {
-        Ok(device) => Ok((device, None)),
+        Ok(device) => Ok((Whole::new(device), None)),
         Err(error) if settings.engine == Engine::Auto && settings.valid() => {
             let why = refusal(&error);
-            Ok((ThreadDevice::new(settings, geometry)?, Some(why)))
+            Ok((Whole::new(ThreadDevice::new(settings, geometry)?), Some(why)))
         }
         Err(error) => Err(error),
     }

@@ -4,6 +4,7 @@
 //! Submitters push into a lane and wake its thread only when that sleeps; everything else happens
 //! on the thread, which is the only one to touch its ring.
 
+mod entry;
 mod files;
 mod lane;
 mod prompt;
@@ -20,7 +21,6 @@ pub use survey::{Survey, survey};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 
@@ -28,7 +28,8 @@ use super::device::{
     Completion, CompletionSink, Device, DeviceStats, Geometry, PromptReads, Transfer, refused,
 };
 use super::settings::AioSettings;
-use super::threads::{check, join};
+use super::worker::join;
+use crate::concurrent::thread;
 use crate::error::Errno;
 use crate::pool::Arena;
 use crate::sys_process::touch_stack;
@@ -45,7 +46,7 @@ pub struct UringDevice {
     single_submit: bool,
     sink: Arc<OnceLock<Arc<dyn CompletionSink>>>,
     /// Held while the threads are joined, so that a second `shutdown` waits for the first.
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    threads: Mutex<Vec<thread::JoinHandle<()>>>,
     geometry: Geometry,
     stripe: u64,
     registered_buffers: bool,
@@ -97,12 +98,11 @@ impl UringDevice {
         for (index, new) in rings.into_iter().enumerate() {
             let lane = Arc::clone(&device.lanes[index]);
             let ring = Ring::new(new, settings, lane, Arc::clone(&device.sink), geometry);
-            let thread = std::thread::Builder::new().name(format!("swapfs-aio-{index}")).spawn(
-                move || {
+            let thread =
+                thread::Builder::new().name(format!("swapfs-aio-{index}")).spawn(move || {
                     touch_stack();
                     ring.run();
-                },
-            )?;
+                })?;
             device.threads.lock().push(thread);
         }
         Ok(device)
@@ -131,7 +131,7 @@ impl Device for UringDevice {
         }
         assert!(self.sink.get().is_some(), "connect comes before the first submission");
         for transfer in batch.iter() {
-            check(transfer, self.geometry);
+            transfer.check(self.geometry);
         }
         // Bit n: something was pushed into lane n. There are at most 64.
         let mut touched = 0_u64;

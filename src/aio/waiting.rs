@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::device::{Action, Transfer};
+use super::worker::Order;
 
 /// Reads taken in a row while a write waits. A swap-in stalls compute and a swap-out does not, but
 /// a writer who waits for a buffer must get on.
@@ -11,7 +12,7 @@ const READS_IN_A_ROW_MAX: u32 = 8;
 /// Transfers that no thread has taken yet. A sync is submitted when what it is to store has been written, so it needs to
 /// wait behind nothing.
 #[derive(Debug, Default)]
-pub(super) struct Waiting {
+pub struct Waiting {
     syncs: VecDeque<Transfer>,
     reads: VecDeque<Transfer>,
     writes: VecDeque<Transfer>,
@@ -29,14 +30,6 @@ impl Waiting {
         }
     }
 
-    pub(super) fn push(&mut self, transfer: Transfer) {
-        match transfer.action {
-            Action::Read(_) => self.reads.push_back(transfer),
-            Action::Write(_) => self.writes.push_back(transfer),
-            Action::Sync { .. } => self.syncs.push_back(transfer),
-        }
-    }
-
     pub(super) fn has_syncs(&self) -> bool {
         !self.syncs.is_empty()
     }
@@ -46,7 +39,7 @@ impl Waiting {
     }
 
     /// The next read or write.
-    pub(super) fn pop(&mut self) -> Option<Transfer> {
+    pub(super) fn pop_data(&mut self) -> Option<Transfer> {
         let write_waits = !self.writes.is_empty();
         if !(write_waits && self.reads_in_a_row >= READS_IN_A_ROW_MAX)
             && let Some(read) = self.reads.pop_front()
@@ -57,8 +50,24 @@ impl Waiting {
         self.reads_in_a_row = 0;
         self.writes.pop_front()
     }
+}
 
-    pub(super) fn is_empty(&self) -> bool {
+impl Order for Waiting {
+    type Job = Transfer;
+
+    fn push(&mut self, transfer: Transfer) {
+        match transfer.action {
+            Action::Read(_) => self.reads.push_back(transfer),
+            Action::Write(_) => self.writes.push_back(transfer),
+            Action::Sync { .. } => self.syncs.push_back(transfer),
+        }
+    }
+
+    fn pop(&mut self) -> Option<Transfer> {
+        self.pop_sync().or_else(|| self.pop_data())
+    }
+
+    fn is_empty(&self) -> bool {
         self.syncs.is_empty() && self.reads.is_empty() && self.writes.is_empty()
     }
 }
@@ -90,7 +99,7 @@ mod tests {
         assert!(waiting.pop_sync().is_none() && !waiting.has_syncs());
         waiting.push(transfer(200, Action::Sync { data_only: true }));
         assert!(waiting.has_syncs());
-        assert_eq!(waiting.pop_sync().unwrap().token, 200);
+        assert_eq!(waiting.pop().unwrap().token, 200);
         let order: Vec<u64> =
             std::iter::from_fn(|| waiting.pop()).map(|transfer| transfer.token).collect();
         assert_eq!(order[..8], [0, 1, 2, 3, 4, 5, 6, 7]);

@@ -3,6 +3,10 @@
 //! A write's sums are taken in the thread that submits it; the clerk records them and then hands the transfer
 //! on, so that the submitter never waits for the filesystem. A read's are compared when it completes. A sync
 //! puts the records on stable storage beside the data, at the same time.
+//!
+//! The device inside moves whole transfers ([`Whole`](crate::aio::whole::Whole)). Reads alone come out of this device with
+//! fewer bytes than the file has: one that finds a bad page is cut before it, so that the engine takes the good pages,
+//! asks again from the bad one on, and gets the error for that page and no other.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -62,8 +66,6 @@ struct Sink {
     /// How often reads that ended within their first page were begun, by their tokens, and how many such there are.
     again: Mutex<HashMap<u64, u32>>,
     agains: AtomicUsize,
-    /// Bytes: what is moved of a transfer counts in multiples of it.
-    alignment: u64,
     /// By the engine's token.
     groups: DashMap<u64, Group>,
 }
@@ -85,7 +87,6 @@ impl Checked {
             inner: Arc::downgrade(&inner),
             again: Mutex::default(),
             agains: AtomicUsize::new(0),
-            alignment: inner.geometry().alignment as u64,
             groups: DashMap::new(),
         });
         Self { inner, sink }
@@ -306,12 +307,10 @@ impl Sink {
         if !record.is_kept() {
             return None;
         }
-        let moved = completion.result.map(|moved| moved as u64 / self.alignment * self.alignment);
-        let outcome = match (completion.result, moved) {
-            (Ok(moved), _) if moved >= lease.len() => Outcome::Stored,
-            (_, Ok(moved)) if moved > 0 => Outcome::Part(moved),
-            (Err(Errno::ENODEV), _) => Outcome::Gone,
-            _ => Outcome::Failed,
+        let outcome = match completion.result {
+            Ok(moved) if moved >= lease.len() => Outcome::Stored,
+            Err(Errno::ENODEV) => Outcome::Gone,
+            Ok(_) | Err(_) => Outcome::Failed,
         };
         record.expect();
         let bytes = *offset..*offset + lease.len() as u64;

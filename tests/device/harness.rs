@@ -70,6 +70,8 @@ pub(crate) struct Harness {
     pub(crate) sink: Arc<Collector>,
     pub(crate) folder: tempfile::TempDir,
     memory: bool,
+    /// The device has what is moved in parts: its counters tell of more transfers than were submitted.
+    pub(crate) in_parts: bool,
 }
 
 pub(crate) fn arena() -> Arc<Arena> {
@@ -86,7 +88,7 @@ impl Harness {
     pub(crate) fn new(device: Arc<dyn Device>, arena: Arc<Arena>) -> Self {
         let sink = Arc::new(Collector::default());
         device.connect(Arc::clone(&sink) as Arc<dyn CompletionSink>);
-        Self { device, arena, sink, folder: folder(), memory: false }
+        Self { device, arena, sink, folder: folder(), memory: false, in_parts: false }
     }
 
     pub(crate) fn uring(settings: &AioSettings) -> Self {

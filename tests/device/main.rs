@@ -4,4 +4,6 @@ mod conformance;
 mod fault;
 mod harness;
 mod memlock;
+mod null;
 mod uring;
+mod whole;

@@ -12,6 +12,7 @@ use swapfs::aio::device::{BackingFile, Geometry};
 use swapfs::aio::fault::{FaultDevice, FaultPlan};
 use swapfs::aio::memory::{MemoryFile, MemoryFolder, MemoryOptions};
 use swapfs::aio::threads::ThreadDevice;
+use swapfs::aio::whole::Whole;
 use swapfs::engine::{EngineOptions, FileKey, OpenSwapIn, Request};
 use swapfs::error::{Errno, Result};
 use swapfs::ledger::{Checked, Checksum, Ledger};
@@ -228,7 +229,7 @@ pub(crate) fn corrupt(kind: Kind, seed: u64) -> u64 {
     let geometry = Geometry { alignment: rng.pick(&[512, 4096]), direct: false };
     let threads = ThreadDevice::new(&AioSettings::default(), geometry).expect("threads");
     let fault = FaultDevice::new(threads, seed, plan).expect("threads");
-    let device = Arc::new(Checked::new(fault.clone(), ledger.clone()));
+    let device = Arc::new(Checked::new(Whole::new(fault.clone()), ledger.clone()));
     let memory = MemoryFolder::unbounded();
     let world = World::around(kind, options(&mut rng), device, memory, Some(fault));
     let key = FileKey { dev: 2, ino: 1, generation: 0 };

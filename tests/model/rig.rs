@@ -12,6 +12,7 @@ use swapfs::aio::device::{
 };
 use swapfs::aio::fault::{FaultDevice, FaultPlan};
 use swapfs::aio::memory::{MemoryDevice, MemoryFile, MemoryFolder, MemoryOptions};
+use swapfs::aio::whole::Whole;
 use swapfs::engine::{
     Engine, EngineOptions, FileKey, Intake, Manner, OpenSwapIn, Request, WriteReply,
 };
@@ -337,7 +338,7 @@ impl World {
             Some(fault) => fault.clone() as Arc<dyn Device>,
             None => device,
         };
-        World::around(kind, options, inner, folder, fault)
+        World::around(kind, options, Whole::new(inner), folder, fault)
     }
 
     /// An engine on this device, which has `fault` somewhere within.

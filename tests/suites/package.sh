@@ -10,6 +10,7 @@ need cargo-deb dpkg dpkg-deb dpkg-shlibdeps mount umount mandoc systemd-analyze
 cd "$repo"
 cargo install --quiet --locked --path . --root "$work/root" --no-track
 "$work/root/bin/swapfs" --version | grep -q '^swapfs [0-9]' || fail "what cargo install gives"
+! grep -aqE 'swapfs-(fault|memory)' "$work/root/bin/swapfs" || fail "the program has test devices in it"
 
 rm -rf "${CARGO_TARGET_DIR:-target}/package" target/package
 "$swapfs" install --package --prefix target/package --systemd >"$work/laid-out"

@@ -7,6 +7,7 @@ use swapfs::aio::AioSettings;
 use swapfs::aio::device::Geometry;
 use swapfs::aio::fault::{FaultDevice, FaultPlan};
 use swapfs::aio::threads::ThreadDevice;
+use swapfs::aio::whole::Whole;
 use swapfs::deepspeed::swapper::{Direction, TransferFailure};
 use swapfs::deepspeed::{SwapError, Swapper};
 use swapfs::engine::{Engine, EngineOptions, OpenSwapIn, PartitionStatus};
@@ -53,7 +54,7 @@ impl Rig {
         let geometry = Geometry { alignment: 512, direct: false };
         let device = ThreadDevice::new(&AioSettings::default(), geometry).unwrap();
         let faults = FaultDevice::new(device, seed, FaultPlan::default()).unwrap();
-        let engine = Engine::start(engine_options, arena, faults.clone());
+        let engine = Engine::start(engine_options, arena, Whole::new(faults.clone()));
         let swapper = Some(Swapper::with_engine(&options(&place), engine.clone()).unwrap());
         Rig { place, faults, engine, swapper }
     }

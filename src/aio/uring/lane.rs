@@ -13,6 +13,7 @@ use super::super::counters::Counters;
 use super::super::device::Transfer;
 use super::super::file::Registrar;
 use super::super::waiting::Waiting;
+use super::super::worker;
 use super::table::Room;
 use super::wake::Wake;
 
@@ -34,12 +35,9 @@ pub(super) struct Lane {
 
 #[derive(Debug)]
 struct Queue {
-    waiting: Waiting,
+    transfers: worker::Queue<Waiting>,
     /// Ids of dropped files.
     forgotten: Vec<u64>,
-    /// Submitted after shutdown began; the thread answers them.
-    refused: Vec<Transfer>,
-    phase: Phase,
     rest: Rest,
 }
 
@@ -53,21 +51,12 @@ pub(super) enum Rest {
     ForAll,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Open,
-    /// Shutdown began; the thread finishes what waits.
-    Draining,
-    /// The thread is gone or about to go.
-    Closed,
-}
-
 /// What the thread takes out of its lane at once. Kept and reused.
 #[derive(Debug)]
 pub(super) struct Inbox {
     pub(super) transfers: Vec<Transfer>,
     pub(super) forgotten: Vec<u64>,
-    pub(super) refused: Vec<Transfer>,
+    pub(super) late: Vec<Transfer>,
 }
 
 impl Inbox {
@@ -75,22 +64,20 @@ impl Inbox {
         Self {
             transfers: Vec::with_capacity(capacity),
             forgotten: Vec::with_capacity(capacity),
-            refused: Vec::new(),
+            late: Vec::new(),
         }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.transfers.is_empty() && self.forgotten.is_empty() && self.refused.is_empty()
+        self.transfers.is_empty() && self.forgotten.is_empty() && self.late.is_empty()
     }
 }
 
 impl Lane {
     pub(super) fn new() -> io::Result<Self> {
         let queue = Queue {
-            waiting: Waiting::with_capacity(WAITING_CAPACITY),
+            transfers: worker::Queue::new(Waiting::with_capacity(WAITING_CAPACITY)),
             forgotten: Vec::with_capacity(WAITING_CAPACITY),
-            refused: Vec::new(),
-            phase: Phase::Open,
             rest: Rest::Awake,
         };
         Ok(Self {
@@ -107,13 +94,7 @@ impl Lane {
     /// Queues a transfer; the submitter calls [`rouse`](Self::rouse) after the last one. Gives it
     /// back when no thread is there to answer it.
     pub(super) fn push(&self, transfer: Transfer) -> Result<(), Transfer> {
-        let mut queue = self.queue.lock();
-        match queue.phase {
-            Phase::Open => queue.waiting.push(transfer),
-            Phase::Draining => queue.refused.push(transfer),
-            Phase::Closed => return Err(transfer),
-        }
-        Ok(())
+        self.queue.lock().transfers.push(transfer)
     }
 
     /// Wakes the thread if it sleeps and there is something for it.
@@ -121,7 +102,7 @@ impl Lane {
         let mut queue = self.queue.lock();
         let wanted = match queue.rest {
             Rest::Awake => false,
-            Rest::ForSyncs => queue.waiting.has_syncs(),
+            Rest::ForSyncs => queue.transfers.waiting.has_syncs(),
             Rest::ForAll => true,
         };
         if wanted {
@@ -133,12 +114,7 @@ impl Lane {
 
     /// Begins the shutdown.
     pub(super) fn drain(&self) {
-        {
-            let mut queue = self.queue.lock();
-            if queue.phase == Phase::Open {
-                queue.phase = Phase::Draining;
-            }
-        }
+        self.queue.lock().transfers.drain();
         self.rouse();
     }
 
@@ -151,33 +127,34 @@ impl Lane {
         assert!(inbox.is_empty(), "the inbox was emptied");
         let mut queue = self.queue.lock();
         std::mem::swap(&mut queue.forgotten, &mut inbox.forgotten);
-        std::mem::swap(&mut queue.refused, &mut inbox.refused);
+        std::mem::swap(&mut queue.transfers.late, &mut inbox.late);
+        let waiting = &mut queue.transfers.waiting;
         while room.slots > 0
-            && let Some(sync) = queue.waiting.pop_sync()
+            && let Some(sync) = waiting.pop_sync()
         {
             room.slots -= 1;
             inbox.transfers.push(sync);
         }
         while room.transfers.min(room.slots) > 0
-            && let Some(transfer) = queue.waiting.pop()
+            && let Some(transfer) = waiting.pop_data()
         {
             room = Room { transfers: room.transfers - 1, slots: room.slots - 1 };
             inbox.transfers.push(transfer);
         }
         queue.rest = rest(room, !inbox.transfers.is_empty());
-        queue.phase == Phase::Draining && queue.waiting.is_empty()
+        queue.transfers.is_drained()
     }
 
     /// For the thread, with nothing in flight: ends the lane if shutdown began and nothing came in
     /// since. From then on `push` gives transfers back.
     pub(super) fn close(&self) -> bool {
         let mut queue = self.queue.lock();
-        let idle =
-            queue.waiting.is_empty() && queue.refused.is_empty() && queue.forgotten.is_empty();
-        if queue.phase == Phase::Draining && idle {
-            queue.phase = Phase::Closed;
+        let has_late = !(queue.transfers.late.is_empty() && queue.forgotten.is_empty());
+        let ends = queue.transfers.is_drained() && !has_late;
+        if ends {
+            queue.transfers.close();
         }
-        queue.phase == Phase::Closed
+        ends
     }
 }
 
@@ -185,7 +162,7 @@ impl Registrar for Lane {
     fn forget(&self, id: u64) {
         {
             let mut queue = self.queue.lock();
-            if queue.phase == Phase::Closed {
+            if queue.transfers.is_closed() {
                 return;
             }
             queue.forgotten.push(id);

@@ -6,23 +6,23 @@
 
 use std::collections::VecDeque;
 use std::marker::PhantomData;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use io_uring::{IoUring, opcode, types};
+use io_uring::{IoUring, types};
 use parking_lot::{Condvar, Mutex};
 
 use super::super::counters::Counters;
 use super::super::device::{
     Action, Completion, CompletionSink, Geometry, PromptReads, Transfer, Wait,
 };
-use super::super::threads::check;
-use super::setup::{NewRing, make_ring, slice_index};
+use super::entry::{entry, fetch_events, registered_buffer};
+use super::setup::{NewRing, make_ring};
 use super::table::Table;
 use crate::error::{Errno, errno_of};
-use crate::pool::{Arena, WriteLease};
+use crate::pool::Arena;
 
 /// Reads under way at once.
 const DEPTH: u32 = 32;
@@ -32,9 +32,6 @@ const SHORTAGES_MAX: u32 = 1000;
 
 /// How long it is given before it is asked again.
 const SHORTAGE: Duration = Duration::from_millis(1);
-
-/// `IORING_ENTER_GETEVENTS`, which the crate keeps to itself.
-const ENTER_GETEVENTS: u32 = 1;
 
 /// What a device knows of the rings of its submitters.
 #[derive(Debug)]
@@ -176,8 +173,8 @@ impl Prompt {
         }
         let (mut taken, mut at) = (0, 0);
         while at < batch.len() {
-            check(&batch[at], self.geometry);
-            if self.table.room().transfers == 0 || parts(&batch[at]).is_none() {
+            batch[at].check(self.geometry);
+            if self.table.room().transfers == 0 || descriptor(&batch[at]).is_none() {
                 at += 1;
                 continue;
             }
@@ -196,18 +193,10 @@ impl Prompt {
     /// Publishes the entry of a slot.
     fn stage(&mut self, index: u32) {
         let transfer = &self.table.get(index).transfer;
-        let (descriptor, lease) = parts(transfer).expect("looked at by publish");
-        let (file, address) = (types::Fd(descriptor), lease.address());
-        let length = u32::try_from(lease.len()).expect("looked at by publish");
-        // Another ring may have given up pages that this one has registered.
-        let arena = self.arena.as_ref().filter(|arena| !arena.is_replaced() && lease.is_of(arena));
-        let entry = match arena.and_then(|_| slice_index(lease.offset(), lease.len())) {
-            Some(buffer) => opcode::ReadFixed::new(file, address, length, buffer)
-                .offset(transfer.offset)
-                .build(),
-            None => opcode::Read::new(file, address, length).offset(transfer.offset).build(),
-        };
-        let entry = entry.user_data(index.into());
+        let descriptor = descriptor(transfer).expect("looked at by publish");
+        let (file, action) = (types::Fd(descriptor), &transfer.action);
+        let buffer = registered_buffer(self.arena.as_ref(), action);
+        let entry = entry(action, file, transfer.offset, buffer, 0).user_data(index.into());
         // SAFETY: push needs the entry's memory and descriptor to stay valid until its completion. Both are owned
         // by the table's slot (lease and file), which is emptied only when the completion is reaped, or when the
         // kernel has not consumed the entry and never will (`give_up`), and which leaks what it holds otherwise.
@@ -252,10 +241,7 @@ impl Prompt {
         if wanted > 0 && self.ring.completion().is_empty() {
             std::thread::sleep(SHORTAGE);
         }
-        // SAFETY: enter needs that no entry is published whose memory or descriptor is not valid, and an argument
-        // that fits the flags: it is told to take no entry, and without further flags there is no argument.
-        let _ =
-            unsafe { self.ring.submitter().enter::<libc::sigset_t>(0, 0, ENTER_GETEVENTS, None) };
+        let _ = fetch_events(&self.ring);
     }
 
     /// What the kernel has not seen of a broken ring, and never will.
@@ -336,9 +322,8 @@ impl Drop for Prompt {
     }
 }
 
-/// Where a read comes from and goes to; `None` of everything else.
-fn parts(transfer: &Transfer) -> Option<(i32, &WriteLease)> {
-    let Action::Read(lease) = &transfer.action else { return None };
-    u32::try_from(lease.len()).ok()?;
-    Some((transfer.file.descriptor()?, lease))
+/// Where a read comes from; `None` of everything else.
+fn descriptor(transfer: &Transfer) -> Option<RawFd> {
+    let Action::Read(_) = transfer.action else { return None };
+    transfer.file.descriptor()
 }

@@ -24,9 +24,10 @@ use super::super::device::{Action, Completion, CompletionSink, Geometry, Transfe
 use super::super::file::disk_file;
 use super::super::settings::AioSettings;
 use super::super::tail;
+use super::entry::{entry, fetch_events, registered_buffer};
 use super::files::FileTable;
 use super::lane::{Inbox, Lane, Rest};
-use super::setup::{NewRing, slice_index};
+use super::setup::NewRing;
 use super::table::{Room, SYNCS_MAX, Table, Tail};
 use crate::error::{Errno, Result, errno_of};
 use crate::pool::Arena;
@@ -39,9 +40,6 @@ const WAKE_STAGED: u32 = u32::MAX;
 
 /// Times that io_uring_enter is tried again, 1 ms apart, when the kernel is short of memory.
 const SHORTAGES_MAX: u32 = 5000;
-
-/// `IORING_ENTER_GETEVENTS`, which the crate keeps to itself.
-const ENTER_GETEVENTS: u32 = 1;
 
 /// How long a broken ring's completions are still waited for.
 const BURIAL_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 10_000 });
@@ -144,7 +142,7 @@ impl Ring {
             self.poll_wake();
             let wanted = if self.overlap_events { 1 } else { self.table.len().max(1) };
             self.enter(wanted)?;
-            self.reap();
+            self.reap(true);
         }
     }
 
@@ -186,7 +184,7 @@ impl Ring {
         for id in self.inbox.forgotten.drain(..) {
             self.files.forget(&self.ring.submitter(), id);
         }
-        let late = self.inbox.refused.drain(..);
+        let late = self.inbox.late.drain(..);
         self.done.extend(late.map(|transfer| refused(transfer, errno)));
     }
 
@@ -247,62 +245,27 @@ impl Ring {
                 (transfer.file.descriptor().expect("checked by accept"), squeue::Flags::empty())
             }
         };
-        let file = types::Fd(number);
-        let offset = transfer.offset;
         if let Some(tail) = &slot.tail {
             return self.tail_entry(transfer, tail);
         }
-        let (entry, fixed) = match &transfer.action {
-            Action::Read(lease) => {
-                let (address, length) = (lease.address(), entry_length(lease.len()));
-                let buffer = self.buffer(lease.offset(), lease.len(), |arena| lease.is_of(arena));
-                let entry = match buffer {
-                    Some(buffer) => {
-                        opcode::ReadFixed::new(file, address, length, buffer).offset(offset).build()
-                    }
-                    None => opcode::Read::new(file, address, length).offset(offset).build(),
-                };
-                (entry, buffer.is_some())
-            }
-            Action::Write(lease) => {
-                let (address, length) = (lease.address(), entry_length(lease.len()));
-                let buffer = self.buffer(lease.offset(), lease.len(), |arena| lease.is_of(arena));
-                let entry = match buffer {
-                    Some(buffer) => opcode::WriteFixed::new(file, address, length, buffer)
-                        .offset(offset)
-                        .build(),
-                    None => opcode::Write::new(file, address, length).offset(offset).build(),
-                };
-                (entry, buffer.is_some())
-            }
-            Action::Sync { .. } => {
-                (opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(), false)
-            }
-        };
-        (entry.flags(flags), fixed)
+        let buffer = registered_buffer(self.arena.as_ref(), &transfer.action);
+        let entry = entry(&transfer.action, types::Fd(number), transfer.offset, buffer, 0);
+        (entry.flags(flags), buffer.is_some())
     }
 
     /// The entry that stores the end of a file, or pushes it to the device, and whether it names its memory by
     /// registration.
     fn tail_entry(&self, transfer: &Transfer, tail: &Tail) -> (squeue::Entry, bool) {
-        let Action::Write(lease) = &transfer.action else { unreachable!("only writes have tails") };
-        let (address, length) = (lease.address(), entry_length(lease.len()));
-        let (file, offset) = (types::Fd(tail.buffered.as_raw_fd()), transfer.offset);
+        let Transfer { action, offset, .. } = transfer;
+        let file = types::Fd(tail.buffered.as_raw_fd());
         if tail.is_stored {
-            let push = opcode::SyncFileRange::new(file, length).offset(offset);
+            let length = u32::try_from(action.length()).expect("less than a page");
+            let push = opcode::SyncFileRange::new(file, length).offset(*offset);
             return (push.flags(tail::PUSH_FLAGS).build(), false);
         }
         let flags = if self.uncached_writes { libc::RWF_DONTCACHE } else { 0 };
-        match self.buffer(lease.offset(), lease.len(), |arena| lease.is_of(arena)) {
-            Some(buffer) => {
-                let write = opcode::WriteFixed::new(file, address, length, buffer);
-                (write.offset(offset).rw_flags(flags).build(), true)
-            }
-            None => {
-                let write = opcode::Write::new(file, address, length);
-                (write.offset(offset).rw_flags(flags).build(), false)
-            }
-        }
+        let buffer = registered_buffer(self.arena.as_ref(), action);
+        (entry(action, file, *offset, buffer, flags), buffer.is_some())
     }
 
     /// Takes what one step of storing a file's end came to. Returns the transfer's result, or `None` when another step
@@ -310,8 +273,7 @@ impl Ring {
     fn tail_step(&mut self, index: u32, result: i32) -> Option<i32> {
         let slot = self.table.get_mut(index);
         let Some(tail) = &mut slot.tail else { return Some(result) };
-        let Action::Write(lease) = &slot.transfer.action else { return Some(result) };
-        let length = i32::try_from(lease.len()).expect("less than a page");
+        let length = i32::try_from(slot.transfer.action.length()).expect("less than a page");
         match (tail.is_stored, result) {
             (false, result) if result == length => tail.is_stored = true,
             (false, result) if self.uncached_writes && result == -libc::EOPNOTSUPP => {
@@ -321,15 +283,6 @@ impl Ring {
             _ => return Some(result),
         }
         None
-    }
-
-    /// The registered buffer of a lease, if its arena is the registered one.
-    fn buffer(
-        &self, offset: usize, length: usize, is_of: impl FnOnce(&Arc<Arena>) -> bool,
-    ) -> Option<u16> {
-        // Another ring may have given up pages that this one has registered.
-        let arena = self.arena.as_ref().filter(|arena| !arena.is_replaced())?;
-        if is_of(arena) { slice_index(offset, length) } else { None }
     }
 
     fn poll_wake(&mut self) {
@@ -394,8 +347,9 @@ impl Ring {
         self.counted = left;
     }
 
-    /// Moves finished transfers from the table to `done`.
-    fn reap(&mut self) {
+    /// Moves finished transfers from the table to `done`. With `again`, those that need another attempt, or have another
+    /// step, are staged.
+    fn reap(&mut self, again: bool) {
         let mut reaped = std::mem::take(&mut self.reaped);
         reaped.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
         for (user_data, result) in reaped.drain(..) {
@@ -405,11 +359,12 @@ impl Ring {
                 continue;
             }
             let index = u32::try_from(user_data).expect("user_data is a slot");
-            if self.table.retry(index, result) {
-                self.stage(index);
-                continue;
-            }
-            match self.tail_step(index, result) {
+            let ended = match again {
+                true if self.table.retry(index, result) => None,
+                true => self.tail_step(index, result),
+                false => Some(result),
+            };
+            match ended {
                 Some(result) => self.finish(index, result),
                 None => self.stage(index),
             }
@@ -466,7 +421,8 @@ impl Ring {
             let transfers = self.inbox.transfers.drain(..);
             self.done.extend(transfers.map(|transfer| refused(transfer, Errno::EIO)));
             if !abandoned {
-                self.reap_buried();
+                self.fetch_events();
+                self.reap(false);
                 if self.table.len() > 0 && Instant::now() >= end {
                     self.abandon();
                     abandoned = true;
@@ -486,31 +442,13 @@ impl Ring {
         }
     }
 
-    /// What finished although the ring is broken.
-    fn reap_buried(&mut self) {
-        self.fetch_events();
-        let mut reaped = std::mem::take(&mut self.reaped);
-        reaped.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
-        for (user_data, result) in reaped.drain(..) {
-            if user_data != WAKE {
-                self.finish(u32::try_from(user_data).expect("user_data is a slot"), result);
-            }
-        }
-        self.reaped = reaped;
-    }
-
-    /// Lets the kernel put completions into the queue: with deferred work it does so in this call alone. Submits
-    /// nothing, so that it needs no memory.
+    /// Has the kernel show what has completed.
     fn fetch_events(&self) {
         #[cfg(test)]
         if self.lane.silent.load(std::sync::atomic::Ordering::Relaxed) {
             return;
         }
-        // SAFETY: enter needs that no entry is published whose memory or descriptor is not valid, and an argument
-        // that fits the flags: it is told to take no entry, and without further flags there is no argument.
-        let result =
-            unsafe { self.ring.submitter().enter::<libc::sigset_t>(0, 0, ENTER_GETEVENTS, None) };
-        if let Err(error) = result {
+        if let Err(error) = fetch_events(&self.ring) {
             log::debug!("the broken io_uring gives no completions: {error}");
         }
     }
@@ -546,8 +484,4 @@ impl Ring {
         let _ = nix::poll::poll(&mut polled, timeout);
         self.lane.wake.drain();
     }
-}
-
-fn entry_length(length: usize) -> u32 {
-    u32::try_from(length).expect("submit checked the length")
 }

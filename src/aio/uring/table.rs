@@ -105,8 +105,7 @@ impl Table {
 
     /// Whether the counters do not show it as submitted yet; from here on they do.
     pub(super) fn is_new(&mut self, index: u32) -> bool {
-        let slot = self.slots[index as usize].as_mut().expect("a slot in use");
-        !std::mem::replace(&mut slot.is_counted, true)
+        !std::mem::replace(&mut self.get_mut(index).is_counted, true)
     }
 
     /// The slots in use.

@@ -224,7 +224,7 @@ impl Handle {
                 (Event::Fill(piece, mut chunk), Lent::Source(bytes)) => {
                     let range = piece.range_from(offset);
                     chunk.bytes()[..range.len()].copy_from_slice(&bytes[range]);
-                    self.router.filled(op, piece, chunk);
+                    self.router.fly(op, piece, chunk, None);
                 }
                 (Event::Arrived(piece, mut chunk, lead), Lent::Target(bytes)) => {
                     let range = piece.range_from(offset);

@@ -23,7 +23,7 @@ use crate::pool::WriteLease;
 /// For the thread that lends its slice to an operation.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// A bounce buffer to fill with the piece's bytes, for [`Router::filled`].
+    /// A bounce buffer to fill with the piece's bytes, for [`Router::fly`].
     Fill(Piece, Chunk),
     /// The piece's bytes, from this byte of the bounce buffer on.
     Arrived(Piece, Chunk, usize),
@@ -53,13 +53,10 @@ struct Flight {
     op: Arc<Op>,
     piece: Piece,
     memory: Ground,
-    file: Arc<dyn BackingFile>,
     /// The file's; 1 once the transfer was sent through the page cache instead.
     alignment: usize,
-    /// Where the transfer's first attempt begins in the file.
+    /// Where the transfer begins in the file.
     start: u64,
-    /// What earlier attempts moved, from `start` on.
-    front: Option<WriteLease>,
 }
 
 /// Whose memory a transfer uses.
@@ -113,12 +110,10 @@ impl Router {
                     op: Arc::clone(op),
                     piece,
                     memory: Ground::Tensor(region),
-                    file: Arc::clone(file),
                     alignment: op.alignment(),
                     start: piece.start,
-                    front: None,
                 };
-                batch.push(self.take_off(flight, lease));
+                batch.push(self.take_off(flight, file, lease));
             }
             part => requests.push(Request {
                 op: Arc::clone(op),
@@ -129,11 +124,9 @@ impl Router {
         Bounce::request(self, requests);
     }
 
-    /// A transfer of what is still to move of a flight: `lease`, behind its front.
-    fn take_off(&self, flight: Flight, lease: WriteLease) -> Transfer {
-        let moved = flight.front.as_ref().map_or(0, WriteLease::len);
-        let offset = flight.start + moved as u64;
-        let file = Arc::clone(&flight.file);
+    /// A flight's transfer, of the bytes of `lease`.
+    fn take_off(&self, flight: Flight, file: &Arc<dyn BackingFile>, lease: WriteLease) -> Transfer {
+        let (offset, file) = (flight.start, Arc::clone(file));
         let action = match flight.op.direction() {
             Direction::Read => Action::Read(lease),
             Direction::Write => Action::Write(lease.downgrade()),
@@ -150,7 +143,7 @@ impl Router {
         let Request { op, piece, part } = request;
         if op.failed() {
             drop(chunk);
-            return self.cancelled(&op, part);
+            return op.piece_done(part, Ok(0));
         }
         match op.direction() {
             Direction::Read => self.fly(&op, piece, chunk, part),
@@ -158,7 +151,7 @@ impl Router {
                 Some(caller) => {
                     // The receiver waits for the operation; were it gone, the chunk is free again.
                     if caller.send(Event::Fill(piece, chunk)).is_err() {
-                        self.cancelled(&op, None);
+                        op.piece_done(None, Ok(0));
                     }
                 }
                 None => self.fly(&op, piece, chunk, part),
@@ -166,12 +159,8 @@ impl Router {
         }
     }
 
-    /// The thread that lends its slice has filled the buffer.
-    pub(super) fn filled(self: &Arc<Self>, op: &Arc<Op>, piece: Piece, chunk: Chunk) {
-        self.fly(op, piece, chunk, None);
-    }
-
-    fn fly(
+    /// Sends a piece's transfer off, whose bounce buffer is filled if it is a write.
+    pub(super) fn fly(
         self: &Arc<Self>, op: &Arc<Op>, piece: Piece, mut chunk: Chunk, part: Option<WriteLease>,
     ) {
         let alignment = op.alignment() as u64;
@@ -182,17 +171,11 @@ impl Router {
             op: Arc::clone(op),
             piece,
             memory: Ground::Chunk(chunk, part),
-            file: op.file(),
             alignment: op.alignment(),
             start,
-            front: None,
         };
-        let transfer = self.take_off(flight, lease);
+        let transfer = self.take_off(flight, &op.file(), lease);
         self.submit(vec![transfer]);
-    }
-
-    fn cancelled(self: &Arc<Self>, op: &Arc<Op>, part: Option<WriteLease>) {
-        op.piece_done(part, Ok(0));
     }
 
     fn landed(self: &Arc<Self>, done: &mut Vec<Completion>) {
@@ -218,48 +201,27 @@ impl Router {
         self.submit(batch);
     }
 
-    /// Judges what one attempt moved; the next one, if there is more to do.
+    /// Ends a flight, unless its file takes no direct transfers: then returns one through the page cache.
     fn land(
-        self: &Arc<Self>, mut flight: Flight, lease: WriteLease, result: Result<usize, Errno>,
+        self: &Arc<Self>, flight: Flight, lease: WriteLease, result: Result<usize, Errno>,
     ) -> Option<Transfer> {
-        let before = flight.front.as_ref().map_or(0, WriteLease::len);
-        let at = flight.start + before as u64;
-        let moved = match result {
+        let at = flight.start;
+        let result = match result {
             Err(Errno::EINVAL) if flight.alignment > 1 => return self.detour(flight, lease),
-            Err(errno) => {
-                self.arrive(flight, lease, Err(ErrorKind::Transfer { at, errno }));
-                return None;
-            }
-            Ok(moved) => moved,
+            Err(errno) => Err(ErrorKind::Transfer { at, errno }),
+            Ok(moved) if at + moved as u64 >= flight.piece.end => Ok(()),
+            Ok(moved) => Err(ErrorKind::Short { at: at + moved as u64 }),
         };
-        if at + moved as u64 >= flight.piece.end {
-            self.arrive(flight, lease, Ok(()));
-            return None;
-        }
-        // Continued where the next attempt is aligned; the page cache can do without.
-        let kept = moved / flight.alignment * flight.alignment;
-        if kept == 0 && moved > 0 {
-            return self.detour(flight, lease);
-        }
-        if kept == 0 {
-            self.arrive(flight, lease, Err(ErrorKind::Short { at }));
-            return None;
-        }
-        let (moved, rest) = lease.split_front(kept);
-        flight.front = Some(match flight.front.take() {
-            Some(front) => front.join(moved),
-            None => moved,
-        });
-        Some(self.take_off(flight, rest))
+        self.arrive(flight, lease, result);
+        None
     }
 
-    /// Sends a flight's rest through the page cache, where anything is aligned.
+    /// Sends a flight through the page cache, where anything is aligned.
     fn detour(&self, mut flight: Flight, lease: WriteLease) -> Option<Transfer> {
         match flight.op.buffered() {
             Ok(file) => {
-                flight.file = file;
                 flight.alignment = 1;
-                Some(self.take_off(flight, lease))
+                Some(self.take_off(flight, &file, lease))
             }
             Err(errno) => {
                 self.arrive(flight, lease, Err(ErrorKind::Open(errno)));
@@ -268,14 +230,9 @@ impl Router {
         }
     }
 
-    /// The last attempt is over: bytes to where they belong, memory back.
+    /// A flight is over: bytes to where they belong, memory back.
     fn arrive(&self, flight: Flight, lease: WriteLease, result: Result<(), ErrorKind>) {
-        let Flight { op, piece, memory, start, front, file, .. } = flight;
-        drop(file);
-        let lease = match front {
-            Some(front) => front.join(lease),
-            None => lease,
-        };
+        let Flight { op, piece, memory, start, .. } = flight;
         let result = result.map(|()| piece.end - piece.start);
         match memory {
             Ground::Tensor(_) => op.piece_done(Some(lease), result),
@@ -293,7 +250,7 @@ impl Router {
     }
 }
 
-/// The device's way back. (A type of its own, because continuing takes an `Arc` of the router.)
+/// The device's way back. (A type of its own, because the page cache's detour takes an `Arc` of the router.)
 struct Sink(Arc<Router>);
 
 impl CompletionSink for Sink {

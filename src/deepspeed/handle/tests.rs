@@ -7,6 +7,7 @@ use super::*;
 use crate::aio::device::Geometry;
 use crate::aio::fault::{FaultDevice, FaultPlan};
 use crate::aio::threads::ThreadDevice;
+use crate::aio::whole::Whole;
 use crate::error::Errno;
 
 const OPTIONS: HandleOptions = HandleOptions {
@@ -24,7 +25,7 @@ fn faulty(alignment: usize, plan: FaultPlan) -> (Handle, Arc<FaultDevice>) {
     let inner = ThreadDevice::new(&settings, geometry).unwrap();
     let device = FaultDevice::new(inner, 7, plan).unwrap();
     let bounce = Bounce::new(OPTIONS.block_size, OPTIONS.depth()).unwrap();
-    let handle = Handle::over(OPTIONS, bounce, Arc::clone(&device) as _, None);
+    let handle = Handle::over(OPTIONS, bounce, Whole::new(device.clone()), None);
     (handle, device)
 }
 

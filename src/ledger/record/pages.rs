@@ -15,8 +15,6 @@ use crate::ledger::{Checksum, Counters};
 /// What is to be recorded of a write before it is handed on.
 #[derive(Debug)]
 pub(in crate::ledger) struct Writing {
-    bytes: Range<u64>,
-    /// The pages that begin in it.
     pages: Range<u64>,
     /// Their sums; none without checksums.
     sums: Vec<u32>,
@@ -27,8 +25,6 @@ pub(in crate::ledger) struct Writing {
 pub(in crate::ledger) enum Outcome {
     /// All of it is in the file.
     Stored,
-    /// The first bytes are, and the rest is asked for again.
-    Part(u64),
     /// Nobody knows what of it is: those pages are torn until they are written again.
     Failed,
     /// There is no device any more. What of it is in the file is found out at the next mount.
@@ -53,27 +49,21 @@ fn written_without_entry(bytes: &[u8]) -> (u64, Option<Errno>) {
 }
 
 impl Record {
-    /// What there will be to record of `bytes` that are about to be stored at `offset`. Touches no file.
+    /// What there will be to record of `bytes` that are about to be stored from `offset` on, where a page begins. Touches
+    /// no file.
     pub(in crate::ledger) fn prepare(&self, offset: u64, bytes: &[u8]) -> Writing {
-        let end = offset + bytes.len() as u64;
-        // A transfer that goes on within a page: that page was recorded with what came before.
-        let skipped = (offset.next_multiple_of(PAGE_BYTES) - offset).min(bytes.len() as u64);
+        debug_assert!(offset.is_multiple_of(PAGE_BYTES), "a write at {offset}, within a page");
         let sums = match self.shared.checksum {
-            Checksum::Crc32c => {
-                bytes[skipped as usize..].chunks(PAGE_BYTES as usize).map(sum).collect()
-            }
+            Checksum::Crc32c => bytes.chunks(PAGE_BYTES as usize).map(sum).collect(),
             Checksum::Writes | Checksum::None => Vec::new(),
         };
-        let first = offset.div_ceil(PAGE_BYTES);
-        let pages = first..end.div_ceil(PAGE_BYTES).max(first);
-        Writing { bytes: offset..end, pages, sums }
+        let pages = pages_of(&(offset..offset + bytes.len() as u64));
+        Writing { pages, sums }
     }
 
     /// Records that a write is about to be handed on.
     pub(in crate::ledger) fn begin_write(&self, writing: &Writing) -> Result<()> {
-        let Writing { bytes, pages, .. } = writing;
-        assert!(bytes.start <= bytes.end && pages.start <= pages.end, "prepared so");
-        let Some(place) = self.make_room(pages)? else {
+        let Some(place) = self.make_room(&writing.pages)? else {
             self.shared.pulse.begin();
             self.state.lock().writes += 1;
             return Ok(());
@@ -124,11 +114,7 @@ impl Record {
             return;
         }
         self.shared.pulse.end();
-        // A page that was begun by the transfer before ends with this one.
-        let pages = match outcome {
-            Outcome::Part(moved) => bytes.start / PAGE_BYTES..(bytes.start + moved) / PAGE_BYTES,
-            _ => pages_of(bytes),
-        };
+        let pages = pages_of(bytes);
         let place = self.state.lock().place();
         let ended = place.map_or(Ok(()), |place| {
             self.each_batch(&place, pages.clone(), |first, entries| {

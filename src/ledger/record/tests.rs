@@ -184,29 +184,6 @@ fn a_failed_write_is_torn_until_it_is_repeated() {
     }
 }
 
-/// A short write goes on within a page; nothing of it is under way when the rest has landed.
-#[test]
-fn a_write_in_parts_is_whole_at_its_end() {
-    for checksum in [Checksum::Crc32c, Checksum::Writes] {
-        let place = Place::new(checksum, 0);
-        let record = &place.record;
-        let bytes: Vec<u8> = (0..12288).map(|at| (at / 512) as u8).collect();
-        place.begin(0, &bytes);
-        place.end(0..12288, Outcome::Part(4608), 4608);
-        assert_eq!(place.torn(12288, |_| 99), Some(4096..12288), "the rest is under way");
-        place.write(4608, &bytes[4608..]);
-        assert_eq!(place.torn(12288, |_| 99), None);
-        assert_eq!(record.verify(0, &bytes), (12288, None));
-        // All within one page.
-        place.begin(0, &bytes[512..3072]);
-        place.end(0..2560, Outcome::Part(1024), 12288);
-        place.write(1024, &bytes[1536..3072]);
-        let wrong = record.verify(0, &bytes[..4096]);
-        let compared = checksum == Checksum::Crc32c;
-        assert_eq!(wrong, if compared { (0, Some(Errno::EBADMSG)) } else { (4096, None) });
-    }
-}
-
 /// Zeros are what was there before only where nothing was on record and nothing in the file.
 #[test]
 fn zeros_are_not_taken_for_bytes_that_others_had_written() {

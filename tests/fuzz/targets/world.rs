@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use swapfs::aio::device::Geometry;
 use swapfs::aio::threads::ThreadDevice;
+use swapfs::aio::whole::Whole;
 use swapfs::aio::{AioSettings, Engine as AioEngine};
 use swapfs::engine::{Engine, EngineOptions, OpenSwapIn};
 use swapfs::error::Errno;
@@ -94,7 +95,8 @@ impl World {
             engine: AioEngine::Threads,
         };
         let geometry = Geometry { alignment: 4096, direct: false };
-        let engine = Engine::start(options, arena, ThreadDevice::new(&settings, geometry).unwrap());
+        let device = Whole::new(ThreadDevice::new(&settings, geometry).unwrap());
+        let engine = Engine::start(options, arena, device);
         let root: OwnedFd = fs::File::open(&folder).unwrap().into();
         let tree = Tree::new(root, Options { descriptors_max: 16, ..Options::default() }).unwrap();
         let options = VolumeOptions {
