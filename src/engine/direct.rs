@@ -82,7 +82,7 @@ impl Locked<'_> {
         } else {
             let stored = part.stored();
             job.lock().left += 1;
-            let part = DirectPart { job: job.clone(), offset, done: None, stored };
+            let part = DirectPart { job: job.clone(), offset, stored };
             let purpose = Purpose::Direct(part);
             return self.start_transfer(id, purpose, offset, Action::Read(lease));
         };
@@ -91,7 +91,7 @@ impl Locked<'_> {
 
     /// A transfer of a direct read has ended.
     pub(crate) fn direct_completed(
-        &mut self, mut part: DirectPart, transfer: Transfer, result: Result<usize>,
+        &mut self, part: DirectPart, transfer: Transfer, result: Result<usize>,
     ) {
         let Transfer { action: Action::Read(mut lease), offset, .. } = transfer else {
             unreachable!("it was a read")
@@ -102,28 +102,19 @@ impl Locked<'_> {
         let mut outcome = Outcome::Done;
         match result {
             Ok(moved) if moved as u64 >= expected => lease[moved.min(asked as usize)..].fill(0),
-            Ok(moved) if moved as u64 >= self.state.shape.alignment => {
-                // Short: the rest is asked for again.
-                let step = moved as u64 / self.state.shape.alignment * self.state.shape.alignment;
-                let (done, rest) = lease.split_front(step as usize);
-                part.done = Some(join(part.done.take(), done));
-                let purpose = Purpose::Direct(part);
-                let action = Action::Read(rest);
-                return self.start_transfer(id, purpose, offset + step, action);
-            }
-            Ok(_) => outcome = Outcome::Failed(Errno::EIO),
+            // Cut before a damaged page: whoever reads it through the pool gets the rest, and the error.
+            Ok(_) => outcome = Outcome::Resident,
             Err(errno) => outcome = Outcome::Failed(errno),
         }
         let bytes = offset..offset + asked;
         match outcome {
             Outcome::Failed(errno) => self.direct_failed(id, bytes, errno),
-            _ if self.state.part(id).error.is_some() => {
+            Outcome::Done if self.state.part(id).error.is_some() => {
                 self.state.part(id).unreadable.remove(bytes);
                 self.state.part(id).clear_error_if_mended();
             }
             _ => {}
         }
-        let lease = join(part.done.take(), lease);
         let ended = {
             let mut job = part.job.lock();
             job.pieces.push(Piece { offset: part.offset, lease, outcome });
@@ -158,11 +149,4 @@ impl Locked<'_> {
 
 fn answer(reply: DirectReply, pieces: Vec<Piece>, actions: &mut Actions) {
     actions.answers.push(Answer::Empty(Box::new(move |_| reply(pieces)), Ok(())));
-}
-
-fn join(front: Option<WriteLease>, back: WriteLease) -> WriteLease {
-    match front {
-        Some(front) => front.join(back),
-        None => back,
-    }
 }

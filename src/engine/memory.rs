@@ -189,13 +189,13 @@ impl Memory {
         self.frame_at(FrameId::new(self.frames)) + scratch * self.shape.unit as usize
     }
 
-    /// A scratch page from byte `done` on, owned by the transfer that fills it.
-    pub(crate) fn scratch(&self, scratch: usize, done: u64) -> WriteLease {
+    /// A scratch page, owned by the transfer that fills it.
+    pub(crate) fn scratch(&self, scratch: usize) -> WriteLease {
         let (start, length) = (self.scratch_at(scratch), self.shape.unit as usize);
         // SAFETY: the scratch index was taken out of the free list and returns to it only after the
         // completion has given the lease back, so nobody else has it; one fill has one transfer, and
-        // asks for the whole page only after that has ended.
-        unsafe { self.arena.write_lease(start + done as usize, length - done as usize) }
+        // its end asks for the page again.
+        unsafe { self.arena.write_lease(start, length) }
     }
 
     /// Copies the bytes around `kept` of a filled scratch page into its page, which is in `reading`.

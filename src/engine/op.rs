@@ -285,8 +285,6 @@ pub(crate) struct DirectPart {
     pub(super) job: Arc<Mutex<DirectJob>>,
     /// Where the piece begins.
     pub(super) offset: u64,
-    /// What has arrived of it.
-    pub(super) done: Option<WriteLease>,
     /// The file held at least this much when it began.
     pub(super) stored: u64,
 }

@@ -35,8 +35,8 @@ impl List {
     const EMPTY: List = List { head: BlockId::NONE, tail: BlockId::NONE, length: 0 };
 }
 
-/// What a transfer under way is for. `done` bytes of it were moved before; the file held at least
-/// `stored` bytes when it began, and what it holds beyond is zero.
+/// What a transfer under way is for. The file held at least `stored` bytes when it began, and what it holds beyond
+/// is zero. A read is asked for again from `done` on where it was cut before a damaged page.
 pub(crate) enum Purpose {
     Read {
         buffer: BlockId,
@@ -48,14 +48,12 @@ pub(crate) enum Purpose {
         buffer: BlockId,
         page: usize,
         scratch: usize,
-        done: u64,
         stored: u64,
     },
     Write {
         buffer: BlockId,
         pages: std::ops::Range<usize>,
         bytes: u64,
-        done: u64,
     },
     Sync(SyncOp),
     /// Into memory that is not the pool's.

@@ -116,24 +116,18 @@ impl Locked<'_> {
         match self.state.scratch.pop() {
             Some(scratch) => {
                 let stored = self.state.part(id).stored();
-                self.start_fill(buffer, page, scratch, 0, stored);
+                self.start_fill(buffer, page, scratch, stored);
             }
             None => self.state.fill_queue.push_back((buffer, index, page as u32)),
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a transfer's parts")]
-    fn start_fill(&mut self, buffer: BlockId, page: usize, scratch: usize, done: u64, stored: u64) {
+    fn start_fill(&mut self, buffer: BlockId, page: usize, scratch: usize, stored: u64) {
         let block = &self.state.blocks[buffer];
         let (id, start) = (block.partition, block.index * self.state.shape.block_size);
-        let offset = start + page as u64 * self.state.shape.unit + done;
-        let action = Action::Read(self.engine.memory.scratch(scratch, done));
-        self.start_transfer(
-            id,
-            Purpose::Fill { buffer, page, scratch, done, stored },
-            offset,
-            action,
-        );
+        let offset = start + page as u64 * self.state.shape.unit;
+        let action = Action::Read(self.engine.memory.scratch(scratch));
+        self.start_transfer(id, Purpose::Fill { buffer, page, scratch, stored }, offset, action);
     }
 
     /// Asks for a dirty block to be written out, and starts it when nothing is in the way.
@@ -189,12 +183,12 @@ impl Locked<'_> {
             });
             self.state.part(id).writes += 1;
             self.state.writes_inflight += 1;
-            self.write_run(buffer, run, bytes, 0);
+            self.write_run(buffer, run, bytes);
         }
         self.state.edit(buffer, |block| block.flush = false);
     }
 
-    fn write_run(&mut self, buffer: BlockId, pages: Range<usize>, bytes: u64, done: u64) {
+    fn write_run(&mut self, buffer: BlockId, pages: Range<usize>, bytes: u64) {
         let block = &self.state.blocks[buffer];
         let (id, start) = (block.partition, block.index * self.state.shape.block_size);
         let from = pages.start as u64 * self.state.shape.unit;
@@ -210,9 +204,9 @@ impl Locked<'_> {
         if !part.ahead.is_empty() {
             part.ahead.remove(start + from..start + pages.end as u64 * self.engine.shape.unit);
         }
-        let lease = self.engine.memory.for_write(self.state, buffer, from + done..from + bytes);
-        let purpose = Purpose::Write { buffer, pages, bytes, done };
-        self.start_transfer(id, purpose, start + from + done, Action::Write(lease));
+        let lease = self.engine.memory.for_write(self.state, buffer, from..from + bytes);
+        let purpose = Purpose::Write { buffer, pages, bytes };
+        self.start_transfer(id, purpose, start + from, Action::Write(lease));
     }
 
     /// Starts the device sync of `op`.
@@ -239,23 +233,18 @@ impl Locked<'_> {
             Purpose::Read { buffer, pages, done, stored } => {
                 self.read_completed(buffer, pages, done, stored, transfer, result);
             }
-            Purpose::Fill { buffer, page, scratch, done, stored } => {
-                let moved = self.engine.taken(transfer, stored, result);
-                match moved {
-                    Ok(Taken::Part(step)) => {
-                        let done = done + step;
-                        self.start_fill(buffer, page, scratch, done, stored);
-                    }
-                    Ok(Taken::All) => self.fill_completed(buffer, page, Ok(scratch)),
-                    Err(errno) => self.fill_completed(buffer, page, Err(errno)),
-                }
-                if !matches!(moved, Ok(Taken::Part(_))) {
-                    self.free_scratch(scratch);
-                }
+            Purpose::Fill { buffer, page, scratch, stored } => {
+                let outcome = match self.engine.taken(transfer, stored, result) {
+                    Ok(Taken::All) => Ok(scratch),
+                    Ok(Taken::Part(_)) => Err(Errno::EIO),
+                    Err(errno) => Err(errno),
+                };
+                self.fill_completed(buffer, page, outcome);
+                self.free_scratch(scratch);
             }
-            Purpose::Write { buffer, pages, bytes, done } => {
+            Purpose::Write { buffer, pages, bytes } => {
                 drop(transfer.action);
-                self.write_completed(buffer, pages, bytes, done, result);
+                self.write_completed(buffer, pages, bytes, result);
             }
             Purpose::Sync(op) => self.synced(op, result.map(drop)),
             Purpose::Direct(part) => self.direct_completed(part, transfer, result),
@@ -345,7 +334,7 @@ impl Locked<'_> {
             let at =
                 self.state.blocks[buffer].partial(page).expect("pages are filled while partial");
             let partial = self.state.blocks[buffer].partials[at];
-            let lease = self.engine.memory.scratch(scratch, 0);
+            let lease = self.engine.memory.scratch(scratch);
             self.engine.memory.merge(self.state, buffer, page, partial.start..partial.end, &lease);
         }
         self.state.edit(buffer, |block| {
@@ -385,32 +374,22 @@ impl Locked<'_> {
                 assert_eq!(self.state.blocks[buffer].index, index, "a block being filled stays");
                 let id = self.state.blocks[buffer].partition;
                 let stored = self.state.part(id).stored();
-                self.start_fill(buffer, page as usize, scratch, 0, stored);
+                self.start_fill(buffer, page as usize, scratch, stored);
             }
             None => self.state.scratch.push(scratch),
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a completion's parts")]
     fn write_completed(
-        &mut self, buffer: BlockId, pages: Range<usize>, bytes: u64, done: u64,
-        result: Result<usize>,
+        &mut self, buffer: BlockId, pages: Range<usize>, bytes: u64, result: Result<usize>,
     ) {
         let block = &self.state.blocks[buffer];
         let id = block.partition;
         let start =
             block.index * self.state.shape.block_size + pages.start as u64 * self.state.shape.unit;
         let outcome = match result {
-            Ok(moved) if moved as u64 >= bytes - done => Ok(()),
-            Ok(moved) => {
-                let step = moved as u64 / self.state.shape.alignment * self.state.shape.alignment;
-                if step > 0 {
-                    let part = self.state.part(id);
-                    part.disk_size = part.disk_size.max(start + done + step);
-                    return self.write_run(buffer, pages, bytes, done + step);
-                }
-                Err(Errno::EIO)
-            }
+            Ok(moved) if moved as u64 >= bytes => Ok(()),
+            Ok(_) => Err(Errno::EIO),
             Err(errno) => Err(errno),
         };
         let part = self.state.part(id);
@@ -424,6 +403,10 @@ impl Locked<'_> {
                 part.unreadable.remove(landed);
             }
             Err(errno) => {
+                // Its first bytes may have landed, and have made the file longer.
+                if let Ok(status) = part.file.status() {
+                    part.disk_size = part.disk_size.max(status.size.min(start + bytes));
+                }
                 self.failure(id, "swap out", start..start + bytes, errno);
                 self.state.part(id).owe_error(errno);
             }

@@ -290,7 +290,6 @@ fn a_transfer_without_an_answer_is_told_until_it_has_one() {
 /// The first bytes of a write that failed may be in the file. A discard leaves the file as long as it is then: these
 /// bytes do not come back in a hole.
 #[test]
-#[ignore = "fails until the engine looks how long the file is after a failed write"]
 fn a_discarded_write_that_failed_leaves_nothing_in_a_hole() {
     let model = world(Kind::Sound, 4096, MemoryFolder::unbounded(), 0);
     let mut cases = 0;
