@@ -322,12 +322,15 @@ fn the_table_of_mount_options_is_the_programs() {
             continue;
         };
         let shown = shown.strip_prefix("default: ").unwrap_or_default();
-        let same = match option.default {
-            "" => !shown.is_empty(),
-            default => option.kind.parse_text(shown) == option.kind.parse_text(default),
+        let same = match option.built_in() {
+            None => shown == option.default,
+            value => option.kind.parse_text(shown) == value,
         };
         let at = format!("man/swapfs.8, MOUNT OPTIONS, {}", option.name);
         wrong.unless(same, || format!("{at}: the default is {}, not {shown}", option.default));
+        wrong.unless(meaning.trim_start().starts_with(option.help), || {
+            format!("{at}: the text is to begin with: {}", option.help)
+        });
         let words: Vec<String> = match option.kind {
             Kind::Choice(words) => words.iter().map(|word| (*word).to_owned()).collect(),
             Kind::Size { min, max, power_of_two: true } => {
