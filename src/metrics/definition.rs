@@ -1,13 +1,13 @@
 //! What a metric is: its definition gives its name in Prometheus, its place in `stats.json` and its entry in the manual.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-
 use serde_json::{Value as Json, json};
+use strum::AsRefStr;
 
 use super::histogram::Snapshot;
 
-/// How a metric's values change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How a metric's values change, by Prometheus' names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, AsRefStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Kind {
     /// Only grows.
     Counter,
@@ -17,42 +17,20 @@ pub enum Kind {
     Histogram,
 }
 
-impl Kind {
-    /// Prometheus' word for it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Counter => "counter",
-            Self::Gauge => "gauge",
-            Self::Histogram => "histogram",
-        }
-    }
-}
-
-/// What a metric's values count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a metric's values count, by the manual's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, AsRefStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Unit {
     /// Things, which the help names.
+    #[strum(serialize = "")]
     Count,
     /// Bytes.
     Bytes,
     /// Seconds.
     Seconds,
     /// 1 for yes, 0 for no.
+    #[strum(serialize = "0 or 1")]
     Flag,
-}
-
-impl Unit {
-    /// The word for it; empty where the help says what is counted.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Count => "",
-            Self::Bytes => "bytes",
-            Self::Seconds => "seconds",
-            Self::Flag => "0 or 1",
-        }
-    }
 }
 
 /// One metric: everything there is to say about it.
@@ -81,8 +59,8 @@ impl MetricDefinition {
         let Self { object, measure, .. } = self;
         let unit = match self.unit {
             Unit::Count | Unit::Flag => String::new(),
-            unit if measure.ends_with(unit.name()) => String::new(),
-            unit => format!("_{}", unit.name()),
+            unit if measure.ends_with(unit.as_ref()) => String::new(),
+            unit => format!("_{}", unit.as_ref()),
         };
         let total = if self.kind == Kind::Counter { "_total" } else { "" };
         format!("swapfs_{object}_{measure}{unit}{total}")
@@ -102,21 +80,15 @@ pub enum Reading {
     By(Vec<(String, Reading)>),
 }
 
-impl From<&u64> for Reading {
-    fn from(number: &u64) -> Self {
-        Self::Number(*number)
+impl From<u64> for Reading {
+    fn from(number: u64) -> Self {
+        Self::Number(number)
     }
 }
 
-impl From<&AtomicU64> for Reading {
-    fn from(counter: &AtomicU64) -> Self {
-        Self::Number(counter.load(Relaxed))
-    }
-}
-
-impl From<&bool> for Reading {
-    fn from(flag: &bool) -> Self {
-        Self::Flag(*flag)
+impl From<bool> for Reading {
+    fn from(flag: bool) -> Self {
+        Self::Flag(flag)
     }
 }
 

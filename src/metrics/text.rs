@@ -26,7 +26,7 @@ impl Text {
 
     /// Adds a metric: its help, its kind and what it is now.
     pub fn metric(&mut self, definition: &MetricDefinition, reading: &Reading) {
-        let (name, kind) = (definition.name(), definition.kind.name());
+        let (name, kind) = (definition.name(), definition.kind.as_ref());
         let help = definition.help.replace('\\', "\\\\").replace('\n', "\\n");
         let _ = writeln!(self.out, "# HELP {name} {help}\n# TYPE {name} {kind}");
         match reading {

@@ -1,14 +1,19 @@
 //! The metrics of a mount: one table, which `stats.json`, Prometheus' text and the manual follow.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
 use serde_json::{Map, Value as Json};
 
 use super::Volume;
 use crate::aio::device::DeviceStats;
 use crate::engine::{CacheStats, PartitionCounts, PoolInfo, Times, Traffic};
 use crate::ledger::LedgerStats;
-use crate::metrics::lines::{LINES, Lines};
+use crate::metrics::lines::LINES;
 use crate::metrics::text::{Label, Text};
-use crate::metrics::{Kind, MetricDefinition, Operation, OperationCounts, Reading, Unit};
+use crate::metrics::{
+    AccessLog, Kind, MetricDefinition, Operation, OperationCounts, Reading, Unit, Wear,
+};
 
 /// What the metrics are read from, all taken at one moment. A part is `None` where the mount does not have it.
 #[derive(Debug)]
@@ -17,36 +22,15 @@ pub(super) struct Sources {
     aio: Option<DeviceStats>,
     cache: Option<CacheStats>,
     checksum: Option<LedgerStats>,
-    fuse: Option<RequestCounts>,
     partitions: Option<PartitionCounts>,
-    log: Option<&'static Lines>,
-    wear: Option<WearCounts>,
-    accesslog: Option<AccessCounts>,
+    /// Bytes written to the swap folder in all, and today.
+    wear: Option<(u64, u64)>,
+    access: Arc<AccessLog>,
+    names: usize,
     times: Times,
     operations: Vec<OperationCounts>,
     /// By directory in the root; `None` where their names are not shown.
     directories: Option<Vec<(String, Traffic)>>,
-}
-
-#[derive(Debug)]
-struct RequestCounts {
-    requests: u64,
-    reads: u64,
-    writes: u64,
-    errors: u64,
-    names: u64,
-}
-
-#[derive(Debug)]
-struct WearCounts {
-    written_bytes: u64,
-    written_today: u64,
-}
-
-#[derive(Debug)]
-struct AccessCounts {
-    readers: u64,
-    dropped: u64,
 }
 
 /// Reads a metric; `None` where the mount does not have it.
@@ -68,7 +52,7 @@ macro_rules! metrics {
                 label: metrics!(@or "" $(, $label)?),
                 help: $help,
             },
-            metrics!(@or |sources| Some(Reading::from(&sources.$object.as_ref()?.$measure)) $(, $read)?),
+            metrics!(@or |sources| Some(sources.$object.as_ref()?.$measure.into()) $(, $read)?),
         )),*]
     };
     (@or $usual:expr) => { $usual };
@@ -119,11 +103,16 @@ static METRICS: &[(MetricDefinition, Read)] = metrics! {
     Counter Count checksum.mismatches: "Reads that did not match their checksums.";
     Counter Count checksum.torn: "Reads of a page whose write was interrupted.";
     Counter Count checksum.dropped: "Partitions whose checksums were dropped because others had changed them.";
-    Counter Count fuse.requests: "Requests answered.";
-    Counter Count fuse.reads: "Reads answered.";
-    Counter Count fuse.writes: "Writes answered.";
-    Counter Count fuse.errors: "Requests answered with an error.";
-    Gauge Count fuse.names: "Names that the kernel remembers, by inode.";
+    Counter Count fuse.requests: "Requests answered."
+        = |sources| sources.total(|count| count.answered);
+    Counter Count fuse.reads: "Reads answered."
+        = |sources| sources.answered(Operation::READ);
+    Counter Count fuse.writes: "Writes answered."
+        = |sources| sources.answered(Operation::WRITE);
+    Counter Count fuse.errors: "Requests answered with an error."
+        = |sources| sources.total(|count| count.errors);
+    Gauge Count fuse.names: "Names that the kernel remembers, by inode."
+        = |sources| Some((sources.names as u64).into());
     Counter Count fuse.operations as "" by "operation": "Requests answered, by operation."
         = |sources| sources.by_operation(|_| true, |count| Reading::Number(count.answered));
     Counter Count fuse.operation_errors as "" by "operation": "Requests answered with an error, by operation."
@@ -138,14 +127,22 @@ static METRICS: &[(MetricDefinition, Read)] = metrics! {
     Gauge Count partitions.inflight: "Partitions under transfer, or queued for it.";
     Gauge Count partitions.failed: "Partitions with a transfer error that is not mended.";
     Gauge Count partitions.stalled: "Partitions with a transfer that the device does not answer.";
-    Counter Count log.lines: "Lines of the daemon's log.";
-    Counter Count log.left_out: "Lines left out of the log because there were too many of their kind.";
-    Counter Count log.dropped: "Lines that the log file did not take.";
-    Counter Count log.rotations: "How often the log file was set aside for a new one.";
-    Counter Bytes wear.written_bytes: "Bytes written to the swap folder since swapfs has known it, over all mounts.";
-    Gauge Bytes wear.written_today as "today_bytes": "Bytes written to the swap folder today (UTC).";
-    Gauge Count accesslog.readers: "Readers of the access log.";
-    Counter Count accesslog.dropped: "Lines of the access log left out because a reader was too slow.";
+    Counter Count log.lines: "Lines of the daemon's log."
+        = |_| Some(LINES.lines.load(Relaxed).into());
+    Counter Count log.left_out: "Lines left out of the log because there were too many of their kind."
+        = |_| Some(LINES.left_out.load(Relaxed).into());
+    Counter Count log.dropped: "Lines that the log file did not take."
+        = |_| Some(LINES.dropped.load(Relaxed).into());
+    Counter Count log.rotations: "How often the log file was set aside for a new one."
+        = |_| Some(LINES.rotations.load(Relaxed).into());
+    Counter Bytes wear.written_bytes: "Bytes written to the swap folder since swapfs has known it, over all mounts."
+        = |sources| Some(sources.wear?.0.into());
+    Gauge Bytes wear.written_today as "today_bytes": "Bytes written to the swap folder today (UTC)."
+        = |sources| Some(sources.wear?.1.into());
+    Gauge Count accesslog.readers: "Readers of the access log."
+        = |sources| Some((sources.access.readers() as u64).into());
+    Counter Count accesslog.dropped: "Lines of the access log left out because a reader was too slow."
+        = |sources| Some(sources.access.dropped().into());
     Counter Bytes directory.read_bytes by "directory":
         "Bytes that clients have read, by directory in the root; / is the root itself."
         = |sources| sources.by_directory(|traffic| traffic.read_bytes);
@@ -161,39 +158,30 @@ pub fn metric_definitions() -> impl Iterator<Item = &'static MetricDefinition> {
 impl Sources {
     /// Takes all readings of `volume`; those by directory only with `names`.
     pub(super) fn take(volume: &Volume, names: bool) -> Self {
-        let operations: Vec<_> = volume.watch.requests.counts().collect();
-        let answered = |operation| {
-            let mut counts = operations.iter().filter(|count| count.operation == operation);
-            counts.next().map_or(0, |count| count.answered)
-        };
-        let (engine, access) = (&volume.engine, &volume.watch.access);
+        let engine = &volume.engine;
         Self {
             pool: Some(engine.pool()),
             aio: Some(engine.device_stats()),
             cache: Some(engine.cache_stats()),
             checksum: volume.ledger.as_ref().map(|ledger| ledger.stats()),
-            fuse: Some(RequestCounts {
-                requests: operations.iter().map(|count| count.answered).sum(),
-                reads: answered(Operation::READ),
-                writes: answered(Operation::WRITE),
-                errors: operations.iter().map(|count| count.errors).sum(),
-                names: volume.tree.known_count() as u64,
-            }),
             partitions: Some(engine.partitions()),
-            log: Some(&LINES),
-            wear: volume.wear().map(|wear| {
-                let (written_bytes, written_today) = wear.total_and_today();
-                WearCounts { written_bytes, written_today }
-            }),
-            accesslog: Some(AccessCounts {
-                readers: access.readers() as u64,
-                dropped: access.dropped(),
-            }),
+            wear: volume.wear().map(Wear::total_and_today),
+            access: volume.watch.access.clone(),
+            names: volume.tree.known_count(),
             times: engine.times(),
-            operations,
+            operations: volume.watch.requests.counts().collect(),
             directories: names
                 .then(|| volume.directories.names().into_iter().zip(engine.groups()).collect()),
         }
+    }
+
+    fn total(&self, count: fn(&OperationCounts) -> u64) -> Option<Reading> {
+        Some(self.operations.iter().map(count).sum::<u64>().into())
+    }
+
+    fn answered(&self, operation: Operation) -> Option<Reading> {
+        let mut counts = self.operations.iter().filter(|count| count.operation == operation);
+        Some(counts.next()?.answered.into())
     }
 
     fn transfers(&self) -> Vec<(String, Reading)> {

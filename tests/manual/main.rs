@@ -296,7 +296,7 @@ fn the_list_of_metrics_is_the_programs() {
         let name = metric.name();
         let Some((_, note, meaning)) = items.iter().find(|item| item.0 == name) else { continue };
         let by = if metric.label.is_empty() { "" } else { &format!("by {}", metric.label) };
-        let parts = [metric.kind.name(), metric.unit.name(), by];
+        let parts = [metric.kind.as_ref(), metric.unit.as_ref(), by];
         let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
         let (at, expected) = (format!("man/{}, METRICS, {name}", page.name), parts.join(", "));
         wrong.unless(*note == expected, || format!("{at}: ({note}) is to be ({expected})"));
