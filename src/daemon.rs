@@ -31,9 +31,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::mount::MsFlags;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::ForkResult;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Config;
 use crate::memory::{FirstVictim, Room};
@@ -279,20 +279,21 @@ fn mount_folder(request: &MountRequest, factory: &dyn Factory) -> Result<OwnedFd
 /// What a daemon sets about itself before anything else.
 fn prepare_process() {
     // Modes come from the requests, already masked by their callers.
-    nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+    rustix::process::umask(rustix::fs::Mode::empty());
     // The working directory would keep a filesystem busy, perhaps the very mountpoint.
     if let Err(error) = std::env::set_current_dir("/") {
         log::debug!("chdir /: {error}");
     }
     sys_process::return_freed_memory();
     // A core file would have clients' bytes in it, the whole pool.
-    if let Err(errno) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {
-        log::debug!("RLIMIT_CORE: {}", errno.desc());
-    }
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(errno) = raised {
-        log::debug!("RLIMIT_NOFILE: {}", errno.desc());
+    let most = getrlimit(Resource::Nofile).maximum;
+    for (name, resource, limit) in
+        [("RLIMIT_CORE", Resource::Core, Some(0)), ("RLIMIT_NOFILE", Resource::Nofile, most)]
+    {
+        let limit = Rlimit { current: limit, maximum: limit };
+        if let Err(error) = setrlimit(resource, limit) {
+            log::debug!("{name}: {}", sys_process::reason(&error.into()));
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 //! somebody asks, or a few times a minute.
 
 mod access;
+mod definition;
 mod histogram;
 pub mod http;
 pub(crate) mod lines;
@@ -17,6 +18,7 @@ mod textfile;
 mod wear;
 
 pub use access::{AccessLog, LineReply, READERS_MAX};
+pub use definition::{Kind, MetricDefinition, Reading, Unit};
 pub use histogram::{Histogram, Snapshot};
 pub use listener::Listener;
 pub use recorder::Recorder;

@@ -67,7 +67,7 @@ impl MountCall<'_> {
 
 /// Mounts and returns the session's descriptor. The mount answers only once somebody serves it.
 pub fn mount(call: &MountCall<'_>) -> Result<OwnedFd, String> {
-    if !nix::unistd::geteuid().is_root() {
+    if !rustix::process::geteuid().is_root() {
         return fusermount::mount(call);
     }
     match mount_as_root(call) {
@@ -93,8 +93,8 @@ fn mount_as_root(call: &MountCall<'_>) -> Result<OwnedFd, Refusal> {
     let data = format!(
         "fd={},rootmode=40000,user_id={},group_id={},{}",
         fuse.as_raw_fd(),
-        nix::unistd::geteuid(),
-        nix::unistd::getegid(),
+        rustix::process::geteuid(),
+        rustix::process::getegid(),
         call.common_options(),
     );
     let result = nix::mount::mount(
@@ -172,7 +172,7 @@ pub fn refuse_unmount(entry: &MountEntry) -> Result<(), UnmountError> {
     let may_all = rustix::thread::capabilities(None)
         .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
     // The helper looks at who started this process.
-    match (foreign_owner(entry, nix::unistd::getuid().as_raw()), may_all) {
+    match (foreign_owner(entry, rustix::process::getuid().as_raw()), may_all) {
         (Some(owner), false) => Err(UnmountError::NotPermitted(owner)),
         _ => Ok(()),
     }
@@ -191,7 +191,7 @@ pub fn unmount(mountpoint: &Path, detach: Detach) -> Result<(), UnmountError> {
     let answer = call_unmount(mountpoint, detach);
     let (Some(before), Some(table)) = (before, table()) else { return answer };
     let stands = table.iter().any(|mount| mount.id == before.id && mount.mountpoint == mountpoint);
-    judge_unmount(answer, &before, stands, nix::unistd::getuid().as_raw())
+    judge_unmount(answer, &before, stands, rustix::process::getuid().as_raw())
 }
 
 /// What came of an unmount by `user` that was answered so, when the mount `stands` afterwards or not.
@@ -233,7 +233,7 @@ fn call_unmount(mountpoint: &Path, detach: Detach) -> Result<(), UnmountError> {
 /// Takes a mount that is gone out of the tables of mount(8), unless another has taken its place.
 pub fn forget(mountpoint: &Path) {
     let mounts = swapfs_mounts().unwrap_or_default();
-    let is_root = nix::unistd::geteuid().is_root();
+    let is_root = rustix::process::geteuid().is_root();
     if is_root && mounts.iter().all(|mount| mount.mountpoint != mountpoint) {
         utab::remove(mountpoint);
     }
@@ -306,7 +306,7 @@ pub fn check_mountpoint(path: &Path, replace: bool) -> Result<PathBuf, String> {
 #[must_use]
 pub fn dead_mount_line(path: &Path) -> String {
     let shown = path.display();
-    let clear = match nix::unistd::geteuid().is_root() {
+    let clear = match rustix::process::geteuid().is_root() {
         true => "umount -l",
         false => "fusermount3 -uz",
     };
@@ -341,7 +341,7 @@ pub fn absolute(path: &Path) -> PathBuf {
 /// too. The mount must answer.
 pub fn map_as_a_disk(mountpoint: &Path, dirty_max: Option<u64>) -> io::Result<()> {
     let device = std::fs::metadata(mountpoint)?.dev();
-    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let settings = PathBuf::from(format!("/sys/class/bdi/{major}:{minor}"));
     let read_ahead = settings.join("read_ahead_kb");
     let current = std::fs::read_to_string(&read_ahead)?.trim().parse::<u64>().unwrap_or(0);

@@ -39,6 +39,7 @@ use directories::Directories;
 use walks::Walks;
 
 pub use control::{CONTROL_NAME, ControlNode};
+pub use metrics::metric_definitions;
 pub use request::{FOLDER_REQUESTS, PARTITION_REQUESTS, ROOT_REQUESTS};
 pub use rights::Asker;
 pub use xattr::{

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use nix::sys::stat::{major, minor};
+use rustix::fs::{major, minor};
 
 use super::{Finding, number, setting};
 use crate::config::Config;

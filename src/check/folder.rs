@@ -186,13 +186,13 @@ fn writable(path: &Path, place: &Place, folder: &File, entry: Option<&MountEntry
 
 /// Whether root itself is refused: then no owner or mode is to blame.
 fn is_root_owner(path: &Path) -> bool {
-    let uid = nix::unistd::geteuid();
+    let uid = rustix::process::geteuid();
     uid.is_root() && std::fs::metadata(path).is_ok_and(|metadata| metadata.uid() == 0)
 }
 
 /// Who may, where this user may not. `wanted` is the folder that was asked for, `path` the one tried.
 fn access_mend(path: &Path, wanted: &Path) -> String {
-    let uid = nix::unistd::geteuid();
+    let uid = rustix::process::geteuid();
     let owner = std::fs::metadata(path).map_or(u32::MAX, |metadata| metadata.uid());
     match owner == uid.as_raw() && path == wanted {
         true => format!("chmod u+rwx {}", quoted(path)),

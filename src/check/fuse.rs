@@ -21,7 +21,7 @@ pub(super) fn look(config: &Config) -> Vec<Finding> {
     match try_mount(config.allow_other) {
         Err(line) => vec![device, Finding::fails("mount", line.clone(), mount_mend(&line))],
         Ok(offer) => {
-            let who = match nix::unistd::geteuid().is_root() {
+            let who = match rustix::process::geteuid().is_root() {
                 true => "as root",
                 false => "by fusermount3",
             };
@@ -58,7 +58,7 @@ fn mount_mend(line: &str) -> String {
         "give the user a name: a line in /etc/passwd"
     } else if line.contains("too many") {
         "raise mount_max in /etc/fuse.conf, or unmount something"
-    } else if nix::unistd::geteuid().is_root() {
+    } else if rustix::process::geteuid().is_root() {
         "give the container the right: docker run --device /dev/fuse --cap-add SYS_ADMIN \
          --security-opt apparmor=unconfined"
     } else {

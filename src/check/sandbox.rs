@@ -61,5 +61,5 @@ fn mend() -> &'static str {
 }
 
 fn is_root() -> bool {
-    nix::unistd::geteuid().is_root()
+    rustix::process::geteuid().is_root()
 }

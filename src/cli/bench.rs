@@ -1,12 +1,12 @@
 //! `swapfs bench`.
 
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Args};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 
-use super::output::{Content, Output};
+use super::bar::bar;
+use super::output::{Content, Output, parent};
 use super::{Failure, print, table};
 use crate::bench::roofline::{self, roofline};
 use crate::bench::{BenchError, Case, Cleanup, Engine, Report, Roofline, Settings, measure};
@@ -302,8 +302,8 @@ impl BenchArgs {
         }
         // A file of one's own to be written counts most: that is where bytes go.
         let folder = (self.folder.clone())
-            .or_else(|| self.write_file.as_deref().map(beside))
-            .or_else(|| read_file.map(beside))
+            .or_else(|| self.write_file.as_deref().map(parent).map(Path::to_owned))
+            .or_else(|| read_file.map(parent).map(Path::to_owned))
             .or_else(|| self.path.clone())
             .or_else(|| mount.map(Path::to_owned));
         let Some(folder) = folder else {
@@ -371,14 +371,6 @@ impl BenchArgs {
     }
 }
 
-/// The folder that a file is in.
-fn beside(file: &Path) -> PathBuf {
-    match file.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
-    }
-}
-
 fn look_at(path: &Path) -> Result<Target, Failure> {
     let failed = |error| Failure::Failed(format!("{}: {}", path.display(), reason(&error)));
     let found = std::fs::metadata(path).map_err(failed)?;
@@ -422,15 +414,8 @@ fn unknown(flag: &str, what: &str, text: &str, names: &[&'static str]) -> Failur
 
 /// A bar on a terminal, one step a round.
 fn progress(rounds: u64) -> ProgressBar {
-    let target = match std::io::stderr().is_terminal() {
-        true => ProgressDrawTarget::stderr(),
-        false => ProgressDrawTarget::hidden(),
-    };
-    let style = ProgressStyle::with_template(
-        "measuring {bar:40} {pos}/{len} rounds, {per_sec}, {eta} left",
-    )
-    .unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::with_draw_target(Some(rounds), target).with_style(style);
+    let bar = bar("measuring {bar:40} {pos}/{len} rounds, {per_sec}, {eta} left");
+    bar.set_length(rounds);
     bar.tick();
     bar
 }

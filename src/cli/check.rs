@@ -1,12 +1,12 @@
 //! `swapfs check`.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 use serde_json::json;
 
+use super::bar::bar;
 use super::columns::{terminal_width, wrapped};
 use super::interrupt::Interrupts;
 use super::mount::default_places;
@@ -72,13 +72,7 @@ impl CheckArgs {
 
 /// How long it has taken so far, on a terminal.
 fn waiting() -> ProgressBar {
-    let target = match std::io::stderr().is_terminal() {
-        true => ProgressDrawTarget::stderr(),
-        false => ProgressDrawTarget::hidden(),
-    };
-    let style = ProgressStyle::with_template("checking {spinner} {elapsed} of at most 10s")
-        .unwrap_or_else(|_| ProgressStyle::default_spinner());
-    let bar = ProgressBar::with_draw_target(None, target).with_style(style);
+    let bar = bar("checking {spinner} {elapsed} of at most 10s");
     bar.enable_steady_tick(std::time::Duration::from_millis(100));
     bar
 }

@@ -3,7 +3,7 @@
 
 mod redact;
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,8 +11,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Args;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 
+use super::bar::bar;
 use super::watch::{parse_seconds, read_control, read_json};
 use super::{Failure, print};
 use crate::daemon::{DaemonProcess, MountStats};
@@ -98,7 +99,7 @@ impl DebugArgs {
             tar: tar::Builder::new(GzEncoder::new(file, Compression::default())),
             folder: name,
             files: Vec::new(),
-            bar: bar(),
+            bar: progress(),
         };
         match self.fill(archive, &stats, &daemon) {
             Ok(files) => {
@@ -196,14 +197,9 @@ impl From<Failure> for Failed {
 }
 
 /// A bar on a terminal, one step a file.
-fn bar() -> ProgressBar {
-    let target = match std::io::stderr().is_terminal() {
-        true => ProgressDrawTarget::stderr(),
-        false => ProgressDrawTarget::hidden(),
-    };
-    let style = ProgressStyle::with_template("collecting {bar:30} {pos} files, {elapsed}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::with_draw_target(Some(10), target).with_style(style);
+fn progress() -> ProgressBar {
+    let bar = bar("collecting {bar:30} {pos} files, {elapsed}");
+    bar.set_length(10);
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
 }

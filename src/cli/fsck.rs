@@ -39,9 +39,9 @@ impl FsckArgs {
         let interrupts =
             Interrupts::catch().map_err(|error| format!("signals: {}", reason(&error)))?;
         let swap = SwapFolder::lock_for_check(&self.folder)?;
-        let mut progress = Progress { bar: None, interrupts };
+        let mut progress = Progress { bar: ProgressBar::hidden(), interrupts };
         let checked = fsck::check(swap.folder(), swap.control(), self.repair, &mut progress);
-        progress.finish();
+        progress.bar.finish_and_clear();
         let report = checked
             .map_err(|error| format!("{}: {}", self.folder.display(), reason(&error)))?
             .ok_or_else(|| "interrupted before everything was verified".to_owned())?;
@@ -131,31 +131,20 @@ fn rows(finding: &Finding) -> Vec<Vec<String>> {
 
 /// A bar on a terminal; signals that stop it.
 struct Progress {
-    bar: Option<ProgressBar>,
+    bar: ProgressBar,
     interrupts: Interrupts,
-}
-
-impl Progress {
-    fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
 }
 
 impl Listener for Progress {
     fn begin(&mut self, bytes: u64) {
-        let bar = bar("{bar:30} {bytes}/{total_bytes}, {bytes_per_sec}, {left} left: {wide_msg}");
-        bar.set_length(bytes);
-        bar.enable_steady_tick(Duration::from_millis(200));
-        self.bar = Some(bar);
+        self.bar = bar("{bar:30} {bytes}/{total_bytes}, {bytes_per_sec}, {left} left: {wide_msg}");
+        self.bar.set_length(bytes);
+        self.bar.enable_steady_tick(Duration::from_millis(200));
     }
 
     fn read(&mut self, path: &Path, bytes: u64) {
-        if let Some(bar) = &self.bar {
-            bar.inc(bytes);
-            bar.set_message(plain(path));
-        }
+        self.bar.inc(bytes);
+        self.bar.set_message(plain(path));
     }
 
     fn is_stopped(&mut self) -> bool {

@@ -59,9 +59,7 @@ impl MountHelper {
         for list in &self.options {
             settings.mount_options(list, self.sloppy)?;
         }
-        if self.verbose > 0 {
-            settings.flag("log", if self.verbose > 1 { "trace" } else { "debug" })?;
-        }
+        settings.raise_log(self.verbose);
         if let Some(namespace) = &self.namespace {
             enter(namespace)?;
         }

@@ -99,7 +99,7 @@ fn default_paths() -> Result<(PathBuf, PathBuf), Failure> {
 
 /// Where the user's own swap folder and mountpoint are, whether they exist or not.
 pub(super) fn default_places() -> Result<(PathBuf, PathBuf), Failure> {
-    if nix::unistd::geteuid().is_root() {
+    if rustix::process::geteuid().is_root() {
         return Ok((PathBuf::from("/var/lib/swapfs/swap"), PathBuf::from("/mnt/swapfs")));
     }
     let home = std::env::home_dir()

@@ -33,11 +33,7 @@ impl ConfigArgs {
         for list in &self.options {
             settings.mount_options(list, false)?;
         }
-        match verbose {
-            0 => {}
-            1 => settings.flag("log", "debug")?,
-            _ => settings.flag("log", "trace")?,
-        }
+        settings.raise_log(verbose);
         for (name, text) in &self.flags.chosen {
             settings.flag(name, text)?;
         }
@@ -86,28 +82,16 @@ fn long_name(option: &OptionDefinition) -> String {
 }
 
 fn flag(option: &'static OptionDefinition) -> Arg {
-    let help = match option.default {
-        "" => option.help.to_owned(),
-        default => format!("{} [default: {default}]", option.help),
-    };
     let arg = Arg::new(option.name)
         .long(long_name(option))
-        .help(help)
+        .value_name(option.kind.form())
+        .help(option.help_with_default())
         .help_heading("Mount options, also as -o name=value and in the configuration file")
         .overrides_with(option.name);
     match option.kind {
-        Kind::Size { .. } => arg.value_name("SIZE"),
-        Kind::Count { .. } => arg.value_name("N"),
-        Kind::Choice(words) => arg.value_name(words.join("|")),
-        Kind::Address => arg.value_name("PORT|ADDRESS:PORT"),
-        Kind::Path => arg.value_name("FILE"),
-        Kind::LogFilter => arg.value_name("FILTER"),
         // The value may be left out; see `join_switches`.
-        Kind::Switch => arg
-            .value_name("on|off")
-            .num_args(0..=1)
-            .require_equals(true)
-            .default_missing_value("on"),
+        Kind::Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("on"),
+        _ => arg,
     }
 }
 

@@ -186,7 +186,8 @@ fn fill(mut file: &File, text: &str) -> io::Result<()> {
     file.write_all(text.as_bytes())
 }
 
-fn parent(path: &Path) -> &Path {
+/// The folder that a file is in.
+pub(super) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

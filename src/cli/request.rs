@@ -12,12 +12,14 @@ use clap::Args;
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 use serde::Serialize;
+use strum::IntoStaticStr;
 
 use super::bar::byte_bar;
 use super::below::{Below, Partition, files_below};
+use super::watch::pool_count;
 use super::{Failure, line_about, print_json};
 use crate::paths::plain;
-use crate::sys_process::{reason, text_xattr};
+use crate::sys_process::reason;
 use crate::units::format_short;
 use targets::{Mounts, expand, listed};
 
@@ -48,8 +50,9 @@ pub struct RequestArgs {
 const LINES_MAX: usize = 10;
 
 /// What is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "kebab-case")]
 pub(super) enum Request {
     SwapIn,
     SwapOut,
@@ -58,21 +61,13 @@ pub(super) enum Request {
 
 impl Request {
     /// The value of `user.swap.request`.
-    fn value(self) -> &'static str {
-        match self {
-            Self::SwapIn => "swap_in",
-            Self::SwapOut => "swap_out",
-            Self::Release => "release",
-        }
+    fn value(self) -> String {
+        self.command().replace('-', "_")
     }
 
     /// The command's name.
     fn command(self) -> &'static str {
-        match self {
-            Self::SwapIn => "swap-in",
-            Self::SwapOut => "swap-out",
-            Self::Release => "release",
-        }
+        self.into()
     }
 }
 
@@ -165,11 +160,11 @@ fn ask(mounts: &Mounts, expanded: Result<PathBuf, (PathBuf, String)>, request: R
 
 /// Sets the attribute; the error is the line for the user.
 fn send(path: &Path, file: BorrowedFd<'_>, request: Request, root: &Path) -> Result<(), String> {
-    let value = request.value().as_bytes();
+    let value = request.value();
     let link = format!("/proc/self/fd/{}", file.as_raw_fd());
     let mut tries = 0;
     let refusal = loop {
-        match rustix::fs::setxattr(&link, REQUEST_XATTR, value, XattrFlags::empty()) {
+        match rustix::fs::setxattr(&link, REQUEST_XATTR, value.as_bytes(), XattrFlags::empty()) {
             Ok(()) => return Ok(()),
             // As many requests on folders are under way as the user, or all, may have.
             Err(Errno::BUSY) if tries < BUSY_TRIES => tries += 1,
@@ -200,7 +195,7 @@ fn no_room(path: &Path, root: &Path) -> String {
         ControlFlow::<()>::Continue(())
     });
     let (shown, size) = (plain(path), format_short(size));
-    let count = |name: &str| number(root, &format!("user.swap.pool.{name}"));
+    let count = |name: &str| pool_count(root, name);
     let figures = || {
         let (buffers, reserved) = (count("buffers")?, count("reserved")?);
         let free = buffers.saturating_sub(reserved);
@@ -209,10 +204,6 @@ fn no_room(path: &Path, root: &Path) -> String {
     };
     let figures = figures().unwrap_or_default();
     format!("{shown}: {size} are more than the pool's free buffers hold{figures}")
-}
-
-fn number(path: &Path, name: &str) -> Option<u64> {
-    text_xattr(path, name).ok()??.trim().parse().ok()
 }
 
 impl<'a> Report<'a> {

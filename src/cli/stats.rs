@@ -173,21 +173,11 @@ fn cells(now: &Sample, rates: &Rates, format: fn(u64) -> String) -> [String; WID
 }
 
 fn as_json(now: &Sample, rates: &Rates) -> Value {
-    json!({
-        "seconds": rates.seconds,
-        "read_bytes": rates.read_bytes,
-        "written_bytes": rates.written_bytes,
-        "requests": rates.requests,
-        "hit_ratio": rates.hits,
-        "read_latency": rates.read_seconds,
-        "write_latency": rates.write_seconds,
-        "device_read_bytes": rates.device_read_bytes,
-        "device_written_bytes": rates.device_written_bytes,
-        "buffer_waits": rates.waits,
-        "dirty": now.count("/pool/dirty"),
-        "available": now.count("/pool/available"),
-        "errors": now.count("/cache/errors"),
-    })
+    let mut line = json!(rates);
+    line["dirty"] = now.count("/pool/dirty").into();
+    line["available"] = now.count("/pool/available").into();
+    line["errors"] = now.count("/cache/errors").into();
+    line
 }
 
 #[cfg(test)]

@@ -9,12 +9,13 @@ use serde::Serialize;
 
 use super::below::{Below, Partition, files_below};
 use super::columns::{Listing, terminal_width};
+use super::watch::pool_count;
 use super::{Failure, line_about, print, print_json};
 use crate::daemon::MountStats;
 use crate::mount::{self, MountEntry};
 use crate::paths::plain;
 use crate::streams::tell;
-use crate::sys_process::{reason, text_xattr};
+use crate::sys_process::reason;
 use crate::units::format_short;
 
 /// Arguments of `swapfs status`.
@@ -76,7 +77,7 @@ struct PoolRow {
 
 impl PoolRow {
     fn read(root: &Path) -> Option<Self> {
-        let count = |name: &str| number(root, &format!("user.swap.pool.{name}")).ok().flatten();
+        let count = |name: &str| pool_count(root, name);
         Some(Self {
             buffers: count("buffers")?,
             available: count("available")?,
@@ -213,10 +214,6 @@ impl PartitionRow {
     fn below(&self, mountpoint: &Path) -> &Path {
         self.path.strip_prefix(mountpoint).unwrap_or(&self.path)
     }
-}
-
-fn number(path: &Path, name: &str) -> io::Result<Option<u64>> {
-    Ok(text_xattr(path, name)?.and_then(|text| text.trim().parse().ok()))
 }
 
 /// The partitions of one mount that were asked for.

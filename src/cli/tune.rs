@@ -126,9 +126,9 @@ impl TuneArgs {
         };
         let interrupts =
             Interrupts::catch().map_err(|error| format!("signals: {}", reason(&error)))?;
-        let mut progress = Progress { bar: None, interrupts };
+        let mut progress = Progress { bar: ProgressBar::hidden(), interrupts };
         let outcome = tune::run(&plan, &mut progress)?;
-        progress.finish();
+        progress.bar.finish_and_clear();
         for note in &outcome.notes {
             tell!("{note}");
         }
@@ -155,33 +155,22 @@ impl TuneArgs {
 
 /// A bar on a terminal; signals that stop the sweep.
 struct Progress {
-    bar: Option<ProgressBar>,
+    bar: ProgressBar,
     interrupts: Interrupts,
-}
-
-impl Progress {
-    fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
 }
 
 impl Listener for Progress {
     fn begin(&mut self, measurements: u64) {
-        let bar = bar("{bar:30} {pos}/{len}, {per_sec}, {left} left: {msg}");
-        bar.set_length(measurements);
-        self.bar = Some(bar);
+        self.bar = bar("{bar:30} {pos}/{len}, {per_sec}, {left} left: {msg}");
+        self.bar.set_length(measurements);
     }
 
     fn next(&mut self, combination: &Combination) {
-        if let Some(bar) = &self.bar {
-            // The first is under way, not done.
-            if !bar.message().is_empty() {
-                bar.inc(1);
-            }
-            bar.set_message(combination.to_string());
+        // The first is under way, not done.
+        if !self.bar.message().is_empty() {
+            self.bar.inc(1);
         }
+        self.bar.set_message(combination.to_string());
     }
 
     fn is_stopped(&mut self) -> bool {

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use indicatif::ProgressBar;
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::ForkResult;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::Failure;
@@ -201,9 +201,9 @@ fn start_fsync(root: File) -> io::Result<PipeReader> {
             drop(reader);
             // Whoever reads our output must not wait for this process.
             if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
-                let _ = nix::unistd::dup2_stdin(&null);
-                let _ = nix::unistd::dup2_stdout(&null);
-                let _ = nix::unistd::dup2_stderr(&null);
+                let _ = rustix::stdio::dup2_stdin(&null);
+                let _ = rustix::stdio::dup2_stdout(&null);
+                let _ = rustix::stdio::dup2_stderr(&null);
             }
             let code = rustix::fs::fsync(&root).map_or_else(|error| error.raw_os_error(), |()| 0);
             // Before the answer, or it would keep the mount busy.
@@ -222,10 +222,11 @@ fn read_answer(mut answer: PipeReader) -> io::Result<i32> {
 
 /// Waits until there is something to read (or the end), at most until `until`.
 fn is_readable(fd: &impl AsFd, until: Instant) -> bool {
-    let left = until.saturating_duration_since(Instant::now()).as_millis();
-    let timeout = PollTimeout::try_from(left + 1).unwrap_or(PollTimeout::MAX);
-    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
-    poll(&mut fds, timeout).is_ok_and(|ready| ready > 0)
+    let left = until.saturating_duration_since(Instant::now());
+    // A time that the kernel cannot express is as good as no limit.
+    let timeout = Timespec::try_from(left).ok();
+    let mut fds = [PollFd::new(fd, PollFlags::IN)];
+    poll(&mut fds, timeout.as_ref()).is_ok_and(|ready| ready > 0)
 }
 
 /// A bar on a terminal, counting the bytes of dirty buffers. Those that are being written are among them.

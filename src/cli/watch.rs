@@ -4,12 +4,13 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use serde_json::Value;
 
 use super::Failure;
 use crate::mount::{self, Disbelief};
 use crate::paths::plain;
-use crate::sys_process::reason;
+use crate::sys_process::{reason, text_xattr};
 
 /// Shortest time between two looks.
 const INTERVAL_MIN: f64 = 0.1;
@@ -54,6 +55,12 @@ pub(super) fn read_json(mountpoint: &Path, name: &str) -> Result<Value, Failure>
     Ok(serde_json::from_str(&text).map_err(unreadable)?)
 }
 
+/// A count of the pool's buffers, by the attribute of the mount's root.
+pub(super) fn pool_count(root: &Path, name: &str) -> Option<u64> {
+    let name = format!("user.swap.pool.{name}");
+    text_xattr(root, &name).ok()??.trim().parse().ok()
+}
+
 /// `stats.json` at one moment.
 #[derive(Debug, Clone)]
 pub(super) struct Sample {
@@ -62,21 +69,26 @@ pub(super) struct Sample {
 }
 
 /// What happened in a second, in the mean of the time between two samples.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub(super) struct Rates {
     /// Between the samples.
     pub(super) seconds: f64,
     pub(super) read_bytes: f64,
     pub(super) written_bytes: f64,
     pub(super) requests: f64,
+    #[serde(skip)]
     pub(super) errors: f64,
+    #[serde(rename = "buffer_waits")]
     pub(super) waits: f64,
     pub(super) device_read_bytes: f64,
     pub(super) device_written_bytes: f64,
     /// Share of the reads that were answered from the pool alone; `None` without reads.
+    #[serde(rename = "hit_ratio")]
     pub(super) hits: Option<f64>,
     /// What a read or write took in the mean; `None` without any.
+    #[serde(rename = "read_latency")]
     pub(super) read_seconds: Option<f64>,
+    #[serde(rename = "write_latency")]
     pub(super) write_seconds: Option<f64>,
 }
 

@@ -8,7 +8,8 @@ use serde_json::{Map, Value as Json};
 use super::ConfigError;
 use super::POOL_BUFFERS_MIN;
 use super::json::{given, shown, whole};
-use super::options::{Kind, SIZE_MAX, Value, find};
+use super::kind::{Kind, SIZE_MAX, Value};
+use super::options::Key;
 use super::settings::{Origin, Settings};
 
 /// The block that the sections stand in.
@@ -54,11 +55,10 @@ pub(super) fn apply(
         sections.find(|section| section.pin_memory == Some(wanted))
     };
     if let Some(section) = pinned(true).or_else(|| pinned(false)) {
-        let option = find("pin_memory").expect("pin_memory is in the table");
         let origin =
             Origin::Offload { path: path.to_owned(), from: format!("{}.pin_memory", section.name) };
         let value = Value::Switch(section.pin_memory == Some(true));
-        settings.set(option, value, origin);
+        settings.set(Key::pin_memory, value, origin);
     }
     settings.offload = Some(offload);
     Ok(())

@@ -10,7 +10,8 @@ use super::ConfigError;
 use super::deepspeed;
 use super::error::nearest;
 use super::json::{self, given, read_file, shown, shown_key};
-use super::options::{Kind, OPTIONS, OptionDefinition, Value, find};
+use super::kind::{Kind, Value};
+use super::options::{Key, OPTIONS, OptionDefinition, find};
 use super::settings::{Origin, Settings};
 
 /// What DeepSpeed's `aio` block has and a filesystem cannot do: transfers from and to the GPU.
@@ -25,7 +26,7 @@ pub(super) fn read(settings: &mut Settings, path: &Path) -> Result<(), ConfigErr
     apply_block(settings, path, &root, &AIO, &origin)?;
     apply_block(settings, path, &root, &OWN, &origin)?;
     let is_own = crate::trust::is_own(&metadata);
-    match settings.get(METRICS_FILE) {
+    match settings.get(Key::metrics_file) {
         (Some(Value::Text(name)), Origin::File(_)) if name.starts_with('/') => {
             // Whoever wrote the file would choose a file that the daemon replaces.
             match (is_own, deepspeed::is_one(&root)) {
@@ -59,9 +60,6 @@ pub(super) fn read_defaults(settings: &mut Settings, path: &Path) -> Result<(), 
     apply_block(settings, path, &root, &AIO, &origin)?;
     apply_block(settings, path, &root, &OWN, &origin)
 }
-
-/// The option whose value is a file that is replaced.
-const METRICS_FILE: &str = "metrics_file";
 
 /// A block of the file that is swapfs's to read.
 struct Block {
@@ -131,7 +129,7 @@ fn apply_block(
                 }
                 (parsed, _) => parsed?,
             };
-            settings.set(option, parsed, origin.clone());
+            settings.set(option.key, parsed, origin.clone());
         }
     }
     for key in block.ignored {

@@ -5,7 +5,8 @@ use nix::mount::MsFlags;
 use super::ConfigError;
 use super::error::nearest;
 use super::json::shown_key;
-use super::options::{Kind, OPTIONS, Value, find};
+use super::kind::{Kind, Value};
+use super::options::{Key, OPTIONS, find};
 use super::settings::{Origin, Settings};
 
 /// The standard options of mount(8) that reach the kernel.
@@ -98,7 +99,7 @@ fn apply_own(
     };
     match (value, option.kind) {
         (Some(text), _) => settings.set_text(option, text, Origin::MountOption)?,
-        (None, Kind::Switch) => settings.set(option, Value::Switch(true), Origin::MountOption),
+        (None, Kind::Switch) => settings.set(option.key, Value::Switch(true), Origin::MountOption),
         (None, kind) => {
             return Err(ConfigError::Value {
                 place: Origin::MountOption.place(name),
@@ -143,8 +144,7 @@ fn apply_word(settings: &mut Settings, name: &str) -> bool {
     if let Some((_, flag, set)) = FLAG_OPTIONS.iter().find(|entry| entry.0 == name) {
         flags.set(*flag, *set);
     } else if name == "rw" {
-        let option = find("ro").expect("ro is in the table");
-        settings.set(option, Value::Switch(false), Origin::MountOption);
+        settings.set(Key::ro, Value::Switch(false), Origin::MountOption);
     } else if USER_OPTIONS.contains(&name) {
         flags.insert(MsFlags::MS_NOSUID | MsFlags::MS_NODEV);
         flags.set(

@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::options::{Kind, OPTIONS, OptionDefinition};
+use super::kind::Kind;
+use super::options::{OPTIONS, OptionDefinition};
 
 /// A size as text: what [`crate::units::parse_size`] takes.
 const SIZE_PATTERN: &str = r"^\s*[0-9]+(\.[0-9]{1,15})?\s*([bB]|[kKmMgGtT]([iI]?[bB]?)?)?\s*$";
@@ -43,9 +44,14 @@ fn of_option(option: &OptionDefinition) -> Json {
     let mut accepted = of_kind(option.kind);
     accepted.extend([json!({ "const": "auto" }), json!({ "type": "null" })]);
     let mut schema = Map::new();
-    schema.insert("description".to_owned(), option.help.into());
-    if !option.default.is_empty() {
-        schema.insert("default".to_owned(), option.default.into());
+    match option.built_in() {
+        Some(_) => {
+            schema.insert("description".to_owned(), option.help.into());
+            schema.insert("default".to_owned(), option.default.into());
+        }
+        None => {
+            schema.insert("description".to_owned(), option.help_with_default().into());
+        }
     }
     schema.insert("anyOf".to_owned(), accepted.into());
     schema.into()

@@ -5,9 +5,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::deepspeed::Offload;
-use super::options::{OPTIONS, OptionDefinition, Value, find};
-use super::{Config, ConfigError, MountFlags};
-use crate::memory;
+use super::kind::{Field, Value};
+use super::options::{Key, OPTIONS, OptionDefinition, find};
+use super::{ConfigError, MountFlags};
 
 /// Where a value came from. Later ones override earlier ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,51 +152,33 @@ impl Settings {
         self.set_text(option, text, Origin::Flag)
     }
 
-    /// The checked configuration.
-    pub fn build(mut self) -> Result<Config, ConfigError> {
-        self.size_pool();
-        self.round_pool();
-        Config::from_settings(self)
-    }
-
-    /// A pool is whole buffers: what is over is left out, and not shown as if it were there.
-    fn round_pool(&mut self) {
-        let (size, block_size) = (self.number("pool_size"), self.number("block_size"));
-        if !size.is_multiple_of(block_size) {
-            let option = find("pool_size").expect("pool_size is in the table");
-            let origin = self.get("pool_size").1;
-            self.set(option, Value::Size(size / block_size * block_size), origin);
-        }
-    }
-
-    /// Unless a size was chosen, the pool follows DeepSpeed's buffers where the file has them.
-    fn size_pool(&mut self) {
-        let Some(offload) = &self.offload else { return };
-        let chosen = self.get("pool_size").1;
-        let is_default =
-            matches!(chosen, Origin::BuiltIn | Origin::Defaults(_) | Origin::Variable(_));
-        if is_default
-            && let Some((bytes, origin)) =
-                offload.pool(self.number("block_size"), memory::available())
-        {
-            let option = find("pool_size").expect("pool_size is in the table");
-            self.set(option, Value::Size(bytes), origin);
-        }
+    /// Raises the log filter for `-v` (1) and `-vv`.
+    pub fn raise_log(&mut self, verbose: u8) {
+        let level = match verbose {
+            0 => return,
+            1 => "debug",
+            _ => "trace",
+        };
+        self.set(Key::log, Value::Text(level.to_owned()), Origin::Flag);
     }
 
     /// The value and origin of an option; no value where it is computed from others.
-    pub(super) fn get(&self, name: &str) -> (Option<Value>, Origin) {
-        let index = OPTIONS.iter().position(|option| option.name == name);
-        let index = index.unwrap_or_else(|| unreachable!("{name} is not in the table"));
-        match &self.chosen[index] {
+    pub(super) fn get(&self, key: Key) -> (Option<Value>, Origin) {
+        match &self.chosen[key as usize] {
             Some((value, origin)) => (Some(value.clone()), origin.clone()),
-            None => (OPTIONS[index].kind.parse_text(OPTIONS[index].default), Origin::BuiltIn),
+            None => (OPTIONS[key as usize].built_in(), Origin::BuiltIn),
         }
     }
 
-    pub(super) fn set(&mut self, option: &OptionDefinition, value: Value, origin: Origin) {
-        let index = OPTIONS.iter().position(|other| other.name == option.name);
-        self.chosen[index.expect("definitions come from the table")] = Some((value, origin));
+    /// The value of an option that has one.
+    pub(super) fn field<T: Field>(&self, key: Key) -> T {
+        let (value, _) = self.get(key);
+        let field = value.as_ref().and_then(T::of);
+        field.unwrap_or_else(|| unreachable!("{key:?} is {value:?}, which is not of its type"))
+    }
+
+    pub(super) fn set(&mut self, key: Key, value: Value, origin: Origin) {
+        self.chosen[key as usize] = Some((value, origin));
     }
 
     pub(super) fn set_text(
@@ -207,36 +189,7 @@ impl Settings {
             value: format!("{text:?}"),
             accepted: option.kind.accepted(),
         })?;
-        self.set(option, value, origin);
+        self.set(option.key, value, origin);
         Ok(())
-    }
-
-    /// A size, which has a default that is not computed.
-    pub(super) fn number(&self, name: &str) -> u64 {
-        match self.get(name).0 {
-            Some(Value::Size(bytes)) => bytes,
-            other => unreachable!("{name} is {other:?}, not a size"),
-        }
-    }
-
-    pub(super) fn count(&self, name: &str) -> u32 {
-        match self.get(name).0 {
-            Some(Value::Count(count)) => count,
-            other => unreachable!("{name} is {other:?}, not a count"),
-        }
-    }
-
-    pub(super) fn switch(&self, name: &str) -> bool {
-        match self.get(name).0 {
-            Some(Value::Switch(on)) => on,
-            other => unreachable!("{name} is {other:?}, not a switch"),
-        }
-    }
-
-    pub(super) fn text(&self, name: &str) -> String {
-        match self.get(name).0 {
-            Some(Value::Text(text)) => text,
-            other => unreachable!("{name} is {other:?}, not a text"),
-        }
     }
 }

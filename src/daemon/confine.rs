@@ -49,7 +49,7 @@ pub(super) fn confine(
         note("new privileges", reason(&error));
     }
     // A user's daemon sees what the user sees: nothing is missing there.
-    let is_root = nix::unistd::geteuid().is_root();
+    let is_root = rustix::process::geteuid().is_root();
     let level = if is_root { log::Level::Warn } else { log::Level::Info };
     if !refused.is_empty() {
         log::log!(level, "the daemon could not give up {}", refused.join(", "));
@@ -69,7 +69,7 @@ pub(super) fn filter_calls(config: &Config) {
 /// Lets the daemon of root create files in the callers' names and still pass every permission check;
 /// the kernel has checked theirs. Threads started from here on inherit it.
 fn keep_capabilities() {
-    if nix::unistd::geteuid().is_root()
+    if rustix::process::geteuid().is_root()
         && let Err(errno) = crate::sys::keep_capabilities()
     {
         log::warn!("creating files for other users may fail: securebits: {}", errno.desc());

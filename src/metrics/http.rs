@@ -8,6 +8,8 @@ use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use strum::AsRefStr;
+
 /// Largest request line and headers.
 pub const HEAD_BYTES_MAX: usize = 8 << 10;
 
@@ -47,9 +49,11 @@ pub enum Next {
 }
 
 /// How a request is answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, AsRefStr)]
+#[strum(serialize_all = "title_case")]
 #[expect(missing_docs, reason = "the names are HTTP's own")]
 pub enum Status {
+    #[strum(serialize = "OK")]
     Ok = 200,
     BadRequest = 400,
     NotFound = 404,
@@ -60,18 +64,6 @@ pub enum Status {
 }
 
 impl Status {
-    fn reason(self) -> &'static str {
-        match self {
-            Self::Ok => "OK",
-            Self::BadRequest => "Bad Request",
-            Self::NotFound => "Not Found",
-            Self::MethodNotAllowed => "Method Not Allowed",
-            Self::RequestTimeout => "Request Timeout",
-            Self::RequestHeaderFieldsTooLarge => "Request Header Fields Too Large",
-            Self::ServiceUnavailable => "Service Unavailable",
-        }
-    }
-
     /// What is shown to a client that does not get what it asked for.
     fn text(self) -> &'static str {
         match self {
@@ -183,7 +175,7 @@ struct Answer {
 
 impl Answer {
     fn new(status: Status, body: Arc<str>, shown: bool) -> Answer {
-        let (code, reason, length) = (status as u16, status.reason(), body.len());
+        let (code, reason, length) = (status as u16, status.as_ref(), body.len());
         let more = match status {
             Status::MethodNotAllowed => "Allow: GET, HEAD\r\n",
             _ => "",
@@ -339,6 +331,8 @@ mod tests {
 
     #[test]
     fn requests_are_told_apart() {
+        let longest = Status::RequestHeaderFieldsTooLarge.as_ref();
+        assert_eq!((Status::Ok.as_ref(), longest), ("OK", "Request Header Fields Too Large"));
         let metrics = |body| Some(Asked::Metrics { body });
         let refused = |status| Some(Asked::Refused(status));
         let bad = refused(Status::BadRequest);

@@ -27,15 +27,4 @@ impl Lines {
     pub(crate) fn count(counter: &AtomicU64) {
         counter.fetch_add(1, Ordering::Relaxed);
     }
-
-    /// The object of `stats.json`.
-    pub(crate) fn to_json(&self) -> serde_json::Value {
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        serde_json::json!({
-            "lines": count(&self.lines),
-            "left_out": count(&self.left_out),
-            "dropped": count(&self.dropped),
-            "rotations": count(&self.rotations),
-        })
-    }
 }

@@ -10,8 +10,8 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{Backlog, listen, setsockopt, sockopt};
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::net::{listen, sockopt};
 use smallvec::SmallVec;
 
 use super::http::{self, Exchange, Head, Next, Stream};
@@ -61,7 +61,7 @@ impl Listener {
     ) -> io::Result<Listener> {
         let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
-        listen(&listener, Backlog::new(BACKLOG)?)?;
+        listen(&listener, BACKLOG)?;
         let address = listener.local_addr()?;
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let server = Server {
@@ -219,8 +219,7 @@ impl<F: Fn() -> String> Server<F> {
         let (stream, head) = self.connections.remove(at).exchange.into_parts();
         if abort {
             // What it has not taken would stay in the kernel's memory.
-            let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
-            let _ = setsockopt(&stream, sockopt::Linger, &at_once);
+            let _ = sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
         }
         self.heads.push(head);
     }
@@ -252,7 +251,7 @@ impl<F: Fn() -> String> Server<F> {
         }
         // The kernel, too, keeps an answer no longer for a client that does not take it.
         let limit = http::ANSWER_TIME.as_millis() as u32;
-        let _ = setsockopt(&stream, sockopt::TcpUserTimeout, &limit);
+        let _ = sockopt::set_tcp_user_timeout(&stream, limit);
         if self.heads.is_empty() {
             self.remove(self.victim(), true);
         }

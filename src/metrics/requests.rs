@@ -84,6 +84,14 @@ pub struct OperationCounts {
     pub times: Snapshot,
 }
 
+impl OperationCounts {
+    /// Returns true when a request for the operation was answered.
+    #[must_use]
+    pub fn happened(&self) -> bool {
+        self.answered > 0
+    }
+}
+
 impl Requests {
     fn shard(&self) -> &Shard {
         static NEXT: AtomicUsize = AtomicUsize::new(0);

@@ -1,30 +1,18 @@
-//! Prometheus' text format: families with help, type and samples.
+//! Prometheus' text format (0.0.4): metrics with help, type and samples.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
-use super::histogram::Snapshot;
+use super::definition::{MetricDefinition, Reading};
 use crate::paths::{is_plain, plain_lines};
 
 /// A label's name and value.
 pub type Label<'a> = (&'a str, &'a str);
 
-/// What may be done with a family's values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Only grows.
-    Counter,
-    /// Goes up and down.
-    Gauge,
-    /// Counts in buckets.
-    Histogram,
-}
-
-/// Puts a text together. Each family is begun once and then gets its samples.
+/// Puts a text together. Each metric is added once.
 #[derive(Debug, Default)]
 pub struct Text {
     out: String,
-    name: String,
     /// Labels of every sample, as they are written.
     common: String,
 }
@@ -36,43 +24,45 @@ impl Text {
         Text { common: labels(common), ..Text::default() }
     }
 
-    /// Begins a family.
-    pub fn family(&mut self, name: &str, help: &str, kind: Kind) -> &mut Text {
-        let kind = match kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-            Kind::Histogram => "histogram",
-        };
-        let help = help.replace('\\', "\\\\").replace('\n', "\\n");
+    /// Adds a metric: its help, its kind and what it is now.
+    pub fn metric(&mut self, definition: &MetricDefinition, reading: &Reading) {
+        let (name, kind) = (definition.name(), definition.kind.as_ref());
+        let help = definition.help.replace('\\', "\\\\").replace('\n', "\\n");
         let _ = writeln!(self.out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        name.clone_into(&mut self.name);
-        self
-    }
-
-    /// A sample of the family.
-    pub fn sample(&mut self, with: &[Label<'_>], value: impl std::fmt::Display) -> &mut Text {
-        self.line("", &labels(with), value);
-        self
-    }
-
-    /// A sample of a family of histograms, in seconds.
-    pub fn histogram(&mut self, with: &[Label<'_>], times: &Snapshot) {
-        let with = labels(with);
-        for (bound, count) in times.cumulative() {
-            let bound = bound.map_or_else(|| "+Inf".to_owned(), |bound| format!("{bound}"));
-            let and = if with.is_empty() { "" } else { "," };
-            self.line("_bucket", &format!("{with}{and}le=\"{bound}\""), count);
+        match reading {
+            Reading::By(readings) => {
+                for (value, reading) in readings {
+                    self.samples(&name, &labels(&[(definition.label, value)]), reading);
+                }
+            }
+            reading => self.samples(&name, "", reading),
         }
-        self.line("_sum", &with, times.seconds());
-        self.line("_count", &with, times.count());
     }
 
-    fn line(&mut self, suffix: &str, with: &str, value: impl std::fmt::Display) {
-        let (out, name, common) = (&mut self.out, &self.name, &self.common);
+    fn samples(&mut self, name: &str, with: &str, reading: &Reading) {
+        match reading {
+            Reading::Number(number) => self.line(name, with, number),
+            Reading::Flag(flag) => self.line(name, with, u8::from(*flag)),
+            Reading::Times(times) => {
+                let and = if with.is_empty() { "" } else { "," };
+                for (bound, count) in times.cumulative() {
+                    let bound = bound.map_or_else(|| "+Inf".to_owned(), |bound| bound.to_string());
+                    let with = format!("{with}{and}le=\"{bound}\"");
+                    self.line(&format!("{name}_bucket"), &with, count);
+                }
+                self.line(&format!("{name}_sum"), with, times.seconds());
+                self.line(&format!("{name}_count"), with, times.count());
+            }
+            Reading::By(_) => debug_assert!(false, "{name} has two labels"),
+        }
+    }
+
+    fn line(&mut self, name: &str, with: &str, value: impl std::fmt::Display) {
+        let (out, common) = (&mut self.out, &self.common);
         let _ = match (common.is_empty(), with.is_empty()) {
-            (true, true) => writeln!(out, "{name}{suffix} {value}"),
-            (false, false) => writeln!(out, "{name}{suffix}{{{common},{with}}} {value}"),
-            _ => writeln!(out, "{name}{suffix}{{{common}{with}}} {value}"),
+            (true, true) => writeln!(out, "{name} {value}"),
+            (false, false) => writeln!(out, "{name}{{{common},{with}}} {value}"),
+            _ => writeln!(out, "{name}{{{common}{with}}} {value}"),
         };
     }
 
@@ -104,20 +94,31 @@ fn labels(with: &[Label<'_>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::Histogram;
+    use crate::metrics::{Histogram, Kind, Unit};
     use std::time::Duration;
 
+    fn metric(kind: Kind, unit: Unit, label: &'static str) -> MetricDefinition {
+        let (object, measure, help) = ("a", "b", "One\nline.");
+        MetricDefinition { kind, unit, object, measure, key: "", label, help }
+    }
+
+    fn by(values: &[&str], reading: &Reading) -> Reading {
+        Reading::By(values.iter().map(|value| ((*value).to_owned(), reading.clone())).collect())
+    }
+
     #[test]
-    fn families_have_help_type_and_escaped_labels() {
+    fn metrics_have_help_type_and_escaped_labels() {
         let mut text = Text::new(&[("mountpoint", "/a \"b\"")]);
-        text.family("x_total", "One\nline.", Kind::Counter)
-            .sample(&[], 3)
-            .sample(&[("directory", "c\\d\ne")], 4);
+        let definition = metric(Kind::Counter, Unit::Count, "directory");
+        text.metric(&definition, &Reading::Number(3));
+        text.metric(&definition, &by(&["c\\d\ne"], &Reading::Flag(true)));
+        let head = "# HELP swapfs_a_b_total One\\nline.\n# TYPE swapfs_a_b_total counter\n";
         assert_eq!(
             text.finish(),
-            "# HELP x_total One\\nline.\n# TYPE x_total counter\n\
-             x_total{mountpoint=\"/a \\\"b\\\"\"} 3\n\
-             x_total{mountpoint=\"/a \\\"b\\\"\",directory=\"c\\\\d\\ne\"} 4\n"
+            format!(
+                "{head}swapfs_a_b_total{{mountpoint=\"/a \\\"b\\\"\"}} 3\n\
+                 {head}swapfs_a_b_total{{mountpoint=\"/a \\\"b\\\"\",directory=\"c\\\\d\\ne\"}} 1\n"
+            )
         );
     }
 
@@ -128,13 +129,14 @@ mod tests {
         let mut all = std::collections::HashSet::new();
         for name in names {
             let mut text = Text::default();
-            text.family("x_total", "X.", Kind::Counter).sample(&[("directory", name)], 1);
+            let definition = metric(Kind::Counter, Unit::Count, "directory");
+            text.metric(&definition, &by(&[name], &Reading::Number(1)));
             let line = text.finish().lines().last().unwrap().to_owned();
             assert!(line.chars().all(|letter| is_plain(letter) || letter == '\t'), "{line:?}");
             assert!(all.insert(line), "{name:?}");
         }
-        assert!(all.contains(r#"x_total{directory="a\\u{1b}[2J"} 1"#), "{all:?}");
-        assert!(all.contains(r#"x_total{directory="a\\b"} 1"#), "{all:?}");
+        assert!(all.contains(r#"swapfs_a_b_total{directory="a\\u{1b}[2J"} 1"#), "{all:?}");
+        assert!(all.contains(r#"swapfs_a_b_total{directory="a\\b"} 1"#), "{all:?}");
     }
 
     #[test]
@@ -143,14 +145,14 @@ mod tests {
         histogram.record(Duration::from_micros(1));
         histogram.record(Duration::from_secs(100));
         let mut text = Text::default();
-        text.family("x_seconds", "Times.", Kind::Histogram);
-        text.histogram(&[("operation", "read")], &histogram.snapshot());
+        let times = Reading::Times(histogram.snapshot());
+        text.metric(&metric(Kind::Histogram, Unit::Seconds, "operation"), &by(&["read"], &times));
         let text = text.finish();
-        let first = "x_seconds_bucket{operation=\"read\",le=\"0.000001024\"} 1\n";
+        let first = "swapfs_a_b_seconds_bucket{operation=\"read\",le=\"0.000001024\"} 1\n";
         assert!(text.contains(first), "{text}");
-        let end = "x_seconds_bucket{operation=\"read\",le=\"+Inf\"} 2\n\
-                   x_seconds_sum{operation=\"read\"} 100.000001\n\
-                   x_seconds_count{operation=\"read\"} 2\n";
+        let end = "swapfs_a_b_seconds_bucket{operation=\"read\",le=\"+Inf\"} 2\n\
+                   swapfs_a_b_seconds_sum{operation=\"read\"} 100.000001\n\
+                   swapfs_a_b_seconds_count{operation=\"read\"} 2\n";
         assert!(text.ends_with(end), "{text}");
     }
 }

@@ -105,7 +105,7 @@ fn run(arguments: &[&OsStr], socket: Option<&str>) -> Result<Output, String> {
 /// The helper's program. Root does not look for it along PATH: only where the system's programs are, and a file that
 /// nobody but root may write.
 fn program(helper: &str) -> Option<PathBuf> {
-    if !nix::unistd::geteuid().is_root() {
+    if !rustix::process::geteuid().is_root() {
         return Some(helper.into());
     }
     let places = SYSTEM_FOLDERS.iter().map(|folder| Path::new(folder).join(helper));

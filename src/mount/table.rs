@@ -70,7 +70,7 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let tags_end = 6 + fields.get(6..)?.iter().position(|field| *field == b"-")?;
     Some(MountEntry {
         id: std::str::from_utf8(fields[0]).ok()?.parse().ok()?,
-        device: nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?),
+        device: rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?),
         mountpoint: unescape(fields[4]),
         fs_type: String::from_utf8_lossy(fields.get(tags_end + 1)?).into_owned(),
         source: unescape(fields.get(tags_end + 2)?),
@@ -115,7 +115,7 @@ mod tests {
         assert_eq!(mounts.len(), 3);
         assert_eq!(mounts[0].fs_type, "ext3");
         assert_eq!(mounts[0].id, 36);
-        assert_eq!(mounts[0].device, nix::sys::stat::makedev(98, 0));
+        assert_eq!(mounts[0].device, rustix::fs::makedev(98, 0));
         assert_eq!(mounts[1].mountpoint, Path::new("/mnt/a b\tc\\d\ne"));
         assert_eq!(mounts[1].source, Path::new("/swap folder"));
         assert_eq!(mounts[1].fs_type, FS_TYPE);

@@ -3,13 +3,13 @@
 use std::ffi::OsStr;
 use std::time::SystemTime;
 
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
+use super::metrics::Sources;
 use super::{Asker, Volume};
 use crate::engine::Unstored;
 use crate::error::{Errno, Result};
 use crate::fs::{Attributes, Entry, FileKind, PRIVATE_NAME, ROOT_ID};
-use crate::metrics::Operation;
 use crate::paths::plain_json;
 
 /// The control folder's name in the root; readdir does not list it.
@@ -112,7 +112,7 @@ impl Volume {
 
     /// What a control file holds for somebody who may or may not read what names others' partitions.
     fn content(&self, node: ControlNode, reads_all: impl FnOnce() -> bool) -> String {
-        let pretty = |value: serde_json::Value| plain_json(&format!("{value:#}\n"));
+        let pretty = |value: Json| plain_json(&format!("{value:#}\n"));
         match node {
             ControlNode::Folder | ControlNode::AccessLog => String::new(),
             ControlNode::Stats => pretty(self.counted_stats()),
@@ -172,16 +172,14 @@ impl Volume {
 
     /// The object of `stats.json`: counts, never names.
     #[must_use]
-    pub fn stats(&self) -> serde_json::Value {
-        let times = self.engine.times();
-        let mut pool = json!(self.engine.pool());
-        pool["wait"] = times.waits.to_json();
-        let mut aio = json!(self.engine.device_stats());
-        aio["latency"] = json!({
-            "read": times.reads.to_json(),
-            "write": times.writes.to_json(),
-            "sync": times.syncs.to_json(),
-        });
+    pub fn stats(&self) -> Json {
+        let sources = Sources::take(self, false);
+        let mut fuse = sources.object("fuse", None);
+        fuse["operations"] = sources.operations();
+        let mut wear = sources.object("wear", None);
+        if let Some(days) = self.wear().map(|wear| wear.days(DAYS_SHOWN)) {
+            wear["days"] = json!(days);
+        }
         json!({
             "mount": {
                 "pid": std::process::id(),
@@ -191,18 +189,15 @@ impl Volume {
                 "swap_folders": [self.options.swap_folder.to_string_lossy()],
             },
             "sandbox": crate::sandbox::State::own(),
-            "pool": pool,
-            "aio": aio,
-            "cache": self.engine.cache_stats(),
-            "checksum": self.ledger.as_ref().map(|ledger| ledger.stats()),
-            "fuse": self.request_stats(),
-            "partitions": self.engine.partitions(),
+            "pool": sources.object("pool", None),
+            "aio": sources.object("aio", sources.engine()),
+            "cache": sources.object("cache", None),
+            "checksum": sources.object("checksum", sources.checksum()),
+            "fuse": fuse,
+            "partitions": sources.object("partitions", None),
             "unstored": self.unstored(),
-            "log": crate::metrics::lines::LINES.to_json(),
-            "wear": self.wear().map(|wear| {
-                let (total, today) = wear.total_and_today();
-                json!({ "written_bytes": total, "today_bytes": today, "days": wear.days(DAYS_SHOWN) })
-            }),
+            "log": sources.object("log", None),
+            "wear": wear,
         })
     }
 
@@ -216,31 +211,6 @@ impl Volume {
             partitions: 0,
         }));
         unstored
-    }
-
-    fn request_stats(&self) -> serde_json::Value {
-        let counts: Vec<_> = self.watch.requests.counts().collect();
-        let of = |operation| {
-            let count = counts.iter().find(|count| count.operation == operation);
-            count.map_or(0, |count| count.answered)
-        };
-        let happened = counts.iter().filter(|count| count.answered > 0);
-        let operations: serde_json::Map<String, serde_json::Value> = happened
-            .map(|count| {
-                let mut shown = count.times.to_json();
-                shown["count"] = count.answered.into();
-                shown["errors"] = count.errors.into();
-                (count.operation.name().to_owned(), shown)
-            })
-            .collect();
-        json!({
-            "requests": counts.iter().map(|count| count.answered).sum::<u64>(),
-            "reads": of(Operation::READ),
-            "writes": of(Operation::WRITE),
-            "errors": counts.iter().map(|count| count.errors).sum::<u64>(),
-            "names": self.tree.known_count(),
-            "operations": operations,
-        })
     }
 }
 

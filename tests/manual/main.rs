@@ -11,10 +11,11 @@ use clap::{Arg, ArgAction, Command, CommandFactory};
 use mdoc::{Line, Page, Word, command_names, flags, plain};
 use swapfs::cli::{Cli, MountHelper, UmountHelper};
 use swapfs::config::{Kind, OPTIONS};
+use swapfs::metrics::MetricDefinition;
 use swapfs::units::{format_exact, parse_size};
 use swapfs::volume::{
     ControlNode, FOLDER_REQUESTS, PARTITION_NAMES, PARTITION_REQUESTS, REQUEST_NAME, ROOT_NAMES,
-    ROOT_REQUESTS, SWAP_PREFIX, WAIT_NAME,
+    ROOT_REQUESTS, SWAP_PREFIX, WAIT_NAME, metric_definitions,
 };
 
 /// What is wrong, all of it at once.
@@ -263,22 +264,52 @@ fn nothing_is_described_that_there_is_not() {
     }
 }
 
-#[test]
-fn the_table_of_mount_options_is_the_programs() {
-    let page = Page::read("swapfs.8");
-    // Name, default, and what it is.
-    let mut rows: Vec<(&str, &str, String)> = Vec::new();
-    for line in page.section("MOUNT OPTIONS") {
-        let head = line.text.strip_prefix("Cm ").and_then(|head| head.split_once(" Pq default: "));
+/// The items `.It Cm NAME Pq NOTE` of a section: name, note, and the text below.
+fn noted_items<'a>(page: &'a Page, section: &str) -> Vec<(&'a str, &'a str, String)> {
+    let mut items: Vec<(&str, &str, String)> = Vec::new();
+    for line in page.section(section) {
+        let head = line.text.strip_prefix("Cm ").and_then(|head| head.split_once(" Pq "));
         match (line.is_head, head) {
-            (true, Some((name, default))) => rows.push((name, default, String::new())),
-            (false, _) if line.depth > 0 && !rows.is_empty() => {
-                let (.., meaning) = rows.last_mut().unwrap();
+            (true, Some((name, note))) => items.push((name, note, String::new())),
+            (false, _) if line.depth > 0 && !items.is_empty() => {
+                let (.., meaning) = items.last_mut().unwrap();
                 *meaning += &format!(" {}", line.text);
             }
             _ => {}
         }
     }
+    items
+}
+
+#[test]
+fn the_list_of_metrics_is_the_programs() {
+    let page = Page::read("swapfs.7");
+    let items = noted_items(&page, "METRICS");
+    let mut wrong = Complaints::default();
+    wrong.same(
+        page.name,
+        "metric",
+        &set(items.iter().map(|item| item.0)),
+        &set(metric_definitions().map(MetricDefinition::name)),
+    );
+    for metric in metric_definitions() {
+        let name = metric.name();
+        let Some((_, note, meaning)) = items.iter().find(|item| item.0 == name) else { continue };
+        let by = if metric.label.is_empty() { "" } else { &format!("by {}", metric.label) };
+        let parts = [metric.kind.as_ref(), metric.unit.as_ref(), by];
+        let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        let (at, expected) = (format!("man/{}, METRICS, {name}", page.name), parts.join(", "));
+        wrong.unless(*note == expected, || format!("{at}: ({note}) is to be ({expected})"));
+        wrong.unless(meaning.trim_start().starts_with(metric.help), || {
+            format!("{at}: the text is to begin with: {}", metric.help)
+        });
+    }
+}
+
+#[test]
+fn the_table_of_mount_options_is_the_programs() {
+    let page = Page::read("swapfs.8");
+    let rows = noted_items(&page, "MOUNT OPTIONS");
     let mut wrong = Complaints::default();
     wrong.same(
         page.name,
@@ -290,12 +321,16 @@ fn the_table_of_mount_options_is_the_programs() {
         let Some((_, shown, meaning)) = rows.iter().find(|row| row.0 == option.name) else {
             continue;
         };
-        let same = match option.default {
-            "" => !shown.is_empty(),
-            default => option.kind.parse_text(shown) == option.kind.parse_text(default),
+        let shown = shown.strip_prefix("default: ").unwrap_or_default();
+        let same = match option.built_in() {
+            None => shown == option.default,
+            value => option.kind.parse_text(shown) == value,
         };
         let at = format!("man/swapfs.8, MOUNT OPTIONS, {}", option.name);
         wrong.unless(same, || format!("{at}: the default is {}, not {shown}", option.default));
+        wrong.unless(meaning.trim_start().starts_with(option.help), || {
+            format!("{at}: the text is to begin with: {}", option.help)
+        });
         let words: Vec<String> = match option.kind {
             Kind::Choice(words) => words.iter().map(|word| (*word).to_owned()).collect(),
             Kind::Size { min, max, power_of_two: true } => {
@@ -416,10 +451,9 @@ fn errors_made() -> BTreeSet<String> {
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
-            // Tests have whatever errors they like.
-            let is_other = path.file_stem().is_some_and(|name| name == "tests");
             match path.is_dir() {
-                _ if is_other => {}
+                // Tests have whatever errors they like.
+                _ if path.file_stem().is_some_and(|name| name == "tests") => {}
                 true => folders.push(path),
                 false => files.push(path),
             }
