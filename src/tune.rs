@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::sys_process::is_on_tmpfs;
+use crate::turns::Turns;
 use measure::{Failure, Track};
 
 /// How long a quick sweep may measure; what is left then is left out.
@@ -158,76 +159,47 @@ pub fn run(plan: &Plan, listener: &mut dyn Listener) -> Result<Outcome, String> 
         QUICK_AIM / runs.saturating_mul(plan.loops)
     });
     notes.extend(track.fill(&combinations[0], aim)?);
-    let mut sweeping = Sweeping {
-        plan,
-        track,
-        listener,
-        measured: vec![None; combinations.len()],
-        deadline: plan.quick.then(|| start + QUICK_TIME),
-        notes,
+    let deadline = plan.quick.then(|| start + QUICK_TIME);
+    let fresh = |index| {
+        let (read, write) = (Rate::default(), Rate::default());
+        (index, Measured { combination: combinations[index], read, write })
     };
-    let end = sweeping.run(&combinations);
-    let io_size = sweeping.track.io_size();
-    Ok(Outcome {
-        measured: sweeping.measured.into_iter().flatten().collect(),
-        planned: combinations.len(),
-        io_size,
-        end,
-        notes: sweeping.notes,
-    })
-}
-
-/// A sweep under way.
-struct Sweeping<'a> {
-    plan: &'a Plan,
-    track: Track,
-    listener: &'a mut dyn Listener,
-    /// In the order of the sweep.
-    measured: Vec<Option<Measured>>,
-    deadline: Option<Instant>,
-    notes: Vec<String>,
-}
-
-impl Sweeping<'_> {
-    fn run(&mut self, combinations: &[Combination]) -> End {
-        let order = order(combinations.len(), self.plan.quick);
-        self.listener.begin(u64::from(self.plan.loops) * combinations.len() as u64);
-        let mut refused = vec![false; combinations.len()];
-        // A loop goes over all of them, so that a disk that slows down does so for all.
-        for _ in 0..self.plan.loops {
-            for &index in &order {
-                if self.listener.is_stopped() {
-                    return End::Stopped;
-                }
-                if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                    return End::OutOfTime;
-                }
-                let combination = &combinations[index];
-                self.listener.next(combination);
-                if refused[index] {
-                    continue;
-                }
-                match self.track.measure(combination, self.plan.write, self.plan.read) {
-                    Ok((write, read)) => {
-                        let fresh = Measured {
-                            combination: *combination,
-                            read: Rate::default(),
-                            write: Rate::default(),
-                        };
-                        let sum = self.measured[index].get_or_insert(fresh);
-                        sum.write.add(write);
-                        sum.read.add(read);
-                    }
-                    Err(Failure::Refused(why)) => {
-                        refused[index] = true;
-                        self.notes.push(format!("{combination} is left out: {why}"));
-                    }
-                    Err(Failure::Transfer(why)) => return End::Failed(why),
-                }
-            }
+    let order = order(combinations.len(), plan.quick);
+    let mut contestants: Vec<(usize, Measured)> = order.into_iter().map(fresh).collect();
+    listener.begin(u64::from(plan.loops) * combinations.len() as u64);
+    let turns = Turns { warmup: 0, rounds: plan.loops };
+    let taken = turns.take(&mut contestants, |(_, sum), _| {
+        if listener.is_stopped() {
+            return Err(End::Stopped);
         }
-        End::Complete
-    }
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Err(End::OutOfTime);
+        }
+        let combination = sum.combination;
+        listener.next(&combination);
+        match track.measure(&combination, plan.write, plan.read) {
+            Ok((write, read)) => {
+                sum.write.add(write);
+                sum.read.add(read);
+                Ok(Some(()))
+            }
+            Err(Failure::Refused(why)) => {
+                notes.push(format!("{combination} is left out: {why}"));
+                Ok(None)
+            }
+            Err(Failure::Transfer(why)) => Err(End::Failed(why)),
+        }
+    });
+    let end = taken.err().unwrap_or(End::Complete);
+    contestants.sort_unstable_by_key(|(index, _)| *index);
+    let measured = contestants.into_iter().map(|(_, sum)| sum);
+    Ok(Outcome {
+        measured: measured.filter(|sum| sum.read.bytes + sum.write.bytes > 0).collect(),
+        planned: combinations.len(),
+        io_size: track.io_size(),
+        end,
+        notes,
+    })
 }
 
 /// The order of measuring. A quick sweep may not reach all of them: then every value has its share.

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use serde::{Deserialize, Serialize};
+use swapfs::noise::fill;
 
-use crate::place::noise;
 use crate::sample::{Sample, percentile};
 
 /// The name under which this program is the client.
@@ -84,16 +84,7 @@ impl Task {
 
     /// Small calls.
     pub(crate) fn calls(action: Action, paths: Vec<PathBuf>, count: usize) -> Self {
-        Self {
-            action,
-            paths,
-            bytes: 0,
-            call: PAGE,
-            direct: false,
-            passes: 1,
-            count,
-            xattr: String::new(),
-        }
+        Self { count, ..Self::stream(action, paths, 0, PAGE) }
     }
 }
 
@@ -149,7 +140,8 @@ impl Stream {
             options.custom_flags(libc::O_DIRECT);
         }
         let named = |error: io::Error| io::Error::other(format!("{}: {error}", path.display()));
-        let memory = noise(task.call + PAGE);
+        let mut memory = vec![0; task.call + PAGE];
+        fill(&mut memory, 1);
         let start = memory.as_ptr().align_offset(PAGE);
         Ok(Self { path: path.to_owned(), file: options.open(path).map_err(named)?, memory, start })
     }
@@ -181,7 +173,7 @@ fn streams(task: &Task) -> crate::Outcome<Sample> {
         task.paths.iter().map(|path| Stream::new(task, path)).collect();
     let mut streams = streams?;
     let barrier = Barrier::new(streams.len() + 1);
-    let (mut times, seconds, cpu) = std::thread::scope(|scope| -> io::Result<_> {
+    let (times, seconds, cpu) = std::thread::scope(|scope| -> io::Result<_> {
         let threads: Vec<_> = streams
             .iter_mut()
             .map(|stream| {
@@ -203,16 +195,9 @@ fn streams(task: &Task) -> crate::Outcome<Sample> {
         }
         Ok((times, started.elapsed().as_secs_f64(), spent()? - cpu))
     })?;
-    times.sort_unstable_by(f64::total_cmp);
-    Ok(Sample {
-        seconds,
-        bytes: task.bytes * u64::from(task.passes) * task.paths.len() as u64,
-        count: times.len() as u64,
-        client_cpu: Some(cpu),
-        p50: percentile(&times, 50),
-        p99: percentile(&times, 99),
-        ..Sample::default()
-    })
+    let mut sample = sample_of(times, seconds, cpu);
+    sample.bytes = task.bytes * u64::from(task.passes) * task.paths.len() as u64;
+    Ok(sample)
 }
 
 /// One small call.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use serde_json::{Value, json};
+use swapfs::turns::Turns;
 
 use crate::Outcome;
 use crate::place::{Place, State, Way};
@@ -85,43 +86,34 @@ impl<'a> Group<'a> {
         self.ours(name, run)
     }
 
-    /// Lets the contestants take turns; a round before them is not counted, so that files and code are there. A
-    /// reference that fails and has no goal is left out with a note.
-    pub(crate) fn measure(self, place: char, runs: u32, warmup: u32) -> Outcome<Measured> {
+    /// Lets the contestants take turns. A reference that fails and has no goal is left out with a note.
+    pub(crate) fn measure(self, place: char, turns: Turns) -> Outcome<Measured> {
         let Self { id, title, unit, contestants, goals } = self;
         let goal = |[a, b]: [Option<Goal>; 2]| if place == 'A' { a } else { b };
-        let goals = std::iter::once(None).chain(goals.into_iter().map(goal));
-        let mut lanes: Vec<_> = contestants
-            .into_iter()
-            .zip(goals)
-            .map(|(one, goal)| {
-                let series = Series { name: one.name, unit, samples: Vec::new() };
-                (one.run, series, goal)
-            })
-            .collect();
+        let goals: Vec<_> = std::iter::once(None).chain(goals.into_iter().map(goal)).collect();
+        let mut lanes: Vec<_> = contestants.into_iter().zip(&goals).enumerate().collect();
         let mut notes = Vec::new();
-        for number in 0..warmup + runs {
-            let mut lane = 0;
-            while let Some((run, series, goal)) = lanes.get_mut(lane) {
-                match run(number) {
-                    Ok(sample) if number >= warmup => series.samples.push(sample),
-                    Ok(_) => {}
-                    Err(error) => {
-                        let line = format!("{place} {id}, {}: {error}", series.name);
-                        if lane == 0 || goal.is_some() {
-                            return Err(line.into());
-                        }
-                        notes.push(line);
-                        drop(lanes.remove(lane));
-                        continue;
-                    }
+        let taken = turns.take(&mut lanes, |(index, (contestant, goal)), number| {
+            (contestant.run)(number).map(Some).or_else(|error| {
+                let line = format!("{place} {id}, {}: {error}", contestant.name);
+                if *index == 0 || goal.is_some() {
+                    return Err(line);
                 }
-                lane += 1;
+                notes.push(line);
+                Ok(None)
+            })
+        })?;
+        let (mut series, mut met) = (Vec::new(), Vec::new());
+        for ((index, (contestant, goal)), samples) in lanes.into_iter().zip(taken) {
+            if samples.is_empty() {
+                continue;
+            }
+            series.push(Series { name: contestant.name, unit, samples });
+            if index > 0 {
+                met.push(*goal);
             }
         }
-        let goals = lanes.iter().skip(1).map(|(_, _, goal)| *goal).collect();
-        let series = lanes.into_iter().map(|(_, series, _)| series).collect();
-        Ok(Measured { place, id, title, unit, series, goals, notes })
+        Ok(Measured { place, id, title, unit, series, goals: met, notes })
     }
 }
 

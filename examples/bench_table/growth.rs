@@ -5,15 +5,17 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use swapfs::bench::{Cleanup, Spread};
+use swapfs::bench::Cleanup;
+use swapfs::memory::available;
+use swapfs::turns::{Spread, Turns};
 use swapfs::units::{GIB, MIB, format_short};
 
 use crate::Outcome;
 use crate::client::{Action, Task};
 use crate::group::timed;
 use crate::place::{Place, State, Way};
-use crate::sample::{Daemon, Sample};
-use crate::work::{Calls, Fio, Pace, client};
+use crate::sample::{Daemon, Sample, Unit};
+use crate::work::{Fio, client};
 
 /// How far it goes.
 #[derive(Debug, Clone)]
@@ -76,14 +78,14 @@ pub(crate) fn measure(cleanup: &Cleanup, place: &mut Place, scale: Scale) -> Out
     Ok(found)
 }
 
-/// The middle of a few runs, MB/s.
-fn median(scale: &Scale, mut run: impl FnMut() -> Outcome<Sample>) -> Outcome<f64> {
-    let mut rates = Vec::new();
-    for _ in 0..scale.runs {
-        let sample = run()?;
-        rates.push(sample.bytes as f64 / sample.seconds / 1e6);
-    }
-    Ok(Spread::of(rates).median)
+/// Runs each contestant a few times in turns, and gives the middle of each, MB/s.
+fn medians<C>(
+    scale: &Scale, contestants: &mut [C], run: impl Fn(&C) -> Outcome<Sample>,
+) -> Outcome<Vec<f64>> {
+    let turns = Turns { warmup: 0, rounds: scale.runs };
+    let taken = turns
+        .take(contestants, |one, _| run(one).map(|sample| Some(Unit::Throughput.of(&sample))))?;
+    Ok(taken.into_iter().map(|rates| Spread::of(rates).median).collect())
 }
 
 /// Writes over and reads cold: `files` files, together as large as always, by `clients` processes of depth 8 together.
@@ -95,22 +97,12 @@ fn throughput(
     let list: Vec<_> = (0..files).map(|number| (format!("many-{number}"), each)).collect();
     let mut rates = Vec::new();
     for rw in ["write", "read"] {
-        let fio = Fio {
-            rw,
-            block: MIB,
-            depth: u32::try_from((8 / clients).max(1))?,
-            bytes: each,
-            pace: Pace::Once,
-            huge: false,
-            jobs: usize::try_from(clients)?,
-            calls: Calls::Direct,
-        };
+        let depth = u32::try_from((8 / clients).max(1))?;
+        let fio = Fio { jobs: usize::try_from(clients)?, ..Fio::direct(rw, depth, each) };
         let beside = if rw == "read" { Way::Behind } else { Way::Beside };
-        for way in [Way::Mount, beside] {
-            rates.push(median(scale, || {
-                timed(place, way, &list, State::Cold, |paths| fio.run(cleanup, paths))
-            })?);
-        }
+        rates.extend(medians(scale, &mut [Way::Mount, beside], |way| {
+            timed(place, *way, &list, State::Cold, |paths| fio.run(cleanup, paths))
+        })?);
     }
     place.empty(&[])?;
     println!(
@@ -209,7 +201,7 @@ fn wait_until_idle(daemon: Daemon) -> Outcome<()> {
 /// A mount with a pool of that size: as it is made, and filled as far as the rows' file goes.
 fn pool_of(cleanup: &Cleanup, place: &mut Place, scale: &Scale, pool: u64) -> Outcome<Value> {
     let shown = format_short(pool);
-    let free = available_memory();
+    let free = available().unwrap_or(0);
     if pool + GIB > free {
         println!("  {shown:>6}: left out, {} of memory are free", format_short(free / MIB * MIB));
         return Ok(json!({"place": place.name.to_string(), "pool_bytes": pool, "left_out": true}));
@@ -221,14 +213,11 @@ fn pool_of(cleanup: &Cleanup, place: &mut Place, scale: &Scale, pool: u64) -> Ou
     let beyond = |bytes: u64| bytes as f64 - pool as f64;
     let idle = beyond(daemon.resident()?);
     let files = [("pool".to_owned(), scale.bytes)];
-    let mut rates = Vec::new();
-    for action in [Action::Write, Action::Read] {
-        rates.push(median(scale, || {
-            timed(place, Way::Mount, &files, State::Cold, |paths| {
-                client(cleanup, &Task::stream(action, paths.to_vec(), scale.bytes, 1 << 20))
-            })
-        })?);
-    }
+    let rates = medians(scale, &mut [Action::Write, Action::Read], |action| {
+        timed(place, Way::Mount, &files, State::Cold, |paths| {
+            client(cleanup, &Task::stream(*action, paths.to_vec(), scale.bytes, 1 << 20))
+        })
+    })?;
     let resident = beyond(daemon.resident()?);
     let held = scale.bytes.min(pool) as f64 / GIB as f64;
     let mib = MIB as f64;
@@ -247,12 +236,4 @@ fn pool_of(cleanup: &Cleanup, place: &mut Place, scale: &Scale, pool: u64) -> Ou
         "bytes_per_resident_gib": (resident - idle) / held,
         "write_mb_per_s": rates[0], "read_mb_per_s": rates[1],
     }))
-}
-
-/// Bytes that programs can still have, by the kernel's reckoning.
-fn available_memory() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kibibytes = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
-    kibibytes.map_or(0, |count| count << 10)
 }

@@ -8,12 +8,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use swapfs::bench::{Cleanup, Made, Spread};
+use swapfs::bench::{Cleanup, Made};
+use swapfs::turns::{Spread, Turns};
 use swapfs::units::{GIB, MIB};
 
 use crate::Outcome;
-use crate::place::{Place, State, Way, swapfs};
-use crate::sample::Daemon;
+use crate::place::{PROGRAM, Place, State, Way};
+use crate::sample::{Daemon, Unit};
 use crate::work::{Calls, Fio, Pace};
 
 /// Until fio has begun and the pool is full.
@@ -35,16 +36,7 @@ pub(crate) struct Stream {
 
 /// All that are bounded by what moves bytes.
 pub(crate) fn streams(bytes: u64, pool: u64) -> Vec<Stream> {
-    let fio = |rw, depth, bytes| Fio {
-        rw,
-        block: MIB,
-        depth,
-        bytes,
-        pace: Pace::For(SECONDS),
-        huge: false,
-        jobs: 1,
-        calls: Calls::Direct,
-    };
+    let fio = |rw, depth, bytes| Fio { pace: Pace::For(SECONDS), ..Fio::direct(rw, depth, bytes) };
     let plain = |rw, block, bytes| Fio { block, calls: Calls::Plain, ..fio(rw, 1, bytes) };
     let both =
         |id, one: Fio| Stream { id, theirs: one.clone(), ours: one, files: 1, state: State::Cold };
@@ -157,12 +149,8 @@ impl Unbacked {
         let (swap, folder) = (place.root.join("null-swap"), place.root.join("null-mnt"));
         fs::create_dir_all(&swap)?;
         fs::create_dir_all(&folder)?;
-        let mut command = swapfs();
-        command.arg("bench-null-mount").arg(&swap).arg(&folder).stdin(std::process::Stdio::null());
-        for list in options {
-            command.arg("-o").arg(list);
-        }
-        let made = cleanup.mount(Path::new(crate::place::PROGRAM), &folder, &mut command)?;
+        let program = Path::new(PROGRAM);
+        let made = cleanup.mount(program, "bench-null-mount", &swap, &folder, options)?;
         Ok(Self { daemon: Daemon::of(&folder)?, folder, _mount: made })
     }
 }
@@ -182,7 +170,7 @@ fn look(
     let (before, after) = looking.join().map_err(|_| "the thread that looks has ended")??;
     let seconds = (after.at - before.at).as_secs_f64();
     Ok(Busy {
-        rate: sample.bytes as f64 / sample.seconds / 1e6,
+        rate: Unit::Throughput.of(&sample),
         processors: (after.worked - before.worked) / seconds,
         daemon: (after.daemon - before.daemon).as_secs_f64() / seconds,
         device: (after.device - before.device) / seconds,
@@ -199,7 +187,8 @@ pub(crate) fn measure(
     for stream in streams {
         let id = stream.id;
         eprintln!("bench_table: {}, {id}", place.name);
-        let [mount, folder, fuse] = turns(cleanup, place, unbacked, runs, stream)?;
+        let busy = turns(cleanup, place, unbacked, runs, stream)?;
+        let (mount, folder, fuse) = (busy[0], busy[1], busy[2]);
         let most = processors / (folder.per_gib() + fuse.per_gib()) * GIB as f64 / 1e6;
         println!("  {id}");
         for (name, busy) in [("mount", mount), ("folder", folder), ("FUSE over nothing", fuse)] {
@@ -219,34 +208,34 @@ pub(crate) fn measure(
     Ok(())
 }
 
-/// One stream through the mount, on the folder, and through the mount over nothing.
+/// What was busy during one stream through the mount, on the folder, and through the mount over nothing.
 fn turns(
     cleanup: &Cleanup, place: &Place, unbacked: &Unbacked, runs: u32, stream: Stream,
-) -> Outcome<[Busy; 3]> {
+) -> Outcome<Vec<Busy>> {
     let Stream { id: _, ours, theirs, files, state } = stream;
     let number = fs::metadata(&place.root)?.dev();
     let device = (rustix::fs::major(number), rustix::fs::minor(number));
     let names: Vec<String> = (0..files).map(|number| format!("held-{number}")).collect();
-    let mut all = [Vec::new(), Vec::new(), Vec::new()];
-    for _ in 0..runs {
-        for (index, way) in [Way::Mount, Way::Beside].into_iter().enumerate() {
-            let fio = if way == Way::Mount { &ours } else { &theirs };
-            for name in &names {
-                place.prepare(way, name, fio.bytes, state)?;
+    let turns = Turns { warmup: 0, rounds: runs };
+    let mut ways = [Some(Way::Mount), Some(Way::Beside), None];
+    let taken = turns.take(&mut ways, |way, _| -> Outcome<_> {
+        let (fio, folder, daemon) = match way {
+            Some(Way::Mount) => (&ours, place.folder(Way::Mount), Some(place.daemon()?)),
+            Some(way) => (&theirs, place.folder(*way), None),
+            None => (&ours, unbacked.folder.clone(), Some(unbacked.daemon)),
+        };
+        let paths: Vec<_> = names.iter().map(|name| folder.join(name)).collect();
+        for (name, path) in names.iter().zip(&paths) {
+            match way {
+                Some(way) => place.prepare(*way, name, fio.bytes, state)?,
+                None => fs::File::create(path)?.set_len(fio.bytes)?,
             }
-            let paths: Vec<_> = names.iter().map(|name| place.folder(way).join(name)).collect();
-            let daemon = (way == Way::Mount).then(|| place.daemon()).transpose()?;
-            all[index].push(look(cleanup, fio, &paths, device, daemon)?);
         }
-        let paths: Vec<_> = names.iter().map(|name| unbacked.folder.join(name)).collect();
-        for path in &paths {
-            fs::File::create(path)?.set_len(ours.bytes)?;
-        }
-        all[2].push(look(cleanup, &ours, &paths, device, Some(unbacked.daemon))?);
-    }
+        look(cleanup, fio, &paths, device, daemon).map(Some)
+    })?;
     place.empty(&[])?;
     for path in &names {
         fs::remove_file(unbacked.folder.join(path))?;
     }
-    Ok(all.map(|one| Busy::middle(&one)))
+    Ok(taken.iter().map(|all| Busy::middle(all)).collect())
 }

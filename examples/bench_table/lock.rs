@@ -11,7 +11,7 @@ use swapfs::units::{GIB, MIB};
 use crate::Outcome;
 use crate::client::{Action, Task};
 use crate::place::{Place, State, Way};
-use crate::work::{Calls, Fio, Pace, client};
+use crate::work::{Fio, client};
 
 /// Bytes of the file whose 4 KiB are read: resident as a whole, with each pool.
 const RESIDENT: u64 = 64 * MIB;
@@ -61,16 +61,7 @@ pub(crate) fn measure(cleanup: &Cleanup, place: &mut Place, quick: bool) -> Outc
     };
     let path = place.folder(Way::Mount).join("lock");
     for (rw, what) in [("write", "direct 1 MiB writes"), ("read", "direct 1 MiB reads")] {
-        let fio = Fio {
-            rw,
-            block: MIB,
-            depth: 8,
-            bytes: GIB,
-            pace: Pace::Once,
-            huge: false,
-            jobs: 1,
-            calls: Calls::Direct,
-        };
+        let fio = Fio::direct(rw, 8, GIB);
         place.prepare(Way::Mount, "lock", GIB, State::Cold)?;
         let stream = || {
             fio.run(cleanup, std::slice::from_ref(&path))?;

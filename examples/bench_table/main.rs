@@ -30,11 +30,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use serde_json::{Value, json};
-use swapfs::bench::{Cleanup, Settings, roofline};
+use swapfs::bench::{Cleanup, Settings, fio, roofline};
+use swapfs::turns::Turns;
 use swapfs::units::MIB;
 
 use group::Measured;
-use peers::Turns;
 use place::{Place, Way};
 use report::Machine;
 use rows::Plan;
@@ -43,8 +43,8 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// The name under which this program is the example of that name.
 const ZERO3: &str = "zero3_round";
-/// Huge pages for fio's deepest row: four jobs of depth 8, with some to spare.
-const HUGE_BYTES: u64 = 4 * 12 * MIB;
+/// Huge pages of 2 MiB for fio's deepest row: four jobs of depth 8, with some to spare.
+const HUGE_PAGES: u64 = 4 * 6;
 /// The folder over memory is that many times the file that most rows move, and room for its own records.
 const MEMORY_FILES: u64 = 9;
 
@@ -118,7 +118,7 @@ impl Arguments {
     }
 
     fn turns(&self) -> Turns {
-        Turns { runs: self.runs, warmup: u32::from(!self.quick) }
+        Turns { warmup: u32::from(!self.quick), rounds: self.runs }
     }
 
     fn check(&self) -> Outcome<()> {
@@ -192,7 +192,7 @@ fn open(arguments: &Arguments, cleanup: &Cleanup, name: char) -> Outcome<Option<
 fn table(
     arguments: &Arguments, cleanup: &Cleanup, place: &Place, found: &mut Findings,
 ) -> Outcome<()> {
-    let huge = work::huge_pages(cleanup, HUGE_BYTES).is_some();
+    let huge = work::huge_pages(cleanup, HUGE_PAGES).is_some();
     if !huge {
         println!(
             "{}: no huge pages to be had for fio, its rows with them are left out",
@@ -221,8 +221,8 @@ fn table(
         }
         eprintln!("bench_table: {}, {}", place.name, group.title);
         work::drop_caches();
-        let Turns { runs, warmup } = turns.of(group.id);
-        match group.measure(place.name, runs, warmup) {
+        let turns = peers::turns_of(group.id, turns);
+        match group.measure(place.name, turns) {
             Ok(measured) => found.add(measured),
             // The others are worth having without it.
             Err(error) => found.fail(error.to_string()),
@@ -231,7 +231,7 @@ fn table(
     }
     place.empty(&[])?;
     if arguments.wants("handle-read") || arguments.wants("handle-write") {
-        let pages = work::huge_pages(cleanup, HUGE_BYTES);
+        let pages = work::huge_pages(cleanup, HUGE_PAGES);
         let plan = Plan { huge: pages.is_some(), ..plan };
         peers::handle(plan, turns, |id| arguments.wants(id), |row| found.add(row))?;
     }
@@ -305,7 +305,7 @@ fn measure(
 fn run(arguments: &Arguments) -> Outcome<()> {
     let cleanup = Cleanup::new();
     cleanup.watch_signals()?;
-    if !work::has_fio() {
+    if !fio::is_installed() {
         return Err("fio is not installed (the package is called fio)".into());
     }
     let before = Machine::now();

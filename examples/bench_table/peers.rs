@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::path::PathBuf;
 
 use swapfs::bench::{Bench, Case, Engine, Round, Settings};
+use swapfs::turns::Turns;
 
 use crate::Outcome;
 use crate::group::{Goal, Group, Measured};
@@ -11,20 +12,11 @@ use crate::place::Way;
 use crate::rows::Plan;
 use crate::sample::{Sample, Unit};
 
-/// How often.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Turns {
-    pub(crate) runs: u32,
-    pub(crate) warmup: u32,
-}
-
-impl Turns {
-    /// The long row has fewer: it moves as many bytes in each as another in all.
-    pub(crate) fn of(self, row: &str) -> Self {
-        match row {
-            "zero3" => Self { runs: self.runs.min(3), warmup: 0 },
-            _ => self,
-        }
+/// The long row has fewer: it moves as many bytes in each as another in all.
+pub(crate) fn turns_of(row: &str, turns: Turns) -> Turns {
+    match row {
+        "zero3" => Turns { rounds: turns.rounds.min(3), warmup: 0 },
+        _ => turns,
     }
 }
 
@@ -40,8 +32,7 @@ fn settings(plan: Plan<'_>, folder: PathBuf, engines: Vec<Engine>) -> Settings {
 }
 
 fn sample(round: &Round) -> Sample {
-    let seconds = round.task.iter().copied().fold(0.0, f64::max);
-    Sample { seconds, bytes: round.bytes, ..Sample::default() }
+    Sample { seconds: round.seconds(), bytes: round.bytes, ..Sample::default() }
 }
 
 /// The library's aio handle on the folder, beside fio: no mount has a part in it.
@@ -71,7 +62,7 @@ pub(crate) fn handle(
             group =
                 group.beside("fio io_uring, huge pages", [None, None], run(Engine::FioHuge, case));
         }
-        told(group.measure(plan.place.name, turns.runs, turns.warmup)?);
+        told(group.measure(plan.place.name, turns)?);
     }
     Ok(())
 }
@@ -96,7 +87,7 @@ pub(crate) fn deepspeed(
         let group = Group::new(id, title, Unit::Throughput)
             .ours("mount", |number| run(&ours, number))
             .beside("folder", goals, |number| run(&theirs, number));
-        told(group.measure(plan.place.name, turns.runs, turns.warmup)?);
+        told(group.measure(plan.place.name, turns)?);
     }
     Ok(())
 }

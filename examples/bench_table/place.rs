@@ -2,13 +2,13 @@
 //! mounted and a plain folder beside it.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::{Advice, XattrFlags};
-use swapfs::bench::{Cleanup, Made};
+use rustix::fs::XattrFlags;
+use swapfs::bench::{Cleanup, Made, state, swapfs};
 use swapfs::mount::{Detach, swapfs_mounts, unmount};
 use swapfs::units::{MIB, format_short};
 
@@ -17,8 +17,6 @@ use crate::sample::Daemon;
 
 /// This program, which is the swapfs command under that name.
 pub(crate) const PROGRAM: &str = "/proc/self/exe";
-/// Bytes written or read at once when a state is made.
-const STEP_BYTES: usize = 1 << 20;
 
 /// How a contestant gets to its files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,12 +104,8 @@ impl Place {
     pub(crate) fn remount(&mut self, cleanup: &Cleanup, options: &[String]) -> Outcome<()> {
         self.mount = None;
         let (swap, mountpoint) = (self.root.join("swap"), self.root.join("mnt"));
-        let mut command = swapfs();
-        command.arg("mount").arg(&swap).arg(&mountpoint).stdin(Stdio::null());
-        for list in self.options.iter().chain(options) {
-            command.arg("-o").arg(list);
-        }
-        let made = cleanup.mount(Path::new(PROGRAM), &mountpoint, &mut command)?;
+        let options = self.options.iter().chain(options);
+        let made = cleanup.mount(Path::new(PROGRAM), "mount", &swap, &mountpoint, options)?;
         self.mount = Some((Daemon::of(&mountpoint)?, made));
         Ok(())
     }
@@ -147,11 +141,11 @@ impl Place {
             },
             State::Cold | State::Warm => {
                 if fs::metadata(&path).map_or(0, |found| found.len()) != bytes {
-                    fill(&path, bytes)?;
+                    state::fill(File::create(&path)?, bytes)?;
                 }
                 self.cool(way, name)?;
                 if state == State::Warm {
-                    read_through(&path)?;
+                    state::read_through(File::open(&path)?)?;
                 }
             }
         }
@@ -160,12 +154,7 @@ impl Place {
 
     /// On the disk, and in no memory. Blocks until that is so.
     fn cool(&self, way: Way, name: &str) -> Outcome<()> {
-        let forget = |folder: Way| -> io::Result<()> {
-            let file = File::open(self.folder(folder).join(name))?;
-            file.sync_all()?;
-            rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)?;
-            Ok(())
-        };
+        let forget = |folder: Way| state::forget(&File::open(self.folder(folder).join(name))?);
         forget(way)?;
         if way != Way::Beside && self.mount.is_some() {
             self.release()?;
@@ -235,7 +224,7 @@ impl Memory {
         let ((), on_tmpfs) = cleanup.make_with(|| tool(mount), move || detach(&target))?;
         let image = tmpfs.join("image");
         // Written in full: no run is to pay for the first use of a page.
-        fill(&image, bytes)?;
+        state::fill(File::create(&image)?, bytes)?;
         let mut mkfs = Command::new("mkfs.ext4");
         mkfs.args(["-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"])
             .arg(&image);
@@ -263,18 +252,9 @@ fn detach(target: &Path) {
 fn unmount_below(folder: &Path) {
     for entry in swapfs_mounts().unwrap_or_default() {
         if entry.mountpoint.starts_with(folder) {
-            let mut command = swapfs();
-            command.arg("umount").arg(&entry.mountpoint).stdin(Stdio::null()).process_group(0);
-            let _ = command.output();
+            let _ = swapfs(Path::new(PROGRAM), "umount").arg(&entry.mountpoint).output();
         }
     }
-}
-
-/// The swapfs command.
-pub(crate) fn swapfs() -> Command {
-    let mut command = Command::new(PROGRAM);
-    command.arg0("swapfs");
-    command
 }
 
 /// Runs a program of the system's; what it complains of is the error.
@@ -286,41 +266,6 @@ pub(crate) fn tool(mut command: Command) -> io::Result<()> {
     let text = String::from_utf8_lossy(&output.stderr);
     let line = text.lines().last().unwrap_or("failed").trim();
     Err(io::Error::other(format!("{}: {line}", command.get_program().to_string_lossy())))
-}
-
-/// Bytes that no device can compress, to the disk.
-pub(crate) fn fill(path: &Path, bytes: u64) -> io::Result<()> {
-    let mut file = File::options().write(true).create(true).truncate(true).open(path)?;
-    let mut block = noise(STEP_BYTES);
-    let mut left = bytes;
-    while left > 0 {
-        let count = left.min(STEP_BYTES as u64);
-        block[..8].copy_from_slice(&left.to_le_bytes());
-        file.write_all(&block[..usize::try_from(count).unwrap_or(STEP_BYTES)])?;
-        left -= count;
-    }
-    file.sync_all()
-}
-
-/// Bytes without a pattern, always the same.
-pub(crate) fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
-}
-
-fn read_through(path: &Path) -> io::Result<()> {
-    let mut file = File::open(path)?;
-    let mut block = vec![0; STEP_BYTES];
-    while file.read(&mut block)? > 0 {}
-    Ok(())
 }
 
 /// Type of the filesystem of a folder, where findmnt is there to say.

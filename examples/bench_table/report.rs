@@ -1,7 +1,7 @@
 //! The table as text, and the limits that hold for all rows.
 
 use serde::Serialize;
-use swapfs::bench::Spread;
+use swapfs::turns::Spread;
 use swapfs::units::{GIB, MIB};
 
 use crate::group::{Goal, Measured, Verdict};

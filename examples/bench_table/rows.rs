@@ -106,19 +106,6 @@ impl<'a> Plan<'a> {
         groups
     }
 
-    fn fio(self, rw: &'static str, depth: u32, bytes: u64) -> Fio {
-        Fio {
-            rw,
-            block: MIB,
-            depth,
-            bytes,
-            pace: Pace::Once,
-            huge: false,
-            jobs: 1,
-            calls: Calls::Direct,
-        }
-    }
-
     fn run_fio(
         self, fio: Fio, way: Way, files: Vec<(String, u64)>, state: State,
     ) -> impl FnMut(u32) -> Outcome<Sample> + 'a {
@@ -173,7 +160,7 @@ impl<'a> Plan<'a> {
                 ("write", State::Gone) => shares(0.95, 0.80),
                 _ => shares(0.97, 0.85),
             };
-            let fio = self.fio(rw, depth, self.bytes);
+            let fio = Fio::direct(rw, depth, self.bytes);
             let files = one(rw, self.bytes);
             let group = Group::new(id, title, Unit::Throughput);
             let ours = self.run_fio(fio.clone(), Way::Mount, files.clone(), state);
@@ -213,7 +200,7 @@ impl<'a> Plan<'a> {
         let single = Group::new("read", "plain read, 16 MiB calls, cold", Unit::Throughput)
             .ours("mount", run(Way::Mount))
             .beside("folder, buffered", shares(1.1, 1.1), run(Way::Behind));
-        let fio = self.fio("read", 8, self.bytes);
+        let fio = Fio::direct("read", 8, self.bytes);
         let single = self.beside_fio(single, fio, &files, State::Cold, shares(0.97, 0.8));
 
         let each = self.bytes / STREAMS;
@@ -223,7 +210,7 @@ impl<'a> Plan<'a> {
         let four = Group::new("read-4", "plain read, four streams, cold", Unit::Throughput)
             .ours("mount", run(Way::Mount))
             .beside("folder, buffered", shares(1.1, 1.0), run(Way::Behind));
-        let fio = Fio { jobs: 4, ..self.fio("read", 8, each) };
+        let fio = Fio { jobs: 4, ..Fio::direct("read", 8, each) };
         let four = self.beside_fio(four, fio, &files, State::Cold, shares(0.97, 0.8));
 
         let write = Task::stream(Action::Write, Vec::new(), self.bytes, LARGE);
@@ -232,7 +219,7 @@ impl<'a> Plan<'a> {
         let out = Group::new("write", "plain write + fsync, 16 MiB calls", Unit::Throughput)
             .ours("mount", run(Way::Mount))
             .beside("folder, buffered", shares(1.5, 1.5), run(Way::Beside));
-        let fio = self.fio("write", 8, self.bytes);
+        let fio = Fio::direct("write", 8, self.bytes);
         let out = self.beside_fio(out, fio, &files, State::Cold, shares(0.97, 0.8));
 
         let bytes = (self.bytes / 4).min(self.pool_bytes / 2);
@@ -253,7 +240,7 @@ impl<'a> Plan<'a> {
         let group = |(id, title, rw)| {
             let bytes = self.bytes / 4;
             let run = |calls| {
-                let fio = Fio { block: 32 << 10, calls, ..self.fio(rw, 1, bytes) };
+                let fio = Fio { block: 32 << 10, calls, ..Fio::direct(rw, 1, bytes) };
                 self.run_fio(fio, Way::Mount, one("uring", bytes), State::Cold)
             };
             let group = Group::new(id, title, Unit::Throughput).ours("mount", run(Calls::Uring));
@@ -295,7 +282,7 @@ impl<'a> Plan<'a> {
         let fio = |depth| Fio {
             block: 4096,
             pace: Pace::AtMost(2),
-            ..self.fio("randread", depth, self.bytes)
+            ..Fio::direct("randread", depth, self.bytes)
         };
         let run = |depth, way| self.run_fio(fio(depth), way, files.clone(), State::Cold);
         let more = [Some(Goal::Plus(12.0)), Some(Goal::Plus(10.0))];
@@ -318,7 +305,7 @@ impl<'a> Plan<'a> {
         ];
         let group = |(id, title, rw)| {
             let jobs = usize::try_from(PROCESSES).unwrap_or(1);
-            let fio = Fio { jobs, ..self.fio(rw, 4, total / PROCESSES) };
+            let fio = Fio { jobs, ..Fio::direct(rw, 4, total / PROCESSES) };
             let files = several("process", PROCESSES, total);
             let run = |way| self.run_fio(fio.clone(), way, files.clone(), State::Cold);
             Group::new(id, title, Unit::Throughput).ours("mount, fio", run(Way::Mount)).beside(

@@ -8,7 +8,7 @@ use nix::time::clock_getcpuclockid;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use swapfs::bench::Spread;
+use swapfs::turns::Spread;
 
 use crate::Outcome;
 

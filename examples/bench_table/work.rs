@@ -1,12 +1,11 @@
 //! The programs that move the bytes: fio, the client that is this program again, Python, the ZeRO-3 round.
 
-use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use swapfs::bench::Cleanup;
+use swapfs::bench::{Cleanup, Made, fio};
 use swapfs::units::MIB;
 
 use crate::Outcome;
@@ -61,6 +60,12 @@ pub(crate) enum Pace {
 }
 
 impl Fio {
+    /// Blocks of 1 MiB past the page cache, each file once.
+    pub(crate) fn direct(rw: &'static str, depth: u32, bytes: u64) -> Self {
+        let (block, pace, calls) = (MIB, Pace::Once, Calls::Direct);
+        Self { rw, block, depth, bytes, pace, huge: false, jobs: 1, calls }
+    }
+
     /// Runs it on files that are in the right state.
     pub(crate) fn run(&self, cleanup: &Cleanup, files: &[PathBuf]) -> Outcome<Sample> {
         let mut command = Command::new("fio");
@@ -86,9 +91,7 @@ impl Fio {
         // For no longer than that: other programs' memory would come from them.
         let pages = if self.huge {
             command.arg("--iomem=mmaphuge");
-            let buffers = u64::from(self.depth) * self.block;
-            // fio rounds up twice, and falls over where they do not reach.
-            let wanted = self.jobs as u64 * (buffers.next_multiple_of(2 * MIB) + 4 * MIB);
+            let wanted = fio::huge_pages(self.jobs as u64, u64::from(self.depth) * self.block);
             Some(huge_pages(cleanup, wanted).ok_or("there are no huge pages to be had")?)
         } else {
             None
@@ -190,13 +193,6 @@ pub(crate) fn zero3(
     Ok(sample)
 }
 
-/// Whether fio can be started.
-pub(crate) fn has_fio() -> bool {
-    let mut command = Command::new("fio");
-    command.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.status().is_ok_and(|status| status.success())
-}
-
 /// Empties the page cache of all files, where that is allowed: those of a run are dropped one by one before it.
 pub(crate) fn drop_caches() {
     rustix::fs::sync();
@@ -206,24 +202,10 @@ pub(crate) fn drop_caches() {
 /// Runs a program to its end, and gives what it printed; what it complained of is the error.
 fn output(cleanup: &Cleanup, command: &mut Command) -> Outcome<String> {
     let name = command.get_program().to_string_lossy().into_owned();
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut process = cleanup.process(command).map_err(|error| format!("{name}: {error}"))?;
-    let complaint = process.child.stderr.take();
-    // Read beside the output: either pipe may fill.
-    let complaint = std::thread::spawn(move || {
-        let mut text = String::new();
-        if let Some(mut pipe) = complaint {
-            let _ = pipe.read_to_string(&mut text);
-        }
-        text
-    });
-    let mut text = String::new();
-    if let Some(pipe) = &mut process.child.stdout {
-        pipe.read_to_string(&mut text)?;
-    }
-    let status = process.wait()?;
-    let complaint = complaint.join().map_err(|_| "a reader of a pipe ended")?;
-    if status.success() {
+    let output = cleanup.output(command).map_err(|error| format!("{name}: {error}"))?;
+    let [text, complaint] =
+        [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+    if output.status.success() {
         return Ok(text);
     }
     let lines = || complaint.lines().chain(text.lines()).map(str::trim);
@@ -231,15 +213,14 @@ fn output(cleanup: &Cleanup, command: &mut Command) -> Outcome<String> {
     let line = lines()
         .find(|line| line.starts_with("fio:"))
         .or_else(|| complaint.lines().map(str::trim).rfind(|line| !line.is_empty()));
-    Err(format!("{name}: {}", line.unwrap_or(&status.to_string())).into())
+    Err(format!("{name}: {}", line.unwrap_or(&output.status.to_string())).into())
 }
 
-/// Sees to it that `bytes` of huge pages are free for the peers that use them; the number is as before when the guard is
+/// Sees to it that as many huge pages of 2 MiB are free for the peers that use them; the number is as before when the guard is
 /// dropped. `None` without the right or the memory.
-pub(crate) fn huge_pages(cleanup: &Cleanup, bytes: u64) -> Option<swapfs::bench::Made> {
+pub(crate) fn huge_pages(cleanup: &Cleanup, wanted: u64) -> Option<Made> {
     let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let before = number(HUGE_PAGES)?;
-    let wanted = bytes.div_ceil(2 * MIB);
     let missing = wanted.saturating_sub(number(FREE_HUGE_PAGES)?);
     let raise = || match missing {
         0 => Ok(()),

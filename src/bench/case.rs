@@ -16,6 +16,18 @@ pub enum Access {
     Mixed,
 }
 
+impl Access {
+    /// Its name in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Mixed => "mixed",
+        }
+    }
+}
+
 /// The order in which the blocks of a file are moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -132,8 +144,8 @@ impl Case {
     #[must_use]
     pub fn file_kind(self) -> &'static str {
         match self.access() {
-            Access::Read => "read",
-            Access::Write | Access::Mixed => "write",
+            Access::Mixed => Access::Write.name(),
+            access => access.name(),
         }
     }
 }

@@ -2,11 +2,11 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
 
 use nix::sys::signal::{Signal, killpg};
@@ -27,6 +27,14 @@ use crate::trust;
 /// What can be exchanged, and why.
 pub fn check_place(folder: &Path) -> io::Result<()> {
     trust::refuse_exchangeable(folder)
+}
+
+/// A command of swapfs, without input, in a process group of its own: what the terminal sends is not for it.
+#[must_use]
+pub fn swapfs(program: &Path, command: &str) -> Command {
+    let mut swapfs = Command::new(program);
+    swapfs.arg0("swapfs").arg(command).stdin(Stdio::null()).process_group(0);
+    swapfs
 }
 
 /// How often a mount that is busy is to be unmounted.
@@ -178,17 +186,23 @@ impl Cleanup {
         }
     }
 
-    /// Mounts, by running `command`.
+    /// Mounts the swap folder `swap` with `command`, the name of a command of `program`: `mount`, or the hidden
+    /// `bench-null-mount`. Each of `options` is a `-o`.
     ///
     /// # Errors
     ///
     /// Those of starting a program; what the command said.
-    pub fn mount(
-        &self, program: &Path, mountpoint: &Path, command: &mut Command,
+    pub fn mount<'a>(
+        &self, program: &Path, command: &str, swap: &Path, mountpoint: &Path,
+        options: impl IntoIterator<Item = &'a String>,
     ) -> io::Result<Made> {
-        let (program, mountpoint) = (program.to_owned(), mountpoint.to_owned());
         let ((), made) = self.make(|| {
-            let output = command.process_group(0).output()?;
+            let mut mount = swapfs(program, command);
+            mount.arg(swap).arg(mountpoint);
+            for list in options {
+                mount.arg("-o").arg(list);
+            }
+            let output = mount.output()?;
             if !output.status.success() {
                 let text = String::from_utf8_lossy(&output.stderr);
                 let line = text.lines().last().unwrap_or("the mount failed").trim();
@@ -196,6 +210,7 @@ impl Cleanup {
                     line.strip_prefix("swapfs: ").unwrap_or(line).to_owned(),
                 ));
             }
+            let (program, mountpoint) = (program.to_owned(), mountpoint.to_owned());
             Ok(((), Item::Mount { program, mountpoint }))
         })?;
         Ok(made)
@@ -214,6 +229,30 @@ impl Cleanup {
             Ok((child, Item::Process(pid)))
         })?;
         Ok(Process { child, made, ended: None })
+    }
+
+    /// Runs a program without input to its end, and gives all that it wrote.
+    ///
+    /// # Errors
+    ///
+    /// Those of starting a program, of its pipe, and of waitpid(2).
+    pub fn output(&self, command: &mut Command) -> io::Result<Output> {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = self.process(command)?;
+        let errors = process.child.stderr.take();
+        // Read beside the output: either pipe may fill.
+        let errors = std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let _ = errors.map(|mut pipe| pipe.read_to_end(&mut bytes));
+            bytes
+        });
+        let mut stdout = Vec::new();
+        if let Some(pipe) = &mut process.child.stdout {
+            pipe.read_to_end(&mut stdout)?;
+        }
+        let status = process.wait()?;
+        let stderr = errors.join().map_err(|_| io::Error::other("a reader of a pipe ended"))?;
+        Ok(Output { status, stdout, stderr })
     }
 }
 
@@ -303,10 +342,8 @@ impl Item {
                     if let Err(error) = crate::sys_process::give_up_descriptors(&mountpoint) {
                         log::warn!("descriptors below {}: {error}", mountpoint.display());
                     }
-                    let mut command = Command::new(&program);
-                    command.arg0("swapfs").arg("umount").arg(&mountpoint);
-                    command.stdin(Stdio::null()).process_group(0);
-                    command.output().is_ok_and(|output| output.status.success())
+                    let mut command = swapfs(&program, "umount");
+                    command.arg(&mountpoint).output().is_ok_and(|output| output.status.success())
                 });
                 if !unmounted && let Err(error) = unmount(&mountpoint, Detach::Lazily) {
                     log::warn!("cannot unmount {}: {error}", mountpoint.display());

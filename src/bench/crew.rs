@@ -6,7 +6,7 @@ use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 
 use super::cleanup::{Cleanup, Process};
 use super::protocol::{Job, MARK, Message, Reply, Setup};
-use super::runner::Round;
+use super::round::Round;
 use super::{BenchError, Result};
 use crate::sys_process::reason;
 

@@ -10,6 +10,7 @@ use super::case::{Access, Order};
 use super::protocol::{Job, Setup};
 use super::settings::Engine;
 use crate::deepspeed::{Handle, HandleOptions, LockedTensor};
+use crate::noise::Noise;
 use crate::sys_process::reason;
 
 type Result<T> = std::result::Result<T, String>;
@@ -73,13 +74,8 @@ struct Block {
 
 /// The blocks of one file in the job's order, with what is done to each.
 fn blocks(job: &Job, length: usize, block: usize) -> VecDeque<Block> {
-    let mut random = job.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = move || {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random >> 11
-    };
+    let mut noise = Noise::new(job.seed);
+    let mut next = move || noise.number() >> 11;
     let mut list: Vec<Block> = (0..length.div_ceil(block))
         .map(|index| Block {
             start: index * block,

@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -14,17 +14,13 @@ use rustix::fs::{Advice, XattrFlags};
 
 use super::case::Start;
 use super::cleanup::{Cleanup, Made};
-use super::worker::fill;
-use super::{BenchError, Result};
+use super::{BenchError, Result, state};
 use crate::held::{Folder, Held};
 use crate::mount::swapfs_mounts;
 use crate::sys_process::reason;
 
 /// On every file that a benchmark made: the number of its process.
 pub const MARK_XATTR: &str = "user.swapfs.bench";
-
-/// Bytes written or read at once when a state is made.
-const STEP_BYTES: usize = 1 << 20;
 
 fn failed(path: &Path, error: &io::Error) -> BenchError {
     BenchError::Failed(format!("{}: {}", path.display(), reason(error)))
@@ -84,21 +80,9 @@ impl BenchFile {
     }
 
     fn fill(&self) -> Result<()> {
-        let write = || -> io::Result<()> {
-            let mut file = self.held.open(File::options().write(true))?;
-            let mut block = vec![0; STEP_BYTES];
-            fill(&mut block, self.bytes | 1);
-            let mut left = self.bytes;
-            while left > 0 {
-                let count = left.min(STEP_BYTES as u64);
-                // Not the same twice, for devices that would notice.
-                block[..8].copy_from_slice(&left.to_le_bytes());
-                file.write_all(&block[..usize::try_from(count).unwrap_or(STEP_BYTES)])?;
-                left -= count;
-            }
-            file.sync_all()
-        };
-        write().map_err(|error| failed(&self.name, &error))
+        let opened = self.held.open(File::options().write(true));
+        let filled = opened.and_then(|file| state::fill(file, self.bytes));
+        filled.map_err(|error| failed(&self.name, &error))
     }
 
     /// Brings it into the state that a round begins with. fio is to find a file of its size: else it would make one of its
@@ -151,8 +135,7 @@ impl BenchFile {
     /// Puts it on stable storage, and out of the page cache and the buffer pool.
     fn cool(&self) -> io::Result<()> {
         let file = self.held.open(File::options().read(true))?;
-        file.sync_all()?;
-        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)?;
+        state::forget(&file)?;
         // Anybody can give a file such attributes: a mount's are asked for on a mount alone.
         if !is_on_a_mount(&file) {
             return Ok(());
@@ -179,10 +162,7 @@ impl BenchFile {
     }
 
     fn read_through(&self) -> io::Result<()> {
-        let mut file = self.held.open(File::options().read(true))?;
-        let mut block = vec![0; STEP_BYTES];
-        while file.read(&mut block)? > 0 {}
-        Ok(())
+        state::read_through(self.held.open(File::options().read(true))?)
     }
 }
 

@@ -1,7 +1,6 @@
 //! fio as a peer: the same files, block size, depth and final fsync, measured by fio itself.
 
 use std::ffi::OsString;
-use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
@@ -11,9 +10,10 @@ use serde_json::Value;
 use super::case::{Access, Order};
 use super::cleanup::Cleanup;
 use super::protocol::Job;
-use super::runner::Round;
+use super::round::Round;
 use super::settings::{Engine, Settings};
 use super::{BenchError, Result};
+use crate::pool::free_huge_bytes;
 use crate::sys_process::reason;
 use crate::units::MIB;
 
@@ -22,7 +22,8 @@ fn failed(line: impl Into<String>) -> BenchError {
 }
 
 /// Whether fio can be started.
-pub(super) fn is_installed() -> bool {
+#[must_use]
+pub fn is_installed() -> bool {
     let mut command = Command::new("fio");
     command.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
@@ -51,18 +52,22 @@ fn check_huge_pages(settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-/// Huge pages for the buffers of all of fio's jobs, with two more each: it rounds up twice, and falls over where they
-/// do not reach.
+/// Huge pages for all of fio's jobs.
 pub(super) fn huge_pages_needed(settings: &Settings) -> u64 {
     let jobs = settings.processes() as u64 * u64::from(settings.io_parallel);
-    let buffers = settings.block_size.saturating_mul(u64::from(settings.queue_depth));
+    huge_pages(jobs, settings.block_size.saturating_mul(u64::from(settings.queue_depth)))
+}
+
+/// Huge pages of 2 MiB for so many of fio's jobs, each with `buffers` bytes of memory, and two more each: it rounds up
+/// twice, and falls over where they do not reach.
+#[must_use]
+pub fn huge_pages(jobs: u64, buffers: u64) -> u64 {
     jobs.saturating_mul(buffers.div_ceil(2 * MIB) + 2)
 }
 
 /// Huge pages of 2 MiB that are there for the taking.
 pub(super) fn free_huge_pages() -> u64 {
-    let path = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
-    std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    free_huge_bytes() / (2 * MIB)
 }
 
 /// One round by one run of fio, a job of its own for each process.
@@ -80,22 +85,12 @@ pub(super) fn round(cleanup: &Cleanup, settings: &Settings, jobs: &[Job]) -> Res
             command.arg(format!("--offset={offset}")).arg(format!("--size={size}"));
         }
     }
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut process = cleanup
-        .process(&mut command)
-        .map_err(|error| failed(format!("fio: {}", reason(&error))))?;
-    let (mut text, mut complaint) = (Vec::new(), Vec::new());
-    if let Some(output) = &mut process.child.stdout {
-        let read = output.read_to_end(&mut text);
-        read.map_err(|error| failed(format!("fio: its output: {}", reason(&error))))?;
-    }
-    if let Some(output) = &mut process.child.stderr {
-        let _ = output.read_to_end(&mut complaint);
-    }
+    let output =
+        cleanup.output(&mut command).map_err(|error| failed(format!("fio: {}", reason(&error))))?;
     // File names may be no text.
     let [text, complaint] =
-        [text, complaint].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    let status = process.wait().map_err(|error| failed(format!("fio: {}", reason(&error))))?;
+        [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+    let status = output.status;
     if !status.success() {
         if first.engine == Engine::FioHuge && status.signal().is_some() {
             // fio does not survive a huge page that somebody else was faster to get.
@@ -210,7 +205,7 @@ fn read_report(text: &str, jobs: &[Job]) -> Result<Round> {
         }
         round.add(seconds, seconds);
     }
-    let most = round.task.iter().copied().fold(0.0, f64::max);
+    let most = round.seconds();
     round.e2e.fill(most);
     match round.bytes {
         0 => Err(wrong("no bytes")),

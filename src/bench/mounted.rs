@@ -1,9 +1,7 @@
 //! A temporary mount of the benchmark's own.
 
 use std::io;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use super::cleanup::{Cleanup, Made};
 use super::settings::Settings;
@@ -34,21 +32,12 @@ impl OwnMount {
         for path in [&swap, &mountpoint] {
             std::fs::create_dir(path).map_err(failed)?;
         }
-        let mut mount = swapfs(&settings.program);
-        mount.arg(command).arg(&swap).arg(&mountpoint).stdin(Stdio::null());
-        for list in mount_options(settings) {
-            mount.arg("-o").arg(list);
-        }
-        let made = cleanup.mount(&settings.program, &mountpoint, &mut mount).map_err(failed)?;
+        let options = mount_options(settings);
+        let made = cleanup
+            .mount(&settings.program, command, &swap, &mountpoint, &options)
+            .map_err(failed)?;
         Ok(Self { mountpoint, _mount: made, _folder: folder })
     }
-}
-
-/// The swapfs command under its own name.
-pub(super) fn swapfs(program: &Path) -> Command {
-    let mut command = Command::new(program);
-    command.arg0("swapfs");
-    command
 }
 
 /// The benchmark's aio settings, then what the user said.

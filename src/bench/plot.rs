@@ -5,8 +5,8 @@ use plotters::style::text_anchor::HPos;
 
 use super::case::Access;
 use super::report::{Report, Row};
-use super::runner::Spread;
 use crate::plot::{Area, Drawn, document, line, text, tick_label, ticks};
+use crate::turns::Spread;
 
 /// Pixels.
 const WIDTH: i32 = 900;

@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use super::case::{Access, Case, Start};
-use super::runner::{Series, Spread};
+use super::round::Series;
 use super::settings::{Engine, Settings};
+use crate::turns::Spread;
 use crate::units::format_short;
 
 /// One case with one engine.

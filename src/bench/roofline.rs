@@ -10,11 +10,12 @@ use serde_json::{Value, json};
 use super::case::{Access, Case};
 use super::cleanup::Cleanup;
 use super::mounted::OwnMount;
-use super::runner::{Series, Spread, alternate};
+use super::round::Series;
 use super::session::Bench;
 use super::settings::{Engine, Settings};
 use super::{BenchError, Result, fio};
 use crate::mount::entry_of_path;
+use crate::turns::{Spread, Turns};
 use pool::Pool;
 use ring::Ring;
 
@@ -128,23 +129,23 @@ pub fn roofline(
         if peer.is_some() {
             layers.insert(0, Layer::Fio);
         }
-        let series = alternate(&layers, settings.warmup_loops, settings.loops, |layer, number| {
-            let round = match (layer, peer) {
+        let turns = Turns { warmup: settings.warmup_loops, rounds: settings.loops };
+        let taken = turns.take(&mut layers, |layer, number| {
+            let round = match (*layer, peer) {
                 (Layer::Fio, Some(peer)) => full.round(peer, case, number),
                 (Layer::Fio, None) => Err(BenchError::Failed("fio has gone".to_owned())),
-                (Layer::Ring, _) => {
-                    let jobs = full.jobs(Engine::Handle, case, number)?;
-                    ring.round(&jobs[0].files[0], case.access(), settings.sync)
-                }
+                (Layer::Ring, _) => full
+                    .jobs(Engine::Handle, case, number)
+                    .and_then(|jobs| ring.round(&jobs[0].files[0], case.access(), settings.sync)),
                 (Layer::Pool, _) => pool.round(case.access(), settings.sync),
                 (Layer::Fuse, _) => fuse.round(Engine::Mount, case, number),
                 (Layer::Full, _) => full.round(Engine::Mount, case, number),
-            }?;
-            told();
-            Ok(round)
+            };
+            round.map(Some).inspect(|_| told())
         })?;
-        let row = |(layer, series)| LayerRow { layer, access: case.access(), series };
-        rows.extend(layers.into_iter().zip(series).map(row));
+        let row =
+            |(layer, rounds)| LayerRow { layer, access: case.access(), series: Series { rounds } };
+        rows.extend(layers.into_iter().zip(taken).map(row));
     }
     fuse.finish();
     full.finish();
@@ -196,13 +197,13 @@ impl Roofline {
         found.into_iter().flatten().fold(0.0, f64::max)
     }
 
-    fn share(&self, row: &LayerRow) -> f64 {
+    pub(super) fn share(&self, row: &LayerRow) -> f64 {
         row.series.spread().median / self.device(row.access)
     }
 
     /// What limits one direction.
     fn limit(&self, access: Access) -> String {
-        let word = if access == Access::Read { "reads" } else { "writes" };
+        let word = format!("{}s", access.name());
         let mut layers = vec![(Layer::Ring, self.device(access))];
         for layer in [Layer::Pool, Layer::Fuse] {
             layers.extend(self.median(layer, access).map(|median| (layer, median)));
@@ -247,7 +248,7 @@ impl Roofline {
             let Spread { min, median, max } = row.series.spread();
             vec![
                 row.layer.name().to_owned(),
-                if row.access == Access::Read { "read" } else { "write" }.to_owned(),
+                row.access.name().to_owned(),
                 format!("{median:.2}"),
                 format!("{min:.2}"),
                 format!("{max:.2}"),

@@ -5,17 +5,18 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::case::Case;
-use super::cleanup::Cleanup;
+use super::cleanup::{Cleanup, swapfs};
 use super::crew::Crew;
 use super::files::{BenchFile, synchronize};
-use super::mounted::{OwnMount, swapfs};
+use super::mounted::OwnMount;
 use super::protocol::{Job, Setup};
 use super::report::{Report, Row};
-use super::runner::{Round, alternate};
+use super::round::{Round, Series};
 use super::settings::{Engine, Settings};
 use super::{BenchError, Result, fio};
 use crate::paths::plain;
 use crate::sys_process::is_on_tmpfs;
+use crate::turns::Turns;
 
 /// What DeepSpeed's processes run.
 const DEEPSPEED: &str = include_str!("deepspeed.py");
@@ -51,18 +52,16 @@ impl std::fmt::Debug for Bench<'_> {
 pub fn measure(settings: &Settings, cleanup: &Cleanup, mut told: impl FnMut()) -> Result<Report> {
     let mut bench = Bench::new(settings, cleanup)?;
     let mut rows = Vec::new();
+    let turns = match settings.include_warmup_time {
+        true => Turns { warmup: 0, rounds: settings.warmup_loops + settings.loops },
+        false => Turns { warmup: settings.warmup_loops, rounds: settings.loops },
+    };
     for case in &settings.cases {
-        let (warmup, loops) = match settings.include_warmup_time {
-            true => (0, settings.warmup_loops + settings.loops),
-            false => (settings.warmup_loops, settings.loops),
-        };
-        let series = alternate(&settings.engines, warmup, loops, |engine, number| {
-            let round = bench.round(*engine, *case, number)?;
-            told();
-            Ok(round)
+        let taken = turns.take(&mut settings.engines.clone(), |engine, number| {
+            bench.round(*engine, *case, number).map(Some).inspect(|_| told())
         })?;
-        for (engine, series) in settings.engines.iter().zip(series) {
-            rows.push(Row::new(settings, *engine, *case, series));
+        for (engine, rounds) in settings.engines.iter().zip(taken) {
+            rows.push(Row::new(settings, *engine, *case, Series { rounds }));
         }
     }
     let notes = bench.notes();
@@ -162,11 +161,7 @@ impl<'a> Bench<'a> {
     fn crew(&mut self) -> Result<&mut Crew> {
         if self.ours.is_none() {
             let program = &self.settings.program;
-            let command = || {
-                let mut command = swapfs(program);
-                command.arg("bench-worker");
-                command
-            };
+            let command = || swapfs(program, "bench-worker");
             let crew = Crew::start(self.cleanup, "bench-worker", &self.setups(), command)?;
             self.ours = Some(crew);
         }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::engine::Engines;
 use super::protocol::{Job, MARK, Message, Reply, Setup};
 use crate::deepspeed::LockedTensor;
+use crate::noise::fill;
 use crate::sys_process::reason;
 
 type Result<T> = std::result::Result<T, String>;
@@ -104,18 +105,6 @@ fn expect(
     match serde_json::from_str(&line) {
         Ok(message) if wanted(&message) => Ok(()),
         _ => Err(format!("not expected: {line}")),
-    }
-}
-
-/// Bytes that no device can compress, the same for the same seed.
-pub(super) fn fill(bytes: &mut [u8], seed: u64) {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    for chunk in bytes.chunks_mut(8) {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        let word = state.wrapping_mul(0x2545_F491_4F6C_DD1D).to_le_bytes();
-        chunk.copy_from_slice(&word[..chunk.len()]);
     }
 }
 

@@ -14,6 +14,7 @@ use super::folder::is_full;
 use crate::aio::probe::create;
 use crate::config::Config;
 use crate::deepspeed::handle::{Error, Handle, HandleOptions, LockedTensor, Operation};
+use crate::noise::fill;
 use crate::sys_process::reason;
 use crate::units::{GIB, MIB};
 
@@ -161,7 +162,8 @@ impl Track {
             intra_op_parallelism: config.thread_count,
         })?;
         let bytes = usize::try_from(piece).expect("at most 32 MiB");
-        let pattern = pattern(bytes);
+        let mut pattern = vec![0; bytes];
+        fill(&mut pattern, 1);
         let mut free = Vec::new();
         // One more than are under way: that one is filled or compared meanwhile.
         for _ in 0..=UNDER_WAY {
@@ -241,16 +243,4 @@ impl Track {
         }
         Ok(())
     }
-}
-
-/// Bytes that nothing can compress (xorshift).
-fn pattern(bytes: usize) -> Vec<u8> {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-    let words = std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    });
-    words.take(bytes.div_ceil(8)).flatten().take(bytes).collect()
 }

@@ -11,6 +11,7 @@ use super::{Combination, Plan, Rate};
 use crate::aio::probe::{create, probe};
 use crate::deepspeed::handle::{Handle, HandleOptions, LockedTensor};
 use crate::mount::entry_of_path;
+use crate::noise::fill;
 use crate::sys_process::reason;
 use crate::units::{MIB, format_short};
 
@@ -72,7 +73,7 @@ impl Track {
         let tensor = handle.and_then(|handle| handle.new_cpu_locked_tensor(io_size));
         let mut tensor =
             tensor.map_err(|error| format!("a buffer of {needed}: {}", reason(&error)))?;
-        fill(&mut tensor);
+        fill(&mut tensor, 1);
         Ok(Self { file, tensor, alignment: found.alignment() as u64, io_size })
     }
 
@@ -165,15 +166,4 @@ fn handle(combination: &Combination) -> io::Result<Handle> {
         overlap_events: combination.overlap_events,
         intra_op_parallelism: narrow(combination.intra_op_parallelism),
     })
-}
-
-/// Bytes that no drive can compress (xorshift).
-fn fill(bytes: &mut [u8]) {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-    for word in bytes.as_chunks_mut::<8>().0 {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        *word = state.to_le_bytes();
-    }
 }

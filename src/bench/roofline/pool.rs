@@ -10,14 +10,14 @@ use crate::aio::null::NullFile;
 use crate::aio::probe::Probe;
 use crate::bench::case::Access;
 use crate::bench::mounted::mount_options;
-use crate::bench::runner::Round;
+use crate::bench::round::Round;
 use crate::bench::settings::Settings;
-use crate::bench::worker::fill;
 use crate::bench::{BenchError, Result};
 use crate::config;
 use crate::engine::HandleId;
 use crate::engine::{Engine, FileKey, Request};
 use crate::error::Errno;
+use crate::noise::fill;
 use crate::service::{open_null, start_engine};
 
 /// The largest request that FUSE makes; larger calls come in pieces of it.

@@ -16,10 +16,10 @@ use crate::aio::file::DiskFile;
 use crate::aio::probe::{Probe, probe};
 use crate::aio::{AioSettings, open_device};
 use crate::bench::case::Access;
-use crate::bench::runner::Round;
+use crate::bench::round::Round;
 use crate::bench::settings::Settings;
-use crate::bench::worker::fill;
 use crate::bench::{BenchError, Result};
+use crate::noise::fill;
 use crate::pool::{ArenaOptions, SoleArena, WriteLease};
 use crate::sys_process::reason;
 
