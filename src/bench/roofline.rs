@@ -1,6 +1,5 @@
 //! The layers between a client and the device, each measured alone and all together, taking turns.
 
-mod plot;
 mod pool;
 mod ring;
 
@@ -281,20 +280,6 @@ impl Roofline {
             "layers": self.rows.iter().map(row).collect::<Vec<_>>(),
             "limits": self.limits(),
         })
-    }
-
-    /// Whether a text is a picture that [`Roofline::to_svg`] made.
-    #[must_use]
-    pub fn is_svg(text: &str) -> bool {
-        super::plot::is_drawing(text)
-    }
-
-    /// The picture, an SVG document.
-    ///
-    /// # Errors
-    /// One line; drawing into memory has no reason to fail.
-    pub fn to_svg(&self) -> std::result::Result<String, String> {
-        plot::draw(self)
     }
 }
 
