@@ -9,8 +9,8 @@
 //!
 //! # Locks
 //!
-//! One mutex guards all state (module `state`); steps under it take microseconds. Nothing is copied,
-//! submitted, answered or waited for while it is held: a step collects what is to be done afterwards in
+//! One mutex guards all state (module `state`); steps under it take microseconds. Nothing larger than a page is copied,
+//! and nothing submitted, answered or waited for, while it is held: a step collects what is to be done afterwards in
 //! module `actions`. The device's own locks are only taken without it, except that a device may call
 //! [`crate::aio::device::CompletionSink::complete`] on its threads while it holds none of its own.
 //!
