@@ -9,10 +9,22 @@
 //!
 //! # Locks
 //!
-//! One mutex guards all state (module `state`); steps under it take microseconds. Nothing is copied,
-//! submitted, answered or waited for while it is held: a step collects what is to be done afterwards in
+//! One mutex guards all state (module `state`); steps under it take microseconds. Nothing larger than a page is copied,
+//! and nothing submitted, answered or waited for, while it is held: a step collects what is to be done afterwards in
 //! module `actions`. The device's own locks are only taken without it, except that a device may call
 //! [`crate::aio::device::CompletionSink::complete`] on its threads while it holds none of its own.
+//!
+//! # Files
+//!
+//! A file imports only from those before it in this list; a test sees to that.
+//!
+//! - What there is: `lock` (the lock's rule), `ids` (numbers and tables), `pages` (sets of pages), `shape` (sizes),
+//!   `intake`, `op` (operations as data), `trays`, `block`, `info` (what is told), `partition`, `waiting`, `watch`,
+//!   `actions`, `state`, `check` (its invariants), `memory`.
+//! - The engine itself: `budget`, `core` (threads and queues), `locked` (a step's context).
+//! - Steps: `buffers` and `small` (room and eviction), `transfer`, `unfinished` (writes that the kernel cut), `open`,
+//!   `read`, `direct`, `space`, `write`, `request` (swap-in, release, discard), `hold` (pins and loans), `gate` (changes of
+//!   shape), `status`, `sync`, `keeper` (what is due by time), `stop`.
 //!
 //! # States of a block
 //!
@@ -72,6 +84,7 @@ mod write;
 
 pub(crate) use actions::label;
 pub(crate) use budget::{Shortage, Tokens};
+pub(crate) use core::BuildError;
 pub use core::{Engine, EngineOptions, OpenSwapIn, PAGE_SIZE};
 pub(crate) use hold::Hold;
 pub use ids::HandleId;

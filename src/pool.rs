@@ -8,7 +8,7 @@ mod lease;
 mod sole;
 
 pub(crate) use arena::free_huge_bytes;
-pub use arena::{Arena, ArenaOptions};
+pub use arena::{Arena, ArenaOptions, HUGE_PAGE_BYTES};
 pub(crate) use borrowed::with_lease;
 pub use buffers::{BufferPool, PoolBuffer};
 pub(crate) use buffers::{BufferSource, Loan};

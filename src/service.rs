@@ -16,12 +16,12 @@ use crate::aio::probe::{Probe, create, probe};
 use crate::aio::{AioSettings, Engine as AioEngine, open_device};
 use crate::config::{self, Config};
 use crate::daemon::{Factory, Service, SwapFolder, TO_THE_USER};
-use crate::engine::{Engine, EngineOptions, OpenSwapIn};
+use crate::engine::{BuildError, Engine, EngineOptions, OpenSwapIn};
 use crate::fs::{Options, Tree};
 use crate::fuse::{Serving, serve};
 use crate::ledger::{Checked, Checksum, Ledger};
 use crate::metrics::{Listener, Recorder, Wear, write_textfile};
-use crate::pool::{Arena, ArenaOptions};
+use crate::pool::Arena;
 use crate::shares::descriptor_limit;
 use crate::sys_process::reason;
 use crate::units::format_exact;
@@ -47,9 +47,6 @@ const PATIENCE_TICK: Duration = Duration::from_millis(200);
 
 /// How long a start is silent.
 const PATIENCE_AT_START: Duration = Duration::from_secs(2);
-
-/// What a huge page is worth; the arena is a whole number of them.
-const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Makes real mounts.
 #[derive(Debug, Clone, Copy)]
@@ -232,7 +229,7 @@ fn warn_of_limits(swap: &SwapFolder, probe: &Probe, folder: &str) {
     }
 }
 
-/// The arena, the device that `open` gives, and the engine over both.
+/// The engine of a mount, over the device that `open` gives.
 pub(crate) fn start_engine(
     config: &Config, probe: &Probe,
     open: impl FnOnce(&Config, &Arc<Arena>, &Probe) -> Result<Arc<dyn Device>, String>,
@@ -257,26 +254,14 @@ pub(crate) fn start_engine(
     };
     let filling = format!("filling the pool of {}", format_exact(config.pool_size));
     let tell = || log::info!(target: TO_THE_USER, "{filling}, which takes its time …");
-    let arena = when_slow(PATIENCE_AT_START, tell, || {
-        Arena::new(ArenaOptions {
-            size: options.arena_size(alignment).next_multiple_of(HUGE_PAGE_BYTES),
-            pin_memory: config.pin_memory,
-            huge_pages: true,
-        })
+    let build =
+        || Engine::build(options, alignment, config.pin_memory, |arena| open(config, arena, probe));
+    when_slow(PATIENCE_AT_START, tell, build).map_err(|failure| match failure {
+        BuildError::Pool(error) => {
+            format!("pool_size {}: {}", format_exact(config.pool_size), reason(&error))
+        }
+        BuildError::Device(text) => text,
     })
-    .map_err(|error| format!("pool_size {}: {}", format_exact(config.pool_size), reason(&error)))?;
-    if let Some(refusal) = arena.lock_refusal() {
-        log::warn!("the buffer pool is not locked in memory: {refusal}");
-    }
-    let device = open(config, &arena, probe)?;
-    log::info!(
-        "pool of {} (huge pages: {}, locked: {}), {} transfers, alignment {alignment}",
-        format_exact(config.pool_size),
-        arena.huge(),
-        arena.locked(),
-        device.stats().engine,
-    );
-    Ok(Engine::start(options, arena, device))
 }
 
 /// Does `work`; calls `tell` once when that takes longer than `patience`.

@@ -70,7 +70,7 @@ const MENDS: [&str; 34] = [
 
 /// Texts that only say what is wrong with what was typed or with the file that was named, or that are part of another.
 /// A new one belongs here when nobody who reads it has to ask what to do.
-const PLAIN: [&str; 51] = [
+const PLAIN: [&str; 50] = [
     // The mount is then unmounted as one that is busy.
     "descriptors below {}: {error}",
     // It was turned back.
@@ -124,7 +124,6 @@ const PLAIN: [&str; 51] = [
     "{}, line {}, is about the same already: {other}",
     "interrupted before everything was verified",
     "{name}: the device answers again, after {s} s",
-    "the memory device's thread panicked",
 ];
 
 /// A source with comments and strings blanked, and its strings with where they begin.

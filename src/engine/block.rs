@@ -265,6 +265,23 @@ impl Block {
         self.valid.insert(pages);
     }
 
+    /// Returns true while one of these pages is read from or written to the swap folder, or copied: nobody may write to it.
+    pub(crate) fn is_claimed(&self, pages: &Range<usize>) -> bool {
+        let claims = [&self.reading, &self.writing, &self.copying, &self.shared];
+        claims.into_iter().any(|set| set.any(pages.clone()))
+    }
+
+    /// These pages are newer than the swap folder from now on.
+    pub(crate) fn mark_dirty(&mut self, pages: Range<usize>, epoch: u64, now_ms: u64) {
+        if self.dirty.is_empty() || self.failed.is_some() {
+            self.epoch_dirty = epoch;
+        }
+        self.failed = None;
+        self.dirty.insert(pages);
+        self.release = false;
+        self.written_ms = now_ms;
+    }
+
     /// Notes that bytes `covered` of `page` are new. `end` is where the partition ends within the page;
     /// `zeroed` says that the bytes around were made zero.
     pub(crate) fn note_edge(

@@ -23,7 +23,7 @@
 //! - a failed write-out: dropped when nothing else is left;
 //! - a tray in which one slot is any of these, which ends with it;
 //! - a holder ([`super::hold`]), of the block itself or of another slot of its tray, or a borrower
-//!   ([`super::lend`]): these end when somebody likes, so nobody may count on it.
+//!   (same module): these end when somebody likes, so nobody may count on it.
 //!
 //! So at the latest when all but the last is still, every buffer within the limit that is neither held nor
 //! lent is obtainable. Of these there are always enough for the largest request: holders and borrowers

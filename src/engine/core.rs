@@ -15,9 +15,10 @@ use super::state::State;
 use super::watch::Calls;
 use crate::aio::device::{Completion, CompletionSink, Device, PromptReads, Transfer};
 use crate::concurrent::{self, Clock, Condvar, Mutex, Receiver, Sender, thread};
-use crate::pool::Arena;
+use crate::pool::{Arena, ArenaOptions, HUGE_PAGE_BYTES};
 use crate::shares::{Bounds, descriptor_limit};
 use crate::sys_process::touch_stack;
+use crate::units::format_exact;
 
 /// Bytes of a page of validity, unless the device's alignment is larger.
 pub const PAGE_SIZE: u64 = 4096;
@@ -92,6 +93,14 @@ pub(crate) struct Meter {
     pub(crate) syncs: Histogram,
     /// Of operations that had to wait for a buffer.
     pub(crate) waits: Histogram,
+}
+
+/// Why an engine could not be built.
+pub(crate) enum BuildError<E> {
+    /// Its memory cannot be had.
+    Pool(std::io::Error),
+    /// The device cannot be opened.
+    Device(E),
 }
 
 /// The swap engine. See the module documentation of [`crate::engine`].
@@ -175,6 +184,35 @@ impl Engine {
         engine.device.set(device).expect("set once, here");
         engine.start_threads();
         engine
+    }
+
+    /// Makes the pool, the device over its memory with `open`, and the engine over both. Takes seconds for a pool of
+    /// many GiB. `pin_memory` locks the pool in memory; where that is refused, the log says so.
+    ///
+    /// # Errors
+    /// Those of the memory, and those of `open`.
+    pub(crate) fn build<E>(
+        options: EngineOptions, alignment: usize, pin_memory: bool,
+        open: impl FnOnce(&Arc<Arena>) -> std::result::Result<Arc<dyn Device>, E>,
+    ) -> std::result::Result<Arc<Engine>, BuildError<E>> {
+        let arena = Arena::new(ArenaOptions {
+            size: options.arena_size(alignment).next_multiple_of(HUGE_PAGE_BYTES),
+            pin_memory,
+            huge_pages: true,
+        })
+        .map_err(BuildError::Pool)?;
+        if let Some(refusal) = arena.lock_refusal() {
+            log::warn!("the buffer pool is not locked in memory: {refusal}");
+        }
+        let device = open(&arena).map_err(BuildError::Device)?;
+        log::info!(
+            "pool of {} (huge pages: {}, locked: {}), {} transfers, alignment {alignment}",
+            format_exact(options.pool_size),
+            arena.huge(),
+            arena.locked(),
+            device.stats().engine,
+        );
+        Ok(Engine::start(options, arena, device))
     }
 
     fn start_threads(self: &Arc<Self>) {

@@ -381,11 +381,7 @@ impl Locked<'_> {
         let pieces = self.engine.pieces(&op);
         if op.access.writes() {
             let taken = |(buffer, pages): &&(BlockId, Range<usize>)| {
-                let block = &self.state.blocks[*buffer];
-                block.reading.any(pages.clone())
-                    || block.writing.any(pages.clone())
-                    || block.copying.any(pages.clone())
-                    || block.shared.any(pages.clone())
+                self.state.blocks[*buffer].is_claimed(pages)
             };
             if let Some((buffer, _)) = pieces.iter().find(taken) {
                 self.state.edit(*buffer, |block| block.waiters.push(Op::Hold(op)));
@@ -488,13 +484,8 @@ impl Locked<'_> {
         self.state.note_written(hold.partition, hold.bytes.end - hold.bytes.start);
         let part = self.state.part(hold.partition);
         let old = part.size;
-        part.size = part.size.max(hold.bytes.end);
-        part.changed_now();
-        part.written_ms = now_ms;
         let whole = hold.bytes.start..hold.bytes.end.next_multiple_of(unit);
-        part.lost.remove(whole.clone());
-        part.ahead.remove(whole.start / unit * unit..whole.end);
-        part.unreadable.remove(whole);
+        part.written_in_pool(hold.bytes.end, whole, now_ms);
         self.state.resized(hold.partition, old);
     }
 
@@ -507,13 +498,7 @@ impl Locked<'_> {
             block.copying.remove(pages.clone());
             block.partials.retain(|partial| !pages.contains(&partial.page));
             block.valid.insert(pages.clone());
-            if block.dirty.is_empty() || block.failed.is_some() {
-                block.epoch_dirty = epoch;
-            }
-            block.failed = None;
-            block.dirty.insert(pages);
-            block.release = false;
-            block.written_ms = now_ms;
+            block.mark_dirty(pages, epoch, now_ms);
         });
         if end < room && hold.to_the_end {
             // The chunks reach to the page's end, the partition does not: who makes it longer finds zeroes.

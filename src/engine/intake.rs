@@ -6,7 +6,7 @@
 //! means that its first bytes lie at the intake's end; those are copied. The number of buffers, and all that is counted
 //! about them, does not change, so intakes have no part in who waits for which buffer
 //! ([`super::buffers`]); and nobody waits for an intake: without one, bytes are copied. They are copied into
-//! slots too, whose frame holds others' bytes. A lent buffer ([`super::lend`]) is the opposite: out of
+//! slots too, whose frame holds others' bytes. A lent buffer ([`super::hold`]) is the opposite: out of
 //! the pool's number, with the frame that it has, until it is given back.
 
 use std::ops::{Deref, DerefMut, Range};

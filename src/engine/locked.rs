@@ -115,7 +115,8 @@ impl Locked<'_> {
 #[cfg(feature = "lock-times")]
 impl Engine {
     /// How often the lock was taken, and the nanoseconds that it was held.
-    pub(crate) fn lock_times(&self) -> (u64, u64) {
+    #[must_use]
+    pub fn lock_times(&self) -> (u64, u64) {
         use std::sync::atomic::Ordering::Relaxed;
         (self.lock_times.taken.load(Relaxed), self.lock_times.held_ns.load(Relaxed))
     }

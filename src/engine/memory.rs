@@ -160,6 +160,20 @@ impl Memory {
         }
     }
 
+    /// Copies bytes of valid pages that no client writes to. The engine's lock is held meanwhile.
+    pub(crate) fn copy_out(&self, st: &State, buffer: BlockId, bytes: Range<u64>, into: &mut [u8]) {
+        let pages = self.shape.pages_of(0, bytes.start, bytes.end);
+        let block = &st.blocks[buffer];
+        assert!(block.valid.all(pages.clone()) && !block.copying.any(pages.clone()));
+        assert!(!block.reading.any(pages));
+        // SAFETY: read_lease needs that nobody writes to these bytes while it lives. Whoever writes to them has the
+        // pages in `copying` or `reading` first, which takes the lock; `st` says that it is held until this returns.
+        let lease = unsafe {
+            self.arena.read_lease(self.at(st, buffer, &bytes), (bytes.end - bytes.start) as usize)
+        };
+        into.copy_from_slice(&lease);
+    }
+
     /// A whole buffer as plain memory, while it is lent out.
     pub(crate) fn for_lending(&self, st: &State, buffer: BufferId) -> WriteLease {
         assert!(st.lent.contains(&buffer) && !st.trays.is_tray(buffer));

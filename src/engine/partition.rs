@@ -226,6 +226,20 @@ impl Partition {
         self.changed = Some(ChangeTime { shown: now, settled: None });
     }
 
+    /// Bytes that end at `end` are new in the pool. `pages` are the bytes of the pages around them.
+    pub(crate) fn written_in_pool(&mut self, end: u64, pages: Range<u64>, now_ms: u64) {
+        self.size = self.size.max(end);
+        self.changed_now();
+        self.written_ms = now_ms;
+        if !self.ahead.is_empty() {
+            self.ahead.remove(pages.clone());
+        }
+        if !self.lost.is_empty() || !self.unreadable.is_empty() {
+            self.lost.remove(pages.clone());
+            self.unreadable.remove(pages);
+        }
+    }
+
     /// A call of the user's has changed the backing file, and its times with it: they stay, unless transfers are to
     /// come.
     pub(crate) fn shape_changed(&mut self) {

@@ -118,7 +118,7 @@ impl Engine {
         let mut resting = if request == Request::SwapOut { Vec::new() } else { some() };
         while !resting.is_empty() {
             self.with(|locked| {
-                resting.iter().for_each(|key| locked.state.forget_resting_key(*key))
+                resting.iter().for_each(|key| locked.state.forget_resting_key(*key));
             });
             resting = some();
         }

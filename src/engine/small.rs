@@ -258,7 +258,7 @@ impl Locked<'_> {
         match self.state.trays.vacancy(pages) {
             Some(place) => self.move_block(buffer, place),
             None if block.pages == self.state.shape.pages() => {
-                self.state.recast(buffer, Some(pages))
+                self.state.recast(buffer, Some(pages));
             }
             None => {}
         }

@@ -251,7 +251,6 @@ impl Locked<'_> {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a completion's parts")]
     fn read_completed(
         &mut self, buffer: BlockId, pages: Range<usize>, done: u64, stored: u64,
         transfer: Transfer, result: Result<usize>,

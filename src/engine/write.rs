@@ -249,10 +249,7 @@ impl Locked<'_> {
     ) -> Step {
         let (id, unit) = (op.partition, self.state.shape.unit);
         let block = &self.state.blocks[buffer];
-        let busy = block.reading.any(pages.clone())
-            || block.writing.any(pages.clone())
-            || block.copying.any(pages.clone())
-            || block.shared.any(pages.clone());
+        let busy = block.is_claimed(&pages);
         let (index, start) = (block.index, block.index * self.state.shape.block_size);
         let mut fill = None;
         let mut half_lost = false;
@@ -357,19 +354,10 @@ impl Locked<'_> {
         let now_ms = self.engine.now_ms();
         let part = self.state.part(id);
         let old = part.size;
-        part.size = part.size.max(start + bytes.end);
-        part.changed_now();
-        part.written_ms = now_ms;
+        // Of lost pages none stays partial: that was refused before.
+        let new = start + pages.start as u64 * unit..start + pages.end as u64 * unit;
+        part.written_in_pool(start + bytes.end, new, now_ms);
         let (epoch, size) = (part.epoch, part.size);
-        if !part.ahead.is_empty() {
-            part.ahead.remove(start + pages.start as u64 * unit..start + pages.end as u64 * unit);
-        }
-        if !part.lost.is_empty() || !part.unreadable.is_empty() {
-            // Edges that stay partial were refused before, so whole pages are new.
-            let new = start + pages.start as u64 * unit..start + pages.end as u64 * unit;
-            part.lost.remove(new.clone());
-            part.unreadable.remove(new);
-        }
         self.state.note_written(id, bytes.end - bytes.start);
         if !self.state.part(id).unfinished.is_empty() {
             self.take_unfinished(buffer, &pages);
@@ -393,13 +381,7 @@ impl Locked<'_> {
             if pages.len() > 2 {
                 block.make_valid(pages.start + 1..pages.end - 1);
             }
-            if block.dirty.is_empty() || block.failed.is_some() {
-                block.epoch_dirty = epoch;
-            }
-            block.failed = None;
-            block.dirty.insert(pages.clone());
-            block.release = false;
-            block.written_ms = now_ms;
+            block.mark_dirty(pages.clone(), epoch, now_ms);
         });
         self.state.touch(buffer);
         self.state.resized(id, old);

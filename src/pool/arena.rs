@@ -16,7 +16,7 @@ use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags};
 use crate::machine;
 
 /// Bytes of the only huge page size that is asked for.
-const HUGE_PAGE_BYTES: usize = 2 << 20;
+pub const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Bytes of a small page; the granularity of an [`Arena`].
 const PAGE_BYTES: usize = 4096;

@@ -8,12 +8,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::pool::{ArenaOptions, ReadLease, SoleArena, WriteLease};
+use crate::pool::{ArenaOptions, HUGE_PAGE_BYTES, ReadLease, SoleArena, WriteLease};
 
 const PAGE_BYTES: usize = 4096;
-
-/// From here on huge pages are asked for: to the block layer each is one segment, small ones are 512.
-const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// First address and length of every region, of the whole process as in DeepSpeed.
 static REGIONS: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
@@ -69,6 +66,7 @@ impl LockedTensor {
             .max(1)
             .checked_next_multiple_of(PAGE_BYTES)
             .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        // To the block layer a huge page is one segment, and small ones are 512.
         let options = ArenaOptions { size, pin_memory: true, huge_pages: size >= HUGE_PAGE_BYTES };
         let (sole, lease) = SoleArena::new(options)?;
         if let Some(refusal) = sole.arena().lock_refusal() {

@@ -14,9 +14,9 @@ use crate::aio::file::{DiskFile, errno, uninterrupted};
 use crate::aio::probe::probe;
 use crate::aio::{AioSettings, Engine as AioEngine, open_device};
 use crate::config::Config;
-use crate::engine::{Engine, EngineOptions, FileKey, OpenSwapIn};
+use crate::engine::{BuildError, Engine, EngineOptions, FileKey, OpenSwapIn};
 use crate::error::{Errno, errno_of};
-use crate::pool::{Arena, ArenaOptions};
+use crate::pool::Arena;
 
 /// DeepSpeed's alignment of a partition, for each aio thread.
 const ALIGNED_BYTES: u64 = 1024;
@@ -24,9 +24,6 @@ const ALIGNED_BYTES: u64 = 1024;
 /// Blocks smaller than this share a request's room; the pool's size is a multiple of a block.
 const BLOCK_SIZE_MIN: u64 = 64 << 10;
 const BLOCK_SIZE_MAX: u64 = 16 << 20;
-
-/// What a huge page is worth; the arena is a whole number of them.
-const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Nothing dirty goes out before it is asked to: a century.
 const LINGER: Duration = Duration::from_secs(100 * 366 * 86400);
@@ -280,17 +277,6 @@ pub(super) fn start_engine(options: &SwapperOptions, folder: &OwnedFd) -> Result
     if !found.direct {
         log::warn!("{}: no O_DIRECT there, transfers use its page cache", path().display());
     }
-    let alignment = found.alignment();
-    let engine_options = options.engine_options();
-    let arena = Arena::new(ArenaOptions {
-        size: engine_options.arena_size(alignment).next_multiple_of(HUGE_PAGE_BYTES),
-        pin_memory: options.pin_memory,
-        huge_pages: true,
-    })
-    .map_err(|source| SwapError::Start { what: "the buffer pool (pool_size)", source })?;
-    if let Some(refusal) = arena.lock_refusal() {
-        log::warn!("the buffer pool is not locked in memory: {refusal}");
-    }
     let settings = AioSettings {
         queue_depth: options.queue_depth,
         thread_count: options.thread_count,
@@ -299,13 +285,23 @@ pub(super) fn start_engine(options: &SwapperOptions, folder: &OwnedFd) -> Result
         stripe: options.block_size,
         engine: AioEngine::Auto,
     };
-    let (device, fallback) =
-        open_device(&settings, &arena, alignment, found.direct, &[folder.as_fd()])
-            .map_err(|source| SwapError::Start { what: "aio", source })?;
-    if let Some(why) = fallback {
-        log::warn!("io_uring is not available, transfers go through threads: {why}");
-    }
-    Ok(Engine::start(engine_options, arena, device))
+    let open = |arena: &Arc<Arena>| {
+        let kept = [folder.as_fd()];
+        let opened = open_device(&settings, arena, found.alignment(), found.direct, &kept);
+        let (device, fallback) = opened?;
+        if let Some(why) = fallback {
+            log::warn!("io_uring is not available, transfers go through threads: {why}");
+        }
+        Ok(device)
+    };
+    let built =
+        Engine::build(options.engine_options(), found.alignment(), options.pin_memory, open);
+    built.map_err(|failure| match failure {
+        BuildError::Pool(source) => {
+            SwapError::Start { what: "the buffer pool (pool_size)", source }
+        }
+        BuildError::Device(source) => SwapError::Start { what: "aio", source },
+    })
 }
 
 /// Opens a partition's file, for transfers past the page cache where the engine's device does that; with
