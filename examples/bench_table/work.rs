@@ -68,21 +68,15 @@ impl Fio {
 
     /// Runs it on files that are in the right state.
     pub(crate) fn run(&self, cleanup: &Cleanup, files: &[PathBuf]) -> Outcome<Sample> {
-        let mut command = Command::new("fio");
-        command.args(["--output-format=json", "--fallocate=none"]);
+        let mut command = fio::command(self.rw, self.block, self.depth, self.rw == "write");
         command.args(match self.calls {
             Calls::Direct => ["--ioengine=libaio", "--direct=1"].as_slice(),
             // Of one piece, as the memory of other clients is.
             Calls::Plain => &["--ioengine=psync", "--direct=0", "--iomem=mmap"],
             Calls::Uring => &["--ioengine=io_uring", "--direct=0", "--iomem=mmap"],
         });
-        // The state of caches is made before, and the same for all.
-        command.args(["--invalidate=0", "--file_service_type=sequential", "--randrepeat=1"]);
-        // From the call on, not from its return.
-        command.args(["--clat_percentiles=0", "--lat_percentiles=1"]);
-        command.arg(format!("--rw={}", self.rw)).arg(format!("--bs={}", self.block));
-        command.arg(format!("--iodepth={}", self.depth));
-        command.arg(format!("--end_fsync={}", u8::from(self.rw == "write")));
+        // Times are from the call on, not from its return.
+        command.args(["--randrepeat=1", "--clat_percentiles=0", "--lat_percentiles=1"]);
         match self.pace {
             Pace::Once => &mut command,
             Pace::AtMost(seconds) => command.arg(format!("--runtime={seconds}")),
@@ -123,13 +117,8 @@ fn read_report(report: &Value) -> Outcome<Sample> {
         let milliseconds = job["job_runtime"].as_f64().unwrap_or(0.0);
         let busy = job["usr_cpu"].as_f64().unwrap_or(0.0) + job["sys_cpu"].as_f64().unwrap_or(0.0);
         cpu += busy / 100.0 * milliseconds / 1e3;
-        for key in ["read", "write"] {
-            let moved = &job[key];
-            let (bytes, rate) = (moved["io_bytes"].as_u64(), moved["bw_bytes"].as_f64());
-            let (Some(bytes), Some(rate)) = (bytes, rate) else { continue };
-            if rate > 0.0 {
-                sample.seconds = sample.seconds.max(bytes as f64 / rate);
-            }
+        for (moved, bytes, seconds) in fio::moved(job) {
+            sample.seconds = sample.seconds.max(seconds);
             sample.bytes += bytes;
             sample.count += moved["total_ios"].as_u64().unwrap_or(0);
             let percentile = |name: &str| {

@@ -77,8 +77,7 @@ pub(super) fn round(cleanup: &Cleanup, settings: &Settings, jobs: &[Job]) -> Res
         // Somebody may have taken them since the beginning, we ourselves among them.
         check_huge_pages(settings)?;
     }
-    let mut command = Command::new("fio");
-    command.args(common(settings, first));
+    let mut command = command_of(settings, first);
     for (index, job) in jobs.iter().enumerate() {
         for (offset, size) in slices(settings, job) {
             command.arg(format!("--name=p{index}")).arg(file_names(job));
@@ -106,7 +105,27 @@ pub(super) fn round(cleanup: &Cleanup, settings: &Settings, jobs: &[Job]) -> Res
     read_report(&text, jobs)
 }
 
-fn common(settings: &Settings, job: &Job) -> Vec<OsString> {
+/// A run of fio that reports in JSON, still without files.
+#[must_use]
+pub fn command(rw: &str, block: u64, depth: u32, fsync: bool) -> Command {
+    let mut command = Command::new("fio");
+    command.args(["--output-format=json", "--fallocate=none", "--file_service_type=sequential"]);
+    // The state of caches is made before, and the same for all.
+    command.arg("--invalidate=0").arg(format!("--rw={rw}")).arg(format!("--bs={block}"));
+    command.arg(format!("--iodepth={depth}"));
+    command.arg(format!("--end_fsync={}", u8::from(fsync)));
+    command
+}
+
+/// What a job of a report has moved: for each direction the report's figures, the bytes, and the seconds.
+pub fn moved(job: &Value) -> impl Iterator<Item = (&Value, u64, f64)> {
+    [&job["read"], &job["write"]].into_iter().filter_map(|figures| {
+        let (bytes, rate) = (figures["io_bytes"].as_u64()?, figures["bw_bytes"].as_f64()?);
+        Some((figures, bytes, if rate > 0.0 { bytes as f64 / rate } else { 0.0 }))
+    })
+}
+
+fn command_of(settings: &Settings, job: &Job) -> Command {
     let rw = match (job.order, job.access) {
         (Order::Sequential, Access::Read) => "read",
         (Order::Sequential, Access::Write) => "write",
@@ -115,28 +134,17 @@ fn common(settings: &Settings, job: &Job) -> Vec<OsString> {
         (Order::Random, Access::Write) => "randwrite",
         (Order::Random, Access::Mixed) => "randrw",
     };
-    let mut arguments = vec![
-        "--output-format=json".to_owned(),
-        "--direct=1".to_owned(),
-        "--ioengine=io_uring".to_owned(),
-        "--thread".to_owned(),
-        "--fallocate=none".to_owned(),
-        // The state of caches is made before, and the same for all.
-        "--invalidate=0".to_owned(),
-        format!("--rw={rw}"),
-        format!("--bs={}", block_size(settings, job)),
-        format!("--iodepth={}", settings.queue_depth),
-        format!("--end_fsync={}", u8::from(job.sync && job.access != Access::Read)),
-        "--file_service_type=sequential".to_owned(),
-    ];
+    let (depth, fsync) = (settings.queue_depth, job.sync && job.access != Access::Read);
+    let mut command = command(rw, block_size(settings, job), depth, fsync);
+    command.args(["--direct=1", "--ioengine=io_uring", "--thread"]);
     if !settings.overlap_events {
-        arguments.push(format!("--iodepth_batch={}", settings.queue_depth));
-        arguments.push(format!("--iodepth_batch_complete_min={}", settings.queue_depth));
+        command.arg(format!("--iodepth_batch={depth}"));
+        command.arg(format!("--iodepth_batch_complete_min={depth}"));
     }
     if job.engine == Engine::FioHuge {
-        arguments.push("--iomem=mmaphuge".to_owned());
+        command.arg("--iomem=mmaphuge");
     }
-    arguments.into_iter().map(OsString::from).collect()
+    command
 }
 
 /// fio moves whole blocks only, and nothing of a file that is smaller.
@@ -193,14 +201,9 @@ fn read_report(text: &str, jobs: &[Job]) -> Result<Round> {
                 let errno = nix::errno::Errno::from_raw(code.unwrap_or(0));
                 return Err(failed(format!("fio: {}", errno.desc())));
             }
-            for key in ["read", "write"] {
-                let (bytes, rate) = (row[key]["io_bytes"].as_u64(), row[key]["bw_bytes"].as_f64());
-                round.bytes += bytes.unwrap_or(0);
-                if let (Some(bytes), Some(rate)) = (bytes, rate)
-                    && rate > 0.0
-                {
-                    seconds = seconds.max(bytes as f64 / rate);
-                }
+            for (_, bytes, took) in moved(row) {
+                round.bytes += bytes;
+                seconds = seconds.max(took);
             }
         }
         round.add(seconds, seconds);

@@ -116,13 +116,13 @@ impl Report {
     pub fn table(&self) -> (Vec<&'static str>, Vec<Vec<String>>) {
         let header = vec!["CASE", "ENGINE", "MEDIAN", "MIN", "MAX", "RATIO", "BEFORE EACH ROUND"];
         let line = |row: &Row| {
-            let Spread { min, median, max } = row.series.spread();
+            let [median, min, max] = row.series.cells();
             vec![
                 row.case.to_string(),
                 row.engine.name().to_owned(),
-                format!("{median:.2}"),
-                format!("{min:.2}"),
-                format!("{max:.2}"),
+                median,
+                min,
+                max,
                 format!("{:.2}", self.ratio(row)),
                 row.state.to_owned(),
             ]

@@ -244,13 +244,13 @@ impl Roofline {
     pub fn table(&self) -> (Vec<&'static str>, Vec<Vec<String>>) {
         let header = vec!["LAYER", "ACCESS", "MEDIAN", "MIN", "MAX", "OF THE DEVICE"];
         let line = |row: &LayerRow| {
-            let Spread { min, median, max } = row.series.spread();
+            let [median, min, max] = row.series.cells();
             vec![
                 row.layer.name().to_owned(),
                 row.access.name().to_owned(),
-                format!("{median:.2}"),
-                format!("{min:.2}"),
-                format!("{max:.2}"),
+                median,
+                min,
+                max,
                 format!("{:.2}", self.share(row)),
             ]
         };

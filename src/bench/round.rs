@@ -60,6 +60,12 @@ impl Series {
         Spread::of(self.rounds.iter().map(Round::speed))
     }
 
+    /// Median, least and most, as tables have them.
+    pub(super) fn cells(&self) -> [String; 3] {
+        let Spread { min, median, max } = self.spread();
+        [median, min, max].map(|speed| format!("{speed:.2}"))
+    }
+
     /// DeepSpeed's latency: the sum over the rounds, of the process for which that is largest.
     fn latency(&self, times: impl Fn(&Round) -> &[f64]) -> f64 {
         let processes = self.rounds.first().map_or(0, |round| times(round).len());

@@ -33,7 +33,8 @@ pub struct Bench<'a> {
     deepspeed: Option<Crew>,
     /// For each process, its files.
     files: BTreeMap<FileKey, Vec<Vec<BenchFile>>>,
-    mounts: Vec<OwnMount>,
+    /// By the folder that they lie in.
+    mounts: BTreeMap<PathBuf, OwnMount>,
     existing_mount: Option<PathBuf>,
 }
 
@@ -87,7 +88,7 @@ impl<'a> Bench<'a> {
             ours: None,
             deepspeed: None,
             files: BTreeMap::new(),
-            mounts: Vec::new(),
+            mounts: BTreeMap::new(),
             existing_mount,
         })
     }
@@ -120,8 +121,7 @@ impl<'a> Bench<'a> {
     fn run(&mut self, engine: Engine, jobs: &[Job]) -> Result<Round> {
         let round = match engine {
             Engine::Fio | Engine::FioHuge => fio::round(self.cleanup, self.settings, jobs),
-            Engine::Deepspeed => self.deepspeed_crew()?.round(jobs),
-            _ => self.crew()?.round(jobs),
+            _ => self.crew(engine)?.round(jobs),
         }?;
         if !self.settings.sync {
             // Not in anybody's time, least of all in that of the next one's turn.
@@ -158,41 +158,25 @@ impl<'a> Bench<'a> {
         }
     }
 
-    fn crew(&mut self) -> Result<&mut Crew> {
-        if self.ours.is_none() {
-            let program = &self.settings.program;
-            let command = || swapfs(program, "bench-worker");
-            let crew = Crew::start(self.cleanup, "bench-worker", &self.setups(), command)?;
-            self.ours = Some(crew);
-        }
-        Ok(self.ours.as_mut().expect("made above"))
-    }
-
-    fn deepspeed_crew(&mut self) -> Result<&mut Crew> {
-        if self.deepspeed.is_none() {
-            let command = || {
-                let mut command = Command::new("python3");
-                command.arg("-c").arg(DEEPSPEED);
-                command
-            };
-            let crew = Crew::start(self.cleanup, "engine deepspeed", &self.setups(), command)?;
-            self.deepspeed = Some(crew);
-        }
-        Ok(self.deepspeed.as_mut().expect("made above"))
-    }
-
-    fn setups(&self) -> Vec<Setup> {
-        let settings = self.settings;
-        let setup = |seed: usize| Setup {
-            memory: settings.io_size,
-            block_size: settings.block_size,
-            queue_depth: settings.queue_depth,
-            single_submit: settings.single_submit,
-            overlap_events: settings.overlap_events,
-            io_parallel: settings.io_parallel,
-            seed: seed as u64 + 1,
+    /// The processes of the library's engines, or of DeepSpeed's.
+    fn crew(&mut self, engine: Engine) -> Result<&mut Crew> {
+        let (crew, name) = match engine {
+            Engine::Deepspeed => (&mut self.deepspeed, "engine deepspeed"),
+            _ => (&mut self.ours, "bench-worker"),
         };
-        (0..settings.processes()).map(setup).collect()
+        if let Some(crew) = crew {
+            return Ok(crew);
+        }
+        let command = || {
+            if engine != Engine::Deepspeed {
+                return swapfs(&self.settings.program, name);
+            }
+            let mut python = Command::new("python3");
+            python.arg("-c").arg(DEEPSPEED);
+            python
+        };
+        let setups = setups(self.settings);
+        Ok(crew.insert(Crew::start(self.cleanup, name, &setups, command)?))
     }
 
     /// The jobs of a round, one for each process, their files ready.
@@ -236,22 +220,14 @@ impl<'a> Bench<'a> {
         if let Some(mount) = &self.existing_mount {
             return Ok(vec![mount.clone(); self.settings.processes()]);
         }
-        if self.mounts.is_empty() {
-            // One for each folder, however many processes share it.
-            let mut distinct = self.settings.folders.clone();
-            distinct.sort();
-            distinct.dedup();
-            for folder in distinct {
-                self.mounts.push(OwnMount::new(self.cleanup, self.settings, &folder, "mount")?);
+        // One for each folder, however many processes share it.
+        for folder in &self.settings.folders {
+            if !self.mounts.contains_key(folder) {
+                let mount = OwnMount::new(self.cleanup, self.settings, folder, "mount")?;
+                self.mounts.insert(folder.clone(), mount);
             }
         }
-        let mut distinct = self.settings.folders.clone();
-        distinct.sort();
-        distinct.dedup();
-        let mount_of = |folder: &PathBuf| {
-            let index = distinct.iter().position(|other| other == folder).unwrap_or(0);
-            self.mounts[index].mountpoint.clone()
-        };
+        let mount_of = |folder| self.mounts[folder].mountpoint.clone();
         Ok(self.settings.folders.iter().map(mount_of).collect())
     }
 
@@ -285,6 +261,19 @@ impl<'a> Bench<'a> {
         };
         (0..count).map(make).collect()
     }
+}
+
+fn setups(settings: &Settings) -> Vec<Setup> {
+    let setup = |seed: usize| Setup {
+        memory: settings.io_size,
+        block_size: settings.block_size,
+        queue_depth: settings.queue_depth,
+        single_submit: settings.single_submit,
+        overlap_events: settings.overlap_events,
+        io_parallel: settings.io_parallel,
+        seed: seed as u64 + 1,
+    };
+    (0..settings.processes()).map(setup).collect()
 }
 
 /// The name of a process's `--write-file`: itself for one process, else with the process's number.

@@ -30,9 +30,6 @@ pub fn is_heat_map(text: &str) -> bool {
     text.trim_end().ends_with(MARK)
 }
 
-/// What a row has in common.
-type Row = (u64, u64, bool, bool);
-
 /// The figure of a cell.
 type Figure = fn(&Measured) -> f64;
 
@@ -42,7 +39,7 @@ type Figure = fn(&Measured) -> f64;
 /// # Errors
 /// One line; drawing into memory has no reason to fail.
 pub fn heat_map(measured: &[Measured], title: &str) -> Result<String, String> {
-    let mut rows: Vec<Row> = measured.iter().map(|one| row(&one.combination)).collect();
+    let mut rows: Vec<Combination> = measured.iter().map(|one| row(&one.combination)).collect();
     let mut columns: Vec<u64> =
         measured.iter().map(|one| one.combination.intra_op_parallelism).collect();
     columns.sort_unstable();
@@ -65,7 +62,8 @@ pub fn heat_map(measured: &[Measured], title: &str) -> Result<String, String> {
 
 struct Map<'a> {
     measured: &'a [Measured],
-    rows: Vec<Row>,
+    /// Each with one thread.
+    rows: Vec<Combination>,
     columns: Vec<u64>,
 }
 
@@ -137,20 +135,12 @@ fn draw_scale(area: &Area<'_>, at: (i32, i32), least: f64, most: f64) -> Drawn {
     text(area, &figure(most), (from + SCALE * 8 + 6, at.1), 11, HPos::Left, &BLACK)
 }
 
-fn row(combination: &Combination) -> Row {
-    let Combination { block_size, queue_depth, single_submit, overlap_events, .. } = *combination;
-    (block_size, queue_depth, single_submit, overlap_events)
+/// The row of a combination: the same with one thread.
+fn row(combination: &Combination) -> Combination {
+    Combination { intra_op_parallelism: 1, ..*combination }
 }
 
-fn label(row: &Row) -> String {
-    let (block_size, queue_depth, single_submit, overlap_events) = *row;
-    let combination = Combination {
-        block_size,
-        queue_depth,
-        single_submit,
-        overlap_events,
-        intra_op_parallelism: 1,
-    };
-    let block = format_exact(block_size);
-    format!("{block}, depth {queue_depth}, {}, {}", combination.submit(), combination.events())
+fn label(row: &Combination) -> String {
+    let (block, depth) = (format_exact(row.block_size), row.queue_depth);
+    format!("{block}, depth {depth}, {}, {}", row.submit(), row.events())
 }
