@@ -1,4 +1,4 @@
-//! What pictures have in common: an SVG document in memory, its texts and lines.
+//! What pictures have in common: an SVG document in memory, and its texts.
 
 pub mod bars;
 
@@ -37,9 +37,4 @@ pub(crate) fn text(
 ) -> Drawn {
     let style = ("sans-serif", size).into_text_style(area).color(colour);
     area.draw(&Text::new(line.to_owned(), at, style.pos(Pos::new(side, VPos::Center))))
-}
-
-/// A straight line of one pixel.
-pub(crate) fn line(area: &Area<'_>, from: (i32, i32), to: (i32, i32), style: ShapeStyle) -> Drawn {
-    area.draw(&PathElement::new(vec![from, to], style))
 }

@@ -221,7 +221,7 @@ fn table(
         }
         eprintln!("bench_table: {}, {}", place.name, group.title);
         work::drop_caches();
-        let turns = peers::turns_of(group.id, turns);
+        let turns = rows::turns_of(group.id, turns);
         match group.measure(place.name, turns) {
             Ok(measured) => found.add(measured),
             // The others are worth having without it.

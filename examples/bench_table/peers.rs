@@ -12,14 +12,6 @@ use crate::place::Way;
 use crate::rows::Plan;
 use crate::sample::{Sample, Unit};
 
-/// The long row has fewer: it moves as many bytes in each as another in all.
-pub(crate) fn turns_of(row: &str, turns: Turns) -> Turns {
-    match row {
-        "zero3" => Turns { rounds: turns.rounds.min(3), warmup: 0 },
-        _ => turns,
-    }
-}
-
 fn settings(plan: Plan<'_>, folder: PathBuf, engines: Vec<Engine>) -> Settings {
     Settings {
         folders: vec![folder],

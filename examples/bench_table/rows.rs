@@ -1,6 +1,7 @@
 //! The rows of the table: who competes, from which state of the files, and what is to be reached.
 
 use swapfs::bench::Cleanup;
+use swapfs::turns::Turns;
 use swapfs::units::MIB;
 
 use crate::Outcome;
@@ -72,6 +73,14 @@ pub(crate) struct Plan<'a> {
 /// Goals on A and on B.
 fn shares(a: f64, b: f64) -> [Option<Goal>; 2] {
     [Some(Goal::AtLeast(a)), Some(Goal::AtLeast(b))]
+}
+
+/// How often a row is measured. The ZeRO-3 round has fewer turns: each moves as many bytes as another row in all.
+pub(crate) fn turns_of(row: &str, turns: Turns) -> Turns {
+    match row {
+        "zero3" => Turns { rounds: turns.rounds.min(3), warmup: 0 },
+        _ => turns,
+    }
 }
 
 fn one(name: &str, bytes: u64) -> Vec<(String, u64)> {

@@ -5,7 +5,7 @@ use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 use plotters::style::text_anchor::HPos;
 
-use super::{Area, Drawn, document, line, text};
+use super::{Area, Drawn, document, text};
 use crate::turns::Spread;
 
 /// Pixels.
@@ -234,6 +234,11 @@ fn fill(area: &Area<'_>, kind: Kind, from: (i32, i32), to: (i32, i32)) -> Drawn 
         }
     }
     Ok(())
+}
+
+/// A straight line.
+fn line(area: &Area<'_>, from: (i32, i32), to: (i32, i32), style: ShapeStyle) -> Drawn {
+    area.draw(&PathElement::new(vec![from, to], style))
 }
 
 #[cfg(test)]
