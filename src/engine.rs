@@ -19,7 +19,7 @@
 //! A file imports only from those before it in this list; a test sees to that.
 //!
 //! - What there is: `lock` (the lock's rule), `ids` (numbers and tables), `pages` (sets of pages), `shape` (sizes),
-//!   `intake`, `op` (operations as data), `trays`, `block`, `info` (what is told), `partition`, `waiting`, `watch`,
+//!   `intake`, `op` (operations as data), `trays`, `block`, `info` (what is counted), `partition`, `waiting`, `watch`,
 //!   `actions`, `state`, `check` (its invariants), `memory`.
 //! - The engine itself: `budget`, `core` (threads and queues), `locked` (a step's context).
 //! - Steps: `buffers` and `small` (room and eviction), `transfer`, `unfinished` (writes that the kernel cut), `open`,

@@ -26,10 +26,10 @@
 //!
 //! In this order. The last two are never held while another of these is taken.
 
+mod access_check;
 mod change;
 mod create;
 mod directory;
-mod judge;
 mod moves;
 mod reach;
 mod remove;
@@ -56,9 +56,9 @@ use moves::Moves;
 use reach::Found;
 use table::{Hint, Node, Table};
 
+pub use access_check::AccessCheck;
 pub use create::Created;
 pub use directory::{Directory, Listed};
-pub use judge::Judge;
 pub use remove::{Gone, RenameKind};
 pub use table::Forgotten;
 pub use types::{Access, Attributes, Caller, Entry, FileKey, FileKind, Space, TimeChange};

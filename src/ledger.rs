@@ -7,9 +7,9 @@
 //!
 //! # Threads and locks
 //!
-//! Entries are written by one thread, the clerk's, in the order in which the transfers went. Who submits a
+//! Entries are written by one thread, the record writer's, in the order in which the transfers went. Who submits a
 //! transfer, takes a completion, or opens and closes a file, only tells it; who changes a file's shape is alone with
-//! it, waits for the clerk, and then writes itself.
+//! it, waits for the record writer, and then writes itself.
 //!
 //! In this order: one of `loading`, while a record is read; `live`, the table of records in use; one record's `room`,
 //! while space is got for its entries; its `writing`, while its header is written; its state; the table's growth; its
@@ -17,13 +17,13 @@
 #![doc = include_str!("ledger/MODEL.md")]
 
 mod checked;
-mod clerk;
 mod entry;
 mod file;
 pub mod fsck;
 mod page;
 mod pulse;
 mod record;
+mod record_writer;
 mod recover;
 mod session;
 mod stamp;
@@ -48,13 +48,13 @@ use crate::aio::file::DiskFile;
 use crate::engine::FileKey;
 use crate::error::Result;
 pub use checked::Checked;
-use clerk::Clerk;
 use file::LedgerFile;
 use record::{Leaving, Record, Shared};
+use record_writer::RecordWriter;
 use session::Sessions;
 use stamp::Stamp;
 use table::{ACTIVE, HAS_TORN, Header, Identity, Table};
-use verdict::{Judgement, Meaning};
+use verdict::{Decision, Meaning};
 
 /// What is kept for each page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,7 +117,7 @@ pub struct Ledger {
     loading: [Mutex<()>; 16],
     sessions: Mutex<Sessions>,
     /// `None` where nothing is written.
-    clerk: Option<Clerk>,
+    writer: Option<RecordWriter>,
 }
 
 impl Ledger {
@@ -150,7 +150,7 @@ impl Ledger {
             live: Arc::default(),
             loading: Default::default(),
             sessions: Mutex::new(sessions),
-            clerk: writable.then(Clerk::start).transpose()?,
+            writer: writable.then(RecordWriter::start).transpose()?,
         });
         if writable {
             ledger.begin(folder)?;
@@ -165,7 +165,7 @@ impl Ledger {
             match sessions.keep_alive_time() {
                 Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                     log::warn!(
-                        ".swapfs/session: {error}; a crash now would be judged less exactly"
+                        ".swapfs/session: {error}; a crash now would be decided less exactly"
                     );
                 }
                 kept => kept?,
@@ -188,7 +188,7 @@ impl Ledger {
 
     /// The number of the session that is now; `None` where nothing is written.
     pub(crate) fn session(&self) -> Option<u32> {
-        self.clerk.is_some().then_some(self.shared.session)
+        self.writer.is_some().then_some(self.shared.session)
     }
 
     /// Whether a partition has a record.
@@ -277,10 +277,10 @@ impl Ledger {
         };
         let Ok(header) = table.header(slot) else { return new(None) };
         let loaded = new(Some((slot, header))).and_then(|record| {
-            let judgement = verdict::judge(&header, stamp, &*self.sessions.lock());
-            let is_settled = judgement.meaning == Meaning::Ours && !header.has(ACTIVE | HAS_TORN);
+            let decision = verdict::decide(&header, stamp, &*self.sessions.lock());
+            let is_settled = decision.meaning == Meaning::Ours && !header.has(ACTIVE | HAS_TORN);
             if !is_settled {
-                self.reconcile(&record, &header, judgement, stamp, file)?;
+                self.reconcile(&record, &header, decision, stamp, file)?;
             }
             Ok(record)
         });
@@ -292,20 +292,19 @@ impl Ledger {
     }
 
     fn reconcile(
-        &self, record: &Record, header: &Header, judgement: Judgement, stamp: Stamp,
-        file: &DiskFile,
+        &self, record: &Record, header: &Header, decision: Decision, stamp: Stamp, file: &DiskFile,
     ) -> Result<()> {
         let block_size = recover::block_size(&self.sessions.lock(), header);
         let write = self.shared.table.writable();
         let mut read = |page| page::see(file, page);
         let torn = record.reconcile(record::Look {
-            judgement,
+            decision,
             stamp,
             block_size,
             read: &mut read,
             write,
         })?;
-        if judgement.meaning == Meaning::Others {
+        if decision.meaning == Meaning::Others {
             Counters::add(&self.shared.counters.dropped, 1);
             let name = crate::engine::label(file);
             log::warn!(
@@ -323,11 +322,11 @@ impl Ledger {
     /// A file that refers to the record is closed, and was so before.
     fn leave(&self, record: &Arc<Record>, stamp: Option<Stamp>) {
         let mut live = self.live.lock();
-        match (record.leave(stamp), &self.clerk) {
+        match (record.leave(stamp), &self.writer) {
             (Leaving::Used, _) => {}
-            (Leaving::Unrecorded, Some(clerk)) => {
+            (Leaving::Unrecorded, Some(writer)) => {
                 let (live, record) = (self.live.clone(), record.clone());
-                clerk.later(move || closed(&live, &record, stamp));
+                writer.later(move || closed(&live, &record, stamp));
             }
             (Leaving::Done | Leaving::Unrecorded, _) => {
                 live.remove(&record.identity());
@@ -373,26 +372,26 @@ impl Ledger {
         self.later(move || table.give_back(&header, slot));
     }
 
-    /// Has the clerk do it after everything that was asked of it before; where nothing is written, nothing is done.
+    /// Has the record writer do it after everything that was asked of it before; where nothing is written, nothing is done.
     fn later(&self, task: impl FnOnce() + Send + 'static) {
-        if let Some(clerk) = &self.clerk {
-            clerk.later(task);
+        if let Some(writer) = &self.writer {
+            writer.later(task);
         }
     }
 
-    /// Waits until the clerk has done all that was asked of it.
+    /// Waits until the record writer has done all that was asked of it.
     fn catch_up(&self) {
-        if let Some(clerk) = &self.clerk {
-            clerk.wait(|| ());
+        if let Some(writer) = &self.writer {
+            writer.wait(|| ());
         }
     }
 
     /// As `later`, to a record.
     fn note(&self, record: &Arc<Record>, task: impl FnOnce(&Record) + Send + 'static) {
-        let Some(clerk) = &self.clerk else { return };
+        let Some(writer) = &self.writer else { return };
         let record = record.clone();
         record.expect();
-        clerk.later(move || {
+        writer.later(move || {
             task(&record);
             record.done();
         });
@@ -400,20 +399,20 @@ impl Ledger {
 
     /// Whether anything may be put on record.
     fn is_written(&self) -> bool {
-        self.clerk.is_some()
+        self.writer.is_some()
     }
 
-    /// Does something to the record of a partition that nothing is being written to, after what the clerk has still
+    /// Does something to the record of a partition that nothing is being written to, after what the record writer has still
     /// to do to it. Blocks.
     fn ordered(
         &self, record: &Arc<Record>, task: impl FnOnce(&Record) -> Result<()> + Send + 'static,
     ) -> Result<()> {
-        let Some(clerk) = &self.clerk else { return Ok(()) };
+        let Some(writer) = &self.writer else { return Ok(()) };
         if record.is_quiet() {
             return task(record);
         }
         let record = record.clone();
-        clerk.wait(move || task(&record))
+        writer.wait(move || task(&record))
     }
 
     /// The table as a file that a device can sync.
@@ -442,9 +441,9 @@ impl Ledger {
     /// # Errors
     /// What reading and writing fails with.
     pub fn rewrite(&self) -> Result<()> {
-        let Some(clerk) = &self.clerk else { return Ok(()) };
+        let Some(writer) = &self.writer else { return Ok(()) };
         let (live, table) = (self.live.clone(), self.shared.table.clone());
-        clerk.wait(move || {
+        writer.wait(move || {
             let records: Vec<Arc<Record>> =
                 live.lock().values().filter_map(|live| live.record.upgrade()).collect();
             for sidecar in records.iter().filter_map(|record| record.sidecar()) {

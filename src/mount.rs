@@ -410,7 +410,7 @@ mod tests {
         let line = |owner: u32| {
             format!("36 35 0:52 / /mnt rw - fuse.swapfs /swap rw,user_id={owner},group_id=0")
         };
-        let judge = |answer, owner, stands, user| {
+        let decide = |answer, owner, stands, user| {
             let mount = parse_mount_table(line(owner).as_bytes()).remove(0);
             match judge_unmount(answer, &mount, stands, user) {
                 Ok(()) => "done".to_owned(),
@@ -450,7 +450,7 @@ mod tests {
             (failed(unknown), 0, false, 1234, "nothing is mounted there"),
         ] {
             let shown = format!("{answer:?} of {owner}'s, {stands}, by {user}");
-            assert_eq!(judge(answer, owner, stands, user), expected, "{shown}");
+            assert_eq!(decide(answer, owner, stands, user), expected, "{shown}");
         }
     }
 

@@ -166,7 +166,7 @@ pub struct DeviceStats {
     pub registered_files: bool,
 }
 
-/// How long [`PromptReads::go_on`] waits for one of the reads under way.
+/// How long [`InlineReader::advance`] waits for one of the reads under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
     /// Not at all.
@@ -179,13 +179,13 @@ pub enum Wait {
 
 /// Small reads that one thread begins and waits for itself: who receives them, so that nobody has to be woken. Nobody
 /// else takes their completions, so the thread does little else while there are some. Dropped, it waits for them.
-pub trait PromptReads: Debug {
+pub trait InlineReader: Debug {
     /// Reads that have begun and are not delivered.
     fn under_way(&self) -> usize;
 
     /// Begins the reads in `batch`, waits for one that is under way, and delivers what has completed. What cannot be
     /// begun this way stays in `batch`: it is to be submitted to the device.
-    fn go_on(&mut self, batch: &mut Vec<Transfer>, wait: Wait);
+    fn advance(&mut self, batch: &mut Vec<Transfer>, wait: Wait);
 }
 
 /// Moves bytes. See the module documentation for its duties.
@@ -201,7 +201,7 @@ pub trait Device: Send + Sync + Debug {
     fn submit(&self, batch: &mut Vec<Transfer>);
 
     /// A way for the calling thread to begin reads that it waits for itself; `None` where there is none.
-    fn prompt(&self) -> Option<Box<dyn PromptReads>> {
+    fn inline_reader(&self) -> Option<Box<dyn InlineReader>> {
         None
     }
 

@@ -6,8 +6,8 @@
 
 mod entry;
 mod files;
+mod inline;
 mod lane;
-mod prompt;
 mod ring;
 mod setup;
 mod survey;
@@ -25,7 +25,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use super::device::{
-    Completion, CompletionSink, Device, DeviceStats, Geometry, PromptReads, Transfer, refused,
+    Completion, CompletionSink, Device, DeviceStats, Geometry, InlineReader, Transfer, refused,
 };
 use super::settings::AioSettings;
 use super::worker::join;
@@ -33,8 +33,8 @@ use crate::concurrent::thread;
 use crate::error::Errno;
 use crate::pool::Arena;
 use crate::sys_process::touch_stack;
+use inline::{RingReader, RingReaders};
 use lane::Lane;
-use prompt::{Prompt, Prompts};
 use ring::Ring;
 
 /// Moves bytes with io_uring: `thread_count` rings with at most `queue_depth` transfers in flight
@@ -42,7 +42,7 @@ use ring::Ring;
 /// [`DiskFile`](super::file::DiskFile)s go by descriptor; those without one fail with EBADF.
 pub struct UringDevice {
     lanes: Vec<Arc<Lane>>,
-    prompts: Arc<Prompts>,
+    readers: Arc<RingReaders>,
     single_submit: bool,
     sink: Arc<OnceLock<Arc<dyn CompletionSink>>>,
     /// Held while the threads are joined, so that a second `shutdown` waits for the first.
@@ -87,7 +87,7 @@ impl UringDevice {
         let device = Arc::new(Self {
             lanes,
             single_submit: settings.single_submit,
-            prompts: Arc::new(Prompts::new(rings.first())),
+            readers: Arc::new(RingReaders::new(rings.first())),
             sink: Arc::new(OnceLock::new()),
             threads: Mutex::new(Vec::new()),
             geometry,
@@ -153,11 +153,11 @@ impl Device for UringDevice {
         }
     }
 
-    fn prompt(&self) -> Option<Box<dyn PromptReads>> {
+    fn inline_reader(&self) -> Option<Box<dyn InlineReader>> {
         let sink = self.sink.get().expect("connect comes before the first submission");
-        let prompt =
-            Prompt::new(self.prompts.clone(), sink.clone(), self.geometry, self.single_submit)?;
-        Some(Box::new(prompt))
+        let reader =
+            RingReader::new(self.readers.clone(), sink.clone(), self.geometry, self.single_submit)?;
+        Some(Box::new(reader))
     }
 
     fn stats(&self) -> DeviceStats {
@@ -168,13 +168,13 @@ impl Device for UringDevice {
             ..DeviceStats::default()
         };
         self.lanes.iter().for_each(|lane| lane.counters.add_to(&mut stats));
-        self.prompts.counters.add_to(&mut stats);
+        self.readers.counters.add_to(&mut stats);
         stats
     }
 
     fn shutdown(&self) {
         let mut threads = self.threads.lock();
-        self.prompts.close();
+        self.readers.close();
         self.lanes.iter().for_each(|lane| lane.drain());
         join(threads.drain(..));
     }

@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use parking_lot::Mutex;
 
 use super::device::{
-    Action, Completion, CompletionSink, Device, DeviceStats, Geometry, PromptReads, Transfer,
+    Action, Completion, CompletionSink, Device, DeviceStats, Geometry, InlineReader, Transfer,
     refused,
 };
 use crate::error::Errno;
@@ -73,9 +73,9 @@ impl Device for Whole {
         self.inner.submit(batch);
     }
 
-    fn prompt(&self) -> Option<Box<dyn PromptReads>> {
+    fn inline_reader(&self) -> Option<Box<dyn InlineReader>> {
         // The rest of such a read is an ordinary transfer.
-        self.inner.prompt()
+        self.inner.inline_reader()
     }
 
     fn stats(&self) -> DeviceStats {

@@ -223,7 +223,7 @@ impl log::Log for DaemonLog {
             return;
         }
         let limiter = LIMITER.get_or_init(Mutex::default);
-        let verdict = limiter.lock().judge(record, Instant::now());
+        let verdict = limiter.lock().decide(record, Instant::now());
         let Verdict::Log { left_out } = verdict else { return };
         if left_out > 0 {
             let mut note = log::Record::builder();

@@ -26,7 +26,7 @@ pub(crate) enum Answer {
 pub(crate) struct Actions {
     pub(crate) transfers: Vec<Transfer>,
     /// Whether `transfers` are a small read's, which may be left to who asked for it.
-    pub(crate) prompt: bool,
+    pub(crate) inline: bool,
     pub(crate) ready: Vec<Op>,
     pub(crate) jobs: Vec<Job>,
     pub(crate) answers: Vec<Answer>,
@@ -61,7 +61,7 @@ impl Actions {
     pub(crate) fn leave_to(&mut self, batch: &mut Vec<Transfer>) {
         let is_read = |transfer: &Transfer| matches!(transfer.action, Action::Read(_));
         // Making room may have started others.
-        if self.prompt && self.transfers.iter().all(is_read) {
+        if self.inline && self.transfers.iter().all(is_read) {
             batch.append(&mut self.transfers);
         }
     }

@@ -96,7 +96,7 @@ pub(crate) struct Block {
     /// Pages that have room there.
     pub(crate) pages: usize,
     /// What its place was last told of it.
-    pub(crate) told: Weight,
+    pub(crate) counted: Weight,
     pub(crate) valid: PageSet,
     pub(crate) dirty: PageSet,
     pub(crate) reading: PageSet,
@@ -146,7 +146,7 @@ impl Block {
             index: 0,
             place: Place::Nowhere,
             pages: 0,
-            told: Weight::default(),
+            counted: Weight::default(),
             valid: set(),
             dirty: set(),
             reading: set(),

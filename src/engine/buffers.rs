@@ -292,14 +292,14 @@ impl State {
     fn leave(&mut self, buffer: BlockId) {
         self.unlink(buffer);
         let block = self.block(buffer);
-        let told = std::mem::take(&mut block.told);
+        let counted = std::mem::take(&mut block.counted);
         match std::mem::replace(&mut block.place, Place::Nowhere) {
             Place::Buffer(number) => {
-                self.plain.change(told, Weight::default());
+                self.plain.change(counted, Weight::default());
                 self.free.push(number);
             }
             Place::Slot { tray, slot } => {
-                if self.trays.vacate(tray, slot, told) {
+                if self.trays.vacate(tray, slot, counted) {
                     self.free.push(tray);
                 }
             }
@@ -308,14 +308,14 @@ impl State {
     }
 
     /// Brings what its place counts up to date with a block.
-    pub(crate) fn tell(&mut self, buffer: BlockId) {
+    pub(crate) fn recount(&mut self, buffer: BlockId) {
         let block = self.block(buffer);
         let now = block.weight();
-        let told = std::mem::replace(&mut block.told, now);
-        if told != now {
+        let counted = std::mem::replace(&mut block.counted, now);
+        if counted != now {
             match block.place {
-                Place::Slot { tray, .. } => self.trays.weigh(tray, told, now),
-                _ => self.plain.change(told, now),
+                Place::Slot { tray, .. } => self.trays.reweigh(tray, counted, now),
+                _ => self.plain.change(counted, now),
             }
         }
     }
@@ -369,7 +369,7 @@ impl State {
         self.unlink(buffer);
         let block = self.block(buffer);
         block.place = Place::Nowhere;
-        block.told = Weight::default();
+        block.counted = Weight::default();
         self.forget_block(buffer);
     }
 }

@@ -29,7 +29,7 @@ impl State {
             }
             check_claims(block);
             assert_eq!(block.list, block.proper_list(), "{number:?} is in its list");
-            assert_eq!(block.told, block.weight(), "the place of {number:?} knows");
+            assert_eq!(block.counted, block.weight(), "the place of {number:?} knows");
             let part = self.partitions.get(block.partition).expect("its partition is known");
             assert_eq!(part.blocks.get(&block.index), Some(&number));
             let counts = block.counts();
@@ -51,7 +51,7 @@ impl State {
             }
             match block.place {
                 Place::Buffer(buffer) => {
-                    plain.change(Weight::default(), block.told);
+                    plain.change(Weight::default(), block.counted);
                     assert!(taken.insert(buffer), "{buffer:?} is one block's");
                 }
                 Place::Slot { tray, .. } => assert!(self.trays.is_tray(tray)),

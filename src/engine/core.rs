@@ -13,7 +13,7 @@ use super::op::Op;
 use super::shape::Shape;
 use super::state::State;
 use super::watch::Calls;
-use crate::aio::device::{Completion, CompletionSink, Device, PromptReads, Transfer};
+use crate::aio::device::{Completion, CompletionSink, Device, InlineReader, Transfer};
 use crate::concurrent::{self, Clock, Condvar, Mutex, Receiver, Sender, thread};
 use crate::pool::{Arena, ArenaOptions, HUGE_PAGE_BYTES};
 use crate::shares::{Bounds, descriptor_limit};
@@ -265,10 +265,10 @@ impl Engine {
         self.device.get().expect("set before anything runs")
     }
 
-    /// A way for the calling thread to wait for small reads itself, see [`Engine::read_prompt`].
+    /// A way for the calling thread to wait for small reads itself, see [`Engine::read_inline`].
     #[must_use]
-    pub fn prompt(&self) -> Option<Box<dyn PromptReads>> {
-        self.device().prompt()
+    pub fn inline_reader(&self) -> Option<Box<dyn InlineReader>> {
+        self.device().inline_reader()
     }
 
     /// Hands over to the device what is in `batch`.

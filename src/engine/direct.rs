@@ -1,7 +1,7 @@
 //! Swapping in past the pool: transfers from the swap folder into memory of the caller's.
 //!
 //! What of the range is in the pool, in whatever state, may be newer than the swap folder or about to
-//! become so: such blocks are left out and told, and the caller reads them like any other client. The
+//! become so: such blocks are left out and counted, and the caller reads them like any other client. The
 //! rest is read as it lies in the swap folder. A write that ended before is in either of the two; one
 //! that runs meanwhile may be seen or not, as with any two calls at once. A change of shape waits, or is
 //! waited for, at the gate.

@@ -108,7 +108,7 @@ pub(crate) struct Partition {
     /// Errno of the last time that bytes could not be stored, mended or not, for handles that have not reported it yet.
     pub(crate) last_errno: Errno,
     /// Grows every time that bytes could not be stored; handles remember how far they have reported. What could not be
-    /// read is not among them: its reader was told, if there was one.
+    /// read is not among them: its reader was counted, if there was one.
     pub(crate) error_count: u64,
     /// Pages whose bytes were dropped after a failed write, or could not be read.
     pub(crate) lost: RangeSet,

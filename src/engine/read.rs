@@ -52,9 +52,9 @@ impl Engine {
     }
 
     /// As [`Engine::read`], but the transfers of a small read by itself are left in `batch`. The caller begins them at once
-    /// or with those of a few more, and waits for them itself ([`Engine::prompt`]): that spares two wake-ups, which
+    /// or with those of a few more, and waits for them itself ([`Engine::inline_reader`]): that spares two wake-ups, which
     /// take longer than a small transfer.
-    pub fn read_prompt(
+    pub fn read_inline(
         &self, handle: HandleId, offset: u64, length: u64, batch: &mut Vec<Transfer>,
         reply: ReadReply,
     ) {
@@ -355,7 +355,7 @@ impl Locked<'_> {
                 self.state.stats.read_misses += 1;
             }
             // Who reads on has others wait, for more than was asked for.
-            self.actions.prompt = !op.sequential;
+            self.actions.inline = !op.sequential;
             op.requested = true;
             op.pinned = self.pin_fitting(id, &bytes);
             self.read_on(&op);

@@ -127,7 +127,7 @@ impl State {
         let buffer = part.blocks[&0];
         let block = &self.blocks[buffer];
         let Place::Slot { tray, slot } = block.place else { unreachable!("checked above") };
-        let told = block.told;
+        let counted = block.counted;
         let keeper = self.block(buffer).kept.take();
         let kept = keeper.is_some();
         let at_rest = AtRest { key: part.key, size: part.size, tray, slot, kept };
@@ -136,7 +136,7 @@ impl State {
         self.resting.keepers.extend(keeper);
         self.resting.keys.insert(part.key, number);
         self.trays.hand_over(tray, slot, Occupant::Resting(number));
-        self.trays.weigh(tray, told, Weight { kept, ..Weight::default() });
+        self.trays.reweigh(tray, counted, Weight { kept, ..Weight::default() });
         self.abandon(buffer);
         self.keys.remove(&part.key);
         self.idle.remove(&part.idle_since);
@@ -158,7 +158,7 @@ impl State {
         }
         let AtRest { tray, slot, kept, .. } = *at_rest;
         // Vacated and taken again at once; the tray stays one although this may be its only slot.
-        self.trays.weigh(tray, Weight { kept, ..Weight::default() }, Weight::default());
+        self.trays.reweigh(tray, Weight { kept, ..Weight::default() }, Weight::default());
         let buffer = self.adopt(tray, slot, id);
         self.resting.files.remove(number);
         self.resting.keys.remove(&key);

@@ -300,7 +300,7 @@ impl State {
         if block.release && proper.evictable() {
             self.released.push(buffer);
         }
-        self.tell(buffer);
+        self.recount(buffer);
     }
 
     /// Marks a block as just used.

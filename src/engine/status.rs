@@ -393,8 +393,8 @@ impl Engine {
             }
             from = next;
         }
-        let told = |((uid, error), partitions)| Unstored { uid, error, partitions };
-        counts.into_iter().map(told).collect()
+        let counted = |((uid, error), partitions)| Unstored { uid, error, partitions };
+        counts.into_iter().map(counted).collect()
     }
 }
 

@@ -270,7 +270,7 @@ impl Trays {
     }
 
     /// One of a tray's occupants means something else now.
-    pub(crate) fn weigh(&mut self, buffer: BufferId, before: Weight, after: Weight) {
+    pub(crate) fn reweigh(&mut self, buffer: BufferId, before: Weight, after: Weight) {
         self.change(buffer, before, after, |_| {});
     }
 
@@ -378,7 +378,7 @@ mod tests {
             (0, 3, 3, 0)
         );
         for buffer in [1, 0, 2] {
-            trays.weigh(B(buffer), BUSY, IDLE);
+            trays.reweigh(B(buffer), BUSY, IDLE);
         }
         assert_eq!(
             (trays.evictable(), trays.dirty(), trays.inflight(), trays.idle()),
@@ -389,12 +389,12 @@ mod tests {
         assert_eq!(trays.oldest(false), Some(B(2)));
         trays.touch(B(2));
         let kept = Weight { kept: true, ..IDLE };
-        trays.weigh(B(1), IDLE, kept);
+        trays.reweigh(B(1), IDLE, kept);
         assert_eq!((trays.oldest(false), trays.evictable_unkept()), (Some(B(0)), 2));
         assert!(trays.vacate(B(0), 0, IDLE) && trays.vacate(B(2), 0, IDLE));
         assert_eq!((trays.oldest(false), trays.oldest(true)), (None, Some(B(1))));
         let failed = Weight { busy: true, failed: true, ..IDLE };
-        trays.weigh(B(1), kept, failed);
+        trays.reweigh(B(1), kept, failed);
         assert_eq!((trays.evictable(), trays.idle()), (0, 1), "idle, and cannot be evicted");
         trays.hand_over(B(1), 1, Occupant::Block(BlockId(7)));
         assert_eq!(
@@ -404,11 +404,11 @@ mod tests {
         assert!(!trays.vacate(B(1), 0, failed));
         assert_eq!(trays.evictable(), 1);
         let held = Weight { busy: true, held: true, ..IDLE };
-        trays.weigh(B(1), IDLE, held);
+        trays.reweigh(B(1), IDLE, held);
         assert_eq!((trays.evictable(), trays.held(), trays.failed(), trays.idle()), (0, 1, 0, 1));
         trays.occupy(B(1), 0, Occupant::Block(BlockId(8)), failed);
         assert_eq!((trays.held(), trays.failed()), (1, 0), "a held one counts as that alone");
-        trays.weigh(B(1), held, IDLE);
+        trays.reweigh(B(1), held, IDLE);
         assert_eq!((trays.held(), trays.failed(), trays.is_held(B(1))), (0, 1, false));
     }
 }

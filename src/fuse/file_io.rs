@@ -43,7 +43,7 @@ impl Front {
         });
         let (engine, fh, length) = (&self.volume.engine, HandleId(read.fh), u64::from(read.size));
         match batch {
-            Some(batch) => engine.read_prompt(fh, read.offset, length, batch, answer),
+            Some(batch) => engine.read_inline(fh, read.offset, length, batch, answer),
             None => engine.read(fh, read.offset, length, answer),
         }
     }

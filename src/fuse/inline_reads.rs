@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::readers::Turns;
-use crate::aio::device::{PromptReads, Transfer, Wait};
+use crate::aio::device::{InlineReader, Transfer, Wait};
 use crate::engine::Engine;
 use crate::opcode::Opcode;
 
@@ -22,7 +22,7 @@ pub(super) struct InlineReads {
     /// Transfers to begin.
     batch: Vec<Transfer>,
     /// The thread's own ring, made with its first small read; `None` where the device has none.
-    prompt: Option<Box<dyn PromptReads>>,
+    reader: Option<Box<dyn InlineReader>>,
     is_asked: bool,
 }
 
@@ -31,9 +31,9 @@ impl InlineReads {
     pub(super) fn batch(&mut self, engine: &Engine) -> Option<&mut Vec<Transfer>> {
         if !self.is_asked {
             self.is_asked = true;
-            self.prompt = engine.prompt();
+            self.reader = engine.inline_reader();
         }
-        self.prompt.is_some().then_some(&mut self.batch)
+        self.reader.is_some().then_some(&mut self.batch)
     }
 
     /// Returns true when no read is under way, and none to begin.
@@ -42,13 +42,13 @@ impl InlineReads {
     }
 
     fn under_way(&self) -> usize {
-        self.prompt.as_ref().map_or(0, |prompt| prompt.under_way())
+        self.reader.as_ref().map_or(0, |reader| reader.under_way())
     }
 
     /// Begins what is to begin, and takes completions.
     fn advance(&mut self, engine: &Engine, wait: Wait) {
-        if let Some(prompt) = &mut self.prompt {
-            prompt.go_on(&mut self.batch, wait);
+        if let Some(reader) = &mut self.reader {
+            reader.advance(&mut self.batch, wait);
         }
         engine.submit(&mut self.batch);
     }

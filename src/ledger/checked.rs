@@ -1,6 +1,6 @@
 //! The device that sums what it writes and verifies what it reads, around the one that moves the bytes.
 //!
-//! A write's sums are taken in the thread that submits it; the clerk records them and then hands the transfer
+//! A write's sums are taken in the thread that submits it; the record writer records them and then hands the transfer
 //! on, so that the submitter never waits for the filesystem. A read's are compared when it completes. A sync
 //! puts the records on stable storage beside the data, at the same time.
 //!
@@ -21,7 +21,7 @@ use super::entry::PAGE_BYTES;
 use super::file::LedgerFile;
 use super::record::{Outcome, Record, Writing};
 use crate::aio::device::{
-    Action, BackingFile, Completion, CompletionSink, Device, DeviceStats, Geometry, PromptReads,
+    Action, BackingFile, Completion, CompletionSink, Device, DeviceStats, Geometry, InlineReader,
     Transfer, refused,
 };
 use crate::error::{Errno, Result};
@@ -59,7 +59,7 @@ struct Written {
 struct Sink {
     ledger: Arc<Ledger>,
     engine: OnceLock<Arc<dyn CompletionSink>>,
-    /// Itself, for the clerk.
+    /// Itself, for the record writer.
     me: Weak<Sink>,
     /// It knows the sink.
     inner: Weak<dyn Device>,
@@ -96,7 +96,7 @@ impl Checked {
 /// What has to be on record before it may begin, with what is to be recorded of a write.
 type Ordered = (Transfer, Option<Writing>);
 
-/// A transfer that the clerk has to see first.
+/// A transfer that the record writer has to see first.
 fn ordered(transfer: &Transfer) -> Option<Option<Writing>> {
     assert_eq!(transfer.token & OWN, 0, "the engine's tokens are small");
     let file = LedgerFile::of(&*transfer.file)?;
@@ -136,9 +136,9 @@ impl Device for Checked {
         }
     }
 
-    fn prompt(&self) -> Option<Box<dyn PromptReads>> {
+    fn inline_reader(&self) -> Option<Box<dyn InlineReader>> {
         // Reads alone, which are compared when they complete.
-        self.inner.prompt()
+        self.inner.inline_reader()
     }
 
     fn stats(&self) -> DeviceStats {
@@ -191,7 +191,7 @@ impl CompletionSink for Sink {
     }
 }
 
-/// Whether the clerk has to record something first of the partition that was read.
+/// Whether the record writer has to record something first of the partition that was read.
 fn is_unsettled(completion: &Completion) -> bool {
     LedgerFile::of(&*completion.transfer.file).is_some_and(|file| file.record().is_unsettled())
 }
@@ -254,7 +254,7 @@ impl Sink {
         }
     }
 
-    /// Records what is about to be written, and hands it on. By the clerk.
+    /// Records what is about to be written, and hands it on. By the record writer.
     fn record_and_submit(&self, first: Vec<Ordered>, inner: &dyn Device) {
         let (mut batch, mut failed) = (Vec::with_capacity(first.len()), Vec::new());
         for (transfer, writing) in first {

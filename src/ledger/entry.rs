@@ -200,7 +200,7 @@ pub(super) enum Verdict {
 }
 
 /// Judges the pages of one interrupted write by what their sums are now.
-pub(super) fn judge(entries: &[Entry], found: &[u32]) -> Verdict {
+pub(super) fn verdict_of(entries: &[Entry], found: &[u32]) -> Verdict {
     let pairs = || entries.iter().zip(found);
     if pairs().all(|(entry, found)| entry.new == *found) {
         Verdict::New
@@ -240,7 +240,7 @@ pub(super) fn first_bad<'a>(
             return Some((i, false));
         }
     }
-    let mixed = compare && judge(&flying, &found) == Verdict::Torn;
+    let mixed = compare && verdict_of(&flying, &found) == Verdict::Torn;
     mixed.then_some((first_flying, true))
 }
 
@@ -307,8 +307,11 @@ mod tests {
         for bit in 0..64 {
             let bytes = u64::from_le_bytes(Entry::both(sums[1]).encode(Format::Second)) ^ 1 << bit;
             let entry = Entry::decode(bytes.to_le_bytes(), Format::Second);
-            assert!(entry.in_flight() && judge(&[entry], &[sums[1]]) != Verdict::Torn, "{bit}");
-            assert!(judge(&[entry], &[sums[0]]) == Verdict::Torn, "{bit}");
+            assert!(
+                entry.in_flight() && verdict_of(&[entry], &[sums[1]]) != Verdict::Torn,
+                "{bit}"
+            );
+            assert!(verdict_of(&[entry], &[sums[0]]) == Verdict::Torn, "{bit}");
         }
     }
 
@@ -317,18 +320,18 @@ mod tests {
         let sums: Vec<u32> = (0..5).map(|byte| sum(&[byte; 4096])).collect();
         let entry = |new, previous| Entry { new, previous };
         let entries = [entry(sums[1], sums[2]), entry(sums[3], sums[4])];
-        assert_eq!(judge(&entries, &[sums[1], sums[3]]), Verdict::New);
-        assert_eq!(judge(&entries, &[sums[2], sums[4]]), Verdict::Old);
-        assert_eq!(judge(&entries, &[sums[1], sums[4]]), Verdict::Torn);
-        assert_eq!(judge(&entries, &[sums[1], sums[0]]), Verdict::Torn);
+        assert_eq!(verdict_of(&entries, &[sums[1], sums[3]]), Verdict::New);
+        assert_eq!(verdict_of(&entries, &[sums[2], sums[4]]), Verdict::Old);
+        assert_eq!(verdict_of(&entries, &[sums[1], sums[4]]), Verdict::Torn);
+        assert_eq!(verdict_of(&entries, &[sums[1], sums[0]]), Verdict::Torn);
         let fresh = [entry(sums[1], UNKNOWN), entry(sums[3], UNKNOWN)];
-        assert_eq!(judge(&fresh, &[sums[0], sums[0]]), Verdict::Old);
-        assert_eq!(judge(&fresh, &[sums[1], sums[0]]), Verdict::Torn);
+        assert_eq!(verdict_of(&fresh, &[sums[0], sums[0]]), Verdict::Old);
+        assert_eq!(verdict_of(&fresh, &[sums[1], sums[0]]), Verdict::Torn);
         // Without checksums nobody can tell.
-        assert_eq!(judge(&[entry(WRITING, UNKNOWN)], &[77]), Verdict::Torn);
+        assert_eq!(verdict_of(&[entry(WRITING, UNKNOWN)], &[77]), Verdict::Torn);
         // Zeros were there before only where nothing was.
-        assert_eq!(judge(&[entry(sums[1], WRITTEN)], &[sums[0]]), Verdict::Torn);
-        assert_eq!(judge(&[entry(sums[1], UNKNOWN)], &[sums[0]]), Verdict::Old);
+        assert_eq!(verdict_of(&[entry(sums[1], WRITTEN)], &[sums[0]]), Verdict::Torn);
+        assert_eq!(verdict_of(&[entry(sums[1], UNKNOWN)], &[sums[0]]), Verdict::Old);
         // What is neither was written by others.
         let seen = |at: usize| Seen { sum: sums[at], place: 7 };
         assert!(entries[0].is_replaced_by(seen(0)) && !entries[0].is_replaced_by(seen(2)));

@@ -87,7 +87,7 @@ impl LedgerFile {
         self.finish(None, set())
     }
 
-    /// Notes something: about pages, whose entries the clerk may have to write first, or about the file alone.
+    /// Notes something: about pages, whose entries the record writer may have to write first, or about the file alone.
     fn noted(
         &self, about_pages: bool, note: impl FnOnce(&Record) -> Result<()> + Send + 'static,
     ) -> Result<()> {

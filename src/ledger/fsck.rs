@@ -20,7 +20,7 @@ use super::recover::{block_size, padding};
 use super::session::Sessions;
 use super::stamp::Stamp;
 use super::table::Table;
-use super::verdict::{Meaning, judge};
+use super::verdict::{Meaning, decide};
 use super::walk::{Found, walk};
 use super::{Checksum, Counters, identity_of};
 use crate::error::{Errno, errno_of};
@@ -200,19 +200,19 @@ impl Check<'_> {
         };
         self.seen.insert(slot);
         let header = table.header(slot)?;
-        let judgement = judge(&header, stamp, &self.sessions);
+        let decision = decide(&header, stamp, &self.sessions);
         let padding = padding(&header, stamp, &file, &self.sessions)?;
         let record = Record::new(identity, self.shared.clone(), stamp, Some((slot, header)))?;
         let mut read = |page| see(&file, page);
         let block_size = block_size(&self.sessions, &header);
         let write = self.repair;
-        let looked = Look { judgement, stamp, block_size, read: &mut read, write };
+        let looked = Look { decision, stamp, block_size, read: &mut read, write };
         let torn = record.reconcile(looked)?;
         let mut bad: Vec<(u64, Damage)> = Vec::new();
         for range in torn {
             bad.extend(pages_in(&range).map(|page| (page, Damage::Torn)));
         }
-        match judgement.meaning {
+        match decision.meaning {
             // Of all else nothing is known.
             Meaning::Others => {
                 self.report.changed += 1;
@@ -231,7 +231,7 @@ impl Check<'_> {
                 record.accept(*page)?;
             }
             record.absolve(Stamp::of(&file)?)?;
-            if judgement.meaning == Meaning::Others {
+            if decision.meaning == Meaning::Others {
                 self.shared.table.give_back(&self.shared.table.header(slot)?, slot);
             }
         }

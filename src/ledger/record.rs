@@ -4,7 +4,7 @@
 //! page cache of the ledger's files, a few KiB for each transfer, so that memory stays bounded however
 //! large the partitions are.
 //!
-//! Entries are written by one thread at a time: the clerk's, in the order in which the transfers went, or whoever is
+//! Entries are written by one thread at a time: the record writer's, in the order in which the transfers went, or whoever is
 //! alone with the partition. The locks here are held for looking and noting down only, but for two that whoever calls
 //! the filesystem anyway may hold meanwhile: [`Record::reserve`]'s and the one around the writing of a header.
 
@@ -58,7 +58,7 @@ pub(super) struct Record {
     unsynced: AtomicBool,
     /// Syncs of its records that are under way: who comes meanwhile may rely on none of them.
     syncing: AtomicU32,
-    /// What the clerk is still to do to it.
+    /// What the record writer is still to do to it.
     queued: AtomicU32,
     /// Entries that the file of entries has room for. Before `writing`.
     room: Mutex<Range<u64>>,
@@ -105,7 +105,7 @@ pub(super) enum Leaving {
     Used,
     /// Nothing.
     Done,
-    /// The clerk has to note it down.
+    /// The record writer has to note it down.
     Unrecorded,
 }
 
@@ -187,7 +187,7 @@ impl Record {
         self.shared.checksum != Checksum::None || self.state.lock().slot.is_some()
     }
 
-    /// The clerk is to do something to it, and will call [`Record::done`].
+    /// The record writer is to do something to it, and will call [`Record::done`].
     pub(super) fn expect(&self) {
         self.queued.fetch_add(1, Ordering::AcqRel);
     }
@@ -223,7 +223,7 @@ impl Record {
         self.syncing.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Whether what is on record of its pages may change before what was asked of the clerk so far is done, and
+    /// Whether what is on record of its pages may change before what was asked of the record writer so far is done, and
     /// matters to a reader.
     pub(super) fn is_unsettled(&self) -> bool {
         let minds = || self.compares() || self.state.lock().header.has(HAS_TORN);
@@ -234,7 +234,7 @@ impl Record {
         self.shared.checksum == Checksum::Crc32c
     }
 
-    /// Whether the clerk has nothing more to do to it.
+    /// Whether the record writer has nothing more to do to it.
     pub(super) fn is_quiet(&self) -> bool {
         self.queued.load(Ordering::Acquire) == 0
     }

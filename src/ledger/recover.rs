@@ -15,7 +15,7 @@ use super::record::{Look, Record, Shared};
 use super::session::{Crash, Sessions};
 use super::stamp::Stamp;
 use super::table::{ACTIVE, Header, Identity, PADDED};
-use super::verdict::{Judgement, Meaning, Past, judge};
+use super::verdict::{Decision, Meaning, Past, decide};
 use super::walk::{Found, walk};
 use crate::error::{Result, errno_of};
 use crate::paths::plain;
@@ -138,14 +138,14 @@ fn partition(
         stamp = Stamp::of(&file)?;
     }
     let was_cut = stamp.size == header.next && header.has(PADDED);
-    let ours = Judgement { meaning: Meaning::Ours, is_touched: false, is_unwritten: false };
-    let judgement = if was_cut { ours } else { judge(&header, stamp, sessions) };
+    let ours = Decision { meaning: Meaning::Ours, is_touched: false, is_unwritten: false };
+    let decision = if was_cut { ours } else { decide(&header, stamp, sessions) };
     let record = Record::new(identity, shared.clone(), stamp, Some((slot, header)))?;
     let mut read = |page| see(&file, page);
     let block_size = block_size(sessions, &header);
-    let looked = Look { judgement, stamp, block_size, read: &mut read, write: true };
+    let looked = Look { decision, stamp, block_size, read: &mut read, write: true };
     let torn = record.reconcile(looked)?;
-    recovered.others += u64::from(judgement.meaning == Meaning::Others);
+    recovered.others += u64::from(decision.meaning == Meaning::Others);
     if !torn.is_empty() {
         recovered.torn += 1;
         let name = plain(found.path);

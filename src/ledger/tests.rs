@@ -11,7 +11,7 @@ use super::record::{Edge, Look, Outcome, Record, Shared};
 use super::session::{Crash, Fall};
 use super::stamp::Stamp;
 use super::table::{ACTIVE, HAS_TORN, Table};
-use super::verdict::{Meaning, Past, judge};
+use super::verdict::{Meaning, Past, decide};
 use super::{Checksum, Counters, pulse::Pulse};
 use crate::error::Errno;
 
@@ -197,12 +197,12 @@ impl World {
             .map(|slot| (slot, self.table.header(slot).expect("it is there")));
         let record = Record::new((7, 8), shared, self.stamp, found).expect("it can be read");
         if let Some((_, header)) = found {
-            let judgement = judge(&header, self.stamp, &self.past);
-            if judgement.meaning != Meaning::Ours || header.has(ACTIVE | HAS_TORN) {
+            let decision = decide(&header, self.stamp, &self.past);
+            if decision.meaning != Meaning::Ours || header.has(ACTIVE | HAS_TORN) {
                 let block_size = BLOCK_PAGES * PAGE_BYTES;
                 let mut read = |page| self.seen(page);
                 let stamp = self.stamp;
-                let look = Look { judgement, stamp, block_size, read: &mut read, write: true };
+                let look = Look { decision, stamp, block_size, read: &mut read, write: true };
                 record.reconcile(look).expect("it can be written");
             }
         }

@@ -15,13 +15,13 @@ pub(super) enum Meaning {
     Ours,
     /// We did, and the record may be older or newer than the file: what does not match is torn, not damaged.
     Uncertain,
-    /// Others did: only what they have provably not replaced is still judged by the record.
+    /// Others did: only what they have provably not replaced is still decided by the record.
     Others,
 }
 
 /// What size and times of a file say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Judgement {
+pub(super) struct Decision {
     pub(super) meaning: Meaning,
     /// Others may have had the file since: marks of damage are to be compared with the bytes that they speak of.
     pub(super) is_touched: bool,
@@ -43,7 +43,7 @@ pub(super) trait Past {
     fn alive_ns(&self) -> i64;
 }
 
-/// The crash that a record is to be judged by.
+/// The crash that a record is to be decided by.
 fn crash_of(header: &Header, past: &impl Past) -> Option<Crash> {
     let known = past.crash(header.session);
     // Written to and never settled, by a session that nobody remembers.
@@ -54,7 +54,7 @@ fn crash_of(header: &Header, past: &impl Past) -> Option<Crash> {
 }
 
 /// Judges a file, as it is now, by its record.
-pub(super) fn judge(header: &Header, stamp: Stamp, past: &impl Past) -> Judgement {
+pub(super) fn decide(header: &Header, stamp: Stamp, past: &impl Past) -> Decision {
     let crash = crash_of(header, past);
     let timed = header.has(TIMED) && header.next == stamp.modified_ns.cast_unsigned();
     let is_as_recorded = header.size == stamp.size && header.modified_ns == stamp.modified_ns;
@@ -67,7 +67,7 @@ pub(super) fn judge(header: &Header, stamp: Stamp, past: &impl Past) -> Judgemen
         _ => stamp.changed_ns != header.changed_ns,
     };
     let meaning = meaning(header, stamp, past, crash, is_as_expected);
-    Judgement { meaning, is_touched, is_unwritten }
+    Decision { meaning, is_touched, is_unwritten }
 }
 
 /// A session that crashed has changed nothing after this time.
@@ -167,13 +167,13 @@ mod tests {
     #[test]
     fn after_a_good_end_changes_between_sessions_are_somebody_elses() {
         let known = header(1, 0, stamp(10, 150, 160));
-        let judged = |now| judge(&known, now, &Sessions(None));
-        let meaning = |now| judged(now).meaning;
+        let decided = |now| decide(&known, now, &Sessions(None));
+        let meaning = |now| decided(now).meaning;
         assert_eq!(meaning(stamp(10, 150, 160)), Meaning::Ours);
         // A name or a mode, at any time.
         for changed_ns in [190, 250, 350, 1000] {
             assert_eq!(meaning(stamp(10, 150, changed_ns)), Meaning::Ours);
-            assert!(judged(stamp(10, 150, changed_ns)).is_touched);
+            assert!(decided(stamp(10, 150, changed_ns)).is_touched);
         }
         // Changed beneath a mount: to be found by its sum.
         assert_eq!(meaning(stamp(10, 350, 360)), Meaning::Ours);
@@ -187,14 +187,14 @@ mod tests {
         }
         assert_eq!(meaning(stamp(11, 150, 160)), Meaning::Others);
         let timed = Header { flags: ACTIVE | TIMED, next: 7, ..known };
-        assert_eq!(judge(&timed, stamp(10, 7, 950), &Sessions(None)).meaning, Meaning::Uncertain);
+        assert_eq!(decide(&timed, stamp(10, 7, 950), &Sessions(None)).meaning, Meaning::Uncertain);
     }
 
     #[test]
     fn after_a_kill_what_was_changed_while_the_daemon_was_alive_is_ours() {
         let past = crash(Fall::Killed, None);
-        let active = |now| judge(&header(3, ACTIVE, stamp(10, 150, 160)), now, &past);
-        let settled = |now| judge(&header(3, 0, stamp(10, 550, 560)), now, &past).meaning;
+        let active = |now| decide(&header(3, ACTIVE, stamp(10, 150, 160)), now, &past);
+        let settled = |now| decide(&header(3, 0, stamp(10, 550, 560)), now, &past).meaning;
         for at in [500, 600, 610] {
             assert_eq!(active(stamp(99, at, at)).meaning, Meaning::Ours, "{at}");
         }
@@ -216,7 +216,7 @@ mod tests {
         let recorded = stamp(10, 150, 160);
         let unwritten = |past: &Sessions, flags, now| {
             let header = Header { next: 7, ..header(3, flags, recorded) };
-            judge(&header, now, past).is_unwritten
+            decide(&header, now, past).is_unwritten
         };
         let killed = crash(Fall::Killed, None);
         for now in [recorded, stamp(10, 150, 800)] {
@@ -236,8 +236,8 @@ mod tests {
     #[test]
     fn a_power_cut_leaves_records_of_earlier_sessions_uncertain() {
         let unchanged = stamp(10, 150, 160);
-        let judged =
-            |session, past: &Sessions| judge(&header(session, 0, unchanged), unchanged, past);
+        let decided =
+            |session, past: &Sessions| decide(&header(session, 0, unchanged), unchanged, past);
         let cut = crash(Fall::PowerCut, Some(700));
         for (session, meaning) in [
             (0, Meaning::Uncertain),
@@ -247,28 +247,28 @@ mod tests {
             // Looked at since.
             (4, Meaning::Ours),
         ] {
-            assert_eq!(judged(session, &cut).meaning, meaning, "{session}");
+            assert_eq!(decided(session, &cut).meaning, meaning, "{session}");
             let past = crash(Fall::Killed, None);
-            assert_eq!(judged(session, &past).meaning, Meaning::Ours, "{session}, killed");
+            assert_eq!(decided(session, &past).meaning, Meaning::Ours, "{session}, killed");
         }
         // What others wrote after the machine was started again is theirs.
-        let theirs = judge(&header(1, 0, unchanged), stamp(10, 800, 800), &cut);
+        let theirs = decide(&header(1, 0, unchanged), stamp(10, 800, 800), &cut);
         assert_eq!(theirs.meaning, Meaning::Others);
     }
 
     #[test]
     fn after_a_power_cut_what_was_changed_before_the_machine_was_started_is_uncertain() {
         let past = crash(Fall::PowerCut, Some(700));
-        let judged = |now| judge(&header(3, 0, stamp(10, 550, 560)), now, &past).meaning;
+        let decided = |now| decide(&header(3, 0, stamp(10, 550, 560)), now, &past).meaning;
         for now in [(10, 550, 560), (10, 550, 800), (10, 690, 690), (10, 520, 520), (5, 20, 30)] {
-            assert_eq!(judged(stamp(now.0, now.1, now.2)), Meaning::Uncertain, "{now:?}");
+            assert_eq!(decided(stamp(now.0, now.1, now.2)), Meaning::Uncertain, "{now:?}");
         }
         // A mode since then.
-        assert_eq!(judged(stamp(10, 690, 800)), Meaning::Uncertain);
-        assert_eq!(judged(stamp(10, 701, 701)), Meaning::Others);
-        assert_eq!(judged(stamp(10, 7, 800)), Meaning::Others);
+        assert_eq!(decided(stamp(10, 690, 800)), Meaning::Uncertain);
+        assert_eq!(decided(stamp(10, 701, 701)), Meaning::Others);
+        assert_eq!(decided(stamp(10, 7, 800)), Meaning::Others);
         // Written by a session that nobody remembers.
         let forgotten = header(2, ACTIVE, stamp(10, 150, 160));
-        assert_eq!(judge(&forgotten, stamp(10, 150, 160), &past).meaning, Meaning::Uncertain);
+        assert_eq!(decide(&forgotten, stamp(10, 150, 160), &past).meaning, Meaning::Uncertain);
     }
 }

@@ -97,7 +97,7 @@ pub enum Asked {
 
 /// Reads a request's head; `None` while it can still become one. What follows the head changes nothing.
 #[must_use]
-pub fn judge(head: &[u8]) -> Option<Asked> {
+pub fn parse_head(head: &[u8]) -> Option<Asked> {
     const BAD: Option<Asked> = Some(Asked::Refused(Status::BadRequest));
     let mut lines = head.split_inclusive(|byte| *byte == b'\n');
     let first = lines.next()?;
@@ -268,7 +268,7 @@ impl<S: Stream> Exchange<S> {
         let count = self.stream.read(&mut self.head[filled..])?;
         let filled = filled + count;
         self.state = State::Request(filled);
-        let answer = match judge(&self.head[..filled]) {
+        let answer = match parse_head(&self.head[..filled]) {
             None if count == 0 && filled == 0 => return Ok(Next::Close),
             None if count == 0 => refusal(Status::BadRequest),
             None if filled == HEAD_BYTES_MAX => refusal(Status::RequestHeaderFieldsTooLarge),
@@ -360,7 +360,7 @@ mod tests {
             ("GET /metrics HTTP/1.1\r\nA: \0\r\n", bad),
             ("GET /metrics HTTP/1.1\r\n: b\r\n", bad),
         ] {
-            assert_eq!(judge(head.as_bytes()), found, "{head:?}");
+            assert_eq!(parse_head(head.as_bytes()), found, "{head:?}");
         }
     }
 }

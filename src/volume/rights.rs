@@ -3,7 +3,7 @@
 use rustix::thread::CapabilitySet;
 
 use crate::capabilities;
-use crate::fs::{Attributes, Judge, Tree};
+use crate::fs::{AccessCheck, Attributes, Tree};
 use crate::shares::User;
 
 /// Who asks.
@@ -67,8 +67,8 @@ pub(super) enum Rights {
     /// Of whom no permission is asked.
     All,
     /// As the kernel judges, ACLs included.
-    Judged(Judge),
-    /// By mode bits: the kernel does not judge for others where the daemon is no superuser.
+    Checked(AccessCheck),
+    /// By mode bits: the kernel does not check for others where the daemon is no superuser.
     Modes(Member),
 }
 
@@ -78,8 +78,8 @@ impl Rights {
         if member.capabilities.contains(CapabilitySet::DAC_OVERRIDE) {
             return Self::All;
         }
-        match Judge::new(uid, gid, &member.groups, member.capabilities) {
-            Ok(judge) => Self::Judged(judge),
+        match AccessCheck::new(uid, gid, &member.groups, member.capabilities) {
+            Ok(check) => Self::Checked(check),
             Err(errno) => {
                 log::debug!("a request of user {uid} is judged by mode bits alone: {errno}");
                 Self::Modes(member)
@@ -90,7 +90,7 @@ impl Rights {
     pub(super) fn may_write(&self, tree: &Tree, attributes: &Attributes) -> bool {
         match self {
             Self::All => true,
-            Self::Judged(judge) => tree.may_write(attributes.ino, judge).unwrap_or(false),
+            Self::Checked(check) => tree.may_write(attributes.ino, check).unwrap_or(false),
             Self::Modes(member) => member.may(0o2, attributes),
         }
     }
@@ -98,7 +98,7 @@ impl Rights {
     pub(super) fn may_read(&self, tree: &Tree, attributes: &Attributes) -> bool {
         match self {
             Self::All => true,
-            Self::Judged(judge) => tree.may_read(attributes.ino, judge).unwrap_or(false),
+            Self::Checked(check) => tree.may_read(attributes.ino, check).unwrap_or(false),
             Self::Modes(member) => member.may(0o4, attributes),
         }
     }
@@ -107,7 +107,7 @@ impl Rights {
     pub(super) fn may_list(&self, tree: &Tree, attributes: &Attributes) -> bool {
         match self {
             Self::All => true,
-            Self::Judged(judge) => tree.may_list(attributes.ino, judge).unwrap_or(false),
+            Self::Checked(check) => tree.may_list(attributes.ino, check).unwrap_or(false),
             Self::Modes(member) => member.may(0o5, attributes),
         }
     }

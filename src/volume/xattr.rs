@@ -272,14 +272,14 @@ impl Volume {
     /// demand.
     fn may_read(&self, id: u64, asker: Asker) -> bool {
         let (tree, member) = (&self.tree, asker.member());
-        let judge = move || {
+        let ask = move || {
             let attributes = tree.attributes(id);
             attributes.is_ok_and(|found| Rights::of(member).may_read(tree, &found))
         };
         std::thread::scope(|scope| {
-            let judging =
-                std::thread::Builder::new().name("judge".into()).spawn_scoped(scope, judge);
-            judging.is_ok_and(|judging| judging.join().unwrap_or(false))
+            let asking =
+                std::thread::Builder::new().name("access-check".into()).spawn_scoped(scope, ask);
+            asking.is_ok_and(|asking| asking.join().unwrap_or(false))
         })
     }
 

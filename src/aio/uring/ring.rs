@@ -110,11 +110,11 @@ impl Ring {
             Ok(Ok(())) => self.unregister(),
             Ok(Err(errno)) => {
                 log::error!("io_uring failed for good, its transfers fail with EIO: {errno}");
-                self.bury();
+                self.fail_all();
             }
             Err(_) => {
                 log::error!("an aio thread panicked, its transfers fail with EIO");
-                self.bury();
+                self.fail_all();
             }
         }
     }
@@ -168,7 +168,7 @@ impl Ring {
         let drained = self.lane.take(room, rest, &mut self.inbox);
         self.answer_inbox(Errno::ENODEV);
         // Each transfer moves into the table or to `done` before anything can fail; what is still in
-        // the inbox then is answered by `bury`.
+        // the inbox then is answered by `fail_all`.
         self.inbox.transfers.reverse();
         while let Some(transfer) = self.inbox.transfers.pop() {
             self.accept(transfer);
@@ -228,7 +228,7 @@ impl Ring {
         // SAFETY: push needs the entry's memory and descriptor to stay valid until its completion.
         // Both are owned by the table's slot (lease and file), which is emptied only when the
         // completion is reaped, or when the kernel has not consumed the entry and never will
-        // (`bury`), and which leaks what it holds otherwise. A registered file's entry is not
+        // (`fail_all`), and which leaks what it holds otherwise. A registered file's entry is not
         // replaced while a slot uses it (`FileTable::evict`), registered memory is kept by `arena`.
         unsafe { self.ring.submission().push(&entry) }
             .expect("the ring has an entry for each slot and the wake");
@@ -406,7 +406,7 @@ impl Ring {
     }
 
     /// After the ring broke: answers with EIO until the lane is closed.
-    fn bury(&mut self) {
+    fn fail_all(&mut self) {
         // These entries are published, but nobody calls io_uring_enter any more and there is no
         // kernel thread that polls the queue, so the kernel never consumes them.
         while let Some(index) = self.staged.pop_front() {

@@ -113,14 +113,14 @@ fn who_reads_promptly_takes_the_completions() {
     let file = file();
     device.submit(&mut vec![write(&arena, &file, 3)]);
     sink.wait(1);
-    let mut prompt = device.prompt().unwrap();
+    let mut reader = device.inline_reader().unwrap();
     let wait = Wait::For(Duration::from_secs(60));
     for count in [1, 2, 12] {
         let mut batch: Vec<_> = (0..count).map(|at| reading(&arena, &file, at)).collect();
-        prompt.go_on(&mut batch, Wait::No);
+        reader.advance(&mut batch, Wait::No);
         assert!(batch.is_empty());
-        while prompt.under_way() > 0 {
-            prompt.go_on(&mut batch, wait);
+        while reader.under_way() > 0 {
+            reader.advance(&mut batch, wait);
         }
         let mut done = std::mem::take(&mut *sink.done.lock());
         done.sort_by_key(|done| done.transfer.token);
@@ -134,26 +134,26 @@ fn who_reads_promptly_takes_the_completions() {
     let stats = device.stats();
     assert_eq!((stats.reads, stats.batch_max), (15, 12));
     let mut batch = vec![write(&arena, &file, 6), reading(&arena, &file, 7)];
-    prompt.go_on(&mut batch, wait);
+    reader.advance(&mut batch, wait);
     assert!(matches!(batch[..], [Transfer { token: 6, .. }]), "only reads are waited for");
     device.shutdown();
     let mut batch = vec![reading(&arena, &file, 5)];
-    prompt.go_on(&mut batch, wait);
+    reader.advance(&mut batch, wait);
     assert_eq!(batch.len(), 1, "nothing begins after the end");
 }
 
 #[test]
-fn one_submission_per_call_holds_for_prompt_reads() {
+fn one_submission_per_call_holds_for_inline_reads() {
     let (_, arena, _) = device();
     let geometry = Geometry { alignment: 512, direct: false };
     let settings = AioSettings { single_submit: true, ..AioSettings::default() };
     let device = UringDevice::new(&settings, None, geometry, &[]).unwrap();
     let sink = Arc::new(Collector::default());
     device.connect(sink.clone());
-    let (file, mut prompt) = (file(), device.prompt().unwrap());
+    let (file, mut reader) = (file(), device.inline_reader().unwrap());
     let mut batch: Vec<_> = (0..5).map(|at| reading(&arena, &file, at)).collect();
-    while prompt.under_way() + batch.len() > 0 {
-        prompt.go_on(&mut batch, Wait::Ever);
+    while reader.under_way() + batch.len() > 0 {
+        reader.advance(&mut batch, Wait::Ever);
     }
     assert_eq!(sink.wait(5).len(), 5);
     let stats = device.stats();
@@ -165,16 +165,16 @@ fn more_than_a_ring_holds_is_left_to_others() {
     let options = ArenaOptions { size: 256 << 10, pin_memory: false, huge_pages: false };
     let arena = Arena::new(options).unwrap();
     let (device, _, sink) = device();
-    let ((pipe, mut writer), mut prompt) = (pipe(), device.prompt().unwrap());
+    let ((pipe, mut writer), mut reader) = (pipe(), device.inline_reader().unwrap());
     let mut batch: Vec<_> = (0..40).map(|at| reading(&arena, &pipe, at)).collect();
-    prompt.go_on(&mut batch, Wait::No);
-    assert_eq!((prompt.under_way(), batch.len(), batch[0].token), (32, 8, 32));
+    reader.advance(&mut batch, Wait::No);
+    assert_eq!((reader.under_way(), batch.len(), batch[0].token), (32, 8, 32));
     device.submit(&mut batch);
     std::thread::scope(|scope| {
         // The pipe holds less than all.
         scope.spawn(|| (1..=40).for_each(|round| writer.write_all(&[round; 4096]).unwrap()));
-        while prompt.under_way() > 0 {
-            prompt.go_on(&mut batch, Wait::Ever);
+        while reader.under_way() > 0 {
+            reader.advance(&mut batch, Wait::Ever);
         }
     });
     assert!(sink.wait(40).iter().all(|done| done.result == Ok(4096)));
@@ -186,38 +186,38 @@ fn a_slow_device_does_not_hold_up_who_waits() {
     let ((slow, mut writer), file) = (pipe(), file());
     device.submit(&mut vec![write(&arena, &file, 3)]);
     sink.wait(1);
-    let mut prompt = device.prompt().unwrap();
+    let mut reader = device.inline_reader().unwrap();
     let mut batch = vec![reading(&arena, &slow, 1)];
-    prompt.go_on(&mut batch, Wait::For(Duration::from_millis(2)));
-    assert!(sink.done.lock().is_empty() && prompt.under_way() == 1);
+    reader.advance(&mut batch, Wait::For(Duration::from_millis(2)));
+    assert!(sink.done.lock().is_empty() && reader.under_way() == 1);
     let mut other = vec![reading(&arena, &file, 3)];
-    device.prompt().unwrap().go_on(&mut other, Wait::Ever);
+    device.inline_reader().unwrap().advance(&mut other, Wait::Ever);
     assert_eq!(other.len(), 1, "one thread waits at a time");
     let mut batch = vec![reading(&arena, &file, 2)];
-    while prompt.under_way() + batch.len() > 1 {
-        prompt.go_on(&mut batch, Wait::For(Duration::from_secs(60)));
+    while reader.under_way() + batch.len() > 1 {
+        reader.advance(&mut batch, Wait::For(Duration::from_secs(60)));
     }
     assert_eq!(sink.wait(1)[0].transfer.token, 2, "the slow one holds nobody up");
     writer.write_all(&[7; 4096]).unwrap();
-    drop(prompt);
+    drop(reader);
     let done = std::mem::take(&mut *sink.done.lock());
     assert_eq!((done[0].result, done[0].transfer.token), (Ok(4096), 1), "dropped, it waits");
     device.shutdown();
 }
 
 #[test]
-fn the_end_waits_for_prompt_reads() {
+fn the_end_waits_for_inline_reads() {
     let (device, arena, sink) = device();
     let (slow, mut writer) = pipe();
-    let mut prompt = device.prompt().unwrap();
-    prompt.go_on(&mut vec![reading(&arena, &slow, 1)], Wait::No);
+    let mut reader = device.inline_reader().unwrap();
+    reader.advance(&mut vec![reading(&arena, &slow, 1)], Wait::No);
     std::thread::scope(|scope| {
         let end = scope.spawn(|| device.shutdown());
         std::thread::sleep(Duration::from_millis(50));
         assert!(!end.is_finished());
         writer.write_all(&[7; 4096]).unwrap();
-        while prompt.under_way() > 0 {
-            prompt.go_on(&mut Vec::new(), Wait::For(Duration::from_secs(60)));
+        while reader.under_way() > 0 {
+            reader.advance(&mut Vec::new(), Wait::For(Duration::from_secs(60)));
         }
         end.join().unwrap();
     });

@@ -88,7 +88,7 @@ pub(super) struct Limiter {
 
 impl Limiter {
     /// Judges a record. What is told at `debug` and `trace` was asked for, and is not limited.
-    pub(super) fn judge(&mut self, record: &log::Record<'_>, now: Instant) -> Verdict {
+    pub(super) fn decide(&mut self, record: &log::Record<'_>, now: Instant) -> Verdict {
         if record.level() > log::Level::Info {
             Lines::count(&LINES.lines);
             return Verdict::Log { left_out: 0 };
@@ -180,7 +180,7 @@ impl Verdict {
 mod tests {
     use super::*;
 
-    fn judge(
+    fn decide(
         limiter: &mut Limiter, kind: u32, name: Option<&str>, now: Instant, times: u64,
     ) -> u64 {
         let judged = (0..times).map(|_| limiter.judge_kind(kind, name, now));
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn each_partition_and_kind_has_its_own_and_the_rest_is_told() {
         let (mut limiter, now) = (Limiter::default(), Instant::now());
-        let mut at = |kind, name, now| judge(&mut limiter, kind, Some(name), now, 1000);
+        let mut at = |kind, name, now| decide(&mut limiter, kind, Some(name), now, 1000);
         for (kind, name) in [(1, "a"), (1, "b"), (2, "a")] {
             assert_eq!(at(kind, name, now), u64::from(ABOUT_ONE.burst));
             assert_eq!(at(kind, name, now), 0);
@@ -201,22 +201,22 @@ mod tests {
         assert_eq!(limiter.untold(), 1 + 2 * 1990);
         assert_eq!(limiter.untold(), 0);
         let much_later = now + ABOUT_ONE.every * 1000;
-        assert_eq!(judge(&mut limiter, 1, Some("a"), much_later, 99), u64::from(ABOUT_ONE.burst));
-        assert_eq!(judge(&mut limiter, 3, None, now, 99), u64::from(ABOUT_NONE.burst));
+        assert_eq!(decide(&mut limiter, 1, Some("a"), much_later, 99), u64::from(ABOUT_ONE.burst));
+        assert_eq!(decide(&mut limiter, 3, None, now, 99), u64::from(ABOUT_NONE.burst));
     }
 
     #[test]
     fn many_partitions_share_and_no_more_are_remembered() {
         let (mut limiter, now) = (Limiter::default(), Instant::now());
         let logged: u64 = (0..100_000)
-            .map(|number| judge(&mut limiter, 1, Some(&format!("{number}")), now, 1))
+            .map(|number| decide(&mut limiter, 1, Some(&format!("{number}")), now, 1))
             .sum();
         assert_eq!(logged, u64::from(ABOUT_ALL.burst));
         assert!(limiter.rests.len() <= REMEMBERED_MAX + 2, "{}", limiter.rests.len());
         // Others are heard, and what was left out is not lost.
-        assert_eq!(judge(&mut limiter, 2, Some("x"), now, 5), 5);
+        assert_eq!(decide(&mut limiter, 2, Some("x"), now, 5), 5);
         let later = now + ABOUT_ALL.every * 3;
-        assert_eq!(judge(&mut limiter, 1, Some("another"), later, 5), 3);
+        assert_eq!(decide(&mut limiter, 1, Some("another"), later, 5), 3);
         let told = limiter.untold();
         assert!((90_000..=100_000).contains(&told), "{told}");
     }
@@ -224,11 +224,13 @@ mod tests {
     #[test]
     fn what_was_asked_for_is_not_limited() {
         let mut limiter = Limiter::default();
-        let mut judge = |level| {
+        let mut decide = |level| {
             let record = log::Record::builder().level(level).args(format_args!("x")).build();
-            (0..100).filter(|_| limiter.judge(&record, Instant::now()) != Verdict::LeaveOut).count()
+            (0..100)
+                .filter(|_| limiter.decide(&record, Instant::now()) != Verdict::LeaveOut)
+                .count()
         };
-        assert_eq!(judge(log::Level::Debug), 100);
-        assert_eq!(judge(log::Level::Info), ABOUT_NONE.burst as usize);
+        assert_eq!(decide(log::Level::Debug), 100);
+        assert_eq!(decide(log::Level::Info), ABOUT_NONE.burst as usize);
     }
 }

@@ -8,15 +8,16 @@ use super::{Record, State};
 use crate::aio::device::BackingFile;
 use crate::error::Result;
 use crate::ledger::entry::{
-    Entry, PAGE_BYTES, Seen, TORN, UNKNOWN, Verdict, WRITTEN, ZEROS, joined, judge, pages_of, sum,
+    Entry, PAGE_BYTES, Seen, TORN, UNKNOWN, Verdict, WRITTEN, ZEROS, joined, pages_of, sum,
+    verdict_of,
 };
 use crate::ledger::stamp::Stamp;
 use crate::ledger::table::{
     ACTIVE, COMPLETE, HAS_TORN, Header, PADDED, Place, SHAPING, SUSPECT, TIMED,
 };
-use crate::ledger::verdict::{Judgement, Meaning};
+use crate::ledger::verdict::{Decision, Meaning};
 
-/// Marks the block of a page that is judged alone.
+/// Marks the block of a page that is decided alone.
 const ALONE: u64 = 1 << 63;
 
 /// Pages of one block that were being written, or are torn.
@@ -32,7 +33,7 @@ const CHANGING_MAX: u64 = (256 << 20) / PAGE_BYTES;
 
 /// What the file is like, for [`Record::reconcile`].
 pub(in crate::ledger) struct Look<'a> {
-    pub(in crate::ledger) judgement: Judgement,
+    pub(in crate::ledger) decision: Decision,
     pub(in crate::ledger) stamp: Stamp,
     /// Bytes of a block when it was written: no write is longer.
     pub(in crate::ledger) block_size: u64,
@@ -92,7 +93,7 @@ impl Record {
                 state.decided = decisions;
                 state.changing = changing;
                 state.header = reconciled(state.header, &found, state.header.has(HAS_TORN));
-                if found.judgement.meaning == Meaning::Others {
+                if found.decision.meaning == Meaning::Others {
                     let State { slot, sums, .. } = &mut *state;
                     (*slot, *sums) = (None, None);
                 }
@@ -126,7 +127,7 @@ impl Record {
                         add(&mut groups, page, block, *entry);
                         continue;
                     }
-                    let now = match found.judgement.meaning {
+                    let now = match found.decision.meaning {
                         Meaning::Others => Entry::default(),
                         _ if is_changing && entry.has_sum() => {
                             looked_at += 1;
@@ -168,11 +169,11 @@ fn add(groups: &mut Vec<Group>, page: u64, block: u64, entry: Entry) {
     }
 }
 
-/// What becomes of a group's pages. What we have left stays judged by the record; of a file that others have changed,
+/// What becomes of a group's pages. What we have left stays decided by the record; of a file that others have changed,
 /// only what is certainly still ours.
 fn decide(group: &Group, found: &mut Look<'_>) -> Vec<Entry> {
     let entries: Vec<Entry> = group.pages.iter().map(|(_, entry)| *entry).collect();
-    let Judgement { meaning, is_touched, is_unwritten } = found.judgement;
+    let Decision { meaning, is_touched, is_unwritten } = found.decision;
     let others = meaning == Meaning::Others;
     let is_complete = entries.iter().all(|entry| entry.is_decidable());
     // A change of shape may have replaced what was damaged.
@@ -190,12 +191,12 @@ fn decide(group: &Group, found: &mut Look<'_>) -> Vec<Entry> {
     }
     match (others, is_complete) {
         (true, true) => left_by_others(&entries, &seen),
-        (false, true) => judged(&entries, &seen),
+        (false, true) => resolved(&entries, &seen),
         (false, false) if is_unwritten => {
             let pairs = entries.iter().zip(&seen);
             pairs.map(|(entry, seen)| undone(*entry, *seen, is_touched)).collect()
         }
-        (false, false) => judged(&entries, &seen),
+        (false, false) => resolved(&entries, &seen),
         (true, false) => vec![Entry::default(); entries.len()],
     }
 }
@@ -225,23 +226,23 @@ fn undone(entry: Entry, seen: Option<Seen>, is_touched: bool) -> Entry {
 }
 
 /// Pages that were being written, all of them as we have left them.
-fn judged(entries: &[Entry], seen: &[Option<Seen>]) -> Vec<Entry> {
+fn resolved(entries: &[Entry], seen: &[Option<Seen>]) -> Vec<Entry> {
     let sums: Vec<u32> = seen.iter().map(|seen| seen.map_or(UNKNOWN, |seen| seen.sum)).collect();
-    match judge(entries, &sums) {
+    match verdict_of(entries, &sums) {
         Verdict::New => entries.iter().map(|entry| Entry::both(entry.new)).collect(),
         Verdict::Old => entries.iter().map(|entry| Entry::both(entry.previous)).collect(),
         Verdict::Torn => seen.iter().map(|seen| Entry::torn(*seen)).collect(),
     }
 }
 
-/// The same, with pages among them that others have replaced: the rest is judged without these.
+/// The same, with pages among them that others have replaced: the rest is decided without these.
 fn left_by_others(entries: &[Entry], seen: &[Option<Seen>]) -> Vec<Entry> {
     let is_left = |at: &usize| !seen[*at].is_some_and(|seen| entries[*at].is_replaced_by(seen));
     let left: Vec<usize> = (0..entries.len()).filter(is_left).collect();
     let (rest, rest_seen): (Vec<Entry>, Vec<Option<Seen>>) =
         left.iter().map(|at| (entries[*at], seen[*at])).unzip();
     let mut decided = vec![Entry::default(); entries.len()];
-    for (at, entry) in left.into_iter().zip(judged(&rest, &rest_seen)) {
+    for (at, entry) in left.into_iter().zip(resolved(&rest, &rest_seen)) {
         decided[at] = entry;
     }
     decided
@@ -251,7 +252,7 @@ fn reconciled(header: Header, found: &Look<'_>, has_torn: bool) -> Header {
     let mut header = header;
     header.flags &= !(ACTIVE | PADDED | TIMED | SHAPING | HAS_TORN);
     header.flags |= if has_torn { HAS_TORN } else { 0 };
-    match found.judgement.meaning {
+    match found.decision.meaning {
         Meaning::Ours => {}
         Meaning::Uncertain => header.flags |= SUSPECT,
         Meaning::Others => header.flags &= !(SUSPECT | COMPLETE),

@@ -2,7 +2,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 
 use crate::ledger::entry::{Seen, sum};
-use crate::ledger::verdict::{Judgement, Meaning};
+use crate::ledger::verdict::{Decision, Meaning};
 
 use super::*;
 
@@ -65,9 +65,9 @@ impl Place {
         let known = Some((slot, header));
         let record = Record::new((7, 8), self.shared.clone(), stamp(size), known).unwrap();
         let mut read = |page| Some(Seen { sum: found(page), place: 7 });
-        let judgement = Judgement { meaning, is_touched: false, is_unwritten: false };
+        let decision = Decision { meaning, is_touched: false, is_unwritten: false };
         let look =
-            Look { judgement, stamp: stamp(size), block_size: 1 << 20, read: &mut read, write };
+            Look { decision, stamp: stamp(size), block_size: 1 << 20, read: &mut read, write };
         let torn = record.reconcile(look).unwrap();
         assert!(torn.len() < 2, "{torn:?}");
         torn.first().cloned()
@@ -136,7 +136,7 @@ fn changes_of_shape_keep_the_marks_of_bytes_that_stay() {
     }
 }
 
-/// Others' bytes are never judged by a record of ours; ours that they have left are.
+/// Others' bytes are never decided by a record of ours; ours that they have left are.
 #[test]
 fn marks_go_where_others_have_replaced_the_bytes() {
     use crate::ledger::entry::sum;

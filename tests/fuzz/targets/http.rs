@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use swapfs::metrics::http::{
-    ANSWER_TIME, Asked, Exchange, HEAD_BYTES_MAX, Next, REQUEST_TIME, Status, Stream, judge,
-    new_head,
+    ANSWER_TIME, Asked, Exchange, HEAD_BYTES_MAX, Next, REQUEST_TIME, Status, Stream, new_head,
+    parse_head,
 };
 
 const METRICS: &str = "# HELP swapfs_up X.\n# TYPE swapfs_up gauge\nswapfs_up 1\n";
@@ -89,9 +89,9 @@ impl Stream for End {
 /// Cutting a request into pieces, or sending more after it, changes nothing.
 fn pieces_change_nothing(sent: &[u8]) {
     let sent = &sent[..sent.len().min(HEAD_BYTES_MAX)];
-    let whole = judge(sent);
+    let whole = parse_head(sent);
     for count in (0..sent.len()).filter(|count| *count < 64 || count % 61 == 0) {
-        let part = judge(&sent[..count]);
+        let part = parse_head(&sent[..count]);
         assert!(part.is_none() || part == whole, "{part:?} became {whole:?}");
     }
 }
@@ -99,7 +99,7 @@ fn pieces_change_nothing(sent: &[u8]) {
 /// What a client gets that sends these bytes in time and then closes its side.
 fn expected(sent: &[u8]) -> Option<(Status, bool)> {
     let head = &sent[..sent.len().min(HEAD_BYTES_MAX)];
-    Some(match judge(head) {
+    Some(match parse_head(head) {
         Some(Asked::Metrics { body } | Asked::Root { body }) => (Status::Ok, body),
         Some(Asked::Refused(status)) => (status, true),
         None if head.is_empty() => return None,

@@ -30,18 +30,20 @@ struct Shared {
 }
 
 /// The thread, and what it is still to do. Ends, with all of that done, when it is dropped.
-pub(super) struct Clerk {
+pub(super) struct RecordWriter {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl std::fmt::Debug for Clerk {
+impl std::fmt::Debug for RecordWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Clerk").field("tasks", &self.shared.queue.lock().tasks.len()).finish()
+        f.debug_struct("RecordWriter")
+            .field("tasks", &self.shared.queue.lock().tasks.len())
+            .finish()
     }
 }
 
-impl Clerk {
+impl RecordWriter {
     pub(super) fn start() -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let work = shared.clone();
@@ -81,7 +83,7 @@ impl Clerk {
     }
 }
 
-impl Drop for Clerk {
+impl Drop for RecordWriter {
     fn drop(&mut self) {
         self.shared.queue.lock().ended = true;
         self.shared.called.notify_one();
@@ -123,19 +125,19 @@ mod tests {
 
     #[test]
     fn everything_is_done_in_order_before_the_end() {
-        let clerk = Arc::new(Clerk::start().unwrap());
+        let writer = Arc::new(RecordWriter::start().unwrap());
         let done = Arc::new(Mutex::new(Vec::new()));
         for number in 0..100 {
             let done = done.clone();
-            clerk.later(move || done.lock().push(number));
+            writer.later(move || done.lock().push(number));
         }
         let seen = done.clone();
-        assert_eq!(clerk.wait(move || seen.lock().len()), 100);
-        let (inner, seen) = (clerk.clone(), done.clone());
-        assert_eq!(clerk.wait(move || inner.wait(move || seen.lock().len())), 100);
+        assert_eq!(writer.wait(move || seen.lock().len()), 100);
+        let (inner, seen) = (writer.clone(), done.clone());
+        assert_eq!(writer.wait(move || inner.wait(move || seen.lock().len())), 100);
         let last = done.clone();
-        clerk.later(move || last.lock().push(100));
-        drop(clerk);
+        writer.later(move || last.lock().push(100));
+        drop(writer);
         assert_eq!(*done.lock(), (0..=100).collect::<Vec<_>>());
     }
 }

@@ -16,7 +16,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::super::counters::Counters;
 use super::super::device::{
-    Action, Completion, CompletionSink, Geometry, PromptReads, Transfer, Wait,
+    Action, Completion, CompletionSink, Geometry, InlineReader, Transfer, Wait,
 };
 use super::entry::{entry, fetch_events, registered_buffer};
 use super::setup::{NewRing, make_ring};
@@ -35,7 +35,7 @@ const SHORTAGE: Duration = Duration::from_millis(1);
 
 /// What a device knows of the rings of its submitters.
 #[derive(Debug)]
-pub(super) struct Prompts {
+pub(super) struct RingReaders {
     /// A lock of the lowest level.
     state: Mutex<State>,
     idle: Condvar,
@@ -53,7 +53,7 @@ struct State {
 /// A ring, by a descriptor of its own, and the arena that is registered with it.
 type Registered = (OwnedFd, Arc<Arena>);
 
-impl Prompts {
+impl RingReaders {
     /// Whose rings share what is registered with `ring`.
     pub(super) fn new(ring: Option<&NewRing>) -> Self {
         let registered =
@@ -98,7 +98,7 @@ impl Prompts {
 }
 
 /// See the module documentation.
-pub(super) struct Prompt {
+pub(super) struct RingReader {
     /// First: closed before the table lets go of anything, and before the arena whose memory it knows.
     ring: IoUring,
     /// Registered with it.
@@ -113,7 +113,7 @@ pub(super) struct Prompt {
     broken: bool,
     /// One read for each call.
     single_submit: bool,
-    shared: Arc<Prompts>,
+    shared: Arc<RingReaders>,
     sink: Arc<dyn CompletionSink>,
     geometry: Geometry,
     reaped: Vec<(u64, i32)>,
@@ -122,19 +122,19 @@ pub(super) struct Prompt {
     of_one_thread: PhantomData<*const ()>,
 }
 
-impl std::fmt::Debug for Prompt {
+impl std::fmt::Debug for RingReader {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter
-            .debug_struct("Prompt")
+            .debug_struct("RingReader")
             .field("under_way", &self.table.len())
             .finish_non_exhaustive()
     }
 }
 
-impl Prompt {
+impl RingReader {
     /// Of the calling thread; `None` where there is no ring to be had.
     pub(super) fn new(
-        shared: Arc<Prompts>, sink: Arc<dyn CompletionSink>, geometry: Geometry,
+        shared: Arc<RingReaders>, sink: Arc<dyn CompletionSink>, geometry: Geometry,
         single_submit: bool,
     ) -> Option<Self> {
         let (ring, disabled) = make_ring(DEPTH).ok()?;
@@ -284,12 +284,12 @@ impl Prompt {
     }
 }
 
-impl PromptReads for Prompt {
+impl InlineReader for RingReader {
     fn under_way(&self) -> usize {
         self.table.len()
     }
 
-    fn go_on(&mut self, batch: &mut Vec<Transfer>, wait: Wait) {
+    fn advance(&mut self, batch: &mut Vec<Transfer>, wait: Wait) {
         self.publish(batch);
         let wanted = usize::from(self.table.len() > 0);
         match wait {
@@ -304,12 +304,12 @@ impl PromptReads for Prompt {
     }
 }
 
-impl Drop for Prompt {
+impl Drop for RingReader {
     fn drop(&mut self) {
         let mut batch = Vec::new();
         while self.table.len() > 0 {
             let outcome = catch_unwind(AssertUnwindSafe(|| {
-                self.go_on(&mut batch, Wait::For(Duration::from_secs(1)));
+                self.advance(&mut batch, Wait::For(Duration::from_secs(1)));
             }));
             let given_up = batch.drain(..);
             self.done.extend(given_up.map(|it| super::refused(it, Errno::EIO)));

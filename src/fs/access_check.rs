@@ -12,7 +12,7 @@ use crate::sys::{self, errno};
 /// A thread's means to ask the kernel what a user may do: by mode bits, ACLs and all the user's groups. Bound to its thread, which
 /// keeps the user's supplementary groups afterwards and is therefore to be one made for this.
 #[derive(Debug)]
-pub struct Judge {
+pub struct AccessCheck {
     uid: u32,
     gid: u32,
     own: CapabilitySets,
@@ -21,11 +21,11 @@ pub struct Judge {
     bound_to_thread: PhantomData<*const ()>,
 }
 
-impl Judge {
+impl AccessCheck {
     /// Gives this thread the groups of a user, who has these capabilities.
     ///
     /// # Errors
-    /// EPERM when the kernel refuses to judge for others, as it does without CAP_SETUID and CAP_SETGID; ENOSYS
+    /// EPERM when the kernel refuses to check for others, as it does without CAP_SETUID and CAP_SETGID; ENOSYS
     /// before Linux 5.8.
     pub fn new(uid: u32, gid: u32, groups: &[u32], capabilities: CapabilitySet) -> Result<Self> {
         let groups: Vec<Gid> = groups.iter().map(|group| Gid::from_raw(*group)).collect();
@@ -33,11 +33,11 @@ impl Judge {
         let own = rustix::thread::capabilities(None).map_err(errno)?;
         let effective = capabilities.intersection(own.permitted);
         let theirs = CapabilitySets { effective, ..own };
-        let judge = Self { uid, gid, own, theirs, bound_to_thread: PhantomData };
+        let check = Self { uid, gid, own, theirs, bound_to_thread: PhantomData };
         // Whether the question can be asked at all.
         let anything = rustix::fs::open("/", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty());
-        judge.allows(anything.map_err(errno)?, rustix::fs::Access::EXISTS)?;
-        Ok(judge)
+        check.allows(anything.map_err(errno)?, rustix::fs::Access::EXISTS)?;
+        Ok(check)
     }
 
     /// Whether the user has this access to the inode behind `descriptor`, which may be an O_PATH one.
@@ -58,25 +58,25 @@ impl Tree {
     /// Whether a user may read the inode.
     ///
     /// # Errors
-    /// ESTALE; what the kernel refuses to judge with.
-    pub fn may_read(&self, id: u64, judge: &Judge) -> Result<bool> {
-        judge.allows(self.descriptor(id)?, rustix::fs::Access::READ_OK)
+    /// ESTALE; what the kernel refuses to check with.
+    pub fn may_read(&self, id: u64, check: &AccessCheck) -> Result<bool> {
+        check.allows(self.descriptor(id)?, rustix::fs::Access::READ_OK)
     }
 
     /// Whether a user may write the inode.
     ///
     /// # Errors
-    /// ESTALE; what the kernel refuses to judge with.
-    pub fn may_write(&self, id: u64, judge: &Judge) -> Result<bool> {
-        judge.allows(self.descriptor(id)?, rustix::fs::Access::WRITE_OK)
+    /// ESTALE; what the kernel refuses to check with.
+    pub fn may_write(&self, id: u64, check: &AccessCheck) -> Result<bool> {
+        check.allows(self.descriptor(id)?, rustix::fs::Access::WRITE_OK)
     }
 
     /// Whether a user could find what is in a folder.
     ///
     /// # Errors
-    /// ESTALE; what the kernel refuses to judge with.
-    pub fn may_list(&self, id: u64, judge: &Judge) -> Result<bool> {
+    /// ESTALE; what the kernel refuses to check with.
+    pub fn may_list(&self, id: u64, check: &AccessCheck) -> Result<bool> {
         use rustix::fs::Access;
-        judge.allows(self.descriptor(id)?, Access::READ_OK | Access::EXEC_OK)
+        check.allows(self.descriptor(id)?, Access::READ_OK | Access::EXEC_OK)
     }
 }
