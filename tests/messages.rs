@@ -70,7 +70,7 @@ const MENDS: [&str; 34] = [
 
 /// Texts that only say what is wrong with what was typed or with the file that was named, or that are part of another.
 /// A new one belongs here when nobody who reads it has to ask what to do.
-const PLAIN: [&str; 50] = [
+const PLAIN: [&str; 51] = [
     // The mount is then unmounted as one that is busy.
     "descriptors below {}: {error}",
     // It was turned back.
@@ -124,6 +124,7 @@ const PLAIN: [&str; 50] = [
     "{}, line {}, is about the same already: {other}",
     "interrupted before everything was verified",
     "{name}: the device answers again, after {s} s",
+    "a reader of a pipe ended",
 ];
 
 /// A source with comments and strings blanked, and its strings with where they begin.

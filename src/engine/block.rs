@@ -309,7 +309,7 @@ impl Block {
 
     /// Back to an unused block; the caller has checked that it is idle.
     pub(crate) fn reset(&mut self) {
-        assert!(self.idle(), "a buffer in use is never freed");
+        assert!(self.idle(), "a block_id in use is never freed");
         assert!(self.reading.is_empty() && self.writing.is_empty());
         self.partition = PartitionId::NONE;
         self.kept = None;

@@ -244,9 +244,9 @@ impl State {
 
     /// Puts an empty place to use for block `index` of a partition.
     pub(crate) fn attach(&mut self, place: Place, partition: PartitionId, index: u64) -> BlockId {
-        let buffer = self.new_block(partition, index);
-        self.enter(buffer, place);
-        buffer
+        let block_id = self.new_block(partition, index);
+        self.enter(block_id, place);
+        block_id
     }
 
     /// Makes block 0 of a partition of a slot that is somebody's who means nothing.
@@ -262,36 +262,36 @@ impl State {
     }
 
     fn new_block(&mut self, partition: PartitionId, index: u64) -> BlockId {
-        let buffer = self.unused.pop().unwrap_or_else(|| self.blocks.push(Block::new()));
-        let block = self.block(buffer);
+        let block_id = self.unused.pop().unwrap_or_else(|| self.blocks.push(Block::new()));
+        let block = self.block(block_id);
         assert_eq!(block.partition, PartitionId::NONE, "a block has one holder at a time");
         block.partition = partition;
         block.index = index;
-        let before = self.part(partition).blocks.insert(index, buffer);
+        let before = self.part(partition).blocks.insert(index, block_id);
         assert!(before.is_none(), "a block has one place");
-        buffer
+        block_id
     }
 
     /// Gives a block that has none its place.
-    fn enter(&mut self, buffer: BlockId, place: Place) {
+    fn enter(&mut self, block_id: BlockId, place: Place) {
         let pages = match place {
             Place::Slot { tray, slot } => {
-                let who = Occupant::Block(buffer);
+                let who = Occupant::Block(block_id);
                 self.trays.occupy(tray, slot, who, Weight::default());
                 self.trays.slot_pages(tray)
             }
             _ => self.shape.pages(),
         };
-        let block = self.block(buffer);
+        let block = self.block(block_id);
         block.place = place;
         block.set_pages(pages);
-        self.relist(buffer);
+        self.relist(block_id);
     }
 
     /// Takes a block's place away.
-    fn leave(&mut self, buffer: BlockId) {
-        self.unlink(buffer);
-        let block = self.block(buffer);
+    fn leave(&mut self, block_id: BlockId) {
+        self.unlink(block_id);
+        let block = self.block(block_id);
         let counted = std::mem::take(&mut block.counted);
         match std::mem::replace(&mut block.place, Place::Nowhere) {
             Place::Buffer(number) => {
@@ -308,8 +308,8 @@ impl State {
     }
 
     /// Brings what its place counts up to date with a block.
-    pub(crate) fn recount(&mut self, buffer: BlockId) {
-        let block = self.block(buffer);
+    pub(crate) fn recount(&mut self, block_id: BlockId) {
+        let block = self.block(block_id);
         let now = block.weight();
         let counted = std::mem::replace(&mut block.counted, now);
         if counted != now {
@@ -321,56 +321,56 @@ impl State {
     }
 
     /// A block has another place from now on; its bytes were copied there.
-    pub(crate) fn moved(&mut self, buffer: BlockId, place: Place) {
-        assert!(self.blocks[buffer].still(), "nobody has a lease on what moves");
-        self.leave(buffer);
-        self.enter(buffer, place);
+    pub(crate) fn moved(&mut self, block_id: BlockId, place: Place) {
+        assert!(self.blocks[block_id].still(), "nobody has a lease on what moves");
+        self.leave(block_id);
+        self.enter(block_id, place);
     }
 
     /// Lets a block that has a whole buffer, as one or as a tray's only slot, keep its bytes where they
     /// are, at the start of it: in the first slot of `pages` pages, or with a buffer of its own.
-    pub(crate) fn recast(&mut self, buffer: BlockId, pages: Option<usize>) {
-        assert_eq!(self.blocks[buffer].pages, self.shape.pages());
-        assert!(self.blocks[buffer].still() || pages.is_none());
-        self.leave(buffer);
+    pub(crate) fn recast(&mut self, block_id: BlockId, pages: Option<usize>) {
+        assert_eq!(self.blocks[block_id].pages, self.shape.pages());
+        assert!(self.blocks[block_id].still() || pages.is_none());
+        self.leave(block_id);
         let number = self.free.pop().expect("its own was freed last");
         let place = match pages {
             Some(pages) => self.trays.make(number, pages),
             None => Place::Buffer(number),
         };
-        self.enter(buffer, place);
+        self.enter(block_id, place);
     }
 
     /// Drops an idle block with whatever it holds; its room becomes free.
-    pub(crate) fn detach(&mut self, buffer: BlockId, actions: &mut Actions) {
-        self.edit(buffer, |block| {
+    pub(crate) fn detach(&mut self, block_id: BlockId, actions: &mut Actions) {
+        self.edit(block_id, |block| {
             block.valid.clear();
             block.dirty.clear();
             block.partials.clear();
             block.flush = false;
             block.failed = None;
         });
-        let (partition, index) = self.forget_block(buffer);
+        let (partition, index) = self.forget_block(block_id);
         self.part(partition).blocks.remove(&index);
         self.drop_if_unused(partition, actions);
     }
 
-    fn forget_block(&mut self, buffer: BlockId) -> (PartitionId, u64) {
-        self.leave(buffer);
-        let block = self.block(buffer);
+    fn forget_block(&mut self, block_id: BlockId) -> (PartitionId, u64) {
+        self.leave(block_id);
+        let block = self.block(block_id);
         let owner = (block.partition, block.index);
         block.reset();
-        self.unused.push(buffer);
+        self.unused.push(block_id);
         owner
     }
 
     /// Ends a block whose slot somebody else has taken over.
-    pub(crate) fn abandon(&mut self, buffer: BlockId) {
-        self.unlink(buffer);
-        let block = self.block(buffer);
+    pub(crate) fn abandon(&mut self, block_id: BlockId) {
+        self.unlink(block_id);
+        let block = self.block(block_id);
         block.place = Place::Nowhere;
         block.counted = Weight::default();
-        self.forget_block(buffer);
+        self.forget_block(block_id);
     }
 }
 
@@ -452,9 +452,9 @@ impl Locked<'_> {
     }
 
     /// Has a dirty block written out; one in a slot with all of its tray, which is no room before.
-    fn flush_buffer(&mut self, buffer: BlockId) {
-        self.flush_block(buffer);
-        let Place::Slot { tray, .. } = self.state.blocks[buffer].place else { return };
+    fn flush_buffer(&mut self, block_id: BlockId) {
+        self.flush_block(block_id);
+        let Place::Slot { tray, .. } = self.state.blocks[block_id].place else { return };
         for occupant in self.state.trays.occupants(tray) {
             if let Occupant::Block(other) = occupant
                 && self.state.blocks[other].list == ListKind::Dirty
@@ -465,23 +465,23 @@ impl Locked<'_> {
     }
 
     /// Gives up the bytes of a failed write-out, because the room is needed and nothing else gives it.
-    fn drop_failed(&mut self, buffer: BlockId) {
-        let block = &self.state.blocks[buffer];
+    fn drop_failed(&mut self, block_id: BlockId) {
+        let block = &self.state.blocks[block_id];
         let (id, start) = (block.partition, block.index * self.state.shape.block_size);
         let (unit, pages) = (self.state.shape.unit, block.pages);
         let mut at = 0;
-        while let Some(run) = self.state.blocks[buffer].dirty.run(at..pages) {
+        while let Some(run) = self.state.blocks[block_id].dirty.run(at..pages) {
             at = run.end;
             let bytes = start + run.start as u64 * unit..start + run.end as u64 * unit;
             self.state.part(id).lost.insert(bytes);
         }
         self.actions.notes.push(Note::Dropped { file: self.state.file(id), offset: start });
-        self.state.detach(buffer, self.actions);
+        self.state.detach(block_id, self.actions);
     }
 
     /// Frees a buffer that was put to use and never got anything.
-    pub(crate) fn drop_if_blank(&mut self, buffer: BlockId) {
-        let block = &self.state.blocks[buffer];
+    pub(crate) fn drop_if_blank(&mut self, block_id: BlockId) {
+        let block = &self.state.blocks[block_id];
         if block.partition != PartitionId::NONE
             && block.valid.is_empty()
             && block.dirty.is_empty()
@@ -490,7 +490,7 @@ impl Locked<'_> {
             // Its partition is kept by the handle or the activity of whoever held it.
             let id = block.partition;
             self.state.part(id).jobs += 1;
-            self.state.detach(buffer, self.actions);
+            self.state.detach(block_id, self.actions);
             self.state.part(id).jobs -= 1;
         }
     }
@@ -498,13 +498,13 @@ impl Locked<'_> {
 
 /// The oldest block with a failed write-out that gives room when dropped: not beside a slot that is held.
 fn droppable(st: &State) -> Option<BlockId> {
-    let mut buffer = st.failed.head;
-    while buffer != BlockId::NONE {
-        match st.blocks[buffer].place {
+    let mut block_id = st.failed.head;
+    while block_id != BlockId::NONE {
+        match st.blocks[block_id].place {
             Place::Slot { tray, .. } if st.trays.is_held(tray) => {}
-            _ => return Some(buffer),
+            _ => return Some(block_id),
         }
-        buffer = st.blocks[buffer].next;
+        block_id = st.blocks[block_id].next;
     }
     None
 }

@@ -142,15 +142,15 @@ impl Locked<'_> {
             }
             let index = self.state.shape.block_of(offset);
             let page = self.state.shape.pages_of(index, offset, offset + 1).start;
-            let Some(buffer) = self.state.find(id, index) else {
+            let Some(block_id) = self.state.find(id, index) else {
                 continue;
             };
-            let block = &self.state.blocks[buffer];
+            let block = &self.state.blocks[block_id];
             if block.partial(page).is_some() {
                 if let Some(errno) = block.failed {
                     return Err(errno);
                 }
-                self.fill(buffer, page);
+                self.fill(block_id, page);
                 started = true;
             }
         }
@@ -265,9 +265,9 @@ impl Locked<'_> {
 
     /// Starts the write-outs that the change held back.
     fn restart_flushes(&mut self, id: PartitionId) {
-        let buffers: Vec<BlockId> = self.state.part(id).blocks.values().copied().collect();
-        for buffer in buffers {
-            self.write_out(buffer);
+        let blocks: Vec<BlockId> = self.state.part(id).blocks.values().copied().collect();
+        for block_id in blocks {
+            self.write_out(block_id);
         }
     }
 
@@ -297,10 +297,10 @@ impl Locked<'_> {
         }
         part.shape_changed();
         let emptied: Vec<BlockId> =
-            part.blocks.range(size.div_ceil(block_size)..).map(|(_, buffer)| *buffer).collect();
-        for buffer in emptied {
-            if self.state.blocks[buffer].idle() {
-                self.state.detach(buffer, self.actions);
+            part.blocks.range(size.div_ceil(block_size)..).map(|(_, block_id)| *block_id).collect();
+        for block_id in emptied {
+            if self.state.blocks[block_id].idle() {
+                self.state.detach(block_id, self.actions);
             }
         }
         let part = self.state.part(id);
@@ -315,23 +315,23 @@ impl Locked<'_> {
     fn drop_pages(&mut self, id: PartitionId, range: Range<u64>) {
         let (unit, block_size) = (self.state.shape.unit, self.state.shape.block_size);
         let first = self.state.shape.block_of(range.start);
-        let buffers: Vec<BlockId> =
-            self.state.part(id).blocks.range(first..).map(|(_, buffer)| *buffer).collect();
-        for buffer in buffers {
-            let start = self.state.blocks[buffer].index * block_size;
+        let blocks: Vec<BlockId> =
+            self.state.part(id).blocks.range(first..).map(|(_, block_id)| *block_id).collect();
+        for block_id in blocks {
+            let start = self.state.blocks[block_id].index * block_size;
             if start >= range.end {
                 break;
             }
             let from = range.start.saturating_sub(start).min(block_size);
             let to = (range.end - start).min(block_size);
-            let room = self.state.blocks[buffer].pages;
+            let room = self.state.blocks[block_id].pages;
             let whole = from.div_ceil(unit) as usize..((to / unit) as usize).min(room);
             for edge in
                 [from..to.min(from.next_multiple_of(unit)), (to / unit * unit).max(from)..to]
             {
-                self.zero_edge(buffer, edge);
+                self.zero_edge(block_id, edge);
             }
-            self.state.edit(buffer, |block| {
+            self.state.edit(block_id, |block| {
                 if whole.start < whole.end {
                     block.valid.remove(whole.clone());
                     block.dirty.remove(whole.clone());
@@ -346,18 +346,18 @@ impl Locked<'_> {
     }
 
     /// Zeroes bytes within one page, if the pool holds it.
-    fn zero_edge(&mut self, buffer: BlockId, bytes: Range<u64>) {
+    fn zero_edge(&mut self, block_id: BlockId, bytes: Range<u64>) {
         if bytes.is_empty() || bytes.end - bytes.start >= self.state.shape.unit {
             return;
         }
         let page = (bytes.start / self.state.shape.unit) as usize;
-        let block = &self.state.blocks[buffer];
+        let block = &self.state.blocks[block_id];
         if block.valid.contains(page) {
-            self.engine.memory.zero(self.state, buffer, bytes);
+            self.engine.memory.zero(self.state, block_id, bytes);
         } else if let Some(at) = block.partial(page) {
             // Only a truncate comes here: what is new beyond its end goes.
             let end = (bytes.start - page as u64 * self.state.shape.unit) as usize;
-            self.state.edit(buffer, |block| {
+            self.state.edit(block_id, |block| {
                 block.partials[at].end = block.partials[at].end.min(end);
                 if block.partials[at].start >= block.partials[at].end {
                     block.partials.remove(at);

@@ -246,7 +246,7 @@ impl Engine {
         let pages =
             |at: usize| self.shape.pages_of(first + at as u64, op.bytes.start, op.bytes.end);
         let pinned = op.buffers.iter().enumerate();
-        pinned.map(|(at, buffer)| (buffer.expect("pinned above"), pages(at))).collect()
+        pinned.map(|(at, block_id)| (block_id.expect("pinned above"), pages(at))).collect()
     }
 }
 
@@ -299,13 +299,13 @@ impl Locked<'_> {
             let index = first + at as u64;
             let pages = self.state.shape.pages_of(index, op.bytes.start, op.bytes.end).end;
             if op.buffers[at].is_none()
-                && let Some(buffer) = self.state.fitting(id, index, pages)
+                && let Some(block_id) = self.state.fitting(id, index, pages)
             {
-                pin(self.state, buffer);
-                op.buffers[at] = Some(buffer);
+                pin(self.state, block_id);
+                op.buffers[at] = Some(block_id);
             }
         }
-        let absent = op.buffers.iter().filter(|buffer| buffer.is_none()).count();
+        let absent = op.buffers.iter().filter(|block_id| block_id.is_none()).count();
         if !self.state.acquire(&mut op.granted, absent, self.actions) {
             self.state.return_granted(&mut op.granted);
             self.wait_for_buffers(Op::Hold(op), absent);
@@ -318,25 +318,25 @@ impl Locked<'_> {
             if op.buffers[at].is_some() {
                 continue;
             }
-            if present.is_some_and(|buffer| !self.state.blocks[buffer].still()) {
+            if present.is_some_and(|block_id| !self.state.blocks[block_id].still()) {
                 leased = present;
                 continue;
             }
             let place = Place::Buffer(op.granted.pop().expect("as many as are absent"));
-            let buffer = match present {
-                Some(buffer) => {
-                    self.move_block(buffer, place);
-                    buffer
+            let block_id = match present {
+                Some(block_id) => {
+                    self.move_block(block_id, place);
+                    block_id
                 }
                 None => self.state.attach(place, id, index),
             };
-            pin(self.state, buffer);
-            op.buffers[at] = Some(buffer);
+            pin(self.state, block_id);
+            op.buffers[at] = Some(block_id);
         }
         self.state.return_granted(&mut op.granted);
-        let Some(buffer) = leased else { return Some(op) };
+        let Some(block_id) = leased else { return Some(op) };
         // It moves when those who have leases on its bytes are done.
-        self.state.edit(buffer, |block| block.waiters.push(Op::Hold(op)));
+        self.state.edit(block_id, |block| block.waiters.push(Op::Hold(op)));
         None
     }
 
@@ -346,33 +346,33 @@ impl Locked<'_> {
             return Some(op);
         }
         let pieces = self.engine.pieces(&op);
-        let copied_over = |(buffer, pages): &&(BlockId, Range<usize>)| {
-            self.state.blocks[*buffer].copying.any(pages.clone())
+        let copied_over = |(block_id, pages): &&(BlockId, Range<usize>)| {
+            self.state.blocks[*block_id].copying.any(pages.clone())
         };
-        if let Some((buffer, _)) = pieces.iter().find(copied_over) {
+        if let Some((block_id, _)) = pieces.iter().find(copied_over) {
             op.requested = false;
-            self.state.edit(*buffer, |block| block.waiters.push(Op::Hold(op)));
+            self.state.edit(*block_id, |block| block.waiters.push(Op::Hold(op)));
             return None;
         }
         let mut busy = None;
-        for (buffer, pages) in pieces {
-            if self.state.blocks[buffer].valid.all(pages.clone()) {
+        for (block_id, pages) in pieces {
+            if self.state.blocks[block_id].valid.all(pages.clone()) {
                 continue;
             }
-            if op.requested && self.missing(buffer, pages.clone()) {
-                let errno = self.state.blocks[buffer].read_error.unwrap_or(Errno::EIO);
+            if op.requested && self.missing(block_id, pages.clone()) {
+                let errno = self.state.blocks[block_id].read_error.unwrap_or(Errno::EIO);
                 self.fail_hold(*op, errno);
                 return None;
             }
-            self.read_pages(buffer, pages.clone());
-            self.fill_partials(buffer, pages.clone());
-            if !self.state.blocks[buffer].valid.all(pages) {
-                busy = Some(buffer);
+            self.read_pages(block_id, pages.clone());
+            self.fill_partials(block_id, pages.clone());
+            if !self.state.blocks[block_id].valid.all(pages) {
+                busy = Some(block_id);
             }
         }
-        let Some(buffer) = busy else { return Some(op) };
+        let Some(block_id) = busy else { return Some(op) };
         op.requested = true;
-        self.state.edit(buffer, |block| block.waiters.push(Op::Hold(op)));
+        self.state.edit(block_id, |block| block.waiters.push(Op::Hold(op)));
         None
     }
 
@@ -380,11 +380,11 @@ impl Locked<'_> {
     fn claim_hold(&mut self, op: Box<HoldOp>) {
         let pieces = self.engine.pieces(&op);
         if op.access.writes() {
-            let taken = |(buffer, pages): &&(BlockId, Range<usize>)| {
-                self.state.blocks[*buffer].is_claimed(pages)
+            let taken = |(block_id, pages): &&(BlockId, Range<usize>)| {
+                self.state.blocks[*block_id].is_claimed(pages)
             };
-            if let Some((buffer, _)) = pieces.iter().find(taken) {
-                self.state.edit(*buffer, |block| block.waiters.push(Op::Hold(op)));
+            if let Some((block_id, _)) = pieces.iter().find(taken) {
+                self.state.edit(*block_id, |block| block.waiters.push(Op::Hold(op)));
                 return;
             }
         }
@@ -395,21 +395,21 @@ impl Locked<'_> {
             Access::Read => Leases::Read(
                 pieces
                     .iter()
-                    .map(|(buffer, pages)| {
-                        self.state.edit(*buffer, |block| {
+                    .map(|(block_id, pages)| {
+                        self.state.edit(*block_id, |block| {
                             block.shared.insert(pages.clone());
                             block.readers += 1;
                         });
-                        self.engine.memory.for_copy_out(self.state, *buffer, within(pages))
+                        self.engine.memory.for_copy_out(self.state, *block_id, within(pages))
                     })
                     .collect(),
             ),
             Access::Update | Access::Fill => Leases::Write(
                 pieces
                     .iter()
-                    .map(|(buffer, pages)| {
-                        self.state.edit(*buffer, |block| block.copying.insert(pages.clone()));
-                        self.engine.memory.for_copy_in(self.state, *buffer, within(pages))
+                    .map(|(block_id, pages)| {
+                        self.state.edit(*block_id, |block| block.copying.insert(pages.clone()));
+                        self.engine.memory.for_copy_in(self.state, *block_id, within(pages))
                     })
                     .collect(),
             ),
@@ -418,7 +418,7 @@ impl Locked<'_> {
         if matches!(leases, Leases::None) {
             self.leave(partition, access);
         }
-        let buffers = pieces.into_iter().map(|(buffer, _)| buffer).collect();
+        let buffers = pieces.into_iter().map(|(block_id, _)| block_id).collect();
         let to_the_end = self.state.part(partition).size <= bytes.end;
         let claim = Claim { partition, access, bytes, buffers, leases, to_the_end, release: false };
         self.actions.answers.push(Answer::Empty(Box::new(move |_| reply(Ok(claim))), Ok(())));
@@ -426,10 +426,10 @@ impl Locked<'_> {
 
     pub(crate) fn fail_hold(&mut self, mut op: HoldOp, errno: Errno) {
         self.state.return_granted(&mut op.granted);
-        for buffer in op.buffers.iter().flatten() {
-            unpin(self.state, *buffer);
-            self.state.wake(*buffer, self.actions);
-            self.drop_if_blank(*buffer);
+        for block_id in op.buffers.iter().flatten() {
+            unpin(self.state, *block_id);
+            self.state.wake(*block_id, self.actions);
+            self.drop_if_blank(*block_id);
         }
         self.leave(op.partition, op.access);
         let reply = op.reply;
@@ -443,32 +443,32 @@ impl Locked<'_> {
         if access.writes() {
             self.note_update(hold);
         }
-        for (at, buffer) in hold.buffers.iter().enumerate() {
+        for (at, block_id) in hold.buffers.iter().enumerate() {
             let pages =
                 self.state.shape.pages_of(first + at as u64, hold.bytes.start, hold.bytes.end);
             match access {
                 Access::Keep | Access::Blank => {}
-                Access::Read => self.state.edit(*buffer, |block| {
+                Access::Read => self.state.edit(*block_id, |block| {
                     block.readers -= 1;
                     if block.readers == 0 {
                         block.shared.clear();
                     }
                 }),
-                Access::Update | Access::Fill => self.updated(hold, *buffer, pages),
+                Access::Update | Access::Fill => self.updated(hold, *block_id, pages),
             }
             if hold.release {
-                self.state.edit(*buffer, |block| {
+                self.state.edit(*block_id, |block| {
                     block.kept = None;
                     block.release = true;
                 });
             }
-            unpin(self.state, *buffer);
-            self.state.touch(*buffer);
-            if self.state.blocks[*buffer].flush {
-                self.flush_block(*buffer);
+            unpin(self.state, *block_id);
+            self.state.touch(*block_id);
+            if self.state.blocks[*block_id].flush {
+                self.flush_block(*block_id);
             }
-            self.state.wake(*buffer, self.actions);
-            self.drop_if_blank(*buffer);
+            self.state.wake(*block_id, self.actions);
+            self.drop_if_blank(*block_id);
         }
         if matches!(access, Access::Keep | Access::Blank) {
             self.state.drop_if_unused(id, self.actions);
@@ -489,12 +489,12 @@ impl Locked<'_> {
         self.state.resized(hold.partition, old);
     }
 
-    fn updated(&mut self, hold: &Claim, buffer: BlockId, pages: Range<usize>) {
-        let id = self.state.blocks[buffer].partition;
+    fn updated(&mut self, hold: &Claim, block_id: BlockId, pages: Range<usize>) {
+        let id = self.state.blocks[block_id].partition;
         let room = pages.end as u64 * self.state.shape.unit;
-        let end = hold.bytes.end - self.state.blocks[buffer].index * self.state.shape.block_size;
+        let end = hold.bytes.end - self.state.blocks[block_id].index * self.state.shape.block_size;
         let (epoch, now_ms) = (self.state.part(id).epoch, self.engine.now_ms());
-        self.state.edit(buffer, |block| {
+        self.state.edit(block_id, |block| {
             block.copying.remove(pages.clone());
             block.partials.retain(|partial| !pages.contains(&partial.page));
             block.valid.insert(pages.clone());
@@ -502,7 +502,7 @@ impl Locked<'_> {
         });
         if end < room && hold.to_the_end {
             // The chunks reach to the page's end, the partition does not: who makes it longer finds zeroes.
-            self.engine.memory.zero(self.state, buffer, end..room);
+            self.engine.memory.zero(self.state, block_id, end..room);
         }
     }
 
@@ -523,16 +523,16 @@ fn active(st: &mut State, id: PartitionId, access: Access) -> &mut u32 {
     if access.writes() { &mut part.active_writes } else { &mut part.active_reads }
 }
 
-fn pin(st: &mut State, buffer: BlockId) {
-    st.edit(buffer, |block| {
+fn pin(st: &mut State, block_id: BlockId) {
+    st.edit(block_id, |block| {
         block.pins += 1;
         block.holds += 1;
         block.release = false;
     });
 }
 
-fn unpin(st: &mut State, buffer: BlockId) {
-    st.edit(buffer, |block| {
+fn unpin(st: &mut State, block_id: BlockId) {
+    st.edit(block_id, |block| {
         block.pins -= 1;
         block.holds -= 1;
     });

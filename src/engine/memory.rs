@@ -48,8 +48,8 @@ impl Memory {
     }
 
     /// Where a byte of a block is in the arena.
-    fn at(&self, st: &State, buffer: BlockId, bytes: &Range<u64>) -> usize {
-        let block = &st.blocks[buffer];
+    fn at(&self, st: &State, block_id: BlockId, bytes: &Range<u64>) -> usize {
+        let block = &st.blocks[block_id];
         assert!(bytes.end <= block.pages as u64 * self.shape.unit, "within the block's room");
         self.start_of(st, block.place) + bytes.start as usize
     }
@@ -73,7 +73,7 @@ impl Memory {
     ) {
         let Block { place, reading, writing, copying, shared, .. } = &st.blocks[block];
         let Place::Buffer(number) = *place else {
-            unreachable!("a block that shares its buffer is not exchanged");
+            unreachable!("a block that shares its block_id is not exchanged");
         };
         assert!(reading.is_empty() && writing.is_empty());
         assert!(copying.is_empty() && shared.is_empty());
@@ -101,10 +101,10 @@ impl Memory {
     }
 
     /// Copies bytes of a block to the same offset of `place`, which is to be its next and nobody's yet.
-    pub(crate) fn copy(&self, st: &State, buffer: BlockId, place: Place, bytes: Range<u64>) {
+    pub(crate) fn copy(&self, st: &State, block_id: BlockId, place: Place, bytes: Range<u64>) {
         let length = (bytes.end - bytes.start) as usize;
-        assert!(st.blocks[buffer].still());
-        let (from, to) = (self.at(st, buffer, &bytes), self.start_of(st, place));
+        assert!(st.blocks[block_id].still());
+        let (from, to) = (self.at(st, block_id, &bytes), self.start_of(st, place));
         // SAFETY: nobody may write these bytes while the lease lives: no transfer and no copy of the
         // block is under way, and none can begin while the caller holds the lock.
         let source = unsafe { self.arena.read_lease(from, length) };
@@ -115,61 +115,69 @@ impl Memory {
     }
 
     /// Bytes that a transfer fills; their pages are in `reading`.
-    pub(crate) fn for_read(&self, st: &State, buffer: BlockId, bytes: Range<u64>) -> WriteLease {
+    pub(crate) fn for_read(&self, st: &State, block_id: BlockId, bytes: Range<u64>) -> WriteLease {
         let pages = self.shape.pages_of(0, bytes.start, bytes.end);
-        let block = &st.blocks[buffer];
+        let block = &st.blocks[block_id];
         assert!(block.reading.all(pages.clone()) && !block.shared.any(pages));
         // SAFETY: write_lease needs that nobody else touches these bytes while it lives. Their pages
         // are in `reading`: every other claim excludes such pages, and the pages leave the set only
         // when the completion has given the lease back.
         unsafe {
-            self.arena.write_lease(self.at(st, buffer, &bytes), (bytes.end - bytes.start) as usize)
+            self.arena
+                .write_lease(self.at(st, block_id, &bytes), (bytes.end - bytes.start) as usize)
         }
     }
 
     /// Bytes that a transfer stores; their pages are in `writing`.
-    pub(crate) fn for_write(&self, st: &State, buffer: BlockId, bytes: Range<u64>) -> ReadLease {
+    pub(crate) fn for_write(&self, st: &State, block_id: BlockId, bytes: Range<u64>) -> ReadLease {
         let pages = self.shape.pages_of(0, bytes.start, bytes.end);
-        let block = &st.blocks[buffer];
+        let block = &st.blocks[block_id];
         assert!(block.writing.all(pages.clone()) && !block.copying.any(pages));
         // SAFETY: read_lease needs that nobody writes these bytes while it lives. Their pages are in
         // `writing`, which excludes `reading` and `copying`, until the completion gives the lease back.
         unsafe {
-            self.arena.read_lease(self.at(st, buffer, &bytes), (bytes.end - bytes.start) as usize)
+            self.arena.read_lease(self.at(st, block_id, &bytes), (bytes.end - bytes.start) as usize)
         }
     }
 
     /// Bytes that a client's data is copied into; their pages are in `copying`.
-    pub(crate) fn for_copy_in(&self, st: &State, buffer: BlockId, bytes: Range<u64>) -> WriteLease {
+    pub(crate) fn for_copy_in(
+        &self, st: &State, block_id: BlockId, bytes: Range<u64>,
+    ) -> WriteLease {
         let pages = self.shape.pages_of(0, bytes.start, bytes.end);
-        assert!(st.blocks[buffer].copying.all(pages));
+        assert!(st.blocks[block_id].copying.all(pages));
         // SAFETY: as for_read, with `copying`: the pages leave the set after the lease is dropped.
         unsafe {
-            self.arena.write_lease(self.at(st, buffer, &bytes), (bytes.end - bytes.start) as usize)
+            self.arena
+                .write_lease(self.at(st, block_id, &bytes), (bytes.end - bytes.start) as usize)
         }
     }
 
     /// Bytes that are copied out to a client; their pages are in `shared`.
-    pub(crate) fn for_copy_out(&self, st: &State, buffer: BlockId, bytes: Range<u64>) -> ReadLease {
+    pub(crate) fn for_copy_out(
+        &self, st: &State, block_id: BlockId, bytes: Range<u64>,
+    ) -> ReadLease {
         let pages = self.shape.pages_of(0, bytes.start, bytes.end);
-        let block = &st.blocks[buffer];
+        let block = &st.blocks[block_id];
         assert!(block.shared.all(pages) && block.readers > 0);
         // SAFETY: as for_write, with `shared`, which is only cleared when the last reader has ended.
         unsafe {
-            self.arena.read_lease(self.at(st, buffer, &bytes), (bytes.end - bytes.start) as usize)
+            self.arena.read_lease(self.at(st, block_id, &bytes), (bytes.end - bytes.start) as usize)
         }
     }
 
     /// Copies bytes of valid pages that no client writes to. The engine's lock is held meanwhile.
-    pub(crate) fn copy_out(&self, st: &State, buffer: BlockId, bytes: Range<u64>, into: &mut [u8]) {
+    pub(crate) fn copy_out(
+        &self, st: &State, block_id: BlockId, bytes: Range<u64>, into: &mut [u8],
+    ) {
         let pages = self.shape.pages_of(0, bytes.start, bytes.end);
-        let block = &st.blocks[buffer];
+        let block = &st.blocks[block_id];
         assert!(block.valid.all(pages.clone()) && !block.copying.any(pages.clone()));
         assert!(!block.reading.any(pages));
         // SAFETY: read_lease needs that nobody writes to these bytes while it lives. Whoever writes to them has the
         // pages in `copying` or `reading` first, which takes the lock; `st` says that it is held until this returns.
         let lease = unsafe {
-            self.arena.read_lease(self.at(st, buffer, &bytes), (bytes.end - bytes.start) as usize)
+            self.arena.read_lease(self.at(st, block_id, &bytes), (bytes.end - bytes.start) as usize)
         };
         into.copy_from_slice(&lease);
     }
@@ -186,15 +194,16 @@ impl Memory {
     }
 
     /// Zeroes bytes of pages that nobody else may touch now; the lock stays held meanwhile.
-    pub(crate) fn zero(&self, st: &State, buffer: BlockId, bytes: Range<u64>) {
+    pub(crate) fn zero(&self, st: &State, block_id: BlockId, bytes: Range<u64>) {
         let pages = self.shape.pages_of(0, bytes.start, bytes.end);
-        let block = &st.blocks[buffer];
+        let block = &st.blocks[block_id];
         assert!(!block.copying.any(pages.clone()) && !block.shared.any(pages.clone()));
         assert!(!block.writing.any(pages.clone()) && !block.reading.any(pages));
         // SAFETY: no claim on these pages exists, none can be made while the caller holds the lock
         // (`st` is borrowed from it), and the lease ends before that.
         let mut lease = unsafe {
-            self.arena.write_lease(self.at(st, buffer, &bytes), (bytes.end - bytes.start) as usize)
+            self.arena
+                .write_lease(self.at(st, block_id, &bytes), (bytes.end - bytes.start) as usize)
         };
         lease.fill(0);
     }
@@ -214,11 +223,11 @@ impl Memory {
 
     /// Copies the bytes around `kept` of a filled scratch page into its page, which is in `reading`.
     pub(crate) fn merge(
-        &self, st: &State, buffer: BlockId, page: usize, kept: Range<usize>, filled: &[u8],
+        &self, st: &State, block_id: BlockId, page: usize, kept: Range<usize>, filled: &[u8],
     ) {
         let unit = self.shape.unit;
         let start = page as u64 * unit;
-        let mut lease = self.for_read(st, buffer, start..start + unit);
+        let mut lease = self.for_read(st, block_id, start..start + unit);
         lease[..kept.start].copy_from_slice(&filled[..kept.start]);
         lease[kept.end..].copy_from_slice(&filled[kept.end..]);
     }

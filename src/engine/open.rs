@@ -372,16 +372,16 @@ impl Locked<'_> {
 
     pub(crate) fn discard_unlinked(&mut self, id: PartitionId) {
         let buffers: Vec<_> = self.state.part(id).blocks.values().copied().collect();
-        for buffer in buffers {
-            self.discard_block(buffer);
+        for block_id in buffers {
+            self.discard_block(block_id);
         }
     }
 
     /// Drops one block of an unlinked partition as soon as nobody is busy with it.
-    pub(crate) fn discard_block(&mut self, buffer: BlockId) {
-        if self.state.blocks[buffer].idle() {
+    pub(crate) fn discard_block(&mut self, block_id: BlockId) {
+        if self.state.blocks[block_id].idle() {
             // One handle's worth of reference keeps the partition while its blocks go.
-            self.state.detach(buffer, self.actions);
+            self.state.detach(block_id, self.actions);
         }
     }
 }

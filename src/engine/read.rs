@@ -16,7 +16,7 @@ use crate::pool::ReadLease;
 
 /// Bytes of one block that are being copied out.
 struct Piece {
-    buffer: BlockId,
+    block_id: BlockId,
     lease: ReadLease,
 }
 
@@ -105,18 +105,18 @@ impl Engine {
         let runs: SmallVec<[&[u8]; 4]> = pieces.iter().map(|piece| &*piece.lease).collect();
         reply(Ok(&runs));
         drop(runs);
-        let buffers: SmallVec<[BlockId; 4]> =
-            pieces.into_iter().map(|piece| piece.buffer).collect();
+        let block_ids: SmallVec<[BlockId; 4]> =
+            pieces.into_iter().map(|piece| piece.block_id).collect();
         self.with(|locked| {
-            for buffer in buffers {
-                locked.state.engage(buffer, |block| {
+            for block_id in block_ids {
+                locked.state.engage(block_id, |block| {
                     block.readers -= 1;
                     if block.readers == 0 {
                         block.shared.clear();
                     }
                 });
-                locked.state.touch(buffer);
-                locked.state.wake(buffer, locked.actions);
+                locked.state.touch(block_id);
+                locked.state.wake(block_id, locked.actions);
             }
             locked.state.part(partition).active_reads -= 1;
             locked.quiet_down(partition);
@@ -145,8 +145,8 @@ impl Locked<'_> {
         }
         let index = self.state.shape.block_of(bytes.start);
         let pages = self.state.shape.pages_of(index, bytes.start, bytes.end);
-        let buffer = self.state.find(id, index)?;
-        let block = &self.state.blocks[buffer];
+        let block_id = self.state.find(id, index)?;
+        let block = &self.state.blocks[block_id];
         let is_one_block = self.state.shape.block_of(bytes.end - 1) == index;
         let is_here = block.valid.all(pages.clone()) && !block.copying.any(pages);
         if !is_one_block || !is_here {
@@ -156,13 +156,13 @@ impl Locked<'_> {
         let start = index * self.state.shape.block_size;
         let within = bytes.start - start..bytes.end - start;
         let into = &mut room[..length as usize];
-        self.engine.memory.copy_out(self.state, buffer, within, into);
+        self.engine.memory.copy_out(self.state, block_id, within, into);
         self.state.stats.read_hits += 1;
         self.state.note_read(id, length);
-        if self.state.blocks[buffer].release {
-            self.state.engage(buffer, |block| block.release = false);
+        if self.state.blocks[block_id].release {
+            self.state.engage(block_id, |block| block.release = false);
         }
-        self.state.touch(buffer);
+        self.state.touch(block_id);
         op.sequential = self.note_position(handle, bytes.start, length);
         self.read_on(op);
         Some(length as usize)
@@ -174,9 +174,9 @@ impl Locked<'_> {
         mut indices: std::ops::RangeInclusive<u64>,
     ) -> bool {
         indices.all(|index| {
-            let Some(buffer) = self.state.find(id, index) else { return false };
+            let Some(block_id) = self.state.find(id, index) else { return false };
             let pages = self.state.shape.pages_of(index, bytes.start, bytes.end);
-            let block = &self.state.blocks[buffer];
+            let block = &self.state.blocks[block_id];
             block.valid.all(pages.clone()) && !block.copying.any(pages)
         })
     }
@@ -198,11 +198,11 @@ impl Locked<'_> {
             self.state.return_granted(&mut op.granted);
             return self.request_or_copy(op, indices);
         }
-        if let Some(buffer) = self.copied_over(id, &bytes, indices.clone()) {
+        if let Some(block_id) = self.copied_over(id, &bytes, indices.clone()) {
             // Unpinned while it waits: what it asked for may be evicted again without having failed.
             op.requested = false;
             self.state.return_granted(&mut op.granted);
-            self.state.engage(buffer, |block| block.waiters.push(Op::Read(op)));
+            self.state.engage(block_id, |block| block.waiters.push(Op::Read(op)));
             return Step::Done;
         }
         // Room for one part must not be made by evicting another.
@@ -212,8 +212,8 @@ impl Locked<'_> {
         self.state.return_granted(&mut op.granted);
         match room {
             Ok(()) => self.request_or_copy(op, indices),
-            Err(Room::Busy(buffer)) => {
-                self.state.engage(buffer, |block| block.waiters.push(Op::Read(op)));
+            Err(Room::Busy(block_id)) => {
+                self.state.engage(block_id, |block| block.waiters.push(Op::Read(op)));
                 Step::Done
             }
             Err(_) => {
@@ -309,10 +309,10 @@ impl Locked<'_> {
         indices: std::ops::RangeInclusive<u64>,
     ) -> Option<BlockId> {
         for index in indices {
-            if let Some(buffer) = self.state.find(id, index) {
+            if let Some(block_id) = self.state.find(id, index) {
                 let pages = self.state.shape.pages_of(index, bytes.start, bytes.end);
-                if self.state.blocks[buffer].copying.any(pages) {
-                    return Some(buffer);
+                if self.state.blocks[block_id].copying.any(pages) {
+                    return Some(block_id);
                 }
             }
         }
@@ -326,31 +326,31 @@ impl Locked<'_> {
         let (id, bytes) = (op.partition, op.offset..op.offset + op.length);
         let (mut busy, mut failed, mut narrows) = (None, None, false);
         for index in indices.clone() {
-            let buffer = self.state.find(id, index).expect("attached above");
+            let block_id = self.state.find(id, index).expect("attached above");
             let pages = self.state.shape.pages_of(index, bytes.start, bytes.end);
-            if self.state.blocks[buffer].valid.all(pages.clone()) {
+            if self.state.blocks[block_id].valid.all(pages.clone()) {
                 continue;
             }
-            if op.requested && self.missing(buffer, pages.clone()) {
+            if op.requested && self.missing(block_id, pages.clone()) {
                 // Perhaps what failed is only what was read on behalf of later reads: once more without.
                 narrows |= std::mem::take(&mut op.sequential);
                 if !narrows {
-                    failed = Some(self.state.blocks[buffer].read_error.unwrap_or(Errno::EIO));
+                    failed = Some(self.state.blocks[block_id].read_error.unwrap_or(Errno::EIO));
                     break;
                 }
             }
             let wanted =
                 if op.sequential { pages.start..self.state.shape.pages() } else { pages.clone() };
-            self.read_pages(buffer, wanted);
-            self.fill_partials(buffer, pages.clone());
-            if !self.state.blocks[buffer].valid.all(pages) {
-                busy = Some(buffer);
+            self.read_pages(block_id, wanted);
+            self.fill_partials(block_id, pages.clone());
+            if !self.state.blocks[block_id].valid.all(pages) {
+                busy = Some(block_id);
             }
         }
         if let Some(errno) = failed {
             return self.fail_read(op, errno);
         }
-        if let Some(buffer) = busy {
+        if let Some(block_id) = busy {
             if !op.requested {
                 self.state.stats.read_misses += 1;
             }
@@ -359,7 +359,7 @@ impl Locked<'_> {
             op.requested = true;
             op.pinned = self.pin_fitting(id, &bytes);
             self.read_on(&op);
-            self.state.engage(buffer, |block| block.waiters.push(Op::Read(op)));
+            self.state.engage(block_id, |block| block.waiters.push(Op::Read(op)));
             return Step::Done;
         }
         if !op.requested {
@@ -371,7 +371,7 @@ impl Locked<'_> {
         Step::Copy(op, pieces)
     }
 
-    /// Keeps the blocks of a range that are in the pool there, until [`Engine::unpin`]; but not one that
+    /// Keeps the blocks of a range that are in the pool there, until [`Locked::unpin`]; but not one that
     /// has outgrown its slot, whose room may be what is needed to move it.
     pub(crate) fn pin_fitting(
         &mut self, id: PartitionId, bytes: &std::ops::Range<u64>,
@@ -380,40 +380,40 @@ impl Locked<'_> {
         let pages = |index| shape.pages_of(index, bytes.start, bytes.end).end;
         let present = shape.blocks_of(bytes).filter_map(|i| self.state.fitting(id, i, pages(i)));
         let present: SmallVec<[BlockId; 2]> = present.collect();
-        for buffer in &present {
-            self.state.engage(*buffer, |block| block.pins += 1);
+        for block_id in &present {
+            self.state.engage(*block_id, |block| block.pins += 1);
         }
         present
     }
 
     pub(crate) fn unpin(&mut self, pinned: SmallVec<[BlockId; 2]>) {
-        for buffer in pinned {
-            self.state.engage(buffer, |block| block.pins -= 1);
+        for block_id in pinned {
+            self.state.engage(block_id, |block| block.pins -= 1);
         }
     }
 
     /// A page that was asked for is neither there nor on its way.
-    pub(crate) fn missing(&self, buffer: BlockId, pages: std::ops::Range<usize>) -> bool {
-        let block = &self.state.blocks[buffer];
+    pub(crate) fn missing(&self, block_id: BlockId, pages: std::ops::Range<usize>) -> bool {
+        let block = &self.state.blocks[block_id];
         next_run(pages, |i| !(block.valid.word(i) | block.reading.word(i))).is_some()
     }
 
-    pub(crate) fn fill_partials(&mut self, buffer: BlockId, pages: std::ops::Range<usize>) {
-        let partial: SmallVec<[usize; 4]> = self.state.blocks[buffer]
+    pub(crate) fn fill_partials(&mut self, block_id: BlockId, pages: std::ops::Range<usize>) {
+        let partial: SmallVec<[usize; 4]> = self.state.blocks[block_id]
             .partials
             .iter()
             .map(|p| p.page)
             .filter(|page| pages.contains(page))
             .collect();
         for page in partial {
-            self.fill(buffer, page);
+            self.fill(block_id, page);
         }
     }
 
     fn claim_out(&mut self, id: PartitionId, index: u64, bytes: &std::ops::Range<u64>) -> Piece {
-        let buffer = self.state.find(id, index).expect("attached above");
+        let block_id = self.state.find(id, index).expect("attached above");
         let pages = self.state.shape.pages_of(index, bytes.start, bytes.end);
-        self.state.engage(buffer, |block| {
+        self.state.engage(block_id, |block| {
             block.shared.insert(pages);
             block.readers += 1;
             block.release = false;
@@ -421,7 +421,7 @@ impl Locked<'_> {
         let start = index * self.state.shape.block_size;
         let within =
             bytes.start.saturating_sub(start)..(bytes.end - start).min(self.state.shape.block_size);
-        Piece { buffer, lease: self.engine.memory.for_copy_out(self.state, buffer, within) }
+        Piece { block_id, lease: self.engine.memory.for_copy_out(self.state, block_id, within) }
     }
 
     /// Keeps `read_ahead` bytes in flight ahead of a sequential reader.
@@ -474,9 +474,9 @@ impl Locked<'_> {
                     found = self.state.place(&mut granted, id, index, slot, self.actions);
                 }
             }
-            let Some(buffer) = found else { return (index * block_size).max(from) };
+            let Some(block_id) = found else { return (index * block_size).max(from) };
             let pages = self.state.shape.pages_of(index, from, end);
-            let asked = self.read_pages(buffer, pages);
+            let asked = self.read_pages(block_id, pages);
             self.state.stats.read_ahead_bytes += asked;
         }
         end

@@ -194,24 +194,24 @@ impl Locked<'_> {
                 pages: self.state.shape.pages_of(op.next, 0, size).end,
                 slot: self.state.shape.slot_pages(size, op.next),
             };
-            let buffer = match self.room_for(&mut op.granted, need) {
-                Room::Here(buffer) => buffer,
-                Room::Busy(buffer) => {
+            let block_id = match self.room_for(&mut op.granted, need) {
+                Room::Here(block_id) => block_id,
+                Room::Busy(block_id) => {
                     self.state.return_granted(&mut op.granted);
-                    return self.state.edit(buffer, |block| block.waiters.push(Op::Fetch(op)));
+                    return self.state.edit(block_id, |block| block.waiters.push(Op::Fetch(op)));
                 }
                 Room::Wait => return self.wait_for_buffers(Op::Fetch(op), 1),
             };
             let user = op.user;
-            self.state.edit(buffer, |block| {
+            self.state.edit(block_id, |block| {
                 if block.kept.is_none() {
                     block.kept = self.engine.bounds().kept.take(user, 1).ok();
                 }
                 block.release = false;
             });
             let pages = 0..self.state.shape.pages();
-            self.read_pages(buffer, pages.clone());
-            self.fill_partials(buffer, pages);
+            self.read_pages(block_id, pages.clone());
+            self.fill_partials(block_id, pages);
             op.next += 1;
         }
         self.actions.ready.push(Op::Fetch(op));
@@ -258,25 +258,25 @@ impl Locked<'_> {
             return;
         }
         self.state.part(id).settle_failed = false;
-        let buffers: Vec<BlockId> = self.state.part(id).blocks.values().copied().collect();
-        for buffer in buffers {
-            if self.state.blocks[buffer].dirty.is_empty() {
+        let blocks: Vec<BlockId> = self.state.part(id).blocks.values().copied().collect();
+        for block_id in blocks {
+            if self.state.blocks[block_id].dirty.is_empty() {
                 continue;
             }
-            self.state.edit(buffer, |block| {
+            self.state.edit(block_id, |block| {
                 if block.failed.take().is_some() {
                     block.epoch_dirty = epoch;
                 }
             });
-            self.flush_block(buffer);
+            self.flush_block(block_id);
         }
     }
 
     fn release_blocks(&mut self, id: PartitionId) {
         self.state.part(id).releases += 1;
-        let buffers: Vec<BlockId> = self.state.part(id).blocks.values().copied().collect();
-        for buffer in buffers {
-            self.state.edit(buffer, |block| {
+        let blocks: Vec<BlockId> = self.state.part(id).blocks.values().copied().collect();
+        for block_id in blocks {
+            self.state.edit(block_id, |block| {
                 block.kept = None;
                 block.release = true;
             });
@@ -287,11 +287,11 @@ impl Locked<'_> {
 
     /// Drops blocks that were released, now that they are clean and idle.
     pub(crate) fn drop_released(&mut self) {
-        while let Some(buffer) = self.state.released.pop() {
-            let block = &self.state.blocks[buffer];
+        while let Some(block_id) = self.state.released.pop() {
+            let block = &self.state.blocks[block_id];
             let free = block.partition == PartitionId::NONE;
             if !free && block.release && block.dirty.is_empty() && block.idle() {
-                self.state.detach(buffer, self.actions);
+                self.state.detach(block_id, self.actions);
             }
         }
     }
@@ -316,10 +316,10 @@ impl Locked<'_> {
         part.error = None;
         part.lost = super::pages::RangeSet::default();
         part.unreadable = super::pages::RangeSet::default();
-        let buffers: Vec<BlockId> = part.blocks.values().copied().collect();
-        for buffer in buffers {
+        let blocks: Vec<BlockId> = part.blocks.values().copied().collect();
+        for block_id in blocks {
             // Blocks with waiters stay for them, empty.
-            self.state.edit(buffer, |block| {
+            self.state.edit(block_id, |block| {
                 block.valid.clear();
                 block.dirty.clear();
                 block.partials.clear();
@@ -327,8 +327,8 @@ impl Locked<'_> {
                 block.failed = None;
                 block.kept = None;
             });
-            if self.state.blocks[buffer].idle() {
-                self.state.detach(buffer, self.actions);
+            if self.state.blocks[block_id].idle() {
+                self.state.detach(block_id, self.actions);
             }
         }
     }

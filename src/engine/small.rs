@@ -45,7 +45,7 @@ impl State {
     pub(crate) fn fitting(
         &mut self, partition: PartitionId, index: u64, pages: usize,
     ) -> Option<BlockId> {
-        self.find(partition, index).filter(|buffer| self.blocks[*buffer].pages >= pages)
+        self.find(partition, index).filter(|block_id| self.blocks[*block_id].pages >= pages)
     }
 
     /// To be called where a partition's size has changed from `old`. One that is large now gives up its
@@ -57,10 +57,10 @@ impl State {
         }
         let pages = self.shape.pages();
         let buffers: Vec<BlockId> = self.part(partition).blocks.values().copied().collect();
-        for buffer in buffers {
-            let block = &self.blocks[buffer];
+        for block_id in buffers {
+            let block = &self.blocks[block_id];
             if block.pages == pages && matches!(block.place, Place::Slot { .. }) {
-                self.recast(buffer, None);
+                self.recast(block_id, None);
             }
         }
     }
@@ -80,10 +80,10 @@ impl State {
                 continue;
             }
             let buffers: Vec<BlockId> = part.blocks.values().copied().collect();
-            let evictable = |buffer: &BlockId| self.blocks[*buffer].list.evictable();
+            let evictable = |block_id: &BlockId| self.blocks[*block_id].list.evictable();
             if buffers.iter().all(evictable) && !self.rest(id, actions) {
-                for buffer in buffers {
-                    self.detach(buffer, actions);
+                for block_id in buffers {
+                    self.detach(block_id, actions);
                 }
             }
         }
@@ -98,10 +98,10 @@ impl State {
     /// Whether nothing of a partition is needed but its bytes, all of them in one slot.
     fn restable(&self, id: PartitionId) -> bool {
         let Some(part) = self.partitions.get(id) else { return false };
-        let (Some((0, buffer)), 1) = (part.blocks.first_key_value(), part.blocks.len()) else {
+        let (Some((0, block_id)), 1) = (part.blocks.first_key_value(), part.blocks.len()) else {
             return false;
         };
-        let block = &self.blocks[*buffer];
+        let block = &self.blocks[*block_id];
         let pages = part.size.div_ceil(self.shape.unit) as usize;
         let whole = pages <= block.pages && part.valid_pages as usize == pages;
         let swappable = part.size >= self.shape.min_swap_size;
@@ -124,11 +124,11 @@ impl State {
             return true;
         }
         let part = self.partitions.remove(id).expect("looked up just now");
-        let buffer = part.blocks[&0];
-        let block = &self.blocks[buffer];
+        let block_id = part.blocks[&0];
+        let block = &self.blocks[block_id];
         let Place::Slot { tray, slot } = block.place else { unreachable!("checked above") };
         let counted = block.counted;
-        let keeper = self.block(buffer).kept.take();
+        let keeper = self.block(block_id).kept.take();
         let kept = keeper.is_some();
         let at_rest = AtRest { key: part.key, size: part.size, tray, slot, kept };
         let number = self.resting.files.insert(at_rest);
@@ -137,7 +137,7 @@ impl State {
         self.resting.keys.insert(part.key, number);
         self.trays.hand_over(tray, slot, Occupant::Resting(number));
         self.trays.reweigh(tray, counted, Weight { kept, ..Weight::default() });
-        self.abandon(buffer);
+        self.abandon(block_id);
         self.keys.remove(&part.key);
         self.idle.remove(&part.idle_since);
         self.drops += 1;
@@ -159,16 +159,16 @@ impl State {
         let AtRest { tray, slot, kept, .. } = *at_rest;
         // Vacated and taken again at once; the tray stays one although this may be its only slot.
         self.trays.reweigh(tray, Weight { kept, ..Weight::default() }, Weight::default());
-        let buffer = self.adopt(tray, slot, id);
+        let block_id = self.adopt(tray, slot, id);
         self.resting.files.remove(number);
         self.resting.keys.remove(&key);
         let keeper = self.resting.keepers.remove(&number);
         let pages = size.div_ceil(self.shape.unit) as usize;
-        self.edit(buffer, |block| {
+        self.edit(block_id, |block| {
             block.valid.insert(0..pages);
             block.kept = kept.then(|| keeper.unwrap_or(Share::uncounted(User::OWN)));
         });
-        self.touch(buffer);
+        self.touch(block_id);
     }
 
     /// Drops the bytes of a partition at rest.
@@ -220,8 +220,8 @@ impl Locked<'_> {
     }
 
     /// Copies what a block holds to another place, under the lock: half a block at most, and rarely.
-    pub(crate) fn move_block(&mut self, buffer: BlockId, place: Place) {
-        let block = &self.state.blocks[buffer];
+    pub(crate) fn move_block(&mut self, block_id: BlockId, place: Place) {
+        let block = &self.state.blocks[block_id];
         let (unit, pages) = (self.state.shape.unit, block.pages);
         let mut used = block.valid.clone();
         used.add_all(&block.dirty);
@@ -230,13 +230,13 @@ impl Locked<'_> {
             at = run.end;
             self.engine.memory.copy(
                 self.state,
-                buffer,
+                block_id,
                 place,
                 run.start as u64 * unit..run.end as u64 * unit,
             );
         }
         self.state.stats.moves += 1;
-        self.state.moved(buffer, place);
+        self.state.moved(block_id, place);
     }
 
     /// Packs a small partition that nobody uses into a slot that fits: a vacant one, or the first of a tray
@@ -244,21 +244,21 @@ impl Locked<'_> {
     pub(crate) fn pack(&mut self, id: PartitionId) {
         let part = self.state.part(id);
         let (size, unused) = (part.size, part.handles == 0 && !part.unlinked);
-        let (Some((0, buffer)), 1) = (part.blocks.first_key_value(), part.blocks.len()) else {
+        let (Some((0, block_id)), 1) = (part.blocks.first_key_value(), part.blocks.len()) else {
             return;
         };
-        let buffer = *buffer;
+        let block_id = *block_id;
         let Some(pages) = self.state.shape.slot_pages(size, 0) else { return };
-        let block = &self.state.blocks[buffer];
+        let block = &self.state.blocks[block_id];
         let plain = matches!(block.place, Place::Buffer(_));
         let roomy = block.pages > pages || plain;
         if !unused || !roomy || !block.list.evictable() || block.valid.any(pages..block.pages) {
             return;
         }
         match self.state.trays.vacancy(pages) {
-            Some(place) => self.move_block(buffer, place),
+            Some(place) => self.move_block(block_id, place),
             None if block.pages == self.state.shape.pages() => {
-                self.state.recast(buffer, Some(pages));
+                self.state.recast(block_id, Some(pages));
             }
             None => {}
         }

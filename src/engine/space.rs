@@ -145,7 +145,7 @@ impl Locked<'_> {
         self.flush_partition(id);
         let part = &self.state.partitions.get(id).expect("it is at the gate");
         let mut blocks = part.blocks.values();
-        part.writes > 0 || blocks.any(|buffer| self.state.blocks[*buffer].flush)
+        part.writes > 0 || blocks.any(|block_id| self.state.blocks[*block_id].flush)
     }
 }
 

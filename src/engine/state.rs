@@ -39,19 +39,19 @@ impl List {
 /// is zero. A read is asked for again from `done` on where it was cut before a damaged page.
 pub(crate) enum Purpose {
     Read {
-        buffer: BlockId,
+        block_id: BlockId,
         pages: std::ops::Range<usize>,
         done: u64,
         stored: u64,
     },
     Fill {
-        buffer: BlockId,
+        block_id: BlockId,
         page: usize,
         scratch: usize,
         stored: u64,
     },
     Write {
-        buffer: BlockId,
+        block_id: BlockId,
         pages: std::ops::Range<usize>,
         bytes: u64,
     },
@@ -192,13 +192,13 @@ impl State {
         self.partitions.get_mut(id).expect("a referenced partition stays in the table")
     }
 
-    pub(crate) fn block(&mut self, buffer: BlockId) -> &mut Block {
-        &mut self.blocks[buffer]
+    pub(crate) fn block(&mut self, block_id: BlockId) -> &mut Block {
+        &mut self.blocks[block_id]
     }
 
     /// Changes a block, then brings counters and lists up to date.
-    pub(crate) fn edit<R>(&mut self, buffer: BlockId, change: impl FnOnce(&mut Block) -> R) -> R {
-        let block = &mut self.blocks[buffer];
+    pub(crate) fn edit<R>(&mut self, block_id: BlockId, change: impl FnOnce(&mut Block) -> R) -> R {
+        let block = &mut self.blocks[block_id];
         let before = block.counts();
         let result = change(block);
         let after = block.counts();
@@ -206,18 +206,20 @@ impl State {
         if before != after {
             self.account(partition, before, after);
         }
-        self.relist(buffer);
+        self.relist(block_id);
         result
     }
 
     /// As [`State::edit`], for changes of who is busy with a block, which no counter depends on: these are the most
     /// frequent.
-    pub(crate) fn engage<R>(&mut self, buffer: BlockId, change: impl FnOnce(&mut Block) -> R) -> R {
-        let block = &mut self.blocks[buffer];
+    pub(crate) fn engage<R>(
+        &mut self, block_id: BlockId, change: impl FnOnce(&mut Block) -> R,
+    ) -> R {
+        let block = &mut self.blocks[block_id];
         let before = cfg!(debug_assertions).then(|| block.counts());
         let result = change(block);
         debug_assert!(before.is_none_or(|before| before == block.counts()));
-        self.relist(buffer);
+        self.relist(block_id);
         result
     }
 
@@ -247,8 +249,8 @@ impl State {
         }
     }
 
-    pub(crate) fn unlink(&mut self, buffer: BlockId) {
-        let block = &mut self.blocks[buffer];
+    pub(crate) fn unlink(&mut self, block_id: BlockId) {
+        let block = &mut self.blocks[block_id];
         let (kind, previous, next) = (block.list, block.previous, block.next);
         block.list = ListKind::None;
         if matches!(kind, ListKind::None | ListKind::Slot) {
@@ -262,53 +264,53 @@ impl State {
         }
         let list = self.list(kind);
         list.length -= 1;
-        if list.head == buffer {
+        if list.head == block_id {
             list.head = next;
         }
-        if list.tail == buffer {
+        if list.tail == block_id {
             list.tail = previous;
         }
     }
 
-    fn append(&mut self, buffer: BlockId, kind: ListKind) {
+    fn append(&mut self, block_id: BlockId, kind: ListKind) {
         if matches!(kind, ListKind::None | ListKind::Slot) {
-            self.block(buffer).list = kind;
+            self.block(block_id).list = kind;
             return;
         }
         let list = self.list(kind);
-        let tail = std::mem::replace(&mut list.tail, buffer);
+        let tail = std::mem::replace(&mut list.tail, block_id);
         list.length += 1;
         if tail == BlockId::NONE {
-            list.head = buffer;
+            list.head = block_id;
         } else {
-            self.block(tail).next = buffer;
+            self.block(tail).next = block_id;
         }
-        let block = self.block(buffer);
+        let block = self.block(block_id);
         block.list = kind;
         block.previous = tail;
         block.next = BlockId::NONE;
     }
 
-    pub(crate) fn relist(&mut self, buffer: BlockId) {
-        let block = &self.blocks[buffer];
+    pub(crate) fn relist(&mut self, block_id: BlockId) {
+        let block = &self.blocks[block_id];
         let proper = block.proper_list();
         if block.list != proper {
-            self.unlink(buffer);
-            self.append(buffer, proper);
+            self.unlink(block_id);
+            self.append(block_id, proper);
         }
-        let block = &self.blocks[buffer];
+        let block = &self.blocks[block_id];
         if block.release && proper.evictable() {
-            self.released.push(buffer);
+            self.released.push(block_id);
         }
-        self.recount(buffer);
+        self.recount(block_id);
     }
 
     /// Marks a block as just used.
-    pub(crate) fn touch(&mut self, buffer: BlockId) {
-        let kind = self.blocks[buffer].list;
-        self.unlink(buffer);
-        self.append(buffer, kind);
-        if let Place::Slot { tray, .. } = self.blocks[buffer].place {
+    pub(crate) fn touch(&mut self, block_id: BlockId) {
+        let kind = self.blocks[block_id].list;
+        self.unlink(block_id);
+        self.append(block_id, kind);
+        if let Place::Slot { tray, .. } = self.blocks[block_id].place {
             self.trays.touch(tray);
         }
     }
@@ -337,11 +339,11 @@ impl State {
     }
 
     /// Hands everyone who waits for a change of this block back to be tried again.
-    pub(crate) fn wake(&mut self, buffer: BlockId, actions: &mut Actions) {
-        if !self.blocks[buffer].waiters.is_empty() {
-            let waiters = std::mem::take(&mut self.block(buffer).waiters);
+    pub(crate) fn wake(&mut self, block_id: BlockId, actions: &mut Actions) {
+        if !self.blocks[block_id].waiters.is_empty() {
+            let waiters = std::mem::take(&mut self.block(block_id).waiters);
             actions.ready.extend(waiters);
-            self.relist(buffer);
+            self.relist(block_id);
         }
     }
 

@@ -191,11 +191,11 @@ impl Engine {
                 .part(id)
                 .blocks
                 .iter()
-                .map(|(index, buffer)| (*index, *buffer))
+                .map(|(index, block_id)| (*index, *block_id))
                 .collect();
             let failed = blocks
                 .into_iter()
-                .find(|(_, buffer)| locked.state.blocks[*buffer].failed.is_some())?;
+                .find(|(_, block_id)| locked.state.blocks[*block_id].failed.is_some())?;
             let run = locked.state.blocks[failed.1].dirty.run(0..pages)?;
             Some(failed.0 * locked.state.shape.block_size + run.start as u64 * unit)
         })
@@ -214,8 +214,8 @@ impl Locked<'_> {
         let counts = (part.valid_pages, part.dirty_pages, part.inflight_pages);
         let (status, error) = (part.status(unit), part.error);
         let tail = part.blocks.get(&(last / block_size)).copied();
-        let in_tail = tail.map_or((false, false, false), |buffer| {
-            let block = &self.state.blocks[buffer];
+        let in_tail = tail.map_or((false, false, false), |block_id| {
+            let block = &self.state.blocks[block_id];
             let dirty = block.dirty.contains(page) || block.writing.contains(page);
             let inflight = block.reading.contains(page) || block.writing.contains(page);
             (block.valid.contains(page), dirty, inflight)
@@ -238,9 +238,9 @@ impl Locked<'_> {
         let mut ranges = RangeSet::default();
         let blocks: Vec<(u64, BlockId)> =
             self.state.part(id).blocks.iter().map(|(i, b)| (*i, *b)).collect();
-        for (index, buffer) in blocks {
+        for (index, block_id) in blocks {
             let start = index * self.state.shape.block_size;
-            let block = &mut self.state.blocks[buffer];
+            let block = &mut self.state.blocks[block_id];
             let mut all = block.dirty.clone();
             all.add_all(&block.writing);
             let mut at = 0;

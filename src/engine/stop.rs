@@ -63,9 +63,9 @@ impl Locked<'_> {
     pub(crate) fn refuse_parked(&mut self) {
         let mut ops: Vec<Op> = self.state.waiting.drain().collect();
         ops.append(&mut self.state.space.waiters);
-        for buffer in self.state.blocks.ids() {
-            if !self.state.blocks[buffer].waiters.is_empty() {
-                ops.extend(self.state.edit(buffer, |block| std::mem::take(&mut block.waiters)));
+        for block_id in self.state.blocks.ids() {
+            if !self.state.blocks[block_id].waiters.is_empty() {
+                ops.extend(self.state.edit(block_id, |block| std::mem::take(&mut block.waiters)));
             }
         }
         for waiter in self.state.idle_waiters.drain(..) {

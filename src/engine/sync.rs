@@ -134,11 +134,11 @@ impl Locked<'_> {
         if self.state.part(id).dirty_pages == 0 {
             return;
         }
-        let buffers: Vec<BlockId> = self.state.part(id).blocks.values().copied().collect();
-        for buffer in buffers {
-            let block = &self.state.blocks[buffer];
+        let blocks: Vec<BlockId> = self.state.part(id).blocks.values().copied().collect();
+        for block_id in blocks {
+            let block = &self.state.blocks[block_id];
             if !block.dirty.is_empty() && block.failed.is_none() {
-                self.flush_block(buffer);
+                self.flush_block(block_id);
             }
         }
     }

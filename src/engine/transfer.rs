@@ -33,9 +33,10 @@ impl Locked<'_> {
 
     /// Starts reading every page of `pages` that is neither valid, nor partial, nor on its way. Pages
     /// of the backing file that nobody has written are zeroed at once. Returns the bytes asked of the device.
-    pub(crate) fn read_pages(&mut self, buffer: BlockId, pages: Range<usize>) -> u64 {
+    pub(crate) fn read_pages(&mut self, block_id: BlockId, pages: Range<usize>) -> u64 {
         let (unit, block_size) = (self.state.shape.unit, self.state.shape.block_size);
-        let (id, index) = (self.state.blocks[buffer].partition, self.state.blocks[buffer].index);
+        let (id, index) =
+            (self.state.blocks[block_id].partition, self.state.blocks[block_id].index);
         let start = index * block_size;
         let part = self.state.part(id);
         let size = part.size;
@@ -44,13 +45,13 @@ impl Locked<'_> {
             false => start,
         };
         // What it has no room for is not asked for: who needs it has it moved first.
-        let room = self.state.blocks[buffer].pages;
+        let room = self.state.blocks[block_id].pages;
         let end = self.state.shape.pages_of(index, start, size).end;
         let pages = pages.start..pages.end.min(end).min(room);
         let on_disk = self.state.shape.pages_of(index, start, written_end).end;
         let (mut at, mut asked) = (pages.start, 0);
         loop {
-            let block = &self.state.blocks[buffer];
+            let block = &self.state.blocks[block_id];
             // Exclude `copying` too: a page being overwritten needs no reading.
             let missing = |i: usize| {
                 !(block.valid.word(i)
@@ -64,11 +65,11 @@ impl Locked<'_> {
             if run.start >= on_disk {
                 self.engine.memory.zero(
                     self.state,
-                    buffer,
+                    block_id,
                     run.start as u64 * unit..run.end as u64 * unit,
                 );
-                self.state.edit(buffer, |block| block.valid.insert(run.clone()));
-                self.was_readable(buffer, &run);
+                self.state.edit(block_id, |block| block.valid.insert(run.clone()));
+                self.was_readable(block_id, &run);
                 at = run.end;
                 continue;
             }
@@ -76,39 +77,39 @@ impl Locked<'_> {
             at = run.end;
             asked += run.len() as u64 * unit;
             let stored = self.state.part(id).stored();
-            self.read_run(buffer, run, 0, stored);
+            self.read_run(block_id, run, 0, stored);
         }
         asked
     }
 
-    fn read_run(&mut self, buffer: BlockId, pages: Range<usize>, done: u64, stored: u64) {
+    fn read_run(&mut self, block_id: BlockId, pages: Range<usize>, done: u64, stored: u64) {
         let (unit, block_size) = (self.state.shape.unit, self.state.shape.block_size);
         if done == 0 {
-            self.state.edit(buffer, |block| {
+            self.state.edit(block_id, |block| {
                 block.reading.insert(pages.clone());
                 block.transfers += 1;
             });
         }
-        let block = &self.state.blocks[buffer];
+        let block = &self.state.blocks[block_id];
         let (id, start) = (block.partition, block.index * block_size);
         if done == 0 {
             self.state.part(id).reads += 1;
         }
         let bytes = pages.start as u64 * unit + done..pages.end as u64 * unit;
-        let lease = self.engine.memory.for_read(self.state, buffer, bytes.clone());
-        let purpose = Purpose::Read { buffer, pages, done, stored };
+        let lease = self.engine.memory.for_read(self.state, block_id, bytes.clone());
+        let purpose = Purpose::Read { block_id, pages, done, stored };
         self.start_transfer(id, purpose, start + bytes.start, Action::Read(lease));
     }
 
     /// Starts completing a partial page from the swap folder, through a scratch page.
-    pub(crate) fn fill(&mut self, buffer: BlockId, page: usize) {
-        let block = &self.state.blocks[buffer];
+    pub(crate) fn fill(&mut self, block_id: BlockId, page: usize) {
+        let block = &self.state.blocks[block_id];
         if block.reading.contains(page) || block.copying.contains(page) {
             return;
         }
         let (id, index) = (block.partition, block.index);
         self.state.stats.edge_fills += 1;
-        self.state.edit(buffer, |block| {
+        self.state.edit(block_id, |block| {
             block.reading.insert(page..page + 1);
             block.transfers += 1;
         });
@@ -116,53 +117,53 @@ impl Locked<'_> {
         match self.state.scratch.pop() {
             Some(scratch) => {
                 let stored = self.state.part(id).stored();
-                self.start_fill(buffer, page, scratch, stored);
+                self.start_fill(block_id, page, scratch, stored);
             }
-            None => self.state.fill_queue.push_back((buffer, index, page as u32)),
+            None => self.state.fill_queue.push_back((block_id, index, page as u32)),
         }
     }
 
-    fn start_fill(&mut self, buffer: BlockId, page: usize, scratch: usize, stored: u64) {
-        let block = &self.state.blocks[buffer];
+    fn start_fill(&mut self, block_id: BlockId, page: usize, scratch: usize, stored: u64) {
+        let block = &self.state.blocks[block_id];
         let (id, start) = (block.partition, block.index * self.state.shape.block_size);
         let offset = start + page as u64 * self.state.shape.unit;
         let action = Action::Read(self.engine.memory.scratch(scratch));
-        self.start_transfer(id, Purpose::Fill { buffer, page, scratch, stored }, offset, action);
+        self.start_transfer(id, Purpose::Fill { block_id, page, scratch, stored }, offset, action);
     }
 
     /// Asks for a dirty block to be written out, and starts it when nothing is in the way.
-    pub(crate) fn flush_block(&mut self, buffer: BlockId) {
-        self.state.edit(buffer, |block| block.flush = !block.dirty.is_empty());
-        self.write_out(buffer);
+    pub(crate) fn flush_block(&mut self, block_id: BlockId) {
+        self.state.edit(block_id, |block| block.flush = !block.dirty.is_empty());
+        self.write_out(block_id);
     }
 
     /// Starts the write-out that was asked for, unless something is in its way; whatever that is comes
     /// back here when it ends.
-    pub(crate) fn write_out(&mut self, buffer: BlockId) {
-        let block = &self.state.blocks[buffer];
+    pub(crate) fn write_out(&mut self, block_id: BlockId) {
+        let block = &self.state.blocks[block_id];
         let id = block.partition;
         if !block.flush || !block.copying.is_empty() || self.state.part(id).writes_held() {
             return;
         }
-        if self.awaits_rest(buffer) {
+        if self.awaits_rest(block_id) {
             return;
         }
-        let block = &self.state.blocks[buffer];
+        let block = &self.state.blocks[block_id];
         if !block.partials.is_empty() {
             let partial: Vec<usize> = block.partials.iter().map(|p| p.page).collect();
             for page in partial {
-                self.fill(buffer, page);
+                self.fill(block_id, page);
             }
             return;
         }
-        self.leave_unfinished(buffer);
-        let block = &self.state.blocks[buffer];
+        self.leave_unfinished(block_id);
+        let block = &self.state.blocks[block_id];
         let (unit, pages) = (self.state.shape.unit, block.pages);
         let start = block.index * self.state.shape.block_size;
         // What is beyond the end of the file (a truncate came between) is not written.
         let end = self.state.part(id).size.saturating_sub(start);
         let mut at = 0;
-        while let Some(mut run) = self.state.blocks[buffer].dirty.run(at..pages) {
+        while let Some(mut run) = self.state.blocks[block_id].dirty.run(at..pages) {
             // The last page of a file goes alone where its length is no multiple of the alignment: without padding.
             let tail = (end / unit) as usize;
             if !end.is_multiple_of(self.state.shape.alignment)
@@ -172,7 +173,7 @@ impl Locked<'_> {
             }
             at = run.end;
             let bytes = (run.end as u64 * unit).min(end) - run.start as u64 * unit;
-            self.state.edit(buffer, |block| {
+            self.state.edit(block_id, |block| {
                 if block.writing.is_empty() {
                     block.epoch_writing = block.epoch_dirty;
                 }
@@ -183,13 +184,13 @@ impl Locked<'_> {
             });
             self.state.part(id).writes += 1;
             self.state.writes_inflight += 1;
-            self.write_run(buffer, run, bytes);
+            self.write_run(block_id, run, bytes);
         }
-        self.state.edit(buffer, |block| block.flush = false);
+        self.state.edit(block_id, |block| block.flush = false);
     }
 
-    fn write_run(&mut self, buffer: BlockId, pages: Range<usize>, bytes: u64) {
-        let block = &self.state.blocks[buffer];
+    fn write_run(&mut self, block_id: BlockId, pages: Range<usize>, bytes: u64) {
+        let block = &self.state.blocks[block_id];
         let (id, start) = (block.partition, block.index * self.state.shape.block_size);
         let from = pages.start as u64 * self.state.shape.unit;
         let block = start..start + self.state.shape.block_size;
@@ -204,8 +205,8 @@ impl Locked<'_> {
         if !part.ahead.is_empty() {
             part.ahead.remove(start + from..start + pages.end as u64 * self.engine.shape.unit);
         }
-        let lease = self.engine.memory.for_write(self.state, buffer, from..from + bytes);
-        let purpose = Purpose::Write { buffer, pages, bytes };
+        let lease = self.engine.memory.for_write(self.state, block_id, from..from + bytes);
+        let purpose = Purpose::Write { block_id, pages, bytes };
         self.start_transfer(id, purpose, start + from, Action::Write(lease));
     }
 
@@ -230,21 +231,21 @@ impl Locked<'_> {
         self.state.watch.end(TransferId(transfer.token));
         self.engine.note_transfer(&transfer.action, since);
         match purpose {
-            Purpose::Read { buffer, pages, done, stored } => {
-                self.read_completed(buffer, pages, done, stored, transfer, result);
+            Purpose::Read { block_id, pages, done, stored } => {
+                self.read_completed(block_id, pages, done, stored, transfer, result);
             }
-            Purpose::Fill { buffer, page, scratch, stored } => {
+            Purpose::Fill { block_id, page, scratch, stored } => {
                 let outcome = match self.engine.taken(transfer, stored, result) {
                     Ok(Taken::All) => Ok(scratch),
                     Ok(Taken::Part(_)) => Err(Errno::EIO),
                     Err(errno) => Err(errno),
                 };
-                self.fill_completed(buffer, page, outcome);
+                self.fill_completed(block_id, page, outcome);
                 self.free_scratch(scratch);
             }
-            Purpose::Write { buffer, pages, bytes } => {
+            Purpose::Write { block_id, pages, bytes } => {
                 drop(transfer.action);
-                self.write_completed(buffer, pages, bytes, result);
+                self.write_completed(block_id, pages, bytes, result);
             }
             Purpose::Sync(op) => self.synced(op, result.map(drop)),
             Purpose::Direct(part) => self.direct_completed(part, transfer, result),
@@ -252,20 +253,20 @@ impl Locked<'_> {
     }
 
     fn read_completed(
-        &mut self, buffer: BlockId, pages: Range<usize>, done: u64, stored: u64,
+        &mut self, block_id: BlockId, pages: Range<usize>, done: u64, stored: u64,
         transfer: Transfer, result: Result<usize>,
     ) {
-        let id = self.state.blocks[buffer].partition;
+        let id = self.state.blocks[block_id].partition;
         let outcome = match self.engine.taken(transfer, stored, result) {
             Ok(Taken::Part(step)) => {
-                return self.read_run(buffer, pages, done + step, stored);
+                return self.read_run(block_id, pages, done + step, stored);
             }
             Ok(Taken::All) => Ok(()),
             Err(errno) => Err(errno),
         };
         // What came before the failure is there.
         let arrived = pages.start..pages.start + (done / self.state.shape.unit) as usize;
-        self.state.edit(buffer, |block| {
+        self.state.edit(block_id, |block| {
             block.reading.remove(pages.clone());
             block.transfers -= 1;
             if outcome.is_err() {
@@ -278,18 +279,18 @@ impl Locked<'_> {
         });
         self.state.part(id).reads -= 1;
         match outcome {
-            Ok(()) => self.was_readable(buffer, &pages),
+            Ok(()) => self.was_readable(block_id, &pages),
             Err(errno) => {
-                self.was_readable(buffer, &arrived);
-                self.read_failed(buffer, &(arrived.end..pages.end), errno);
+                self.was_readable(block_id, &arrived);
+                self.read_failed(block_id, &(arrived.end..pages.end), errno);
             }
         }
-        self.transfer_ended(buffer);
+        self.transfer_ended(block_id);
     }
 
     /// Pages that could not be read before have been read now.
-    fn was_readable(&mut self, buffer: BlockId, pages: &Range<usize>) {
-        let block = &self.state.blocks[buffer];
+    fn was_readable(&mut self, block_id: BlockId, pages: &Range<usize>) {
+        let block = &self.state.blocks[block_id];
         let (id, start) = (block.partition, block.index * self.state.shape.block_size);
         let unit = self.state.shape.unit;
         let part = self.state.part(id);
@@ -300,8 +301,8 @@ impl Locked<'_> {
         }
     }
 
-    fn read_failed(&mut self, buffer: BlockId, pages: &Range<usize>, errno: Errno) {
-        let block = &self.state.blocks[buffer];
+    fn read_failed(&mut self, block_id: BlockId, pages: &Range<usize>, errno: Errno) {
+        let block = &self.state.blocks[block_id];
         let (id, start) = (block.partition, block.index * self.state.shape.block_size);
         let unit = self.state.shape.unit;
         let bytes = start + pages.start as u64 * unit..start + pages.end as u64 * unit;
@@ -327,16 +328,22 @@ impl Locked<'_> {
         self.actions.failures.push(Failure { operation, file, offset: bytes.start, length, errno });
     }
 
-    fn fill_completed(&mut self, buffer: BlockId, page: usize, outcome: Result<usize>) {
-        let id = self.state.blocks[buffer].partition;
+    fn fill_completed(&mut self, block_id: BlockId, page: usize, outcome: Result<usize>) {
+        let id = self.state.blocks[block_id].partition;
         if let Ok(scratch) = outcome {
             let at =
-                self.state.blocks[buffer].partial(page).expect("pages are filled while partial");
-            let partial = self.state.blocks[buffer].partials[at];
+                self.state.blocks[block_id].partial(page).expect("pages are filled while partial");
+            let partial = self.state.blocks[block_id].partials[at];
             let lease = self.engine.memory.scratch(scratch);
-            self.engine.memory.merge(self.state, buffer, page, partial.start..partial.end, &lease);
+            self.engine.memory.merge(
+                self.state,
+                block_id,
+                page,
+                partial.start..partial.end,
+                &lease,
+            );
         }
-        self.state.edit(buffer, |block| {
+        self.state.edit(block_id, |block| {
             block.reading.remove(page..page + 1);
             block.transfers -= 1;
             match outcome {
@@ -356,33 +363,33 @@ impl Locked<'_> {
         self.state.part(id).reads -= 1;
         let pages = page..page + 1;
         match outcome {
-            Ok(_) => self.was_readable(buffer, &pages),
+            Ok(_) => self.was_readable(block_id, &pages),
             Err(errno) => {
-                self.read_failed(buffer, &pages, errno);
+                self.read_failed(block_id, &pages, errno);
                 // What was written of the page cannot be stored.
                 self.state.part(id).owe_error(errno);
             }
         }
-        self.transfer_ended(buffer);
+        self.transfer_ended(block_id);
     }
 
     /// Uses a freed scratch page for a fill that waits for one.
     fn free_scratch(&mut self, scratch: usize) {
         match self.state.fill_queue.pop_front() {
-            Some((buffer, index, page)) => {
-                assert_eq!(self.state.blocks[buffer].index, index, "a block being filled stays");
-                let id = self.state.blocks[buffer].partition;
+            Some((block_id, index, page)) => {
+                assert_eq!(self.state.blocks[block_id].index, index, "a block being filled stays");
+                let id = self.state.blocks[block_id].partition;
                 let stored = self.state.part(id).stored();
-                self.start_fill(buffer, page as usize, scratch, stored);
+                self.start_fill(block_id, page as usize, scratch, stored);
             }
             None => self.state.scratch.push(scratch),
         }
     }
 
     fn write_completed(
-        &mut self, buffer: BlockId, pages: Range<usize>, bytes: u64, result: Result<usize>,
+        &mut self, block_id: BlockId, pages: Range<usize>, bytes: u64, result: Result<usize>,
     ) {
-        let block = &self.state.blocks[buffer];
+        let block = &self.state.blocks[block_id];
         let id = block.partition;
         let start =
             block.index * self.state.shape.block_size + pages.start as u64 * self.state.shape.unit;
@@ -411,7 +418,7 @@ impl Locked<'_> {
             }
         }
         self.state.writes_inflight -= 1;
-        self.state.edit(buffer, |block| {
+        self.state.edit(block_id, |block| {
             block.writing.remove(pages.clone());
             block.transfers -= 1;
             if let Err(errno) = outcome {
@@ -423,21 +430,21 @@ impl Locked<'_> {
         if outcome.is_ok() {
             self.state.part(id).clear_error_if_mended();
         }
-        self.transfer_ended(buffer);
+        self.transfer_ended(block_id);
     }
 
     /// What the end of any transfer can let go on.
-    fn transfer_ended(&mut self, buffer: BlockId) {
-        let id = self.state.blocks[buffer].partition;
-        self.state.wake(buffer, self.actions);
+    fn transfer_ended(&mut self, block_id: BlockId) {
+        let id = self.state.blocks[block_id].partition;
+        self.state.wake(block_id, self.actions);
         // The partition may go with its last block; nothing below may touch it then.
         self.state.part(id).jobs += 1;
-        self.write_out(buffer);
+        self.write_out(block_id);
         self.quiet_down(id);
         // A discard that has waited for this transfer has taken the block already.
-        let is_there = self.state.blocks[buffer].partition == id;
+        let is_there = self.state.blocks[block_id].partition == id;
         if is_there && self.state.part(id).gone() {
-            self.discard_block(buffer);
+            self.discard_block(block_id);
         }
         self.state.part(id).jobs -= 1;
         self.state.drop_if_unused(id, self.actions);

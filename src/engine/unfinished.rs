@@ -14,8 +14,8 @@ const UNFINISHED_MAX: usize = 32;
 
 impl Locked<'_> {
     /// Whether a block is to wait for the rest of a write before it goes out. It is tried again.
-    pub(crate) fn awaits_rest(&mut self, buffer: BlockId) -> bool {
-        let block = &mut self.state.blocks[buffer];
+    pub(crate) fn awaits_rest(&mut self, block_id: BlockId) -> bool {
+        let block = &mut self.state.blocks[block_id];
         if block.seams.is_empty() {
             block.waits_since = None;
             return false;
@@ -25,20 +25,20 @@ impl Locked<'_> {
         let asked =
             !part.sync_ops.is_empty() || part.barrier.is_some() || !self.state.waiting.is_empty();
         let now_ms = self.engine.now_ms();
-        if !self.state.blocks[buffer].is_to_wait(asked, now_ms) {
+        if !self.state.blocks[block_id].is_to_wait(asked, now_ms) {
             return false;
         }
-        if !self.state.seamed.contains(&buffer) {
-            self.state.seamed.push(buffer);
+        if !self.state.seamed.contains(&block_id) {
+            self.state.seamed.push(block_id);
         }
         self.engine.tick.notify_one();
         true
     }
 
     /// A block goes out now, with the seams that it still has open.
-    pub(crate) fn leave_unfinished(&mut self, buffer: BlockId) {
+    pub(crate) fn leave_unfinished(&mut self, block_id: BlockId) {
         let (unit, now_ms) = (self.state.shape.unit, self.engine.now_ms());
-        let block = &mut self.state.blocks[buffer];
+        let block = &mut self.state.blocks[block_id];
         if block.seams.is_empty() {
             return;
         }
@@ -63,9 +63,9 @@ impl Locked<'_> {
     }
 
     /// Bytes of these pages have come: what they had of a write is theirs again.
-    pub(crate) fn take_unfinished(&mut self, buffer: BlockId, pages: &Range<usize>) {
+    pub(crate) fn take_unfinished(&mut self, block_id: BlockId, pages: &Range<usize>) {
         let unit = self.state.shape.unit;
-        let block = &self.state.blocks[buffer];
+        let block = &self.state.blocks[block_id];
         let (id, start) = (block.partition, block.index * self.engine.shape.block_size);
         let bytes = start + pages.start as u64 * unit..start + pages.end as u64 * unit;
         let part = self.state.part(id);
@@ -78,7 +78,7 @@ impl Locked<'_> {
             !is_taken
         });
         let is_edge = |seam: &Seam| seam.page == pages.start || seam.page + 1 == pages.end;
-        self.state.blocks[buffer].seams.extend(taken.into_iter().filter(is_edge));
+        self.state.blocks[block_id].seams.extend(taken.into_iter().filter(is_edge));
     }
 
     /// Nothing more comes of the pages of which this is true.
@@ -130,9 +130,9 @@ impl Locked<'_> {
     /// A piece is to be on stable storage before the next one is sent: its page goes out as it is.
     pub(crate) fn store_piece(&mut self, id: PartitionId, thread: u32) {
         if self.state.part(id).has_seams {
-            let buffers: Vec<BlockId> = self.state.part(id).blocks.values().copied().collect();
-            for buffer in buffers {
-                let seams = self.state.blocks[buffer].seams.iter_mut();
+            let blocks: Vec<BlockId> = self.state.part(id).blocks.values().copied().collect();
+            for block_id in blocks {
+                let seams = self.state.blocks[block_id].seams.iter_mut();
                 for seam in seams.filter(|seam| seam.thread == thread && seam.is_cut) {
                     (seam.at_ms, seam.stable) = (0, true);
                 }
@@ -143,8 +143,8 @@ impl Locked<'_> {
 
     /// Tries those again that waited.
     pub(crate) fn retry_seamed(&mut self) {
-        for buffer in std::mem::take(&mut self.state.seamed) {
-            self.write_out(buffer);
+        for block_id in std::mem::take(&mut self.state.seamed) {
+            self.write_out(block_id);
         }
     }
 
@@ -159,16 +159,16 @@ impl Locked<'_> {
         }
         self.finish(id, |it| which(&it.seam));
         self.state.part(id).has_seams = !self.state.part(id).unfinished.is_empty();
-        let buffers: Vec<BlockId> = self.state.part(id).blocks.values().copied().collect();
-        for buffer in buffers {
-            let seams = &mut self.state.blocks[buffer].seams;
+        let blocks: Vec<BlockId> = self.state.part(id).blocks.values().copied().collect();
+        for block_id in blocks {
+            let seams = &mut self.state.blocks[block_id].seams;
             if seams.is_empty() {
                 continue;
             }
             seams.retain(|seam| !which(seam));
             let is_left = !seams.is_empty();
             self.state.part(id).has_seams |= is_left;
-            self.write_out(buffer);
+            self.write_out(block_id);
         }
     }
 }

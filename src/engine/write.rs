@@ -24,7 +24,7 @@ use crate::shares::User;
 
 /// Where in a block the client's bytes go, or have gone.
 pub(super) struct Target {
-    buffer: BlockId,
+    block_id: BlockId,
     /// Bytes within the block.
     bytes: Range<u64>,
     /// The whole pages around them; what of these is zero or stays is in `zero_head`, `zero_tail`.
@@ -143,11 +143,11 @@ impl Locked<'_> {
         let slot = slot.map(|pages| whole.unwrap_or(pages));
         let need = Need { partition: id, index, pages: pages.end, slot };
         match self.room_for(&mut op.granted, need) {
-            Room::Here(buffer) => self.claim(op, buffer, from..to, pages),
+            Room::Here(block_id) => self.claim(op, block_id, from..to, pages),
             _ if !op.payload.stays() => Step::Own(op),
-            Room::Busy(buffer) => {
+            Room::Busy(block_id) => {
                 self.state.return_granted(&mut op.granted);
-                self.state.edit(buffer, |block| block.waiters.push(Op::Write(op)));
+                self.state.edit(block_id, |block| block.waiters.push(Op::Write(op)));
                 Step::Done(None)
             }
             Room::Wait => {
@@ -245,10 +245,10 @@ impl Locked<'_> {
 
     /// Claims the pages of the next run, unless somebody is busy with them.
     fn claim(
-        &mut self, mut op: Box<WriteOp>, buffer: BlockId, bytes: Range<u64>, pages: Range<usize>,
+        &mut self, mut op: Box<WriteOp>, block_id: BlockId, bytes: Range<u64>, pages: Range<usize>,
     ) -> Step {
         let (id, unit) = (op.partition, self.state.shape.unit);
-        let block = &self.state.blocks[buffer];
+        let block = &self.state.blocks[block_id];
         let busy = block.is_claimed(&pages);
         let (index, start) = (block.index, block.index * self.state.shape.block_size);
         let mut fill = None;
@@ -258,7 +258,7 @@ impl Locked<'_> {
             for (page, is_head) in [(pages.start, true), (pages.end - 1, false)] {
                 let first = start + page as u64 * unit;
                 let covered = bytes.start.max(first) - first..bytes.end.min(first + unit) - first;
-                match self.edge(buffer, page, first, covered) {
+                match self.edge(block_id, page, first, covered) {
                     Edge::Plain => {}
                     Edge::Zero if is_head => zero_head = true,
                     Edge::Zero => zero_tail = true,
@@ -275,7 +275,7 @@ impl Locked<'_> {
                 return Step::Own(op);
             }
             if let Some(page) = fill {
-                let block = &self.state.blocks[buffer];
+                let block = &self.state.blocks[block_id];
                 let ended = !block.reading.contains(page);
                 let errno = block.read_error.unwrap_or(Errno::EIO);
                 let errors = self.state.part(id).error_count;
@@ -284,38 +284,38 @@ impl Locked<'_> {
                 if ended && op.filling.is_some_and(failed) {
                     return self.finish_write(*op, Err(errno));
                 }
-                self.fill(buffer, page);
-                let filling = self.state.blocks[buffer].reading.contains(page);
+                self.fill(block_id, page);
+                let filling = self.state.blocks[block_id].reading.contains(page);
                 op.filling = filling.then_some((index, page, errors));
             }
             self.state.return_granted(&mut op.granted);
-            self.state.edit(buffer, |block| block.waiters.push(Op::Write(op)));
+            self.state.edit(block_id, |block| block.waiters.push(Op::Write(op)));
             return Step::Done(None);
         }
         let place = |bytes: Range<u64>, pages| {
             let bytes = bytes.start - start..bytes.end - start;
-            Target { buffer, bytes, pages, zero_head, zero_tail }
+            Target { block_id, bytes, pages, zero_head, zero_tail }
         };
-        if let Some(intake) = self.state.to_exchange(&mut op, buffer, &bytes, &pages) {
+        if let Some(intake) = self.state.to_exchange(&mut op, block_id, &bytes, &pages) {
             let place = place(bytes, pages);
-            self.engine.memory.exchange(self.state, buffer, intake, place.around(unit));
+            self.engine.memory.exchange(self.state, block_id, intake, place.around(unit));
             op.done = op.length;
             self.copied(&op, place);
             return self.write_step(op);
         }
-        self.state.edit(buffer, |block| block.copying.insert(pages.clone()));
+        self.state.edit(block_id, |block| block.copying.insert(pages.clone()));
         let lease = self.engine.memory.for_copy_in(
             self.state,
-            buffer,
+            block_id,
             pages.start as u64 * unit..pages.end as u64 * unit,
         );
         Step::Copy(op, Plan { place: place(bytes, pages), lease })
     }
 
     /// What a write to bytes `covered` of a page means for the page's other bytes.
-    fn edge(&mut self, buffer: BlockId, page: usize, first: u64, covered: Range<u64>) -> Edge {
+    fn edge(&mut self, block_id: BlockId, page: usize, first: u64, covered: Range<u64>) -> Edge {
         let unit = self.state.shape.unit;
-        let id = self.state.blocks[buffer].partition;
+        let id = self.state.blocks[block_id].partition;
         if covered == (0..unit) {
             return Edge::Plain;
         }
@@ -327,7 +327,7 @@ impl Locked<'_> {
         if lost && !nothing_stays {
             return Edge::Lost;
         }
-        let block = &self.state.blocks[buffer];
+        let block = &self.state.blocks[block_id];
         if block.valid.contains(page) && !lost {
             return Edge::Plain;
         }
@@ -348,9 +348,9 @@ impl Locked<'_> {
 
     /// The client's bytes are in the block: the pages become dirty, the partition may have grown.
     fn copied(&mut self, op: &WriteOp, place: Target) {
-        let Target { buffer, bytes, pages, zero_head, zero_tail } = place;
+        let Target { block_id, bytes, pages, zero_head, zero_tail } = place;
         let (id, unit) = (op.partition, self.state.shape.unit);
-        let start = self.state.blocks[buffer].index * self.state.shape.block_size;
+        let start = self.state.blocks[block_id].index * self.state.shape.block_size;
         let now_ms = self.engine.now_ms();
         let part = self.state.part(id);
         let old = part.size;
@@ -360,12 +360,12 @@ impl Locked<'_> {
         let (epoch, size) = (part.epoch, part.size);
         self.state.note_written(id, bytes.end - bytes.start);
         if !self.state.part(id).unfinished.is_empty() {
-            self.take_unfinished(buffer, &pages);
+            self.take_unfinished(block_id, &pages);
             if op.manner.caller.is_some_and(|caller| !caller.parallel) {
                 self.finish_others(id, &(op.offset..op.offset + op.length as u64));
             }
         }
-        self.state.edit(buffer, |block| {
+        self.state.edit(block_id, |block| {
             block.copying.remove(pages.clone());
             for page in [pages.start, pages.end - 1] {
                 let first = page as u64 * unit;
@@ -383,10 +383,10 @@ impl Locked<'_> {
             }
             block.mark_dirty(pages.clone(), epoch, now_ms);
         });
-        self.state.touch(buffer);
+        self.state.touch(block_id);
         self.state.resized(id, old);
-        self.state.part(id).has_seams |= !self.state.blocks[buffer].seams.is_empty();
-        let block = &self.state.blocks[buffer];
+        self.state.part(id).has_seams |= !self.state.blocks[block_id].seams.is_empty();
+        let block = &self.state.blocks[block_id];
         let whole = block.pages == self.state.shape.pages();
         // What ends in the last page may go on there: a stream of odd pieces would wait for its own transfers.
         let ended = size >= start + self.state.shape.block_size;
@@ -396,9 +396,9 @@ impl Locked<'_> {
             && block.seams.is_empty()
             && block.dirty.all(0..block.pages);
         if full || block.flush {
-            self.flush_block(buffer);
+            self.flush_block(block_id);
         }
-        self.state.wake(buffer, self.actions);
+        self.state.wake(block_id, self.actions);
     }
 
     /// Ends a write that was to wait.
@@ -487,10 +487,10 @@ impl State {
     /// exchange: it is the last of the write and most of the block, lies in the intake where it will lie in
     /// the block, and nothing else of the block is here, nor on its way.
     pub(crate) fn to_exchange<'a>(
-        &self, op: &'a mut WriteOp, buffer: BlockId, bytes: &Range<u64>, pages: &Range<usize>,
+        &self, op: &'a mut WriteOp, block_id: BlockId, bytes: &Range<u64>, pages: &Range<usize>,
     ) -> Option<&'a mut Intake> {
         let size = self.shape.block_size;
-        let block = &self.blocks[buffer];
+        let block = &self.blocks[block_id];
         let last = bytes.end == op.offset + op.length as u64;
         if !last || bytes.end - bytes.start < size / 2 || !matches!(block.place, Place::Buffer(_)) {
             return None;
