@@ -64,7 +64,7 @@ pub struct PartitionInfo {
     /// The last failed transfer's errno, until mended.
     pub error: Option<Errno>,
     /// How long an answer of the device has been waited for, once that is too long
-    /// ([`Engine::watch_for_stalls`]).
+    /// ([`Engine::watch_for_stalls`](super::Engine::watch_for_stalls)).
     pub stalled: Option<Duration>,
 }
 

@@ -15,7 +15,7 @@ use super::ids::FrameId;
 use crate::pool::WriteLease;
 
 /// Memory of one block, aligned as the pool's is, that belongs to whoever holds this. To be given back with
-/// [`Engine::return_intake`]; dropped, it is gone until the engine stops.
+/// [`Engine::return_intake`](super::Engine::return_intake); dropped, it is gone until the engine stops.
 #[derive(Debug)]
 pub struct Intake {
     pub(super) frame: FrameId,
