@@ -13,7 +13,7 @@ use super::op::Op;
 use super::shape::Shape;
 use super::state::State;
 use super::watch::Calls;
-use crate::aio::device::{Completion, CompletionSink, Device, InlineReader, Transfer};
+use crate::aio::device::{Action, Completion, CompletionSink, Device, InlineReader, Transfer};
 use crate::concurrent::{self, Clock, Condvar, Mutex, Receiver, Sender, thread};
 use crate::pool::{Arena, ArenaOptions, HUGE_PAGE_BYTES};
 use crate::shares::{Bounds, descriptor_limit};
@@ -313,9 +313,18 @@ impl Engine {
 
 impl CompletionSink for Engine {
     fn complete(&self, done: &mut Vec<Completion>) {
+        // Looked up without the lock: a filesystem may have to be waited for. Nothing is allocated when no write failed.
+        let mut lengths = done
+            .iter()
+            .filter(|completion| is_failed_write(completion))
+            .map(|failed| failed.transfer.file.status().ok().map(|status| status.size))
+            .collect::<Vec<_>>()
+            .into_iter();
         let ((), mut actions) = self.collect(None, |locked| {
             for completion in done.drain(..) {
-                locked.completed(completion);
+                let is_failed = is_failed_write(&completion);
+                let length = if is_failed { lengths.next().flatten() } else { None };
+                locked.completed(completion, length);
             }
         });
         let ready = std::mem::take(&mut actions.ready);
@@ -328,4 +337,9 @@ impl CompletionSink for Engine {
             }
         }
     }
+}
+
+/// Returns true for a write that failed. Its first bytes may have landed, and have made the file longer.
+fn is_failed_write(completion: &Completion) -> bool {
+    matches!(completion.transfer.action, Action::Write(_)) && completion.result.is_err()
 }

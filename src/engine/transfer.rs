@@ -223,8 +223,8 @@ impl Locked<'_> {
         self.start_transfer(id, Purpose::Sync(op), 0, action);
     }
 
-    /// Takes one finished transfer.
-    pub(crate) fn completed(&mut self, done: Completion) {
+    /// Takes one finished transfer. `length` is what the file of a failed write has now, where that is known.
+    pub(crate) fn completed(&mut self, done: Completion, length: Option<u64>) {
         let Completion { transfer, result } = done;
         let (purpose, since) =
             self.state.transfers.remove(TransferId(transfer.token)).expect("completed once");
@@ -245,7 +245,7 @@ impl Locked<'_> {
             }
             Purpose::Write { block_id, pages, bytes } => {
                 drop(transfer.action);
-                self.write_completed(block_id, pages, bytes, result);
+                self.write_completed(block_id, pages, bytes, result, length);
             }
             Purpose::Sync(op) => self.synced(op, result.map(drop)),
             Purpose::Direct(part) => self.direct_completed(part, transfer, result),
@@ -388,6 +388,7 @@ impl Locked<'_> {
 
     fn write_completed(
         &mut self, block_id: BlockId, pages: Range<usize>, bytes: u64, result: Result<usize>,
+        length: Option<u64>,
     ) {
         let block = &self.state.blocks[block_id];
         let id = block.partition;
@@ -409,9 +410,8 @@ impl Locked<'_> {
                 part.unreadable.remove(landed);
             }
             Err(errno) => {
-                // Its first bytes may have landed, and have made the file longer.
-                if let Ok(status) = part.file.status() {
-                    part.disk_size = part.disk_size.max(status.size.min(start + bytes));
+                if let Some(length) = length {
+                    part.disk_size = part.disk_size.max(length.min(start + bytes));
                 }
                 self.failure(id, "swap out", start..start + bytes, errno);
                 self.state.part(id).owe_error(errno);
